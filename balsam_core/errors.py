@@ -1,0 +1,154 @@
+"""The one error tree of Balsam: what went wrong, what to do, and the exit code.
+
+Every error that a user can meet derives from :class:`BalsamError`. Its ``code`` is a short stable word that travels
+over the wire and appears in JSON output; its ``exit_code`` is what the command line returns. Drivers' and the system's
+errors are mapped to this tree at one seam each and chained with ``raise ... from``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AddressError",
+    "BackendError",
+    "BalsamError",
+    "Busy",
+    "Conflict",
+    "Corrupt",
+    "DBDirError",
+    "InvalidInput",
+    "JobsFailed",
+    "NotFound",
+    "OutcomeUnknown",
+    "SchemaMismatch",
+    "ServerNotRunning",
+    "SettingsError",
+    "TimedOut",
+    "Unavailable",
+    "by_code",
+]
+
+_BY_CODE: dict[str, type[BalsamError]] = {}
+
+
+class BalsamError(Exception):
+    """Base of all errors; the message is one line that names the thing, the fault and the remedy."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _BY_CODE[cls.code] = cls
+
+    @property
+    def message(self) -> str:
+        """The text for the user."""
+        return str(self)
+
+
+class InvalidInput(BalsamError):
+    """A value that can never be right: a bad number, a hostile name, a dependency cycle."""
+
+    code = "invalid-input"
+    exit_code = 5
+
+
+class NotFound(BalsamError):
+    """The named job, app, workflow or file does not exist."""
+
+    code = "not-found"
+    exit_code = 3
+
+
+class Conflict(BalsamError):
+    """The request contradicts what is stored: a taken name, a state that has moved on, a lost lease."""
+
+    code = "conflict"
+    exit_code = 4
+
+
+class Unavailable(BalsamError):
+    """The database can't be reached or can't take the write now; nothing was changed."""
+
+    code = "unavailable"
+    exit_code = 6
+
+
+class ServerNotRunning(Unavailable):
+    """This database needs its server, and none is published."""
+
+    code = "server-not-running"
+
+
+class Busy(Unavailable):
+    """Others held the database until the deadline passed; nothing was changed."""
+
+    code = "busy"
+
+
+class OutcomeUnknown(BalsamError):
+    """The connection broke while a write was in flight: it may or may not have been applied."""
+
+    code = "outcome-unknown"
+    exit_code = 7
+
+
+class DBDirError(BalsamError):
+    """The path is no usable DB directory: missing, foreign, a file, not writable."""
+
+    code = "db-dir"
+    exit_code = 8
+
+
+class Corrupt(DBDirError):
+    """The database files are damaged or belong to another program."""
+
+    code = "corrupt"
+
+
+class AddressError(DBDirError):
+    """``dbwriter_address`` can't be understood."""
+
+    code = "address"
+
+
+class SchemaMismatch(BalsamError):
+    """Program and database speak different versions."""
+
+    code = "schema-mismatch"
+    exit_code = 9
+
+
+class JobsFailed(BalsamError):
+    """The command worked, but some of the jobs it waited for did not finish well."""
+
+    code = "jobs-failed"
+    exit_code = 10
+
+
+class TimedOut(BalsamError):
+    """The time that the caller allowed is over; what was waited for goes on."""
+
+    code = "timed-out"
+    exit_code = 11
+
+
+class BackendError(BalsamError):
+    """A backend plugin is missing, broken, incompatible, doubled, or lacks its driver."""
+
+    code = "backend"
+    exit_code = 12
+
+
+class SettingsError(BalsamError):
+    """The user's settings file can't be read or holds a wrong value."""
+
+    code = "settings"
+    exit_code = 13
+
+
+def by_code(code: str) -> type[BalsamError]:
+    """Return the error class of a wire code, :class:`BalsamError` for an unknown one."""
+    return _BY_CODE.get(code, BalsamError)

@@ -1,0 +1,1 @@
+"""Pure data and rules: states, jobs, apps, filters and calls. Knows nothing of databases, files or processes."""

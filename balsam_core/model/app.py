@@ -1,0 +1,46 @@
+"""An application: what a job runs, once defined, used by many jobs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from balsam_core.errors import InvalidInput
+from balsam_core.model.text import check_environ, check_text
+
+__all__ = ["App"]
+
+
+class App(msgspec.Struct, omit_defaults=True):
+    """An application that jobs name.
+
+    Attributes:
+        name: Unique name in this database.
+        executable: Command template, e.g. ``"sim.x --x {x}"``. It is split like a shell line first, then each
+            ``{parameter}`` is filled from the job's parameters, so that a value can't inject words or commands.
+        description: Free text.
+        preprocess: Command that runs in the job's working directory before it; empty for none.
+        postprocess: Command that runs in the job's working directory after it; empty for none.
+        environ: Environment variables for every job of this app.
+    """
+
+    name: str
+    executable: str
+    description: str = ""
+    preprocess: str = ""
+    postprocess: str = ""
+    environ: dict[str, str] = {}
+
+    def check(self) -> None:
+        """Raise InvalidInput where a value can never work."""
+        from balsam_core.model.command import split
+
+        what = f"app {self.name!r}"
+        check_text(what, "name", self.name, longest=255, empty=False)
+        for field in ("description", "executable", "preprocess", "postprocess"):
+            check_text(what, field, getattr(self, field))
+        if not split(self.executable, what=f"{what}: executable"):
+            msg = f"{what}: the executable is empty; give the command that its jobs run"
+            raise InvalidInput(msg)
+        split(self.preprocess, what=f"{what}: preprocess")
+        split(self.postprocess, what=f"{what}: postprocess")
+        check_environ(what, self.environ)

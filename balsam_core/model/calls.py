@@ -1,0 +1,453 @@
+"""Every operation on the database as plain data: what travels to wherever it runs.
+
+A call names an operation by its class and carries typed arguments; its type parameter is the type of the answer.
+The bodies are in :mod:`balsam_core.operations`. A write takes effect exactly once however often it is sent; a read
+changes nothing and sees one consistent state.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+
+import msgspec
+
+from balsam_core.model.app import App
+from balsam_core.model.filters import AllOf, AnyOf, Compare, NoneOf
+from balsam_core.model.job import Job
+from balsam_core.model.states import State
+
+R = TypeVar("R")
+
+MOST_JOBS = 2000
+"""Jobs in one call at the most, so that no message and no transaction is giant."""
+
+Where = Compare | AllOf | AnyOf | NoneOf
+Limit = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Slice = Annotated[int, msgspec.Meta(ge=1, le=MOST_JOBS)]
+SomeJobs = Annotated[list[Job], msgspec.Meta(max_length=MOST_JOBS)]
+EVERYTHING = AllOf([])
+
+
+class Call(msgspec.Struct, Generic[R], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A named operation with its arguments; ``R`` is the type of its answer."""
+
+    writes: ClassVar[bool]
+
+    @classmethod
+    def operation(cls) -> str:
+        """Return the operation's name on the wire."""
+        return _name(cls)
+
+    @classmethod
+    def result_type(cls) -> Any:  # noqa: ANN401  (any type form)
+        """Return the type of the answer."""
+        return get_args(cls.__orig_bases__[0])[0]  # type: ignore[attr-defined]
+
+
+@cache
+def _name(kind: type[Call[Any]]) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in kind.__name__).lstrip("_")
+
+
+class Read(Call[R], Generic[R], frozen=True, kw_only=True):
+    """A call that changes nothing."""
+
+    writes = False
+
+
+class Write(Call[R], Generic[R], frozen=True, kw_only=True):
+    """A call that changes something, exactly once."""
+
+    writes = True
+
+
+# ---- the database itself
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """What a database says of itself."""
+
+    db_id: str
+    schema: str
+    now: datetime
+
+
+class GetInfo(Read[Info], frozen=True, kw_only=True):
+    """Ask for identity, schema version and clock."""
+
+
+class Prune(Write[int], frozen=True, kw_only=True):
+    """Forget answers of clients unseen for 7 days and inserts abandoned for a day; returns how many rows went."""
+
+    limit: Slice = MOST_JOBS
+
+
+# ---- apps
+
+
+class AddApp(Write[int], frozen=True, kw_only=True):
+    """Define an app; with ``replace`` an app of the same name is redefined. Returns its id."""
+
+    app: App
+    replace: bool = False
+
+
+class GetApps(Read[list[App]], frozen=True, kw_only=True):
+    """List the apps by name; ``names`` restricts to these, which must exist."""
+
+    names: list[str] | None = None
+
+
+class RemoveApp(Write[None], frozen=True, kw_only=True):
+    """Remove an app that no job uses."""
+
+    name: str
+
+
+# ---- adding jobs
+
+
+class Added(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ids of added jobs: ``first``, ``first + 1``, ..., except where a key existed.
+
+    Attributes:
+        first: Id of the first new job.
+        existing: Position in the call -> id, for jobs whose key was there already; the others are numbered in order.
+    """
+
+    first: int
+    existing: dict[int, int] = {}
+
+
+class AddJobs(Write[Added], frozen=True, kw_only=True):
+    """Add jobs: all of them or none.
+
+    A parent is an id, or ``-(position + 1)`` of an earlier job in the same call. With ``batch`` the jobs stay
+    invisible until the batch is published.
+    """
+
+    jobs: SomeJobs
+    batch: int = 0
+
+
+class OpenBatch(Write[int], frozen=True, kw_only=True):
+    """Begin an insert of many calls; returns the batch's id."""
+
+
+class PublishBatch(Write[None], frozen=True, kw_only=True):
+    """Make all jobs of a batch visible at once."""
+
+    batch: int
+
+
+class AbandonBatch(Write[int], frozen=True, kw_only=True):
+    """Remove a slice of an unpublished batch; returns how many jobs went, 0 when the batch is gone."""
+
+    batch: int
+    limit: Slice = MOST_JOBS
+
+
+class PromoteBatch(Write[bool], frozen=True, kw_only=True):
+    """Move a slice of published jobs from CREATED on; batch 0 takes any published one. Returns whether more is left."""
+
+    batch: int = 0
+    limit: Slice = MOST_JOBS
+
+
+class AddEdge(Write[bool], frozen=True, kw_only=True):
+    """Make ``child`` wait for ``parent``; refuses cycles. Returns False where it did already."""
+
+    parent: int
+    child: int
+
+
+# ---- looking
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Sort by a field."""
+
+    field: str = "id"
+    descending: bool = False
+
+
+class GetJobs(Read[list[Job]], frozen=True, kw_only=True):
+    """Read whole jobs; ``after`` continues behind that id in the order of ids."""
+
+    where: Where = EVERYTHING
+    order: Order = Order()
+    limit: Limit = MOST_JOBS
+    after: int | None = None
+
+
+class GetRows(Read[list[list[Any]]], frozen=True, kw_only=True):
+    """Read some fields of jobs, a list of values for each job."""
+
+    fields: list[str]
+    where: Where = EVERYTHING
+    order: Order = Order()
+    limit: Limit = MOST_JOBS
+    after: int | None = None
+
+
+class CountJobs(Read[int], frozen=True, kw_only=True):
+    """Count jobs."""
+
+    where: Where = EVERYTHING
+
+
+class CountStates(Read[dict[str, dict[str, int]]], frozen=True, kw_only=True):
+    """Count jobs by state (key ``""``), or by workflow and state."""
+
+    where: Where = EVERYTHING
+    by_workflow: bool = False
+
+
+class LastJob(Read[int | None], frozen=True, kw_only=True):
+    """Ask for the newest visible job's id."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One write to a job's state.
+
+    Attributes:
+        job_id: The job.
+        at: When it was written, by the database's clock.
+        hops: The states that the job went through, each with the seconds before ``at`` when it came there.
+        message: Why.
+        attempt: The attempt that it belongs to.
+    """
+
+    job_id: int
+    at: datetime
+    hops: list[tuple[State, float]]
+    message: str = ""
+    attempt: int = 0
+
+
+class GetHistory(Read[list[Event]], frozen=True, kw_only=True):
+    """Read the events of these jobs, oldest first."""
+
+    jobs: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)]
+
+
+class Edge(msgspec.Struct, frozen=True, array_like=True):
+    """A dependency."""
+
+    parent: int
+    child: int
+
+
+class GetEdges(Read[list[Edge]], frozen=True, kw_only=True):
+    """Read the dependencies in which these jobs are children (or, with ``children_of``, parents)."""
+
+    jobs: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)]
+    children_of: bool = False
+
+
+# ---- changing jobs
+
+
+class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a change of many jobs did.
+
+    Attributes:
+        ids: Jobs that changed (relatives that follow them are not named).
+        more: Whether a further slice may change more.
+    """
+
+    ids: list[int]
+    more: bool = False
+
+
+class KillJobs(Write[Changed], frozen=True, kw_only=True):
+    """Kill a slice of unended jobs; their waiting descendants become PARENT_KILLED."""
+
+    where: Where
+    message: str = ""
+    limit: Slice = MOST_JOBS
+
+
+class RetryJobs(Write[Changed], frozen=True, kw_only=True):
+    """Start a slice of failed or killed jobs again, and descendants that ended only because of them."""
+
+    where: Where
+    limit: Slice = MOST_JOBS
+
+
+class RemovedJob(msgspec.Struct, frozen=True, array_like=True):
+    """A removed job, as far as its working directory's name needs it."""
+
+    id: int
+    workflow: str
+    name: str
+
+
+class RemoveJobs(Write[list[RemovedJob]], frozen=True, kw_only=True):
+    """Remove a slice of jobs that no launcher holds and no other unended job waits for."""
+
+    where: Where
+    limit: Slice = 500
+
+
+# ---- launchers
+
+
+class RegisterLauncher(Write[int], frozen=True, kw_only=True):
+    """Announce a launcher; returns its id. Jobs of launchers whose lease is over become claimable again."""
+
+    host: str
+    pid: int
+    boot_id: str
+    process_start: float
+    lease_seconds: float
+    workflow: str = ""
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to a launcher's sign of life.
+
+    Attributes:
+        killed: Jobs it holds that the user killed.
+    """
+
+    killed: list[int] = []
+
+
+class RenewLease(Write[Heartbeat], frozen=True, kw_only=True):
+    """Extend a launcher's lease; Conflict where it was over and taken."""
+
+    launcher: int
+    lease_seconds: float
+
+
+class GetKilled(Read[list[int]], frozen=True, kw_only=True):
+    """Ask which of a launcher's jobs the user killed."""
+
+    launcher: int
+
+
+class CloseLauncher(Write[None], frozen=True, kw_only=True):
+    """Say goodbye: jobs that the launcher still holds become claimable again."""
+
+    launcher: int
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a launcher can give one job.
+
+    Attributes:
+        nodes: Nodes.
+        ranks_per_node: Processes on one node.
+        gpus_per_node: GPUs on one node.
+        minutes_left: Time until the launcher ends; None for no limit.
+    """
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_node: float = 0
+    minutes_left: float | None = None
+
+
+class ParentRef(msgspec.Struct, frozen=True, array_like=True):
+    """A parent, as far as a child's dataflow needs it."""
+
+    id: int
+    workflow: str
+    name: str
+    user_workdir: str
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Jobs that now belong to the launcher, with all it needs to run them.
+
+    Attributes:
+        jobs: The jobs; ``parents`` holds their parents' ids.
+        apps: The apps that they name.
+        parents: The parents.
+    """
+
+    jobs: list[Job]
+    apps: dict[str, App] = {}
+    parents: dict[int, ParentRef] = {}
+
+
+class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
+    """Take jobs that fit, highest priority first, oldest first among equals. No job is ever given to two launchers."""
+
+    launcher: int
+    limit: Slice
+    resources: Resources
+    workflow: str = ""
+    only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None
+
+
+class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What happened to one job that a launcher holds.
+
+    Attributes:
+        job: Its id.
+        attempt: The attempt that this belongs to; an older one is refused.
+        hops: The states it went through, each with its age in seconds; a wrong path is refused.
+        message: Why, for the history.
+        return_code: Exit code of the run, where it ran.
+        release: Whether the launcher gives the job back unfinished.
+    """
+
+    job: int
+    attempt: int
+    hops: list[tuple[State, float]] = []
+    message: str = ""
+    return_code: int | None = None
+    release: bool = False
+
+
+class UpdateJobs(Write[dict[int, str]], frozen=True, kw_only=True):
+    """Record what happened to a launcher's jobs; jobs that end free their children.
+
+    Each update stands for itself: the answer maps the jobs whose update was refused to the reason.
+    """
+
+    launcher: int
+    updates: Annotated[list[Update], msgspec.Meta(max_length=MOST_JOBS)]
+
+
+Waiting = Literal["fits", "does not fit"]
+
+
+class CountWaiting(Read[dict[Waiting, int]], frozen=True, kw_only=True):
+    """Count claimable jobs by whether they fit a launcher's resources, each up to ``limit``."""
+
+    resources: Resources
+    workflow: str = ""
+    limit: Limit = MOST_JOBS
+
+
+class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A launcher that has not said goodbye."""
+
+    id: int
+    host: str
+    pid: int
+    workflow: str
+    started_at: datetime
+    seen_at: datetime
+    alive: bool
+    jobs: int
+
+
+class GetLaunchers(Read[list[LauncherInfo]], frozen=True, kw_only=True):
+    """List launchers that have not said goodbye, with the number of jobs that each holds."""
+
+
+class Unfinished(Read[int], frozen=True, kw_only=True):
+    """Count jobs that other live launchers hold (up to ``limit``), as long as some job waits for a parent.
+
+    0 means that no job will become claimable by itself, so that an idle launcher can end.
+    """
+
+    launcher: int
+    workflow: str = ""
+    limit: Limit = 1

@@ -1,0 +1,46 @@
+"""Calls and results as bytes: MessagePack by msgspec, with every type checked on decoding.
+
+The same codec runs on every transport, in-process ones too, so that what works on one works on all.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from balsam_core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from balsam_core.model.calls import Call
+
+__all__ = ["decode_call", "decode_result", "encode"]
+
+R = TypeVar("R")
+
+encode = msgspec.msgpack.Encoder().encode
+"""Encode a call or a result."""
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:  # noqa: ANN401  (any type form)
+    return msgspec.msgpack.Decoder(kind)
+
+
+def decode_call(kind: type[Call[R]], data: bytes) -> Call[R]:
+    """Return the call of this kind.
+
+    Raises:
+        InvalidInput: A value has the wrong type or is out of range; the message says where.
+    """
+    try:
+        return _decoder(kind).decode(data)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        msg = f"{kind.operation()}: {err}"
+        raise InvalidInput(msg) from None
+
+
+def decode_result(kind: type[Call[R]], data: bytes) -> R:
+    """Return the result of a call of this kind."""
+    return _decoder(kind.result_type()).decode(data)  # type: ignore[no-any-return]

@@ -1,0 +1,171 @@
+"""The job: what a user asks for and what the database adds to it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from balsam_core.errors import InvalidInput
+from balsam_core.model.fields import Field, default
+from balsam_core.model.filters import Column
+from balsam_core.model.states import State
+from balsam_core.model.text import check_document, check_environ, check_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Parents = Field[Sequence["Job | int"]]
+else:
+    Parents = list[int]
+
+__all__ = ["FIELDS", "Job"]
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+
+LONGEST_NAME = 10_000  # characters; the working directory's name is cut to 200 bytes
+LONGEST_WORKFLOW = 255  # characters; indexed on every database
+LONGEST_KEY = 255
+
+
+class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unknown_fields=True):
+    """One unit of work: a process (or an MPI run) with its own working directory.
+
+    A job runs either an ``app`` (a command template that ``parameters`` fill) or its own ``command``. On the class
+    each field is a column to build conditions with: ``db.jobs.where(Job.state == "FAILED", Job.priority > 3)``.
+
+    Attributes:
+        name: Part of the working directory's name; need not be unique.
+        workflow: The workflow that the job belongs to; its jobs' directories lie together.
+        description: Free text.
+        app: Name of the app to run; excludes ``command``.
+        args: More words for the command line, split like a shell line, then filled from ``parameters``.
+        command: A command line of the job's own, split like a shell line; placeholders are filled from
+            ``parameters`` if there are any.
+        parameters: Values for the placeholders; any JSON object.
+        parents: Jobs that must finish first: :class:`Job` objects or ids.
+        wait_for_parents: Whether the job waits for its parents or only takes their files.
+        input_files: Shell patterns; matching files of the parents are linked into the working directory.
+        stage_in: A local directory or file that is copied into the working directory before the job.
+        stage_out: A local directory that ``stage_out_files`` are copied to after the job.
+        stage_out_files: Shell patterns for ``stage_out``.
+        user_workdir: A directory to run in instead of one of the job's own.
+        environ: Environment variables, over those of the app.
+        preprocess: Command that runs before the job instead of the app's; empty for the app's.
+        postprocess: Command that runs after the job instead of the app's; empty for the app's.
+        post_error_handler: Whether ``postprocess`` also runs after an error, with ``BALSAM_JOB_ERROR=TRUE``.
+        post_timeout_handler: Whether ``postprocess`` also runs after a timeout, with ``BALSAM_JOB_TIMEOUT=TRUE``.
+        auto_timeout_retry: Whether a job that its launcher's time limit stopped runs again.
+        max_retries: How often a job that failed runs again by itself.
+        priority: Higher runs first.
+        wall_time_minutes: Expected duration in minutes; 0 for unknown. A launcher does not start what can't end.
+        num_nodes: Nodes.
+        ranks_per_node: Processes per node.
+        threads_per_rank: Threads per process.
+        threads_per_core: Threads per core.
+        gpus_per_rank: GPUs per process; may be a fraction.
+        node_packing_count: How many such jobs share one node.
+        cpu_affinity: Binding of processes to cores; empty for none.
+        key: Unique over the database; adding a job with a key that exists gives the existing job.
+        data: Any JSON object of the user's own.
+        id: The job's number, given by the database.
+        state: Where it stands.
+        state_since: When it came there.
+        created_at: When it was added.
+        attempt: How often a launcher took it; a stale launcher's updates carry an old number and are refused.
+        retries: Automatic retries used so far.
+        return_code: The last run's exit code, negative for a signal.
+        launcher_id: The launcher that holds it now.
+    """
+
+    name: Field[str] = default("")
+    workflow: Field[str] = default("default")
+    description: Field[str] = default("")
+    app: Field[str] = default("")
+    args: Field[str] = default("")
+    command: Field[str] = default("")
+    parameters: Field[dict[str, Any]] = default({})
+    parents: Parents = default([])
+    wait_for_parents: Field[bool] = default(True)
+    input_files: Field[list[str]] = default([])
+    stage_in: Field[str] = default("")
+    stage_out: Field[str] = default("")
+    stage_out_files: Field[list[str]] = default([])
+    user_workdir: Field[str] = default("")
+    environ: Field[dict[str, str]] = default({})
+    preprocess: Field[str] = default("")
+    postprocess: Field[str] = default("")
+    post_error_handler: Field[bool] = default(False)
+    post_timeout_handler: Field[bool] = default(False)
+    auto_timeout_retry: Field[bool] = default(True)
+    max_retries: Field[Size] = default(0)
+    priority: Field[Priority] = default(0)
+    wall_time_minutes: Field[Size] = default(0)
+    num_nodes: Field[Count] = default(1)
+    ranks_per_node: Field[Count] = default(1)
+    threads_per_rank: Field[Count] = default(1)
+    threads_per_core: Field[Count] = default(1)
+    gpus_per_rank: Field[Share] = default(0.0)
+    node_packing_count: Field[Count] = default(1)
+    cpu_affinity: Field[str] = default("")
+    key: Field[str | None] = default(None)
+    data: Field[dict[str, Any]] = default({})
+
+    id: Field[int | None] = default(None)
+    state: Field[State] = default(State.CREATED)
+    state_since: Field[datetime | None] = default(None)
+    created_at: Field[datetime | None] = default(None)
+    attempt: Field[int] = default(0)
+    retries: Field[int] = default(0)
+    return_code: Field[int | None] = default(None)
+    launcher_id: Field[int | None] = default(None)
+
+    def check(self) -> None:
+        """Raise InvalidInput where a value can never work; numbers' ranges are checked by the codec."""
+        what = f"job {self.name!r}" if len(self.name) < 80 else f"job {self.name[:77]!r}..."  # noqa: PLR2004
+        if bool(self.app) == bool(self.command):
+            msg = f"{what}: give either an app or a command" + (", not both" if self.app else "")
+            raise InvalidInput(msg)
+        check_text(what, "name", self.name, longest=LONGEST_NAME)
+        check_text(what, "workflow", self.workflow, longest=LONGEST_WORKFLOW, empty=False)
+        if self.key is not None:
+            check_text(what, "key", self.key, longest=LONGEST_KEY, empty=False)
+        for field in _TEXTS:
+            value = getattr(self, field)
+            if value:
+                check_text(what, field, value)
+        for field in _DOCUMENTS:
+            value = getattr(self, field)
+            if value:
+                check_document(what, field, value)
+        if self.environ:
+            check_environ(what, self.environ)
+
+    def __repr__(self) -> str:
+        number = "new" if self.id is None else self.id
+        return f"<Job {number} {self.workflow}/{self.name} {self.state}>"
+
+
+_TEXTS = (
+    "description",
+    "app",
+    "args",
+    "command",
+    "stage_in",
+    "stage_out",
+    "user_workdir",
+    "preprocess",
+    "postprocess",
+    "cpu_affinity",
+)
+_DOCUMENTS = ("parameters", "input_files", "stage_out_files", "data")
+
+FIELDS: tuple[str, ...] = Job.__struct_fields__
+"""The names of all fields of a job."""
+
+for _name in FIELDS:
+    setattr(Job, _name, Column(_name, Job.__dict__[_name]))

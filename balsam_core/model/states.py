@@ -1,0 +1,85 @@
+"""The states of a job and the one table of allowed transitions.
+
+The names are those of the classic Balsam. A job's life in the usual case:
+CREATED, (AWAITING_PARENTS,) READY, STAGED_IN, PREPROCESSED, RUNNING, RUN_DONE, POSTPROCESSED, JOB_FINISHED.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ACTIVE", "END", "PARENT_LOST", "RETRYABLE", "TRANSITIONS", "State", "illegal_hop"]
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    CREATED = "CREATED"
+    AWAITING_PARENTS = "AWAITING_PARENTS"
+    READY = "READY"
+    STAGED_IN = "STAGED_IN"
+    PREPROCESSED = "PREPROCESSED"
+    RUNNING = "RUNNING"
+    RUN_DONE = "RUN_DONE"
+    POSTPROCESSED = "POSTPROCESSED"
+    JOB_FINISHED = "JOB_FINISHED"
+    RUN_TIMEOUT = "RUN_TIMEOUT"
+    RUN_ERROR = "RUN_ERROR"
+    RESTART_READY = "RESTART_READY"
+    FAILED = "FAILED"
+    USER_KILLED = "USER_KILLED"
+    PARENT_KILLED = "PARENT_KILLED"
+
+
+_S = State
+_STOPPED = frozenset({_S.FAILED, _S.USER_KILLED})
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    _S.CREATED: _STOPPED | {_S.AWAITING_PARENTS, _S.READY, _S.PARENT_KILLED},
+    _S.AWAITING_PARENTS: _STOPPED | {_S.READY, _S.PARENT_KILLED},
+    _S.READY: _STOPPED | {_S.STAGED_IN, _S.AWAITING_PARENTS},
+    _S.STAGED_IN: _STOPPED | {_S.PREPROCESSED},
+    _S.PREPROCESSED: _STOPPED | {_S.RUNNING},
+    _S.RUNNING: _STOPPED | {_S.RUN_DONE, _S.RUN_ERROR, _S.RUN_TIMEOUT},
+    _S.RUN_DONE: _STOPPED | {_S.POSTPROCESSED},
+    _S.POSTPROCESSED: _STOPPED | {_S.JOB_FINISHED},
+    _S.RUN_ERROR: _STOPPED | {_S.RESTART_READY, _S.POSTPROCESSED},
+    _S.RUN_TIMEOUT: _STOPPED | {_S.RESTART_READY, _S.POSTPROCESSED},
+    _S.RESTART_READY: _STOPPED | {_S.RUNNING},
+    _S.JOB_FINISHED: frozenset(),
+    # A retry starts an ended job again, waiting for its parents where they must run again too.
+    _S.FAILED: frozenset({_S.AWAITING_PARENTS, _S.READY}),
+    _S.USER_KILLED: frozenset({_S.AWAITING_PARENTS, _S.READY}),
+    _S.PARENT_KILLED: frozenset({_S.AWAITING_PARENTS, _S.READY}),
+}
+"""From each state, where a job may go in one hop."""
+
+END = frozenset({_S.JOB_FINISHED, _S.FAILED, _S.USER_KILLED, _S.PARENT_KILLED})
+"""States that a job leaves only by a retry."""
+
+RETRYABLE = END - {_S.JOB_FINISHED}
+"""End states that ``retry`` starts again."""
+
+PARENT_LOST: dict[State, State] = {
+    _S.FAILED: _S.FAILED,
+    _S.USER_KILLED: _S.PARENT_KILLED,
+    _S.PARENT_KILLED: _S.PARENT_KILLED,
+}
+"""What becomes of a waiting child when its parent ends in the given state."""
+
+ACTIVE = frozenset(_S) - END
+"""States of jobs that still have work before them."""
+
+
+def illegal_hop(start: State, hops: Iterable[State]) -> tuple[State, State] | None:
+    """Return the first hop of the path that :data:`TRANSITIONS` forbids, None where all are allowed."""
+    here = start
+    for there in hops:
+        if there not in TRANSITIONS[here]:
+            return here, there
+        here = there
+    return None
