@@ -1,0 +1,227 @@
+"""The tables. A change here needs a migration in ``migrations/versions``; a test compares the two.
+
+How claiming stays fast: ``jobs.claim_class`` is the job's resource class while the job may be claimed (nobody holds it,
+and its state lets a launcher go on with it) and NULL otherwise. A launcher works out which classes fit and asks for
+each by equality, in the order of the index, so that jobs that don't fit, or are held, or have ended cost nothing.
+
+How inserting stays atomic: jobs of an open batch carry its id and are hidden from every reader until the batch's row
+says ``published``; batch 0 is published from the start.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+)
+
+from balsam_core.schema.types import Blob, Document, Id, LongText, UTCDateTime, Words
+
+__all__ = [
+    "applied",
+    "apps",
+    "batches",
+    "counters",
+    "job_edges",
+    "job_events",
+    "jobs",
+    "launchers",
+    "meta",
+    "metadata",
+    "resource_classes",
+    "workflows",
+]
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_MYSQL: dict[str, Any] = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_bin",
+    "mariadb_engine": "InnoDB",
+    "mariadb_charset": "utf8mb4",
+    "mariadb_collate": "utf8mb4_bin",
+}
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", Words(64), primary_key=True, comment="db_id, epoch"),
+    Column("value", LongText(), nullable=False),
+    sqlite_with_rowid=False,
+    **_MYSQL,
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", Words(64), primary_key=True, comment="the table that the ids are for"),
+    Column("last", BigInteger, nullable=False, comment="the newest id given"),
+    sqlite_with_rowid=False,
+    **_MYSQL,
+)
+
+applied = Table(
+    "applied",
+    metadata,
+    Column("client_id", Words(32), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("reply", Blob(), comment="encoded answer; NULL where it is rebuilt from the rows"),
+    Column("at", UTCDateTime, nullable=False),
+    sqlite_with_rowid=False,
+    **_MYSQL,
+)
+
+workflows = Table(
+    "workflows",
+    metadata,
+    Column("id", Id(), primary_key=True, autoincrement=False),
+    Column("name", Words(255), nullable=False, unique=True),
+    **_MYSQL,
+)
+
+apps = Table(
+    "apps",
+    metadata,
+    Column("id", Id(), primary_key=True, autoincrement=False),
+    Column("name", Words(255), nullable=False, unique=True),
+    Column("executable", LongText(), nullable=False),
+    Column("description", LongText()),
+    Column("preprocess", LongText()),
+    Column("postprocess", LongText()),
+    Column("environ", Document()),
+    **_MYSQL,
+)
+
+resource_classes = Table(
+    "resource_classes",
+    metadata,
+    Column("id", Id(), primary_key=True, autoincrement=False),
+    Column("shape", Words(160), nullable=False, unique=True, comment="the other columns as one text"),
+    Column("num_nodes", Integer, nullable=False),
+    Column("ranks_per_node", Integer, nullable=False),
+    Column("threads_per_rank", Integer, nullable=False),
+    Column("threads_per_core", Integer, nullable=False),
+    Column("gpus_per_rank", Double, nullable=False),
+    Column("node_packing_count", Integer, nullable=False),
+    Column("wall_minutes", Integer, nullable=False, comment="wall_time_minutes, rounded up"),
+    **_MYSQL,
+)
+
+launchers = Table(
+    "launchers",
+    metadata,
+    Column("id", Id(), primary_key=True, autoincrement=False),
+    Column("host", Words(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("boot_id", Words(64), nullable=False),
+    Column("process_start", Double, nullable=False, comment="seconds since the epoch"),
+    Column("workflow", Words(255), nullable=False),
+    Column("started_at", UTCDateTime, nullable=False),
+    Column("seen_at", UTCDateTime, nullable=False),
+    Column("lease_until", UTCDateTime, nullable=False),
+    Column("ended_at", UTCDateTime, comment="when it said goodbye, or was found dead"),
+    Index(None, "ended_at", "lease_until"),
+    **_MYSQL,
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Id(), primary_key=True, autoincrement=False),
+    Column("published", Boolean(create_constraint=False), nullable=False),
+    Column("robbed", Boolean(create_constraint=False), nullable=False, comment="another insert took over its keys"),
+    Column("first_id", BigInteger, nullable=False, comment="lowest id of its jobs, 0 for none"),
+    Column("last_id", BigInteger, nullable=False, comment="highest id of its jobs, 0 for none"),
+    Column("touched_at", UTCDateTime, nullable=False),
+    **_MYSQL,
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Id(), primary_key=True, autoincrement=False),
+    Column("workflow_id", BigInteger, ForeignKey("workflows.id"), nullable=False),
+    Column("app_id", BigInteger, ForeignKey("apps.id"), comment="NULL: the job's own command"),
+    Column("resource_class_id", BigInteger, ForeignKey("resource_classes.id"), nullable=False),
+    Column("state", Words(20), nullable=False),
+    Column("claim_class", BigInteger, comment="resource_class_id while claimable, else NULL"),
+    Column("priority", Integer, nullable=False),
+    Column("launcher_id", BigInteger, comment="who holds it"),
+    Column("claim_call", BigInteger, comment="the launcher's call that claimed it"),
+    Column("attempt", Integer, nullable=False),
+    Column("retries", Integer, nullable=False),
+    Column("parents_left", Integer, nullable=False, comment="parents that have not finished"),
+    Column("batch_id", BigInteger, nullable=False),
+    Column("key", Words(255)),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("state_since", UTCDateTime, nullable=False),
+    Column("return_code", Integer),
+    Column("wall_time_minutes", Integer, nullable=False),
+    Column("max_retries", Integer, nullable=False),
+    Column("wait_for_parents", Boolean(create_constraint=False), nullable=False),
+    Column("post_error_handler", Boolean(create_constraint=False), nullable=False),
+    Column("post_timeout_handler", Boolean(create_constraint=False), nullable=False),
+    Column("auto_timeout_retry", Boolean(create_constraint=False), nullable=False),
+    Column("name", LongText(), nullable=False),
+    Column("description", LongText()),
+    Column("args", LongText()),
+    Column("command", LongText()),
+    Column("parameters", Document()),
+    Column("input_files", Document()),
+    Column("stage_in", LongText()),
+    Column("stage_out", LongText()),
+    Column("stage_out_files", Document()),
+    Column("user_workdir", LongText()),
+    Column("environ", Document()),
+    Column("preprocess", LongText()),
+    Column("postprocess", LongText()),
+    Column("cpu_affinity", LongText()),
+    Column("data", Document()),
+    Index(None, "key", unique=True),
+    Index(None, "state", "id"),
+    Index(None, "workflow_id", "id"),
+    Index(None, "launcher_id"),
+    **_MYSQL,
+)
+Index("ix_jobs_claim", jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
+Index("ix_jobs_workflow_claim", jobs.c.workflow_id, jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
+
+job_edges = Table(
+    "job_edges",
+    metadata,
+    Column("parent_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("child_id", BigInteger, primary_key=True, autoincrement=False),
+    Index(None, "child_id"),
+    sqlite_with_rowid=False,
+    **_MYSQL,
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", Id(), primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    Column("at", UTCDateTime, nullable=False),
+    Column("hops", Words(1000), nullable=False, comment="STATE seconds-before-at, ..."),
+    Column("message", LongText()),
+    Column("attempt", Integer, nullable=False),
+    Index(None, "job_id"),
+    **_MYSQL,
+)

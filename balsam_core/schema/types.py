@@ -1,0 +1,131 @@
+"""Column types and expressions that mean the same on SQLite, PostgreSQL, MySQL and MariaDB."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, Integer, LargeBinary, String, Text
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+    from sqlalchemy.types import TypeEngine
+
+__all__ = ["Blob", "Document", "Id", "LongText", "UTCDateTime", "Words", "position", "utc_now"]
+
+_MYSQL_TEXT: dict[str, Any] = {"charset": "utf8mb4", "collation": "utf8mb4_bin"}
+
+
+def Words(length: int) -> String:  # noqa: N802  (reads as a type)
+    """Return a string type of at most ``length`` characters that compares byte by byte."""
+    return (
+        String(length)
+        .with_variant(postgresql.VARCHAR(length, collation="C"), "postgresql")
+        .with_variant(mysql.VARCHAR(length, **_MYSQL_TEXT), "mysql", "mariadb")
+    )
+
+
+def LongText() -> Text:  # noqa: N802
+    """Return a text type for up to 16 MiB that compares byte by byte."""
+    return (
+        Text()
+        .with_variant(postgresql.TEXT(collation="C"), "postgresql")
+        .with_variant(mysql.MEDIUMTEXT(**_MYSQL_TEXT), "mysql", "mariadb")
+    )
+
+
+def Document() -> JSON:  # noqa: N802
+    """Return a JSON type; SQL NULL stands for the empty document."""
+    return JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+
+
+def Blob() -> LargeBinary:  # noqa: N802
+    """Return a type for up to 16 MiB of bytes."""
+    return LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+
+
+def Id() -> BigInteger:  # noqa: N802
+    """Return the type of a 64-bit primary key; on SQLite it is the row id itself."""
+    return BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC with microseconds.
+
+    SQLite and MySQL drop the time zone, and MySQL the microseconds unless told; so they are stored naive in UTC.
+    """
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
+        if dialect.name in {"mysql", "mariadb"}:
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store in UTC."""
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give an aware datetime."""
+        if value is None:
+            return None
+        return value.astimezone(UTC) if dialect.name == "postgresql" else value.replace(tzinfo=UTC)
+
+
+class utc_now(FunctionElement[datetime]):  # noqa: N801  (reads as an SQL function)
+    """The database's clock, in UTC, at the moment of the statement."""
+
+    inherit_cache = True
+    type = UTCDateTime()
+
+
+@compiles(utc_now)
+def _utc_now(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa: ANN401, ARG001
+    return "CURRENT_TIMESTAMP"
+
+
+@compiles(utc_now, "postgresql")
+def _utc_now_postgresql(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa: ANN401, ARG001
+    return "clock_timestamp()"
+
+
+@compiles(utc_now, "mysql")
+@compiles(utc_now, "mariadb")
+def _utc_now_mysql(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa: ANN401, ARG001
+    return "UTC_TIMESTAMP(6)"
+
+
+@compiles(utc_now, "sqlite")
+def _utc_now_sqlite(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa: ANN401, ARG001
+    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+
+
+class position(FunctionElement[int]):  # noqa: N801  (reads as an SQL function)
+    """The place of a text in another, from 1; 0 where it isn't there. Compares byte by byte."""
+
+    inherit_cache = True
+    name = "position"
+    type = Integer()
+
+
+@compiles(position)
+def _position(element: position, compiler: Any, **kw: Any) -> str:  # noqa: ANN401
+    text, part = element.clauses
+    return f"instr({compiler.process(text, **kw)}, {compiler.process(part, **kw)})"
+
+
+@compiles(position, "postgresql")
+def _position_postgresql(element: position, compiler: Any, **kw: Any) -> str:  # noqa: ANN401
+    text, part = element.clauses
+    return f"strpos({compiler.process(text, **kw)}, {compiler.process(part, **kw)})"
