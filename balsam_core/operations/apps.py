@@ -1,0 +1,88 @@
+"""Operations on apps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, insert, select, update
+
+from balsam_core.errors import Conflict
+from balsam_core.model.app import App
+from balsam_core.model.calls import AddApp, GetApps, RemoveApp
+from balsam_core.operations.dimensions import unknown_app
+from balsam_core.operations.execution import operation
+from balsam_core.schema.tables import apps, jobs
+
+if TYPE_CHECKING:
+    from balsam_core.operations.execution import Tx
+
+__all__ = ["read_apps"]
+
+
+def _app(row: Any) -> App:  # noqa: ANN401  (a database row)
+    return App(
+        name=row.name,
+        executable=row.executable,
+        description=row.description or "",
+        preprocess=row.preprocess or "",
+        postprocess=row.postprocess or "",
+        environ=row.environ or {},
+    )
+
+
+def read_apps(tx: Tx, ids: set[int]) -> dict[int, App]:
+    """Return apps by id."""
+    return {row.id: _app(row) for row in tx.execute(select(apps).where(apps.c.id.in_(ids)))} if ids else {}
+
+
+@operation(AddApp)
+def add_app(tx: Tx, call: AddApp) -> int:
+    """Define or redefine an app."""
+    app = call.app
+    app.check()
+    values = {
+        "name": app.name,
+        "executable": app.executable,
+        "description": app.description or None,
+        "preprocess": app.preprocess or None,
+        "postprocess": app.postprocess or None,
+        "environ": app.environ or None,
+    }
+    row = tx.execute(select(apps).where(apps.c.name == app.name).with_for_update()).first()
+    if row is None:
+        number = tx.take_ids("apps")
+        tx.execute(insert(apps), {"id": number} | values)
+        return number
+    number = int(row.id)
+    if _app(row) != app:
+        if not call.replace:
+            msg = f"app {app.name!r} exists already and differs; choose another name, or replace it (--replace)"
+            raise Conflict(msg)
+        tx.execute(update(apps).where(apps.c.id == number).values(values))
+    return number
+
+
+@operation(GetApps)
+def get_apps(tx: Tx, call: GetApps) -> list[App]:
+    """Read apps by name."""
+    query = select(apps).order_by(apps.c.name)
+    if call.names is not None:
+        query = query.where(apps.c.name.in_(call.names))
+    found = [_app(row) for row in tx.execute(query)]
+    missing = sorted(set(call.names or ()) - {app.name for app in found})
+    if missing:
+        raise unknown_app(tx, missing[0])
+    return found
+
+
+@operation(RemoveApp)
+def remove_app(tx: Tx, call: RemoveApp) -> None:
+    """Remove an unused app."""
+    number = tx.execute(select(apps.c.id).where(apps.c.name == call.name).with_for_update()).scalar()
+    if number is None:
+        raise unknown_app(tx, call.name)
+    user = tx.execute(select(jobs.c.id).where(jobs.c.app_id == number).limit(1)).scalar()
+    if user is not None:
+        msg = f"app {call.name!r} is used by job {user} and maybe others; remove these first"
+        raise Conflict(msg)
+    tx.execute(delete(apps).where(apps.c.id == number))

@@ -1,0 +1,140 @@
+"""Operations on inserts of many calls: hidden until published, promoted in slices, removed where abandoned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, delete, insert, not_, or_, select, update
+
+from balsam_core.errors import Conflict, NotFound
+from balsam_core.model.calls import AbandonBatch, OpenBatch, PromoteBatch, PublishBatch
+from balsam_core.model.states import PARENT_LOST, State
+from balsam_core.operations.events import record_where
+from balsam_core.operations.execution import operation
+from balsam_core.operations.family import lose_children
+from balsam_core.schema.tables import batches, job_edges, jobs
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+
+    from balsam_core.operations.execution import Tx
+
+__all__ = ["abandon_slice", "extend_batch", "lock_open_batch", "promote"]
+
+
+@operation(OpenBatch)
+def open_batch(tx: Tx, call: OpenBatch) -> int:  # noqa: ARG001
+    """Begin a batch."""
+    number = tx.take_ids("batches")
+    row = {"id": number, "published": False, "robbed": False, "first_id": 0, "last_id": 0, "touched_at": tx.now}
+    tx.execute(insert(batches), row)
+    return number
+
+
+def _lock(tx: Tx, number: int) -> Any:  # noqa: ANN401  (a database row)
+    row = tx.execute(select(batches).where(batches.c.id == number).with_for_update()).first()
+    if row is None:
+        msg = f"insert {number} is no longer there: it was abandoned, or published and completed"
+        raise NotFound(msg)
+    return row
+
+
+def lock_open_batch(tx: Tx, number: int) -> Any:  # noqa: ANN401  (a database row)
+    """Return an unpublished batch's row, locked.
+
+    Raises:
+        NotFound: There is no such batch.
+        Conflict: It is published.
+    """
+    row = _lock(tx, number)
+    if row.published:
+        msg = f"insert {number} is published already"
+        raise Conflict(msg)
+    return row
+
+
+def extend_batch(tx: Tx, row: Any, first: int, last: int) -> None:  # noqa: ANN401  (a database row)
+    """Note that the batch now also holds jobs ``first`` to ``last``."""
+    values = {"first_id": row.first_id or first, "last_id": last, "touched_at": tx.now}
+    tx.execute(update(batches).where(batches.c.id == row.id).values(values))
+
+
+@operation(PublishBatch)
+def publish_batch(tx: Tx, call: PublishBatch) -> None:
+    """Make a batch visible."""
+    row = lock_open_batch(tx, call.batch)
+    if row.robbed:
+        msg = "another process added jobs with the same keys meanwhile, so nothing was added here; run again"
+        raise Conflict(msg)
+    tx.execute(update(batches).where(batches.c.id == call.batch).values(published=True, touched_at=tx.now))
+
+
+@operation(AbandonBatch)
+def abandon_batch(tx: Tx, call: AbandonBatch) -> int:
+    """Remove a slice of an unpublished batch."""
+    lock_open_batch(tx, call.batch)
+    return abandon_slice(tx, call.batch, call.limit)
+
+
+def abandon_slice(tx: Tx, number: int, limit: int) -> int:
+    """Remove jobs of an unpublished batch, and the batch when it is empty; returns how many jobs went."""
+    row = _lock(tx, number)
+    slice_ = (
+        select(jobs.c.id)
+        .where(jobs.c.id.between(row.first_id, row.last_id), jobs.c.batch_id == number)
+        .order_by(jobs.c.id)
+        .limit(limit)
+    )
+    ids = list(tx.execute(slice_).scalars())
+    if not ids:
+        tx.execute(delete(batches).where(batches.c.id == number))
+        return 0
+    ours = and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.batch_id == number)
+    mine = select(jobs.c.id).where(ours)
+    tx.execute(delete(job_edges).where(job_edges.c.child_id.in_(mine)))
+    tx.execute(delete(jobs).where(ours))
+    tx.execute(update(batches).where(batches.c.id == number).values(first_id=ids[-1] + 1))
+    return len(ids)
+
+
+@operation(PromoteBatch)
+def promote_batch(tx: Tx, call: PromoteBatch) -> bool:
+    """Promote a slice of a published batch."""
+    query = select(batches).where(batches.c.published).order_by(batches.c.id).limit(1).with_for_update()
+    row = tx.execute(query.where(batches.c.id == call.batch) if call.batch else query).first()
+    if row is None:
+        return False
+    slice_ = (
+        select(jobs.c.id)
+        .where(jobs.c.id.between(row.first_id, row.last_id), jobs.c.batch_id == row.id)
+        .order_by(jobs.c.id)
+        .limit(call.limit)
+    )
+    ids = list(tx.execute(slice_).scalars())
+    if ids:
+        promote(tx, and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.batch_id == row.id))
+    if len(ids) < call.limit:
+        tx.execute(delete(batches).where(batches.c.id == row.id))
+        return not call.batch
+    tx.execute(update(batches).where(batches.c.id == row.id).values(first_id=ids[-1] + 1))
+    return True
+
+
+def promote(tx: Tx, which: ColumnElement[bool]) -> None:
+    """Move CREATED jobs to READY, or to AWAITING_PARENTS where parents have not finished."""
+    created = and_(which, jobs.c.state == State.CREATED)
+    free = and_(created, or_(jobs.c.parents_left == 0, not_(jobs.c.wait_for_parents)))
+    record_where(tx, free, [State.CREATED, State.READY])
+    changes = {"state": State.READY, "state_since": tx.now, "claim_class": jobs.c.resource_class_id}
+    tx.execute(update(jobs).where(free).values(changes))
+    record_where(tx, created, [State.CREATED, State.AWAITING_PARENTS])
+    tx.execute(update(jobs).where(created).values(state=State.AWAITING_PARENTS, state_since=tx.now))
+    parents = jobs.alias("parents")
+    lost = (
+        select(parents.c.id, parents.c.state)
+        .join(job_edges, job_edges.c.parent_id == parents.c.id)
+        .join(jobs, jobs.c.id == job_edges.c.child_id)
+        .where(which, jobs.c.state == State.AWAITING_PARENTS, parents.c.state.in_(list(PARENT_LOST)))
+        .distinct()
+    )
+    lose_children(tx, [(row.id, State(row.state)) for row in tx.execute(lost)])

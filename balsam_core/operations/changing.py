@@ -1,0 +1,159 @@
+"""Operations with which users change jobs: kill, retry, remove. Each works on a slice, so that none stalls others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, update
+
+from balsam_core.errors import Conflict
+from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
+from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, State
+from balsam_core.operations.events import record_where
+from balsam_core.operations.execution import operation
+from balsam_core.operations.family import lose_children
+from balsam_core.operations.rows import condition, in_chunks, visible
+from balsam_core.schema.tables import job_edges, job_events, jobs, workflows
+
+if TYPE_CHECKING:
+    from balsam_core.operations.execution import Tx
+
+_parents = jobs.alias("parents")
+_LOST_PARENT = exists(
+    select(job_edges.c.child_id)
+    .join(_parents, _parents.c.id == job_edges.c.parent_id)
+    .where(job_edges.c.child_id == jobs.c.id, _parents.c.state.in_(list(PARENT_LOST)))
+    .correlate(jobs)
+)
+"""Whether a parent of the job has ended badly."""
+
+
+@operation(KillJobs)
+def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
+    """Kill jobs. One that runs is stopped by its launcher, which holds it until then."""
+    chosen = (
+        select(jobs.c.id)
+        .where(visible(), condition(call.where), jobs.c.state.in_(list(ACTIVE)))
+        .order_by(jobs.c.id)
+        .limit(call.limit)
+        .with_for_update()
+    )
+    ids = list(tx.execute(chosen).scalars())
+    for some in in_chunks(ids):
+        these = jobs.c.id.in_(some)
+        record_where(tx, these, [State.USER_KILLED], call.message or "killed by the user")
+        tx.execute(update(jobs).where(these).values(state=State.USER_KILLED, state_since=tx.now, claim_class=None))
+    lose_children(tx, [(number, State.USER_KILLED) for number in ids])
+    return Changed(ids=ids, more=len(ids) == call.limit)
+
+
+@operation(RetryJobs)
+def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
+    """Start ended jobs again; a job whose parent is lost comes back together with that parent only."""
+    ended = and_(visible(), condition(call.where), jobs.c.state.in_(list(RETRYABLE)), jobs.c.launcher_id.is_(None))
+    chosen = (
+        select(jobs.c.id)
+        .where(ended, or_(~_LOST_PARENT, ~jobs.c.wait_for_parents))
+        .order_by(jobs.c.id)
+        .limit(call.limit)
+        .with_for_update()
+    )
+    ids = list(tx.execute(chosen).scalars())
+    if not ids:
+        blocked = tx.execute(select(func.min(jobs.c.id)).where(ended)).scalar()
+        if blocked is not None:
+            msg = f"job {blocked} can't run again before its failed or killed parent; retry the parent"
+            raise Conflict(msg)
+    _restart(tx, ids, "retried by the user")
+    front = ids
+    while front:
+        front = _revive_children(tx, front)
+    return Changed(ids=ids, more=len(ids) == call.limit)
+
+
+def _restart(tx: Tx, ids: list[int], message: str) -> None:
+    """Move jobs to READY or AWAITING_PARENTS."""
+    for some in in_chunks(ids):
+        these = jobs.c.id.in_(some)
+        left = dict.fromkeys(some, 0)
+        counts = (
+            select(job_edges.c.child_id, func.count())
+            .join(_parents, _parents.c.id == job_edges.c.parent_id)
+            .where(job_edges.c.child_id.in_(some), _parents.c.state != State.JOB_FINISHED)
+            .group_by(job_edges.c.child_id)
+        )
+        left.update((child, count) for child, count in tx.execute(counts))
+        tx.execute(
+            update(jobs).where(jobs.c.id == bindparam("job_id_")).values(parents_left=bindparam("left_")),
+            [{"job_id_": number, "left_": count} for number, count in left.items()],
+        )
+        fresh = {"state_since": tx.now, "retries": 0, "return_code": None}
+        free = and_(these, or_(jobs.c.parents_left == 0, ~jobs.c.wait_for_parents))
+        waits = and_(these, jobs.c.parents_left > 0, jobs.c.wait_for_parents)
+        record_where(tx, free, [State.READY], message)
+        record_where(tx, waits, [State.AWAITING_PARENTS], message)
+        tx.execute(update(jobs).where(waits).values(state=State.AWAITING_PARENTS, claim_class=None, **fresh))
+        tx.execute(update(jobs).where(free).values(state=State.READY, claim_class=jobs.c.resource_class_id, **fresh))
+
+
+def _revive_children(tx: Tx, parents: list[int]) -> list[int]:
+    """Restart children that ended only because of these parents (they never ran); returns them."""
+    children: list[int] = []
+    for some in in_chunks(parents):
+        query = (
+            select(jobs.c.id)
+            .join(job_edges, job_edges.c.child_id == jobs.c.id)
+            .where(
+                job_edges.c.parent_id.in_(some),
+                or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0)),
+                jobs.c.wait_for_parents,
+                ~_LOST_PARENT,
+            )
+            .distinct()
+        )
+        children += tx.execute(query.order_by(jobs.c.id)).scalars()
+    children = sorted(set(children))
+    _restart(tx, children, "its parent runs again")
+    return children
+
+
+@operation(RemoveJobs)
+def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
+    """Remove jobs, newest first, so that children go before their parents."""
+    chosen = (
+        select(jobs.c.id, jobs.c.state, jobs.c.launcher_id, jobs.c.name, workflows.c.name.label("workflow"))
+        .join(workflows, workflows.c.id == jobs.c.workflow_id)
+        .where(visible(), condition(call.where))
+        .order_by(jobs.c.id.desc())
+        .limit(call.limit)
+        .with_for_update(of=jobs)
+    )
+    rows = tx.execute(chosen).all()
+    held = [row.id for row in rows if row.launcher_id is not None]
+    if held:
+        msg = f"job {held[0]} is held by a launcher; kill it first (balsam kill {held[0]})"
+        raise Conflict(msg)
+    ids = [row.id for row in rows]
+    for some in in_chunks(ids):
+        waiting = (
+            select(jobs.c.id, job_edges.c.parent_id)
+            .join(job_edges, job_edges.c.child_id == jobs.c.id)
+            .where(
+                job_edges.c.parent_id.in_(some),
+                jobs.c.state.not_in(list(END)),
+                jobs.c.id.not_in(ids),
+                ~condition(call.where),
+            )
+            .limit(1)
+        )
+        child = tx.execute(waiting).first()
+        if child is not None:
+            msg = f"job {child.id} waits for job {child.parent_id}; remove or kill it first"
+            raise Conflict(msg)
+    # Children in a later slice must not wait for ever, should this be the last slice that runs.
+    lose_children(tx, [(row.id, State.USER_KILLED) for row in rows if row.state != State.JOB_FINISHED])
+    for some in in_chunks(ids):
+        tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(some), job_edges.c.parent_id.in_(some))))
+        tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
+        tx.execute(delete(jobs).where(jobs.c.id.in_(some)))
+    return [RemovedJob(row.id, row.workflow, row.name) for row in rows]

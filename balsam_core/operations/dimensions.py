@@ -1,0 +1,131 @@
+"""The small tables that jobs refer to: workflows, resource classes, apps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import insert, select
+
+from balsam_core.errors import InvalidInput, NotFound
+from balsam_core.model.command import placeholders, split
+from balsam_core.schema.tables import apps, resource_classes, workflows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from balsam_core.model.job import Job
+    from balsam_core.operations.execution import Tx
+
+__all__ = ["RESOURCES", "AppNeeds", "app_needs", "class_ids", "shape", "workflow_ids"]
+
+RESOURCES = (
+    "num_nodes",
+    "ranks_per_node",
+    "threads_per_rank",
+    "threads_per_core",
+    "gpus_per_rank",
+    "node_packing_count",
+)
+"""Job fields that live in the resource class."""
+
+_EXACT_MINUTES = 240
+_DAY_MINUTES = 1440
+
+
+def workflow_ids(tx: Tx, names: set[str]) -> dict[str, int]:
+    """Return the ids of workflows by name; new ones are created."""
+    found = {
+        row.name: row.id
+        for row in tx.execute(select(workflows.c.id, workflows.c.name).where(workflows.c.name.in_(names)))
+    }
+    missing = sorted(names - found.keys())
+    if missing:
+        first = tx.take_ids("workflows", len(missing))
+        found.update((name, first + i) for i, name in enumerate(missing))
+        tx.execute(insert(workflows), [{"id": found[name], "name": name} for name in missing])
+    return found
+
+
+def _rounded(minutes: int) -> int:
+    """Round a wall time up, so that the number of classes stays small: exact to 4 h, quarters of an hour, hours."""
+    step = 1 if minutes <= _EXACT_MINUTES else 15 if minutes <= _DAY_MINUTES else 60
+    return -(-minutes // step) * step
+
+
+Shape = tuple[float, ...]
+
+
+def shape(job: Job) -> Shape:
+    """Return what a job's resource class is made of: :data:`RESOURCES`, then minutes."""
+    return (
+        job.num_nodes,
+        job.ranks_per_node,
+        job.threads_per_rank,
+        job.threads_per_core,
+        float(job.gpus_per_rank),
+        job.node_packing_count,
+        _rounded(job.wall_time_minutes),
+    )
+
+
+def class_ids(tx: Tx, shapes: set[Shape]) -> dict[Shape, int]:
+    """Return the ids of resource classes by shape; new ones are created."""
+    texts = {",".join(f"{part:g}" for part in one): one for one in shapes}
+    query = select(resource_classes.c.id, resource_classes.c.shape).where(resource_classes.c.shape.in_(texts))
+    found = {texts[row.shape]: row.id for row in tx.execute(query)}
+    missing = sorted(text for text, one in texts.items() if one not in found)
+    if missing:
+        first = tx.take_ids("resource_classes", len(missing))
+        columns = (*RESOURCES, "wall_minutes")
+        rows = []
+        for number, text in enumerate(missing, first):
+            rows.append({"id": number, "shape": text} | dict(zip(columns, texts[text], strict=True)))
+            found[texts[text]] = number
+        tx.execute(insert(resource_classes), rows)
+    return found
+
+
+class AppNeeds(NamedTuple):
+    """An app's id and the parameters that its command asks for."""
+
+    id: int
+    parameters: set[str]
+
+
+def app_needs(tx: Tx, names: Iterable[str]) -> dict[str, AppNeeds]:
+    """Return ids and parameters of apps by name.
+
+    Raises:
+        NotFound: An app doesn't exist.
+    """
+    wanted = set(names)
+    query = select(apps.c.id, apps.c.name, apps.c.executable).where(apps.c.name.in_(wanted))
+    found = {
+        row.name: AppNeeds(row.id, placeholders(split(row.executable, what=f"app {row.name!r}")))
+        for row in tx.execute(query)
+    }
+    for name in sorted(wanted - found.keys()):
+        raise unknown_app(tx, name)
+    return found
+
+
+def unknown_app(tx: Tx, name: str) -> NotFound:
+    """Return the error for a name that no app has, with the names that there are."""
+    import difflib
+
+    names = list(tx.execute(select(apps.c.name).order_by(apps.c.name)).scalars())
+    near = difflib.get_close_matches(name, names, 1)
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")  # noqa: PLR2004
+    hint = f"did you mean {near[0]!r}?" if near else f"apps are: {shown}" if names else "none is defined yet"
+    return NotFound(f"there is no app {name!r}; {hint} (define one with: balsam app --name ... --executable ...)")
+
+
+def check_parameters(job: Job, needs: set[str]) -> None:
+    """Raise InvalidInput where the command asks for a parameter that the job doesn't give."""
+    if job.args:
+        needs = needs | placeholders(split(job.args, what=f"job {job.name!r}: args"))
+    if not needs <= job.parameters.keys():
+        missing = ", ".join(sorted(needs - job.parameters.keys()))
+        given = ", ".join(sorted(job.parameters)) or "none"
+        msg = f"job {job.name!r}: app {job.app!r} needs the parameters {missing} (given: {given})"
+        raise InvalidInput(msg)

@@ -1,0 +1,67 @@
+"""The history of jobs: one row for each write, naming the hops that it made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, insert, literal, select
+
+from balsam_core.model.calls import Event
+from balsam_core.model.states import State
+from balsam_core.schema.tables import job_events, jobs
+from balsam_core.schema.types import UTCDateTime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import ColumnElement
+
+    from balsam_core.operations.execution import Tx
+
+__all__ = ["encode_hops", "event", "record", "record_where"]
+
+Hops = "Iterable[tuple[State, float]]"
+
+
+def encode_hops(hops: Iterable[tuple[State, float]]) -> str:
+    """Return hops as stored: ``STATE seconds-before, ...``."""
+    return ", ".join(f"{state} {age:.6f}" if age else f"{state} 0" for state, age in hops)
+
+
+def _decode_hops(text: str) -> list[tuple[State, float]]:
+    pairs = (part.split(" ") for part in text.split(", "))
+    return [(State(state), float(age)) for state, age in pairs]
+
+
+def event(row: Any) -> Event:  # noqa: ANN401  (a database row)
+    """Return a row of ``job_events`` as an Event."""
+    return Event(
+        job_id=row.job_id, at=row.at, hops=_decode_hops(row.hops), message=row.message or "", attempt=row.attempt
+    )
+
+
+def record(tx: Tx, rows: Sequence[tuple[int, Iterable[tuple[State, float]], str, int]]) -> None:
+    """Write events: (job, hops, message, attempt) each."""
+    if rows:
+        tx.execute(
+            _INSERT,
+            [
+                {"job_id": job, "at": tx.now, "hops": encode_hops(hops), "message": message or None, "attempt": attempt}
+                for job, hops, message, attempt in rows
+            ],
+        )
+
+
+_INSERT = insert(job_events)
+
+
+def record_where(tx: Tx, where: ColumnElement[bool], hops: Sequence[State], message: str = "") -> None:
+    """Write one event for each job that fulfils a condition, without reading the jobs."""
+    made = select(
+        jobs.c.id,
+        literal(tx.now, UTCDateTime()),
+        bindparam("event_hops", encode_hops((state, 0) for state in hops), job_events.c.hops.type),
+        bindparam("event_message", message or None, job_events.c.message.type),
+        jobs.c.attempt,
+    ).where(where)
+    tx.execute(insert(job_events).from_select(["job_id", "at", "hops", "message", "attempt"], made))

@@ -1,0 +1,193 @@
+"""Running calls inside a transaction: looking the operation up, the one clock, exactly-once."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, timedelta
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from balsam_core.errors import InvalidInput, OutcomeUnknown
+from balsam_core.model.codec import encode
+from balsam_core.schema.tables import applied, counters
+from balsam_core.schema.types import utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sqlalchemy import Connection, CursorResult, Executable
+
+    from balsam_core.model.calls import Call
+    from balsam_core.transport import Ticket
+
+__all__ = ["AlreadyApplied", "DatabaseClock", "Tx", "operation", "read", "replay", "write"]
+
+R = TypeVar("R")
+C = TypeVar("C", bound="Call[Any]")
+
+HOMES = ("adding", "apps", "batches", "changing", "claiming", "launchers", "reading", "upkeep")
+"""The modules that hold operations; imported when the first call runs."""
+
+FORGET_EVERY = 32  # writes of one client between clearings of its stored answers
+CLOCK_AGE = 10.0  # seconds that one reading of the database's clock is used for
+
+_OPERATIONS: dict[type[Call[Any]], Callable[[Tx, Any], Any]] = {}
+_REPLAYS: dict[type[Call[Any]], Callable[[Tx, Any], Any]] = {}
+
+
+class AlreadyApplied(Exception):
+    """The write took effect before; its transaction must be rolled back and the answer replayed."""
+
+
+class Tx:
+    """What an operation works with: a connection inside a transaction, and the time.
+
+    Attributes:
+        conn: The connection.
+        now: The database's time, UTC.
+        ticket: Identity of the write; None for a read.
+    """
+
+    __slots__ = ("_clock", "_now", "conn", "ticket")
+
+    def __init__(self, conn: Connection, clock: DatabaseClock, ticket: Ticket | None = None) -> None:
+        self.conn = conn
+        self.ticket = ticket
+        self._clock = clock
+        self._now: datetime | None = None
+
+    @property
+    def now(self) -> datetime:
+        """The database's time, the same for the whole transaction."""
+        if self._now is None:
+            self._now = self._clock.now(self.conn)
+        return self._now
+
+    def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[*tuple[Any, ...]]:  # noqa: ANN401
+        """Run a statement."""
+        return self.conn.execute(statement, parameters)
+
+    def take_ids(self, table: str, count: int = 1) -> int:
+        """Return the first of ``count`` new consecutive ids of a table; given back if the transaction fails."""
+        values = {"counter": table, "count": count}
+        if not self.conn.execute(_TAKE, values).rowcount:
+            self.conn.execute(insert(counters), {"name": table, "last": count})
+            return 1
+        last: int = self.conn.execute(_LAST, {"counter": table}).scalar_one()
+        return last - count + 1
+
+
+_TAKE = (
+    update(counters).where(counters.c.name == bindparam("counter")).values(last=counters.c.last + bindparam("count"))
+)
+_LAST = select(counters.c.last).where(counters.c.name == bindparam("counter"))
+
+
+class DatabaseClock:
+    """The database's clock, read every 10 s and carried on by this machine's steady clock in between.
+
+    Leases and history of all clients use this one clock, whatever their own clocks say.
+    """
+
+    def __init__(self) -> None:
+        self._base: datetime | None = None
+        self._read_at = 0.0
+
+    def now(self, conn: Connection) -> datetime:
+        """Return the time, reading the database's clock through ``conn`` where it is due."""
+        steady = time.clock_gettime(_STEADY)
+        if self._base is None or not 0 <= steady - self._read_at < CLOCK_AGE:
+            base = conn.execute(_NOW).scalar_one()
+            steady = time.clock_gettime(_STEADY)
+            self._base, self._read_at = base.astimezone(UTC), steady
+        return self._base + timedelta(seconds=steady - self._read_at)
+
+
+_NOW = select(utc_now())
+# The clock that also counts while the machine sleeps, where there is one.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def operation(kind: type[C]) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
+    """Register the body of a call."""
+
+    def register(body: Callable[[Tx, C], R]) -> Callable[[Tx, C], R]:
+        _OPERATIONS[kind] = body
+        return body
+
+    return register
+
+
+def rebuilds(kind: type[C]) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
+    """Register a function that rebuilds the answer of an applied call from the rows, so that it isn't stored."""
+
+    def register(body: Callable[[Tx, C], R]) -> Callable[[Tx, C], R]:
+        _REPLAYS[kind] = body
+        return body
+
+    return register
+
+
+def _body(call: Call[R]) -> Callable[[Tx, Any], R]:
+    if not _OPERATIONS:
+        for home in HOMES:
+            import_module(f"balsam_core.operations.{home}")
+    try:
+        return _OPERATIONS[type(call)]
+    except KeyError:
+        msg = f"there is no operation {call.operation()!r}"
+        raise InvalidInput(msg) from None
+
+
+def read(conn: Connection, call: Call[R], clock: DatabaseClock) -> R:
+    """Run a reading call and return its answer."""
+    return _body(call)(Tx(conn, clock), call)
+
+
+def write(conn: Connection, call: Call[R], ticket: Ticket, clock: DatabaseClock) -> bytes:
+    """Run a writing call inside the open transaction, once for its ticket, and return the encoded answer.
+
+    The ticket's row is inserted first: its unique key decides between two sendings of one write even while the first
+    one's COMMIT is in flight, where looking before inserting would let both pass.
+
+    Raises:
+        AlreadyApplied: The write took effect before. Roll back, then :func:`replay`.
+    """
+    body = _body(call)
+    tx = Tx(conn, clock, ticket)
+    row = {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now}
+    try:
+        conn.execute(_ENTER, row)
+    except IntegrityError as err:
+        raise AlreadyApplied from err
+    if ticket.seq % FORGET_EVERY == 0:
+        conn.execute(_FORGET, {"client": ticket.client, "acked": ticket.acked})
+    reply = encode(body(tx, call))
+    if type(call) not in _REPLAYS:
+        conn.execute(_ANSWER, {"client": ticket.client, "number": ticket.seq, "answer": reply})
+    return reply
+
+
+_ENTER = insert(applied)
+_ANSWER = (
+    update(applied)
+    .where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
+    .values(reply=bindparam("answer"))
+)
+_FORGET = delete(applied).where(applied.c.client_id == bindparam("client"), applied.c.seq <= bindparam("acked"))
+_REPLY = select(applied.c.reply).where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
+
+
+def replay(conn: Connection, call: Call[R], ticket: Ticket) -> bytes:
+    """Return the encoded answer of a write that took effect before."""
+    found = conn.execute(_REPLY, {"client": ticket.client, "number": ticket.seq}).first()
+    if found is None:
+        msg = f"the answer to {call.operation()} (write {ticket.seq} of client {ticket.client}) is no longer stored"
+        raise OutcomeUnknown(msg)
+    if found[0] is not None:
+        return bytes(found[0])
+    return encode(_REPLAYS[type(call)](Tx(conn, DatabaseClock(), ticket), call))

@@ -1,0 +1,156 @@
+"""Operations on launchers: leases, and what becomes of the jobs of one that is gone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, bindparam, exists, func, insert, select, update
+
+from balsam_core.errors import Conflict
+from balsam_core.model.calls import (
+    CloseLauncher,
+    GetKilled,
+    GetLaunchers,
+    Heartbeat,
+    LauncherInfo,
+    RegisterLauncher,
+    RenewLease,
+    Unfinished,
+)
+from balsam_core.model.states import State
+from balsam_core.operations.events import record
+from balsam_core.operations.execution import operation
+from balsam_core.schema.tables import jobs, launchers, workflows
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from balsam_core.operations.execution import Tx
+
+
+@operation(RegisterLauncher)
+def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
+    """Announce a launcher, and give up those whose lease is over."""
+    _reap(tx)
+    number = tx.take_ids("launchers")
+    tx.execute(
+        insert(launchers),
+        {
+            "id": number,
+            "host": call.host,
+            "pid": call.pid,
+            "boot_id": call.boot_id,
+            "process_start": call.process_start,
+            "workflow": call.workflow,
+            "started_at": tx.now,
+            "seen_at": tx.now,
+            "lease_until": _until(tx, call.lease_seconds),
+            "ended_at": None,
+        },
+    )
+    return number
+
+
+def _until(tx: Tx, seconds: float) -> datetime:
+    return tx.now + timedelta(seconds=seconds)
+
+
+def _reap(tx: Tx) -> None:
+    """Give up launchers whose lease is over."""
+    over = select(launchers).where(launchers.c.ended_at.is_(None), launchers.c.lease_until < tx.now)
+    for row in tx.execute(over.with_for_update(skip_locked=True)).all():
+        _give_up(tx, row.id, f"the lease of launcher {row.id} (host {row.host}, pid {row.pid}) is over")
+
+
+def _give_up(tx: Tx, launcher: int, why: str) -> None:
+    """End a launcher and make the jobs that it holds claimable again."""
+    tx.execute(update(launchers).where(launchers.c.id == launcher).values(ended_at=tx.now))
+    held = select(jobs.c.id, jobs.c.state, jobs.c.attempt).where(jobs.c.launcher_id == launcher)
+    rows = tx.execute(held.order_by(jobs.c.id).with_for_update()).all()
+    running = [row for row in rows if row.state == State.RUNNING]
+    hops = [(State.RUN_TIMEOUT, 0.0), (State.RESTART_READY, 0.0)]
+    record(tx, [(row.id, hops, why, row.attempt) for row in running])
+    mine = jobs.c.launcher_id == launcher
+    restart = {"state": State.RESTART_READY, "state_since": tx.now}
+    tx.execute(update(jobs).where(mine, jobs.c.state == State.RUNNING).values(restart))
+    killed = update(jobs).where(mine, jobs.c.state == State.USER_KILLED)
+    tx.execute(killed.values(launcher_id=None))
+    tx.execute(update(jobs).where(mine).values(launcher_id=None, claim_class=jobs.c.resource_class_id))
+
+
+@operation(CloseLauncher)
+def close_launcher(tx: Tx, call: CloseLauncher) -> None:
+    """Take a launcher's goodbye."""
+    row = tx.execute(select(launchers).where(launchers.c.id == call.launcher).with_for_update()).first()
+    if row is not None and row.ended_at is None:
+        _give_up(tx, call.launcher, f"launcher {call.launcher} ended")
+
+
+@operation(RenewLease)
+def renew_lease(tx: Tx, call: RenewLease) -> Heartbeat:
+    """Extend a lease.
+
+    Raises:
+        Conflict: The launcher was given up.
+    """
+    mine = and_(launchers.c.id == call.launcher, launchers.c.ended_at.is_(None))
+    changes = {"seen_at": tx.now, "lease_until": _until(tx, call.lease_seconds)}
+    if not tx.execute(update(launchers).where(mine).values(changes)).rowcount:
+        msg = f"launcher {call.launcher} was given up because its lease was over; its jobs belong to others"
+        raise Conflict(msg)
+    return Heartbeat(killed=_killed(tx, call.launcher))
+
+
+def _killed(tx: Tx, launcher: int) -> list[int]:
+    return list(tx.execute(_KILLED, {"launcher": launcher}).scalars())
+
+
+_KILLED = select(jobs.c.id).where(jobs.c.launcher_id == bindparam("launcher"), jobs.c.state == State.USER_KILLED)
+
+
+@operation(GetKilled)
+def get_killed(tx: Tx, call: GetKilled) -> list[int]:
+    """Name the jobs that the user killed."""
+    return _killed(tx, call.launcher)
+
+
+@operation(GetLaunchers)
+def get_launchers(tx: Tx, call: GetLaunchers) -> list[LauncherInfo]:  # noqa: ARG001
+    """List launchers."""
+    held = select(func.count()).select_from(jobs).where(jobs.c.launcher_id == launchers.c.id).scalar_subquery()
+    query = select(launchers, held.label("jobs")).where(launchers.c.ended_at.is_(None)).order_by(launchers.c.id)
+    return [_info(row, tx.now) for row in tx.execute(query)]
+
+
+def _info(row: Any, now: datetime) -> LauncherInfo:  # noqa: ANN401  (a database row)
+    return LauncherInfo(
+        id=row.id,
+        host=row.host,
+        pid=row.pid,
+        workflow=row.workflow,
+        started_at=row.started_at,
+        seen_at=row.seen_at,
+        alive=row.lease_until >= now,
+        jobs=row.jobs,
+    )
+
+
+@operation(Unfinished)
+def unfinished(tx: Tx, call: Unfinished) -> int:
+    """Count jobs that others hold, as long as some job waits for a parent."""
+    narrow = []
+    if call.workflow:
+        flow = select(workflows.c.id).where(workflows.c.name == call.workflow).scalar_subquery()
+        narrow = [jobs.c.workflow_id == flow]
+    waits = select(jobs.c.id).where(jobs.c.state == State.AWAITING_PARENTS, *narrow)
+    if not tx.execute(select(exists(waits))).scalar():
+        return 0
+    some = (
+        select(jobs.c.id)
+        .join(launchers, launchers.c.id == jobs.c.launcher_id)
+        .where(launchers.c.id != call.launcher, launchers.c.ended_at.is_(None), launchers.c.lease_until >= tx.now)
+        .limit(call.limit)
+        .subquery()
+    )
+    return int(tx.execute(select(func.count()).select_from(some)).scalar_one())

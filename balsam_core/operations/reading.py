@@ -1,0 +1,100 @@
+"""Operations that look at jobs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from balsam_core.model.calls import (
+    CountJobs,
+    CountStates,
+    Edge,
+    GetEdges,
+    GetHistory,
+    GetJobs,
+    GetRows,
+    LastJob,
+)
+from balsam_core.operations.events import event
+from balsam_core.operations.execution import operation
+from balsam_core.operations.rows import condition, in_chunks, page, read_jobs, read_rows, visible
+from balsam_core.schema.tables import job_edges, job_events, jobs, workflows
+
+if TYPE_CHECKING:
+    from balsam_core.model.calls import (
+        Event,
+    )
+    from balsam_core.model.job import Job
+    from balsam_core.operations.execution import Tx
+
+
+@operation(GetJobs)
+def get_jobs(tx: Tx, call: GetJobs) -> list[Job]:
+    """Read a page of jobs."""
+    return read_jobs(tx, lambda query: page(query, call.where, call.order, call.limit, call.after))
+
+
+@operation(GetRows)
+def get_rows(tx: Tx, call: GetRows) -> list[list[Any]]:
+    """Read a page of some fields."""
+    return read_rows(tx, call.fields, lambda query: page(query, call.where, call.order, call.limit, call.after))
+
+
+@operation(CountJobs)
+def count_jobs(tx: Tx, call: CountJobs) -> int:
+    """Count jobs."""
+    query = select(func.count()).select_from(jobs).where(visible(), condition(call.where))
+    return int(tx.execute(query).scalar_one())
+
+
+@operation(CountStates)
+def count_states(tx: Tx, call: CountStates) -> dict[str, dict[str, int]]:
+    """Count jobs by state, or by workflow and state."""
+    chosen = (visible(), condition(call.where))
+    counts: dict[str, dict[str, int]] = {}
+    if not call.by_workflow:
+        query = select(jobs.c.state, func.count().label("number")).where(*chosen).group_by(jobs.c.state)
+        counts[""] = {row.state: row.number for row in tx.execute(query)}
+        return counts
+    grouped = (
+        select(jobs.c.workflow_id, jobs.c.state, func.count().label("count"))
+        .where(*chosen)
+        .group_by(jobs.c.workflow_id, jobs.c.state)
+        .subquery()
+    )
+    named = select(workflows.c.name, grouped.c.state, grouped.c.count).join(
+        grouped, grouped.c.workflow_id == workflows.c.id
+    )
+    for name, state, count in tx.execute(named.order_by(workflows.c.name)):
+        counts.setdefault(name, {})[state] = count
+    return counts
+
+
+@operation(LastJob)
+def last_job(tx: Tx, call: LastJob) -> int | None:  # noqa: ARG001
+    """Find the newest job."""
+    newest: int | None = tx.execute(select(jobs.c.id).where(visible()).order_by(jobs.c.id.desc()).limit(1)).scalar()
+    return newest
+
+
+@operation(GetHistory)
+def get_history(tx: Tx, call: GetHistory) -> list[Event]:
+    """Read the events of jobs."""
+    events = []
+    for some in in_chunks(sorted(set(call.jobs))):
+        query = select(job_events).where(job_events.c.job_id.in_(some))
+        events += [event(row) for row in tx.execute(query.order_by(job_events.c.id))]
+    return events
+
+
+@operation(GetEdges)
+def get_edges(tx: Tx, call: GetEdges) -> list[Edge]:
+    """Read dependencies."""
+    column = job_edges.c.parent_id if call.children_of else job_edges.c.child_id
+    edges = []
+    for some in in_chunks(sorted(set(call.jobs))):
+        query = select(job_edges.c.parent_id, job_edges.c.child_id).where(column.in_(some))
+        query = query.order_by(job_edges.c.parent_id, job_edges.c.child_id)
+        edges += [Edge(parent, child) for parent, child in tx.execute(query)]
+    return edges

@@ -1,0 +1,40 @@
+"""Operations on the database itself."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import and_, delete, not_, or_, select
+
+from balsam_core.model.calls import GetInfo, Info, Prune
+from balsam_core.operations.batches import abandon_slice
+from balsam_core.operations.execution import operation
+from balsam_core.schema.tables import applied, batches, meta
+from balsam_core.schema.version import current
+
+if TYPE_CHECKING:
+    from balsam_core.operations.execution import Tx
+
+CLIENT_AGE = timedelta(days=7)
+BATCH_AGE = timedelta(days=1)
+
+
+@operation(GetInfo)
+def get_info(tx: Tx, call: GetInfo) -> Info:  # noqa: ARG001
+    """Tell identity, schema and time."""
+    db_id = tx.execute(select(meta.c.value).where(meta.c.name == "db_id")).scalar_one()
+    return Info(db_id=db_id, schema=current(tx.conn) or "", now=tx.now)
+
+
+@operation(Prune)
+def prune(tx: Tx, call: Prune) -> int:
+    """Forget old answers, and inserts that were never published."""
+    old = select(applied.c.client_id, applied.c.seq).where(applied.c.at < tx.now - CLIENT_AGE).limit(call.limit)
+    rows = tx.execute(old).all()
+    for start in range(0, len(rows), 200):
+        ours = [and_(applied.c.client_id == client, applied.c.seq == seq) for client, seq in rows[start : start + 200]]
+        tx.execute(delete(applied).where(or_(*ours)))
+    left_behind = select(batches.c.id).where(not_(batches.c.published), batches.c.touched_at < tx.now - BATCH_AGE)
+    batch = tx.execute(left_behind.limit(1)).scalar()
+    return len(rows) + (abandon_slice(tx, batch, call.limit) if batch is not None else 0)

@@ -1,0 +1,249 @@
+"""Where calls run. ``NativeTransport`` runs them in this process, on a SQLAlchemy engine.
+
+A transport knows nothing of what an operation does. It owes the caller three things: a call passes through the codec,
+a write takes effect exactly once however often the transport sends it, and every fault comes back as one of
+:mod:`balsam_core.errors`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from uuid import uuid4
+
+from balsam_core.errors import Busy, Conflict, OutcomeUnknown, SchemaMismatch, Unavailable
+from balsam_core.model.codec import decode_call, decode_result, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from sqlalchemy import Connection, Engine
+
+    from balsam_core.errors import BalsamError
+    from balsam_core.model.calls import Call
+
+__all__ = ["ClientSession", "NativeTransport", "Ticket", "Transport"]
+
+R = TypeVar("R")
+
+TIMEOUT = 120.0  # seconds for one call, unless the caller says otherwise
+FIRST_PAUSE = 0.002  # seconds before the first repetition
+LONGEST_PAUSE = 0.5
+COLLISIONS = 3  # repetitions after another client inserted the same key at the same moment
+
+
+class Transport(ABC):
+    """Runs calls on one database."""
+
+    @abstractmethod
+    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
+        """Run a call and return its answer.
+
+        Args:
+            call: What to do.
+            timeout: Seconds until the caller wants an answer or an error; None for the transport's default.
+
+        Raises:
+            BalsamError: What the operation or the way to it says; see :mod:`balsam_core.errors`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release connections; later calls raise Unavailable. Closing twice is allowed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Ticket(NamedTuple):
+    """The identity of one write, the same however often it is sent.
+
+    Attributes:
+        client: The client's uuid in hex.
+        seq: Number of this write, from 1.
+        acked: All writes up to this number are answered; their stored answers may go.
+    """
+
+    client: str
+    seq: int
+    acked: int
+
+
+class ClientSession:
+    """Numbers the writes of one client. Threads may share it."""
+
+    def __init__(self) -> None:
+        self.client = uuid4().hex
+        self._last = 0
+        self._unanswered: set[int] = set()
+        self._lock = threading.Lock()
+
+    def begin(self) -> Ticket:
+        """Return the ticket of a new write."""
+        with self._lock:
+            self._last += 1
+            self._unanswered.add(self._last)
+            return Ticket(self.client, self._last, min(self._unanswered) - 1)
+
+    def end(self, ticket: Ticket) -> None:
+        """Note that a write is answered and will not be sent again."""
+        with self._lock:
+            self._unanswered.discard(ticket.seq)
+
+
+class NativeTransport(Transport):
+    """Runs calls in this process.
+
+    Deadlocks, serialization failures, busy databases and broken connections are repeated until the deadline.
+
+    Args:
+        engine: Gives connections; a connection with the execution option ``balsam_reads`` only reads and should see
+            one consistent state.
+        is_retryable: Whether a driver's error means that the same transaction may succeed when repeated.
+        translate: The engine's own reading of a driver's error, None where it has none.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        is_retryable: Callable[[BaseException], bool],
+        translate: Callable[[BaseException], BalsamError | None] | None = None,
+    ) -> None:
+        from balsam_core.operations.execution import DatabaseClock
+
+        self.engine = engine
+        self._is_retryable = is_retryable
+        self._translate = translate
+        self._session = ClientSession()
+        self._clock = DatabaseClock()
+        self._pid = os.getpid()
+        self._checked = False
+        self._closed = False
+
+    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
+        """Run a call; see :meth:`Transport.run`."""
+        if self._closed or os.getpid() != self._pid:
+            why = "is closed" if self._closed else "was opened by another process; open it again after a fork"
+            msg = f"the database connection {why}"
+            raise Unavailable(msg)
+        kind = type(call)
+        call = decode_call(kind, encode(call))
+        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
+        if not call.writes:
+            return decode_result(kind, self._repeat(lambda: self._read(call), deadline, writes=False))
+        ticket = self._session.begin()
+        try:
+            return decode_result(kind, self._repeat(lambda: self._write(call, ticket), deadline, writes=True))
+        finally:
+            self._session.end(ticket)
+
+    def close(self) -> None:
+        """Close all connections."""
+        if not self._closed:
+            self._closed = True
+            self.engine.dispose()
+
+    def _read(self, call: Call[R]) -> bytes:
+        from balsam_core.operations.execution import read
+
+        with self._connect() as plain, plain.execution_options(balsam_reads=True) as conn, conn.begin():
+            self._check_schema(conn)
+            return encode(read(conn, call, self._clock))
+
+    def _write(self, call: Call[R], ticket: Ticket) -> bytes:
+        from balsam_core.operations.execution import AlreadyApplied, replay, write
+
+        try:
+            with self._connect() as conn, conn.begin():
+                self._check_schema(conn)
+                return write(conn, call, ticket, self._clock)
+        except AlreadyApplied:
+            with self._connect() as conn, conn.begin():
+                return replay(conn, call, ticket)
+
+    def _connect(self) -> Connection:
+        from sqlalchemy.exc import DBAPIError
+
+        try:
+            return self.engine.connect()
+        except DBAPIError as err:
+            raise _NotConnectedError from err
+
+    def _check_schema(self, conn: Connection) -> None:
+        if not self._checked:
+            from balsam_core.schema.version import check
+
+            check(conn)
+            self._checked = True
+
+    def _repeat(self, attempt: Callable[[], bytes], deadline: float, *, writes: bool) -> bytes:
+        """Run until it works, fails for good, or the deadline has passed."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        pause = FIRST_PAUSE
+        collisions = 0
+        unknown = False  # whether an earlier attempt may have been committed
+        while True:
+            try:
+                return attempt()
+            except (SQLAlchemyError, _NotConnectedError) as err:
+                cause = err.__cause__ if isinstance(err, _NotConnectedError) and err.__cause__ else err
+                fault = self._fault(cause)
+                unknown = unknown or isinstance(fault, OutcomeUnknown)
+                collisions += isinstance(fault, Conflict)
+                connecting = cause is not err and type(fault) is Unavailable
+                repeat = connecting or isinstance(fault, (Busy, OutcomeUnknown)) or 0 < collisions <= COLLISIONS
+                if not repeat or time.monotonic() + pause > deadline:
+                    if unknown and writes:
+                        msg = f"the connection broke, and the write may or may not have been applied ({_text(cause)})"
+                        fault = OutcomeUnknown(msg)
+                    elif isinstance(fault, OutcomeUnknown):
+                        fault = Unavailable(fault.message)
+                    raise fault from cause
+            time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (not for secrets: it spreads repetitions out)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _fault(self, err: BaseException) -> BalsamError:
+        """Map an SQLAlchemy error to ours: the one seam.
+
+        Busy, OutcomeUnknown (the connection broke) and Conflict (two inserted the same at once) may pass by repeating.
+        """
+        from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+
+        text = _text(err)
+        if not isinstance(err, DBAPIError) or err.orig is None:
+            return Unavailable(f"the database did not do what it was asked ({text})")
+        fault: BalsamError | None = None
+        if self._is_retryable(err.orig):
+            fault = Busy(f"the database was kept busy by others until the time was over ({text})")
+        elif self._translate:
+            fault = self._translate(err.orig)
+        if fault is not None:
+            return fault
+        if err.connection_invalidated:
+            return OutcomeUnknown(f"the connection broke ({text})")
+        if isinstance(err, IntegrityError):
+            return Conflict(f"the database refused the write ({text})")
+        if isinstance(err, (OperationalError, ProgrammingError)) and "schema_version" in text:
+            return SchemaMismatch(f"the database has no tables ({text}); run: balsam init PATH")
+        return Unavailable(f"the database reported an error ({text})")
+
+
+class _NotConnectedError(Exception):
+    """No connection could be made; the cause says why."""
+
+
+def _text(err: BaseException) -> str:
+    """Return the driver's message on one line."""
+    return " ".join(str(getattr(err, "orig", None) or err).split())
