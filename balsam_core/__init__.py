@@ -1,0 +1,47 @@
+"""Balsam, the ensemble-job database.
+
+``open_db()`` gives a :class:`~balsam_core.database.Database`; see the documentation's tutorial for the rest. The names
+are loaded when first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from balsam_core.database import Database, current_job, open_db
+    from balsam_core.errors import BalsamError
+    from balsam_core.model.app import App
+    from balsam_core.model.job import Job
+    from balsam_core.model.states import State
+
+__all__ = ["App", "BalsamError", "Database", "Job", "State", "__version__", "current_job", "open_db"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "App": "balsam_core.model.app",
+    "BalsamError": "balsam_core.errors",
+    "Database": "balsam_core.database",
+    "Job": "balsam_core.model.job",
+    "State": "balsam_core.model.states",
+    "current_job": "balsam_core.database",
+    "open_db": "balsam_core.database",
+}
+
+
+def __getattr__(name: str) -> object:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg) from None
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
