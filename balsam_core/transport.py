@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
 from balsam_core.errors import Busy, Conflict, OutcomeUnknown, SchemaMismatch, Unavailable
-from balsam_core.model.codec import decode_call, decode_result, encode
+from balsam_core.model.codec import decode_call, decode_result, encode, encode_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +138,7 @@ class NativeTransport(Transport):
             msg = f"the database connection {why}"
             raise Unavailable(msg)
         kind = type(call)
-        call = decode_call(kind, encode(call))
+        call = decode_call(kind, encode_call(call))
         deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
         if not call.writes:
             return decode_result(kind, self._repeat(lambda: self._read(call), deadline, writes=False))

@@ -375,7 +375,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
-    """Take jobs that fit, highest priority first, oldest first among equals. No job is ever given to two launchers."""
+    """Take jobs that fit; no job is ever given to two launchers.
+
+    The highest priority goes first; among equals the resource class with the oldest job, and its oldest jobs, go first.
+    """
 
     launcher: int
     limit: Slice

@@ -15,12 +15,25 @@ from balsam_core.errors import InvalidInput
 if TYPE_CHECKING:
     from balsam_core.model.calls import Call
 
-__all__ = ["decode_call", "decode_result", "encode"]
+__all__ = ["decode_call", "decode_result", "encode", "encode_call"]
 
 R = TypeVar("R")
 
 encode = msgspec.msgpack.Encoder().encode
 """Encode a call or a result."""
+
+
+def encode_call(call: Call[R]) -> bytes:
+    """Encode a call.
+
+    Raises:
+        InvalidInput: A value can't travel: an object of an unknown type, invalid Unicode, a number too large.
+    """
+    try:
+        return encode(call)
+    except (TypeError, UnicodeEncodeError, OverflowError, RecursionError) as err:
+        msg = f"{call.operation()}: a value can't be stored: {err}"
+        raise InvalidInput(msg) from None
 
 
 @cache

@@ -51,9 +51,12 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     if not call.jobs:
         return Added(first=0)
     batch = lock_open_batch(tx, call.batch) if call.batch else None
+    for job in call.jobs:
+        _check(job)
     needs = app_needs(tx, {job.app for job in call.jobs if job.app})
     for job in call.jobs:
-        _check(job, needs)
+        if job.app:
+            check_parameters(job, needs[job.app].parameters)
     existing = _existing_keys(tx, call)
     new = [(place, job) for place, job in enumerate(call.jobs) if place not in existing]
     if not new:
@@ -79,13 +82,9 @@ _INSERT_EDGES = insert(job_edges)
 _INSERT_EVENTS = insert(job_events)
 
 
-def _check(job: Job, needs: dict[str, AppNeeds]) -> None:
+def _check(job: Job) -> None:
     job.check()
-    if job.app:
-        wanted = needs[job.app].parameters
-        if wanted or job.args:
-            check_parameters(job, wanted)
-    elif not split(job.command, what=f"job {job.name!r}: command"):
+    if job.command and not split(job.command, what=f"job {job.name!r}: command"):
         msg = f"job {job.name!r}: the command is blank"
         raise InvalidInput(msg)
     if job.id is not None:
