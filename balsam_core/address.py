@@ -1,0 +1,127 @@
+"""``dbwriter_address``: the JSON file where clients and the server of a DB directory meet.
+
+It holds no secret: clients take keys and passwords from ``keys/``. It is replaced atomically, so a reader never sees
+half of one. Knows nothing about starting servers or talking to them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from balsam_core.errors import AddressError, SchemaMismatch
+from balsam_core.files import atomic_write, read_regular, reason, shown
+
+if TYPE_CHECKING:
+    from balsam_core.dbdir import DBDir
+
+__all__ = ["FORMAT", "Address", "read", "withdraw", "write"]
+
+FORMAT = 1  # of the file; a program refuses a newer one
+_LARGEST = 64 * 1024  # bytes
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")  # names, IPv4, IPv6 with zone; no scheme, no path
+_LARGEST_PORT = 65535
+_REMEDY = "if no server of this DB runs, remove the file and run balsam init on the directory"
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Where the server of a DB directory is, and which process it is.
+
+    A process is proven to be the published one only if ``node``, ``boot_id``, ``pid`` and ``start_time`` all match.
+    Unknown members are ignored, so a later version may add some.
+
+    Attributes:
+        format: Version of the file's layout.
+        state: ``stopped`` means that no server is published and the other members say nothing.
+        host: Name or address that clients connect to.
+        port: TCP port that clients connect to, 1 to 65535.
+        protocol: What is spoken there, e.g. ``balsam/1`` or ``postgresql``.
+        node: Host name of the machine that the process runs on.
+        boot_id: The machine's boot id (``/proc/sys/kernel/random/boot_id``), empty where there is none.
+        pid: Process id of the server.
+        start_time: When that process started, seconds since the epoch.
+        epoch: Number of this publication; a server with a smaller one has been replaced.
+        details: What else the backend's clients need, e.g. a database name; never a secret.
+    """
+
+    format: int = FORMAT
+    state: Literal["stopped", "running"] = "stopped"
+    host: str = ""
+    port: int = 0
+    protocol: str = ""
+    node: str = ""
+    boot_id: str = ""
+    pid: int = 0
+    start_time: float = 0.0
+    epoch: int = 0
+    details: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+_decode = msgspec.json.Decoder(Address).decode
+
+
+def read(db: DBDir) -> Address | None:
+    """Return the published address, or None when no server is published.
+
+    Raises:
+        AddressError: The file is missing, too large, a symbolic link, garbage or holds impossible values.
+        SchemaMismatch: A newer Balsam wrote it.
+    """
+    name = shown(db.address_file)
+    try:
+        data = read_regular(db.address_file, limit=_LARGEST, follow=False)
+    except FileNotFoundError:
+        raise AddressError(
+            f"{name} is missing: if no server of this DB runs, run balsam init on the directory"
+        ) from None
+    except OSError as err:
+        raise AddressError(f"{name} can't be read: {reason(err)}; {_REMEDY}") from None
+    try:
+        address = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        why = " ".join(ascii(str(err))[1:-1].split())
+        raise AddressError(f"{name} can't be understood: {why}; {_REMEDY}") from None
+    if address.format > FORMAT:
+        raise SchemaMismatch(f"{name} has format {address.format}, this Balsam knows {FORMAT}: upgrade with pip")
+    fault = _fault(address)
+    if fault:
+        raise AddressError(f"{name} is wrong: {fault}; {_REMEDY}")
+    return address if address.state == "running" else None
+
+
+def write(db: DBDir, address: Address) -> None:
+    """Replace the published address atomically.
+
+    Raises:
+        AddressError: The address holds impossible values.
+        OSError: The file can't be written.
+    """
+    fault = _fault(address)
+    if fault:
+        raise AddressError(f"an address that can't be published: {fault}")
+    atomic_write(db.address_file, msgspec.json.format(msgspec.json.encode(address), indent=2) + b"\n")
+
+
+def withdraw(db: DBDir) -> None:
+    """Publish that no server runs; also what ``balsam init`` writes first.
+
+    Raises:
+        OSError: The file can't be written.
+    """
+    write(db, Address())
+
+
+def _fault(address: Address) -> str | None:
+    if address.format < 1:
+        return f"format {address.format}"
+    if address.state == "stopped":
+        return None
+    faults = {
+        f"the host {address.host[:80]!a} is no host name or IP address": not _HOST.fullmatch(address.host),
+        f"the port {address.port} is not between 1 and {_LARGEST_PORT}": not 0 < address.port <= _LARGEST_PORT,
+        f"the process id {address.pid} is not positive": address.pid <= 0,
+        f"the epoch {address.epoch} is negative": address.epoch < 0,
+    }
+    return next((text for text, wrong in faults.items() if wrong), None)

@@ -1,0 +1,199 @@
+"""``balsam init``: make a DB directory, or refresh one.
+
+Killed at any moment, it leaves either nothing that a later command trips over, or a DB. Of many that run at once, one
+creates and the others refresh. Nothing is removed that was not made here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from balsam_core import address, backends, staging
+from balsam_core.dbdir import CONFIG_NAME, DBDir, make_tree, write_config
+from balsam_core.errors import BackendError, Conflict, DBDirError, InvalidInput
+from balsam_core.files import expand, force_to_disk, reason, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from balsam_core.backends import Backend
+
+__all__ = ["InitResult", "ensure_default", "initialise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitResult:
+    """What ``balsam init`` did.
+
+    Attributes:
+        db: The DB directory.
+        created: Whether this call created it; if not, it was there and is up to date now.
+    """
+
+    db: DBDir
+    created: bool
+
+
+def initialise(
+    path: str | os.PathLike[str], db_type: str | None = None, options: Mapping[str, str] | None = None
+) -> InitResult:
+    """Create the DB directory, or bring an existing one to this program's schema.
+
+    Args:
+        path: The directory; it may be missing, with its parents, or empty, or a DB. ``~`` is expanded.
+        db_type: Name or alias of a backend; None for ``sqlite``, or for what an existing DB has.
+        options: The backend's own options, by name.
+
+    Raises:
+        BackendError: There is no such backend, or it is broken.
+        Conflict: The DB has another db type, or its server runs.
+        DBDirError: The path is a file, holds something else, or can't be written; nothing was changed.
+        InvalidInput: An option is unknown or has a wrong value; nothing was changed.
+        SchemaMismatch: A newer Balsam made the DB.
+    """
+    target = expand(path)
+    chosen = dict(options or {})
+    with _as_db_dir_errors(target):
+        existing = _existing(target)
+        if existing is not None:
+            return _refresh(existing, db_type, chosen)
+        backend = backends.load(db_type or backends.DEFAULT_DB_TYPE)
+        _check_options(backend, chosen)
+        with _parents(target):
+            staging.sweep(target)
+            stage = staging.make_stage(target)
+            try:
+                db = _build(backend, stage, chosen)
+                created = staging.publish(stage, target, CONFIG_NAME)
+            finally:
+                staging.discard(stage)
+        if created:
+            return InitResult(db=replace(db, path=target), created=True)
+        return _refresh(DBDir.open(target), db_type, chosen)
+
+
+def ensure_default(path: Path) -> DBDir:
+    """Return the DB at ``path``, the user's default one, created if it isn't there.
+
+    Raises:
+        BackendError: It must be created and balsam-sqlite is not installed, or is broken.
+        DBDirError: It can't be created, or is damaged.
+    """
+    if (path / CONFIG_NAME).exists():
+        return DBDir.open(path)
+    try:
+        return initialise(path, backends.DEFAULT_DB_TYPE).db
+    except BackendError as err:
+        raise BackendError(f"the default DB {shown(path)} can't be created: {err}; or name a DB with --db") from err
+
+
+def _existing(target: Path) -> DBDir | None:
+    """Return the DB that is there, None where one can be made."""
+    name = shown(target)
+    if not os.path.lexists(target):
+        return None
+    if not target.is_dir():
+        what = "a dangling symbolic link" if target.is_symlink() and not target.exists() else "a file"
+        raise DBDirError(f"{name} is {what}: name a new or empty directory")
+    staging.finish(target, CONFIG_NAME)
+    if os.path.lexists(target / CONFIG_NAME):
+        return DBDir.open(target)
+    if any(not staging.is_ours(entry) for entry in os.listdir(target)):  # noqa: PTH208  (names, not paths)
+        # Another process may have moved its files in between the two looks.
+        staging.finish(target, CONFIG_NAME)
+        if os.path.lexists(target / CONFIG_NAME):
+            return DBDir.open(target)
+        raise DBDirError(f"{name} is not empty and no Balsam DB: name a new or empty directory")
+    return None
+
+
+def _check_options(backend: Backend, options: Mapping[str, str]) -> None:
+    known = backend.identity.options
+    for option in options:
+        if option not in known:
+            words = ", ".join(sorted(known)) or "none"
+            raise InvalidInput(f"{backend.identity.title} has no option {option!a}; it has: {words}")
+
+
+def _build(backend: Backend, stage: Path, options: Mapping[str, str]) -> DBDir:
+    """Make everything in the stage; what makes it a DB comes last."""
+    make_tree(stage)
+    db = DBDir(path=stage, db_type=backend.identity.name, id=uuid4().hex)
+    db = replace(db, settings=backend.init_db(db, options))
+    _upgrade(backend, db)
+    address.withdraw(db)
+    write_config(db)
+    return db
+
+
+def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str]) -> InitResult:
+    name = shown(db.path)
+    if db_type is not None and backends.canonical(db_type) != db.db_type:
+        raise Conflict(f"{name} is a DB of type {db.db_type}, not {db_type}: leave the type out, or name another path")
+    backend = backends.load(db.db_type)
+    _check_options(backend, options)
+    missing = not os.path.lexists(db.address_file)
+    published = None if missing else address.read(db)
+    if published is not None:
+        where = f"{published.host}:{published.port}"
+        raise Conflict(f"{name} is served at {where}: stop the server first with balsam dbserver --stop --path={name}")
+    settings = backend.init_db(db, options)
+    make_tree(db.path)
+    refreshed = replace(db, settings=settings)
+    _upgrade(backend, refreshed)
+    if missing:
+        address.withdraw(db)
+    if dict(db.settings) != settings:
+        write_config(refreshed)
+    staging.sweep(db.path)
+    return InitResult(db=refreshed, created=False)
+
+
+def _upgrade(backend: Backend, db: DBDir) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from balsam_core.schema.migrate import upgrade
+
+    engine = backend.create_engine(db, None, "owner")
+    try:
+        upgrade(engine, db_id=db.id)
+    except SQLAlchemyError as err:
+        text = " ".join(str(getattr(err, "orig", None) or err).split())
+        raise DBDirError(f"the tables of {shown(db.path)} can't be made or changed: {text}") from err
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def _parents(target: Path) -> Iterator[None]:
+    """Make the missing parents of a path; if the body fails, remove those of them that are still empty."""
+    made: list[Path] = []
+    try:
+        for parent in reversed(target.parents):
+            if not parent.is_dir():
+                with contextlib.suppress(FileExistsError):
+                    parent.mkdir()
+                    made.append(parent)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for parent in reversed(made):
+                parent.rmdir()
+        raise
+    for parent in made:
+        force_to_disk(parent.parent)
+
+
+@contextlib.contextmanager
+def _as_db_dir_errors(target: Path) -> Iterator[None]:
+    """Turn errors of the operating system into one line about the path."""
+    try:
+        yield
+    except OSError as err:
+        place = f" ({shown(err.filename)})" if isinstance(err.filename, str) else ""
+        raise DBDirError(f"{shown(target)} can't be made a DB: {reason(err)}{place}") from err

@@ -1,0 +1,90 @@
+"""One log file per run of a program: dated in UTC, rotated, private to the user.
+
+For entry points only: a library never configures handlers. The file is named so that many hosts may share one ``log/``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["close", "configure"]
+
+_LARGEST_FILE = 10 * 1024 * 1024  # bytes, then it is rotated
+_KEPT_FILES = 5  # rotated ones, besides the current
+_installed: list[logging.Handler] = []
+
+
+def configure(
+    log_dir: Path, name: str, *, level: int = logging.INFO, context: str = "", largest: int = _LARGEST_FILE
+) -> Path:
+    """Send this process's log records to a file of its own and return the file's path.
+
+    A second call replaces the first one's file. The name is ``NAME_DATE_HOST_PID.log``.
+
+    Args:
+        log_dir: An existing directory, e.g. ``db.log``.
+        name: What runs, e.g. ``launcher``.
+        level: Least level that is written.
+        context: What every line carries for grep, e.g. ``db=/home/me/testdb``.
+        largest: Size at which the file is rotated, bytes.
+
+    Raises:
+        OSError: The file can't be made.
+    """
+    from logging.handlers import RotatingFileHandler
+
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:64] or "localhost"
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    path = log_dir / f"{name}_{moment}_{host}_{os.getpid()}.log"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    handler = RotatingFileHandler(path, maxBytes=largest, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
+    handler.setFormatter(_OneLine(context))
+    close()
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)
+    _installed.append(handler)
+    return path
+
+
+def close() -> None:
+    """Close the log file, if one is open; later records go nowhere."""
+    while _installed:
+        handler = _installed.pop()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+class _OneLine(logging.Formatter):
+    """``2026-11-23T23:43:01.123Z INFO pid=4711 db=/x balsam_core.launcher: text``.
+
+    A newline in the text (job names are users' words) is escaped, so that nobody can forge a record; tracebacks follow
+    on indented lines.
+    """
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self, context: str) -> None:
+        origin = (
+            " ".join(f"pid=%(process)d {context}".split()).replace("%", "%%").replace("%%(process)d", "%(process)d")
+        )
+        super().__init__(f"%(asctime)s %(levelname)s {origin} %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self.default_msec_format = "%s.%03dZ"
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", "\n    ")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
+        return super().formatMessage(record)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  (logging's name)
+        return f"{super().formatTime(record, datefmt)}.{int(record.msecs):03d}Z"

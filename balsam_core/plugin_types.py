@@ -1,0 +1,117 @@
+"""The values that pass between the core and a backend plugin.
+
+All are frozen and keyword-only: the contract grows by fields that have a default. Plugin authors import these names
+from :mod:`balsam_core.plugin`.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"]
+
+PLUGIN_API = 1
+"""Version of the plugin contract that this core speaks. It changes only when old plugins would misbehave."""
+
+EngineRole = Literal["owner", "writer", "reader"]
+"""``owner`` may change tables, ``writer`` changes rows, ``reader`` only looks."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def _nothing() -> Mapping[str, str]:
+    return MappingProxyType({})
+
+
+class ServerPolicy(Enum):
+    """Whether a database of this type is reached through a server that Balsam starts."""
+
+    NONE = "none"
+    """Never: there is no server, and ``balsam_start_server`` is not called."""
+    OPTIONAL = "optional"
+    """Without a published address the backend opens the files itself."""
+    REQUIRED = "required"
+    """Without a published address ``balsam_open_transport`` raises ServerNotRunning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DBType:
+    """What a backend is: its identity card, which costs no import of a driver.
+
+    Attributes:
+        name: The db type, the same word as the entry point's name: ``[a-z][a-z0-9_]*``.
+        title: Name for people, e.g. ``PostgreSQL``.
+        server: Whether a server is needed.
+        plugin_api: The :data:`PLUGIN_API` that the plugin was written for, as a literal number: the constant would
+            always agree.
+        driver: Top-level module that must be importable for the backend to work, e.g. ``psycopg``; empty for none.
+        driver_remedy: How to get a missing driver, e.g. ``pip install psycopg[binary]``.
+        options: What ``balsam init --option NAME=VALUE`` accepts: name to one line of explanation.
+        capabilities: Differences to other backends, in the words of the conformance suite.
+
+    Raises:
+        ValueError: The name is not well formed.
+        TypeError: A field has the wrong type.
+    """
+
+    name: str
+    title: str
+    server: ServerPolicy
+    plugin_api: int
+    driver: str = ""
+    driver_remedy: str = ""
+    options: Mapping[str, str] = field(default_factory=_nothing, hash=False)
+    capabilities: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(str(self.name)):
+            raise ValueError(f"the db type {self.name!r} is not a lower-case word of letters, digits and underscores")
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
+        if wrong:
+            raise TypeError(f"DBType({self.name!r}): {wrong[0]} must be of type {_KINDS[wrong[0]].__name__}")
+        if "." in self.driver:
+            raise ValueError(f"DBType({self.name!r}): the driver must be a top-level module, not {self.driver!r}")
+
+
+_KINDS = {"name": str, "title": str, "server": ServerPolicy, "plugin_api": int, "driver": str, "driver_remedy": str}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPlan:
+    """How to run a database's server: one foreground child, which the core starts, probes, watches and stops.
+
+    Attributes:
+        argv: Program and arguments; never a shell line, never a secret.
+        host: Host that clients connect to, for the published address.
+        port: TCP port that clients connect to.
+        protocol: What is spoken there, for the published address, e.g. ``postgresql``.
+        is_ready: Called with seconds it may take; True once clients can connect. It must work before the schema exists.
+            Raising stops the start with that error.
+        details: What else clients need from the published address; never a secret.
+        env: Added to the child's environment.
+        cwd: The child's working directory; None for the DB directory.
+        user: Account to run as when the core runs as root; None for the present one.
+        stop: Signals to send in turn, each with the seconds to wait for the exit; then SIGKILL.
+        ready_timeout: Seconds until a child that isn't ready counts as failed.
+    """
+
+    argv: Sequence[str]
+    host: str
+    port: int
+    protocol: str
+    is_ready: Callable[[float], bool]
+    details: Mapping[str, str] = field(default_factory=_nothing)
+    env: Mapping[str, str] = field(default_factory=_nothing)
+    cwd: Path | None = None
+    user: str | None = None
+    stop: Sequence[tuple[signal.Signals, float]] = ((signal.SIGTERM, 30.0),)
+    ready_timeout: float = 60.0

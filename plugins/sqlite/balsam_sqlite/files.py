@@ -1,0 +1,215 @@
+"""``db.sqlite3`` as a file: making it, and judging it before it is opened for work.
+
+SQLite takes a zero-length file for a new database and plays a stray journal into a foreign one, so each file is judged
+first, in a way that writes nothing and makes no companion files.
+
+The file must never be opened here with ``open``: closing it would drop the POSIX locks that this process's own SQLite
+connections hold on it (https://sqlite.org/howtocorrupt.html, section 2.2). An ``immutable`` SQLite connection looks
+instead: it takes no locks, ignores journals, and SQLite knows when the descriptor may be closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from balsam_core.plugin import (
+    Corrupt,
+    DBDirError,
+    InvalidInput,
+    SchemaMismatch,
+    filesystem_type,
+    force_to_disk,
+    is_network,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from balsam_core.plugin import DBDir
+
+__all__ = ["APPLICATION_ID", "FILE_FORMAT", "LONGEST_PATH", "check_file", "database_file", "init_file"]
+
+APPLICATION_ID = 0x42414C53
+"""``BALS``, in the header of each of our files: a database of another program is never opened."""
+
+FILE_FORMAT = 1
+"""The header's ``user_version``: our layout of the file apart from the tables, which have a version of their own."""
+
+LONGEST_PATH = 500  # bytes; SQLite's usual limit is 512 with the suffixes of its companions
+
+_LEAST_PAGE = 512  # bytes
+_DURABILITIES = ("full", "relaxed")
+_REMEDY = "restore it from a backup"
+_LOOKS = 5  # at a file that others write to
+
+
+def database_file(db: DBDir) -> Path:
+    """Return the path of the database file."""
+    return db.path / "db.sqlite3"
+
+
+def init_file(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
+    """Make the file if the directory is new, check it if not; return the settings to store.
+
+    Raises:
+        InvalidInput: An option has a wrong value.
+        DBDirError: The file can't be made, is damaged or foreign; see :func:`check_file`.
+    """
+    durability = options.get("durability", db.settings.get("durability", "full"))
+    if durability not in _DURABILITIES:
+        raise InvalidInput(f"the option durability is {durability!r}; it must be one of {', '.join(_DURABILITIES)}")
+    if is_network(db.path):
+        _probe_locks(db)
+    if db.settings or os.path.lexists(database_file(db)):
+        check_file(db)
+    else:
+        _make_file(db)
+    return {"durability": durability}
+
+
+def check_file(db: DBDir) -> None:
+    """Judge the file; nothing is written and no companion file is made.
+
+    Raises:
+        Corrupt: It is missing, empty, cut short, damaged or no database of Balsam's.
+        DBDirError: It can't be read.
+        SchemaMismatch: A newer balsam-sqlite made it.
+    """
+    file = database_file(db)
+    for look in range(_LOOKS):
+        before = _state(file)
+        try:
+            _judge(file, *before)
+        except (DBDirError, SchemaMismatch):
+            # A fault counts if nobody was writing meanwhile.
+            if look + 1 == _LOOKS or _state(file) == before:
+                raise
+        else:
+            return
+
+
+def _state(file: Path) -> tuple[os.stat_result | None, int]:
+    """Return what tells one state of the database from another: the file's status and the size of its log, bytes."""
+    try:
+        log = file.with_name(file.name + "-wal").stat().st_size
+    except OSError:
+        log = 0
+    try:
+        return file.stat(), log
+    except OSError:
+        return None, log
+
+
+def _judge(file: Path, status: os.stat_result | None, log: int) -> None:
+    name = shown(file)
+    if status is None:
+        raise Corrupt(f"{name} is missing: {_REMEDY}")
+    if not stat.S_ISREG(status.st_mode):
+        raise Corrupt(f"{name} is no regular file: {_REMEDY}")
+    if not status.st_size:
+        raise Corrupt(f"{name} is empty, though it once held a database: {_REMEDY}")
+    if status.st_size < _LEAST_PAGE:
+        raise Corrupt(f"{name} has only {status.st_size} bytes and is no SQLite database: {_REMEDY}")
+    numbers = _look_into(file, in_doubt=log > 0)
+    if numbers is None:
+        return
+    if numbers["application_id"] != APPLICATION_ID:
+        raise Corrupt(f"{name} is an SQLite database of another program: move it away and {_REMEDY}")
+    if numbers["user_version"] > FILE_FORMAT:
+        raise SchemaMismatch(f"{name} was made by a newer balsam-sqlite: upgrade with pip install -U balsam-sqlite")
+    due = numbers["page_count"] * numbers["page_size"]
+    if status.st_size < due and not log:
+        raise Corrupt(f"{name} is cut short, {status.st_size} of {due} bytes are left: {_REMEDY}")
+
+
+def _look_into(file: Path, *, in_doubt: bool) -> dict[str, int] | None:
+    """Return the header's numbers, after reading the list of tables.
+
+    Args:
+        file: The database file.
+        in_doubt: Whether its log may hold what the file lacks; then damage gives None, and SQLite itself will tell.
+    """
+    import sqlite3
+
+    name = shown(file)
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            wanted = ("application_id", "user_version", "page_count", "page_size")
+            numbers = {one: int(connection.execute(f"PRAGMA {one}").fetchone()[0]) for one in wanted}
+            connection.execute("SELECT name FROM sqlite_master").fetchall()
+            return numbers
+    except sqlite3.Error as err:
+        code = getattr(err, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_CORRUPT and in_doubt:
+            return None
+        if code == sqlite3.SQLITE_NOTADB:
+            raise Corrupt(f"{name} is no SQLite database: {_REMEDY}") from None
+        if code == sqlite3.SQLITE_CORRUPT:
+            raise Corrupt(f"{name} is damaged or cut short ({err}): {_REMEDY}") from None
+        raise DBDirError(f"{name} can't be read ({err}): check its permissions, and its disk") from None
+
+
+def _make_file(db: DBDir) -> None:
+    """Make an empty database of ours: built under another name, then given its own."""
+    import sqlite3
+
+    file = database_file(db)
+    if len(os.fsencode(file)) > LONGEST_PATH:
+        raise DBDirError(
+            f"{shown(file)} is longer than the {LONGEST_PATH} bytes that SQLite allows: use a shorter path"
+        )
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous=EXTRA")
+            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={FILE_FORMAT}")
+            # Last, so that no -wal is ever needed to read the file that is renamed.
+            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise DBDirError(f"{shown(db.path)}: SQLite can't keep a write-ahead log there; use a local disk")
+        _rename_new(temporary, file)
+        force_to_disk(file.parent)
+    except (OSError, sqlite3.Error) as err:
+        raise DBDirError(f"{shown(file)} can't be made: {err}") from err
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                temporary.with_name(temporary.name + suffix).unlink()
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """Rename, but never over a file that came in the meantime."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError as err:  # a file system without hard links
+        if err.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK} or os.path.lexists(target):
+            raise
+        source.rename(target)
+
+
+def _probe_locks(db: DBDir) -> None:
+    """Refuse a network file system whose locks don't work at all; whether they are honest can't be seen from here."""
+    import fcntl
+
+    probe = db.path / f".locks.{os.getpid()}.{os.urandom(4).hex()}"
+    try:
+        with probe.open("xb") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        raise DBDirError(
+            f"{shown(db.path)} is on {filesystem_type(db.path)}, where file locks don't work ({err.strerror}): "
+            f"put the DB on a local disk"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
