@@ -1,0 +1,79 @@
+"""Nothing heavy at import: what the light commands and the two doors may not load.
+
+Told by ``sys.modules`` of a fresh process, not by time, which says little on a busy machine.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# The libraries that cost, and the parts of Balsam that need them. SQLAlchemy alone costs more than all else together.
+HEAVY = {
+    "MySQLdb",
+    "alembic",
+    "asyncio",
+    "balsam_core.operations",
+    "balsam_core.proxy",
+    "balsam_core.schema",
+    "psycopg",
+    "rich",
+    "sqlalchemy",
+    "zmq",
+}
+
+COMMAND = """
+import json, sys
+sys.argv = ["balsam", *json.loads(sys.argv[1])]
+from balsam_core.cli import main
+try:
+    main()
+except SystemExit as end:
+    if end.code:
+        raise
+sys.stdout.flush()
+print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+IMPORT = "import json, sys; __import__(sys.argv[1]); print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+
+
+def loaded_by(*argv):
+    done = subprocess.run([sys.executable, "-c", *argv], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def heavy(modules):
+    return sorted(HEAVY & modules)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["init", "--help"], ["ls", "--help"], ["plugins", "list"]],
+    ids=" ".join,
+)
+def test_light_commands_load_nothing_heavy(arguments):
+    modules = loaded_by(COMMAND, json.dumps(arguments))
+    assert "balsam_core.cli" in modules
+    assert heavy(modules) == []
+
+
+@pytest.mark.parametrize("module", ["balsam_core", "balsam_core.plugin", "balsam_core.errors", "balsam_core.cli"])
+def test_doors_load_nothing_heavy(module):
+    modules = loaded_by(IMPORT, module)
+    assert module in modules
+    assert heavy(modules) == []
+
+
+def test_doors_are_lazy_even_for_our_own_modules():
+    ours = {name for name in loaded_by(IMPORT, "balsam_core.plugin") if name.startswith("balsam_core")}
+    assert ours == {"balsam_core", "balsam_core.plugin"}
+
+
+def test_every_name_of_the_doors_opens():
+    opened = "import {0}, sys; [getattr({0}, name) for name in {0}.__all__]"
+    for door in ("balsam_core", "balsam_core.plugin"):
+        subprocess.run([sys.executable, "-c", opened.format(door)], check=True, timeout=60)
