@@ -1,0 +1,37 @@
+"""The ``balsam`` command. Knows everything below; nothing below knows it.
+
+``root.COMMANDS`` says which module holds which command, so that only the one that runs is imported, and
+``balsam --help`` imports none. A command module is written like this::
+
+    import click
+    from balsam_core.cli.command import Session, command, pass_session
+
+    @command(examples=["balsam hello 12"])
+    @click.argument("job")
+    @pass_session
+    def hello(session: Session, job: str) -> None:
+        with session.open_db() as db:
+            ...
+
+``command`` gives it ``--db``, ``-o`` and ``-v``; errors of :mod:`balsam_core.errors` become one line and an exit code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        args: The words after ``balsam``; None for those of this process.
+    """
+    from balsam_core.cli.invocation import run
+
+    return run(args)

@@ -1,0 +1,148 @@
+"""What all commands share: the options ``--db``, ``-o`` and ``-v``, before the command or after it, and the session."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from balsam_core.cli.output import Printer
+    from balsam_core.database import Database
+
+__all__ = ["FORMATS", "Command", "Group", "Session", "command", "group", "pass_session"]
+
+FORMATS = ("table", "json", "jsonl", "csv", "ids")
+OUTPUT_VARIABLE = "BALSAM_OUTPUT"
+DEBUG_VARIABLE = "BALSAM_DEBUG"
+
+F = TypeVar("F")
+
+
+class Session:
+    """What the user said about the run as a whole.
+
+    Attributes:
+        db: The path after ``--db``, None when it was not given.
+        output: The format after ``-o``, None when it was not given.
+        verbose: Whether tracebacks are wanted.
+    """
+
+    def __init__(self) -> None:
+        self.db: str | None = None
+        self.output: str | None = None
+        self.verbose = bool(os.environ.get(DEBUG_VARIABLE, "").strip("0 "))
+
+    @property
+    def format(self) -> str:
+        """The output format: that of ``-o``, else of ``BALSAM_OUTPUT``, else ``table``.
+
+        Raises:
+            click.UsageError: The variable holds no format.
+        """
+        if self.output is not None:
+            return self.output
+        chosen = os.environ.get(OUTPUT_VARIABLE, "").strip() or "table"
+        if chosen not in FORMATS:
+            raise click.UsageError(f"{OUTPUT_VARIABLE} is {chosen!r}; it can be one of: {', '.join(FORMATS)}")
+        return chosen
+
+    def printer(self) -> Printer:
+        """Return what writes the results, in the chosen format."""
+        from balsam_core.cli.output import Printer
+
+        return Printer(self.format)
+
+    def open_db(self) -> Database:
+        """Open the chosen DB; use it in a ``with`` statement."""
+        from balsam_core.database import open_db
+
+        return open_db(self.db)
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)
+
+
+class _CommonOption(click.Option):
+    """An option that every command has; it is remembered in the session instead of passed to the function."""
+
+    def __init__(self, *names: str, attribute: str, **settings: Any) -> None:  # noqa: ANN401  (click's own settings)
+        def remember(ctx: click.Context, _: click.Parameter, value: object) -> None:
+            if value not in {None, False}:
+                setattr(ctx.ensure_object(Session), attribute, value)
+
+        # Eager: known before another option's value is found wrong, so that the error has the right form.
+        super().__init__(names, expose_value=False, is_eager=True, callback=remember, **settings)
+
+
+def common_options() -> list[click.Option]:
+    """Return new instances of the options that every command has."""
+    return [
+        _CommonOption("--db", attribute="db", metavar="PATH", help="The DB directory to use."),
+        _CommonOption(
+            "-o", "--output", attribute="output", type=click.Choice(FORMATS), metavar="FORMAT",
+            help=f"How to print: {', '.join(FORMATS)}.",
+        ),
+        _CommonOption("-v", "--verbose", attribute="verbose", is_flag=True, help="Show tracebacks of errors."),
+    ]  # fmt: skip
+
+
+class Command(click.Command):
+    """A command with the common options and examples.
+
+    Args:
+        args: As click.
+        examples: Command lines for the help.
+        settings: As click.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **settings)
+        self.examples = tuple(examples)
+        self.params.extend(common_options())
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, the common ones after the command's own, then the examples."""
+        own: list[tuple[str, str]] = []
+        common: list[tuple[str, str]] = []
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                (common if isinstance(param, _CommonOption) or param.name == "help" else own).append(record)
+        for title, records in (("Options", own), ("Common options", common)):
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class Group(click.Group):
+    """A command with commands of its own."""
+
+    command_class = Command
+
+
+@overload
+def command(function: Callable[..., Any], /) -> Command: ...
+@overload
+def command(name: str | None = None, /, **settings: Any) -> Callable[[Callable[..., Any]], Command]: ...  # noqa: ANN401
+def command(
+    name: str | Callable[..., Any] | None = None,
+    /,
+    **settings: Any,
+) -> Command | Callable[[Callable[..., Any]], Command]:
+    """Make a function a command; as ``click.command``, with the common options and ``examples=[...]``."""
+    if callable(name):
+        return click.command(cls=Command)(name)
+    return click.command(name, cls=Command, **settings)
+
+
+def group(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Group]:  # noqa: ANN401
+    """Make a function a group of commands, which get the common options."""
+    return click.group(name, cls=Group, **settings)

@@ -1,0 +1,31 @@
+"""``balsam dep``: make one job wait for another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.selectors import choose_one
+
+if TYPE_CHECKING:
+    from balsam_core.cli.command import Session
+
+__all__ = ["dep"]
+
+
+@command(examples=["balsam dep 1 2", "balsam dep 1 last"])
+@click.argument("parent")
+@click.argument("child")
+@pass_session
+def dep(session: Session, parent: str, child: str) -> None:
+    """Make the job CHILD wait for the job PARENT.
+
+    Each is an id or 'last'. A dependency that would close a circle is refused.
+    """
+    with session.open_db() as db:
+        first, second = choose_one(db, parent), choose_one(db, child)
+        added = db.jobs.add_dependency(first, second)
+    text = f"job {second} waits for job {first}" if added else f"job {second} waited for job {first} already"
+    session.printer().one({"parent": first, "child": second, "added": added}, text, ident=second)

@@ -1,0 +1,51 @@
+"""``balsam init``: create or refresh a DB directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.values import PAIR, mapping
+
+if TYPE_CHECKING:
+    from balsam_core.cli.command import Session
+
+__all__ = ["init"]
+
+
+@command(
+    examples=[
+        "balsam init ~/testdb",
+        "balsam init ~/testdb --db-type sqlite3",
+        "export BALSAM_DB_PATH=~/testdb",
+    ]
+)
+@click.argument("path")
+@click.option(
+    "--db-type", metavar="TYPE", help="Database type; see 'balsam plugins list'.  [default: sqlite, or what PATH has]"
+)
+@click.option(
+    "--option",
+    type=PAIR,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the database type. May be repeated.",
+)
+@pass_session
+def init(session: Session, path: str, db_type: str | None, option: tuple[tuple[str, str], ...]) -> None:
+    """Create a DB directory, or refresh an existing one.
+
+    PATH is a new or empty directory, or a DB, which is brought up to the schema of this version.
+    """
+    if session.db is not None:
+        raise click.UsageError("init takes the directory as its argument, not by --db: balsam init PATH")
+    from balsam_core.initialise import initialise
+
+    done = initialise(path, db_type, mapping("--option", option))
+    result = {"path": str(done.db.path), "db_type": done.db.db_type, "id": done.db.id, "created": done.created}
+    verb = "created" if done.created else "up to date:"
+    from balsam_core.cli.text import printable
+
+    session.printer().one(result, f"{verb} {printable(str(done.db.path))} ({done.db.db_type})")

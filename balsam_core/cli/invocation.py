@@ -1,0 +1,173 @@
+"""One run of the command line: from the words to the exit code.
+
+Whatever goes wrong ends here, as one line on stderr (or one JSON object, where JSON was asked for) and an exit code:
+that of the error's class, 2 for a wrong command line, 130 for Ctrl-C, 141 where the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli.command import FORMATS, OUTPUT_VARIABLE, Session
+from balsam_core.errors import BalsamError, InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["run"]
+
+USAGE = 2
+INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
+READER_GONE = 141  # 128 + SIGPIPE
+COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
+LONGEST_MESSAGE = 2000  # characters
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    _open_standard_streams()
+    words = list(sys.argv[1:] if args is None else args)
+    session = Session()
+    code = _attempt(words, session)
+    try:
+        sys.stdout.flush()
+    except OSError as err:
+        code = _lost_output(err, session, words)
+    return code
+
+
+def _attempt(words: list[str], session: Session) -> int:  # noqa: PLR0911  (one for each kind of end)
+    from balsam_core.cli.root import root
+
+    if os.environ.get(COMPLETION_VARIABLE):  # the shell asks what TAB can mean
+        root.main(words, prog_name="balsam", complete_var=COMPLETION_VARIABLE)
+    try:
+        # Not root.main(), which prints errors over several lines and has its own way with a closed pipe.
+        with root.make_context("balsam", words, obj=session) as ctx:
+            code = root.invoke(ctx)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except click.Abort:
+        return _report(session, words, "aborted", "aborted", 1)
+    except click.ClickException as err:
+        return _report_click(err, session, words)
+    except BalsamError as err:
+        return _report(session, words, err.code, err.message, err.exit_code, err)
+    except BrokenPipeError as err:
+        return _lost_output(err, session, words)
+    except OSError as err:
+        return _report(session, words, "system", _os_message(err), 1, err)
+    except UnicodeEncodeError as err:
+        message = f"{err.object[:60]!a} is not valid text: use UTF-8"
+        return _report(session, words, InvalidInput.code, message, InvalidInput.exit_code, err)
+    except MemoryError as err:
+        return _report(session, words, "memory", "there is not enough memory", 1, err)
+    except Exception as err:  # noqa: BLE001  (the last resort, so that nobody meets a traceback)
+        message = f"unexpected {type(err).__name__}: {err}"
+        if not session.verbose:
+            message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"
+        return _report(session, words, "unexpected", message, 1, err)
+    return code if isinstance(code, int) else 0
+
+
+def _report_click(err: click.ClickException, session: Session, words: list[str]) -> int:
+    no_args = getattr(click.exceptions, "NoArgsIsHelpError", None)  # from click 8.2 on
+    if no_args is not None and isinstance(err, no_args):
+        err.show()
+        return USAGE
+    message = err.format_message()
+    if isinstance(err, click.UsageError):
+        where = err.ctx.command_path if err.ctx else "balsam"
+        message = f"{message.rstrip('.')} (see: {where} --help)"
+        return _report(session, words, "usage", message, USAGE)
+    return _report(session, words, "error", message, err.exit_code, err)
+
+
+def _report(
+    session: Session, words: list[str], code: str, message: str, exit_code: int, err: BaseException | None = None
+) -> int:
+    """Tell the user about an error; returns the exit code."""
+    from balsam_core.cli.text import one_line
+
+    if err is not None and session.verbose:
+        import traceback
+
+        traceback.print_exception(err)
+    line = one_line(message)
+    if len(line) > LONGEST_MESSAGE:
+        line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
+    if _wants_json(session, words):
+        import json
+
+        content = {"code": code, "message": line, "exit_code": exit_code}
+        line = json.dumps({"error": content}, ensure_ascii=False)
+    else:
+        line = f"Error: {line}"
+    # What was printed before the error stays before it, where both go to one terminal or file.
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            _silence(stream.fileno())
+    return exit_code
+
+
+def _wants_json(session: Session, words: list[str]) -> bool:
+    """Whether errors are JSON; a command line that could not be parsed is looked through for the option."""
+    chosen = session.output
+    for place, word in enumerate(words):
+        if chosen is not None or word == "--":
+            break
+        if word in {"-o", "--output"}:
+            chosen = words[place + 1] if place + 1 < len(words) else None
+        elif word.startswith("--output="):
+            chosen = word.partition("=")[2]
+        elif word.startswith("-o"):
+            chosen = word[2:]
+    if chosen not in FORMATS:
+        chosen = os.environ.get(OUTPUT_VARIABLE, "").strip()
+    return chosen in {"json", "jsonl"}
+
+
+def _os_message(err: OSError) -> str:
+    why = (err.strerror or str(err) or type(err).__name__).lower()
+    names = [repr(os.fsdecode(name)) for name in (err.filename, err.filename2) if isinstance(name, (str, bytes))]
+    return f"{' and '.join(names)}: {why}" if names else f"the system reports: {why}"
+
+
+def _lost_output(err: OSError, session: Session, words: list[str]) -> int:
+    """Deal with output that can't be written: quietly where the reader went away."""
+    _silence(1)
+    if err.errno in {errno.EPIPE, errno.ECONNRESET}:
+        return READER_GONE
+    return _report(session, words, "output", f"the output can't be written: {err.strerror or err}", 1, err)
+
+
+def _silence(descriptor: int) -> None:
+    """Let a stream end in nothing, so that the interpreter's last flush can't complain."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, descriptor)
+    os.close(nothing)
+
+
+def _open_standard_streams() -> None:
+    """Make sure that the three standard streams exist, and that printing any name works in any locale."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # A file opened later must not get the number of a closed standard stream and be printed into.
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

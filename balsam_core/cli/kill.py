@@ -1,0 +1,37 @@
+"""``balsam kill``: stop jobs for good."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli import selectors
+from balsam_core.cli.command import command, pass_session
+
+if TYPE_CHECKING:
+    from balsam_core.cli.command import Session
+
+__all__ = ["kill"]
+
+
+@command(
+    epilog=selectors.HELP,
+    examples=["balsam kill 12", "balsam kill wf:scan", "balsam ls --name relax -o ids | balsam kill -"],
+)
+@click.argument("selector", nargs=-1, required=True)
+@click.option("-m", "--message", default="", metavar="TEXT", help="Why, for the jobs' history.")
+@pass_session
+def kill(session: Session, selector: tuple[str, ...], message: str) -> None:
+    """Stop jobs for good, with those that wait for them.
+
+    They become USER_KILLED, jobs that wait for them PARENT_KILLED; 'balsam retry' starts them again. Jobs that have
+    ended stay as they are.
+    """
+    from balsam_core.cli.changing import change, report
+    from balsam_core.model.calls import KillJobs
+
+    selection = selectors.parse(selector)
+    with session.open_db() as db:
+        ids = change(db, selectors.choose(db, selection), lambda where: KillJobs(where=where, message=message))
+    report(session.printer(), "killed", ids, "none of them was waiting or running")

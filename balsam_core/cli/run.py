@@ -1,0 +1,44 @@
+"""``balsam run -- CMD``: add a job without defining an app."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.job_options import add, job_options
+from balsam_core.cli.records import job_record
+
+if TYPE_CHECKING:
+    from balsam_core.cli.command import Session
+
+__all__ = ["run"]
+
+
+@command(
+    context_settings={"allow_interspersed_args": False},
+    examples=[
+        "balsam run -- echo hello",
+        "balsam run --name relax --wf scan --num-nodes 2 -- sim.x --steps 100 input.xyz",
+    ],
+)
+@job_options
+@click.argument("words", metavar="-- CMD [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
+@pass_session
+def run(session: Session, /, words: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401  (one for each option)
+    """Add a job that runs a command line, and print its id.
+
+    A launcher runs it: start one with 'balsam launcher --consume-all'. The name is the program's unless another is
+    given. The words are taken as they are; no shell sees them.
+    """
+    if options["name"] is None:
+        options["name"] = PurePosixPath(words[0]).name
+    with session.open_db() as db:
+        new = add(db, {"command": shlex.join(words), **options})
+        printer = session.printer()
+        record = {"id": new.id} if printer.form in {"table", "ids"} else job_record(db.jobs.get(new.id or 0))
+    printer.one(record, str(new.id))
+    printer.note(f"Added job {new.id}; 'balsam launcher --consume-all' runs it.")

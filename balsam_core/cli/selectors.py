@@ -1,0 +1,206 @@
+"""Choosing jobs on the command line: ``12``, ``12-20``, ``1,3``, ``last``, ``all``, ``wf:NAME``, ``-``.
+
+Words become a :class:`Selection`; with a database that becomes filters, each small enough for one call.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from balsam_core.errors import NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from balsam_core.database import Database
+    from balsam_core.jobs import JobQuery
+    from balsam_core.model.filters import Condition
+
+__all__ = ["HELP", "Chosen", "Selection", "choose", "choose_one", "parse"]
+
+HELP = "A selector is an id (12), a range (12-20), a list (1,3), last, all, wf:NAME, or - for ids from stdin."
+HIGHEST = 2**63 - 1
+SLICE = 500  # ids or ranges in one filter, so that every database takes it as one statement
+SHOWN = 5  # missing ids that a message names
+
+
+class Selection(NamedTuple):
+    """What the words say, before a database is asked.
+
+    Attributes:
+        ids: Jobs named one by one; each must exist.
+        ranges: First and last id of each range; a gap in a range is no error.
+        workflows: Names of workflows.
+        last: Whether the newest job is meant.
+        everything: Whether all jobs are meant.
+    """
+
+    ids: frozenset[int] = frozenset()
+    ranges: tuple[tuple[int, int], ...] = ()
+    workflows: tuple[str, ...] = ()
+    last: bool = False
+    everything: bool = False
+
+
+class Chosen:
+    """The chosen jobs in a database.
+
+    Attributes:
+        conditions: Each small enough for one call; together they are the choice.
+    """
+
+    def __init__(self, jobs: JobQuery, conditions: Iterable[Condition]) -> None:
+        self.conditions = list(conditions)
+        self._jobs = jobs
+
+    @property
+    def queries(self) -> list[JobQuery]:
+        """One query for each condition."""
+        return [self._jobs.where(condition) for condition in self.conditions]
+
+    def count(self) -> int:
+        """Count the jobs."""
+        return sum(query.count() for query in self.queries)
+
+    def ids(self) -> list[int]:
+        """Read the ids, each once, in their order."""
+        return sorted({job for query in self.queries for job in query.ids()})
+
+
+def parse(words: Iterable[str]) -> Selection:
+    """Return what selectors mean; ``-`` reads stdin.
+
+    Raises:
+        click.UsageError: A word is no selector.
+    """
+    ids: set[int] = set()
+    ranges: list[tuple[int, int]] = []
+    workflows: list[str] = []
+    last = everything = False
+    for word in words:
+        if word.startswith("wf:"):  # a workflow's name may hold commas
+            if word == "wf:":
+                raise click.UsageError("the selector 'wf:' names no workflow: write wf:NAME")
+            workflows.append(word[3:])
+            continue
+        for part in _from_stdin() if word == "-" else word.split(","):
+            if part == "last":
+                last = True
+            elif part == "all":
+                everything = True
+            else:
+                first, final = _numbers(part)
+                if "-" in part:
+                    ranges.append((first, final))
+                else:
+                    ids.add(first)
+    return Selection(frozenset(ids), tuple(ranges), tuple(workflows), last, everything)
+
+
+def _from_stdin() -> Iterator[str]:
+    for line in sys.stdin:
+        yield from line.replace(",", " ").split()
+
+
+def _numbers(part: str) -> tuple[int, int]:
+    """Return the first and last id of ``12`` or ``12-20``."""
+    shown = repr(part if len(part) < 60 else part[:57] + "...")  # noqa: PLR2004
+    head, dash, tail = part.partition("-")
+    if not (head.isascii() and head.isdigit() and (not dash or (tail.isascii() and tail.isdigit()))):
+        raise click.UsageError(f"{shown} is no selector: write 12, 12-20, 1,3, last, all, wf:NAME or -")
+    if max(len(head), len(tail)) > len(str(HIGHEST)):
+        raise click.UsageError(f"{shown} is no job id: the number is too large")
+    first = int(head)
+    final = int(tail) if dash else first
+    if final > HIGHEST:
+        raise click.UsageError(f"{shown} is no job id: the number is too large")
+    if first < 1:
+        raise click.UsageError(f"{shown} is no job id: ids begin at 1")
+    if final < first:
+        raise click.UsageError(f"the range {shown} is empty: its end comes before its beginning")
+    return first, final
+
+
+def choose(db: Database, selection: Selection) -> Chosen:
+    """Return the chosen jobs.
+
+    Raises:
+        NotFound: An id, a workflow or a whole range has no job; nothing is chosen then.
+    """
+    from balsam_core.model.filters import AllOf
+
+    if selection.everything:
+        return Chosen(db.jobs, [AllOf([])])
+    ids = set(selection.ids)
+    if selection.last:
+        ids.add(_last(db))
+    for name in selection.workflows:
+        if not db.jobs.where(workflow=name).limit(1).ids():
+            raise NotFound(f"there are no jobs in workflow {name!r}; 'balsam ls wf' lists the workflows")
+    for first, final in selection.ranges:
+        if not db.jobs.where(_between(first, final)).limit(1).ids():
+            raise NotFound(f"there are no jobs {first}-{final}")
+    if selection.ids:
+        _check_exist(db, selection.ids)
+    return Chosen(db.jobs, _conditions(ids, selection))
+
+
+def choose_one(db: Database, word: str) -> int:
+    """Return the id of the one job that a selector means.
+
+    Raises:
+        NotFound: There is no such job.
+        click.UsageError: The word is no selector, or means several jobs.
+    """
+    selection = parse([word])
+    if selection.last:
+        return _last(db)
+    if len(selection.ids) == 1 and not (selection.ranges or selection.workflows or selection.everything):
+        return next(iter(selection.ids))
+    raise click.UsageError(f"{word!r} does not name one job: give an id or 'last'")
+
+
+def _last(db: Database) -> int:
+    from balsam_core.model.calls import LastJob
+
+    last = db.run(LastJob())
+    if last is None:
+        raise NotFound("there are no jobs yet")
+    return last
+
+
+def _between(first: int, final: int) -> Condition:
+    from balsam_core.model.filters import AllOf, Compare
+
+    return AllOf([Compare("id", "ge", first), Compare("id", "le", final)])
+
+
+def _conditions(ids: set[int], selection: Selection) -> Iterator[Condition]:
+    """Give filters that together are the selection; overlapping ones do no harm."""
+    from balsam_core.model.filters import AnyOf, Compare
+
+    parts: list[Condition] = [Compare("workflow", "eq", name) for name in selection.workflows]
+    parts += [_between(*both) for both in selection.ranges]
+    ordered = sorted(ids)
+    parts += [Compare("id", "in", ordered[at : at + SLICE]) for at in range(0, len(ordered), SLICE)]
+    if 1 < len(parts) <= SLICE and len(ordered) <= SLICE:
+        yield AnyOf(parts)  # one query, so that a job chosen twice counts once
+    else:
+        yield from parts
+
+
+def _check_exist(db: Database, ids: frozenset[int]) -> None:
+    from balsam_core.model.filters import Compare
+
+    ordered = sorted(ids)
+    missing: list[int] = []
+    for at in range(0, len(ordered), SLICE):
+        some = ordered[at : at + SLICE]
+        there = set(db.jobs.where(Compare("id", "in", some)).ids())
+        missing += [job for job in some if job not in there]
+    if missing:
+        names = ", ".join(map(str, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
+        raise NotFound(f"there is no job {names}" if len(missing) == 1 else f"there are no jobs {names}")

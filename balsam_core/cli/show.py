@@ -1,0 +1,61 @@
+"""``balsam show``: everything about one job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.selectors import choose_one
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from balsam_core.cli.command import Session
+
+__all__ = ["show"]
+
+SHOWN_RELATIVES = 20  # parents or children that a table names
+
+
+@command(examples=["balsam show 12", "balsam show last -o json"])
+@click.argument("job")
+@pass_session
+def show(session: Session, job: str) -> None:
+    """Show everything about one job.
+
+    JOB is an id or 'last'. Shows all fields, parents and children, the working directory, and what happened so far.
+    """
+    from balsam_core.cli.records import EVENT, event_rows, job_record
+    from balsam_core.model.calls import GetEdges
+
+    with session.open_db() as db:
+        found = db.jobs.get(choose_one(db, job))
+        number = found.id or 0
+        record = job_record(found)
+        record["children"] = [edge.child for edge in db.run(GetEdges(jobs=[number], children_of=True))]
+        record["workdir"] = str(db.workdir(found))
+        events = list(event_rows(db.jobs.history(number)))
+    record["history"] = [dict(zip(EVENT[1:], row[1:], strict=True)) for row in events]
+    session.printer().one(record, _lines(record, events), ident=number)
+
+
+def _lines(record: dict[str, object], events: list[tuple[object, ...]]) -> Iterator[str]:
+    from balsam_core.cli.table import cell, colours_wanted, lines
+
+    size = max(map(len, record))
+    for name, value in record.items():
+        if name == "history":
+            continue
+        if name in {"parents", "children"} and isinstance(value, list) and len(value) > SHOWN_RELATIVES:
+            shown = f"{', '.join(map(str, value[:SHOWN_RELATIVES]))}, ... ({len(value)} in all)"
+        elif isinstance(value, list):
+            shown = cell(", ".join(map(str, value)))
+        else:
+            shown = cell(value)
+        yield f"{name.ljust(size)}  {shown}"
+    yield ""
+    rows: Sequence[Sequence[object]] = [(at, state, message) for _, at, state, _, message in events]
+    for line in lines(("since", "state", "message"), rows, colours=colours_wanted()):
+        yield line.rstrip()

@@ -1,0 +1,146 @@
+"""Kinds of option values: ``KEY=VALUE``, JSON, lists of patterns, job states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["AT_LEAST_0", "AT_LEAST_1", "JSON_OBJECT", "PAIR", "mapping", "parameters", "patterns", "similar", "states"]
+
+LARGEST = 2**31 - 1
+
+
+class _AtLeast(click.IntRange):
+    """A number with a lower bound, and the upper bound of a database's integers, which the help need not name."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  (click's signature)
+        number = super().convert(value, param, ctx)
+        if number > LARGEST:
+            self.fail(f"{value} is larger than {LARGEST}", param, ctx)
+        return number
+
+
+AT_LEAST_0 = _AtLeast(0)
+AT_LEAST_1 = _AtLeast(1)
+
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]  # generic since click 8.4, for type checkers
+else:
+    ParamType = click.ParamType
+
+
+class _Pair(ParamType):
+    """``KEY=VALUE``, split at the first equals sign."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:  # noqa: ANN401  (click's signature)
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            self.fail(f"{_short(value)} is not of the form KEY=VALUE", param, ctx)
+        return key, text
+
+
+class _JSONObject(ParamType):
+    """A JSON object, as a dictionary."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:  # noqa: ANN401  (click's signature)
+        if isinstance(value, dict):
+            return value
+        import msgspec
+
+        try:
+            return msgspec.json.decode(value, type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as err:
+            self.fail(f"{_short(value)} is no JSON object: {err}", param, ctx)
+
+
+PAIR = _Pair()
+JSON_OBJECT = _JSONObject()
+
+
+def mapping(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return repeated ``KEY=VALUE`` options as a dictionary.
+
+    Raises:
+        click.UsageError: A key is given twice.
+    """
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        if key in found:
+            raise click.UsageError(f"{option} gives {_short(key)} twice")
+        found[key] = value
+    return found
+
+
+def parameters(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return repeated ``KEY=VALUE`` options as job parameters: JSON as what it says, everything else as text."""
+    return {key: _value(text) for key, text in mapping(option, pairs).items()}
+
+
+def _value(text: str) -> object:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        return text
+
+
+def patterns(option: str, texts: Iterable[str]) -> list[str]:
+    """Return file patterns, given in several options or as several words of one.
+
+    Raises:
+        click.UsageError: A quotation is not closed.
+    """
+    import shlex
+
+    found: list[str] = []
+    for text in texts:
+        try:
+            found += shlex.split(text)
+        except ValueError:
+            raise click.UsageError(f"{option}: a quotation is not closed in {_short(text)}") from None
+    return found
+
+
+def states(option: str, texts: Sequence[str]) -> list[str]:
+    """Return job states, given in several options or separated by commas, in any case.
+
+    Raises:
+        click.UsageError: There is no such state.
+    """
+    from balsam_core.model.states import State
+
+    found: list[str] = []
+    for text in texts:
+        for word in text.replace(" ", "").split(","):
+            name = word.upper()
+            if name not in State.__members__:
+                raise click.UsageError(f"{option}: there is no state {_short(word)}{similar(name, State.__members__)}")
+            if name not in found:
+                found.append(name)
+    return found
+
+
+def similar(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
+    """Return what may have been meant, as the rest of a message: the nearest known words, else all."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(known)}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) < 60 else f"{text[:57]}...")  # noqa: PLR2004
