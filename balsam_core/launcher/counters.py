@@ -1,0 +1,31 @@
+"""Where a launcher's time goes: cheap sums that benchmarks and the log read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator  # noqa: TC003
+from contextlib import contextmanager
+from time import perf_counter
+
+__all__ = ["Counters"]
+
+
+class Counters:
+    """Seconds by kind of work and how often it was done."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.times: dict[str, int] = {}
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Count one piece of work."""
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+        self.times[kind] = self.times.get(kind, 0) + 1
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Count what is done inside."""
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            self.add(kind, perf_counter() - begin)

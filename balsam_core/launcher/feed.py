@@ -1,0 +1,161 @@
+"""Jobs for the loop: claimed in batches, ahead of need.
+
+Short jobs are claimed by the hundred, so that the loop never waits for the database; jobs that take long are claimed
+one by one as slots come free, so that none lies with a launcher while another one is idle.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from balsam_core.launcher.options import FIRST_IDLE, LARGEST_CLAIM, LONGEST_IDLE, QUEUE_SECONDS
+from balsam_core.launcher.task import Surroundings, Task
+from balsam_core.model.calls import (
+    MOST_JOBS,
+    ClaimJobs,
+    CountJobs,
+    GetRows,
+    PromoteBatch,
+    Unfinished,
+    Update,
+    UpdateJobs,
+)
+from balsam_core.model.filters import AllOf, Compare
+from balsam_core.model.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from balsam_core.launcher.options import LauncherOptions
+    from balsam_core.launcher.reporter import Run
+    from balsam_core.model.calls import Claim, Resources
+
+__all__ = ["Feed"]
+
+
+class Feed:
+    """Where the loop takes its jobs from.
+
+    Attributes:
+        queue: Claimed jobs in the order of starting.
+        dry: Whether the last claim gave fewer jobs than wanted.
+        ask_at: When to claim again while it is dry, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        launcher: int,
+        options: LauncherOptions,
+        surroundings: Surroundings,
+        resources: Callable[[], Resources],
+    ) -> None:
+        self.queue: deque[Task] = deque()
+        self.dry = False
+        self.ask_at = 0.0
+        self._run = run
+        self._launcher = launcher
+        self._options = options
+        self._around = surroundings
+        self._resources = resources
+        self._idle = FIRST_IDLE
+        self._batch = options.slots
+        self._claimed_at = 0.0
+        only = options.only
+        self._slices = [list(only[at : at + MOST_JOBS]) for at in range(0, len(only), MOST_JOBS)] if only else [None]
+
+    def wanted(self, free: int) -> int:
+        """Return how many jobs to claim now, 0 for none.
+
+        Args:
+            free: Slots without a job.
+        """
+        ahead = self._batch if self._batch > self._options.slots else 0
+        queued = len(self.queue)
+        if queued >= free and (queued > ahead // 4 or not ahead):
+            return 0
+        if self.dry and monotonic() < self.ask_at:
+            return 0
+        return min(free + ahead - queued, LARGEST_CLAIM)
+
+    def claim(self, count: int) -> int:
+        """Claim up to ``count`` jobs into the queue; returns how many came.
+
+        Raises:
+            BalsamError: The database can't be asked; nothing changed here.
+        """
+        got = 0
+        resources = self._resources()
+        for some in self._slices:
+            call = ClaimJobs(
+                launcher=self._launcher,
+                limit=count - got,
+                resources=resources,
+                workflow=self._options.workflow,
+                only=some,
+            )
+            got += self._take(self._run(call))
+            if got >= count:
+                break
+        self._adapt(complete=got >= count, some=got > 0)
+        return got
+
+    def _take(self, claim: Claim) -> int:
+        for job in claim.jobs:
+            parents = [claim.parents[number] for number in job.parents if number in claim.parents]  # type: ignore[index]
+            self.queue.append(Task(job, claim.apps.get(job.app), parents, self._around))
+        return len(claim.jobs)
+
+    def _adapt(self, *, complete: bool, some: bool) -> None:
+        """Fit the size of claims to how long the jobs of the last one lasted."""
+        now = monotonic()
+        self.dry = not complete
+        if complete:
+            lasted = now - self._claimed_at
+            if lasted < QUEUE_SECONDS:
+                self._batch = min(self._batch * 2, LARGEST_CLAIM)
+            elif lasted > 4 * QUEUE_SECONDS:
+                self._batch = max(self._batch // 2, self._options.slots)
+        if some:
+            self._claimed_at = now
+            self._idle = FIRST_IDLE
+        self.ask_at = now + self._idle
+        self._idle = min(self._idle * 1.5, LONGEST_IDLE)
+
+    def withdraw(self, number: int) -> Task | None:
+        """Take a job out of the queue, None where it isn't there."""
+        for task in self.queue:
+            if task.id == number:
+                self.queue.remove(task)
+                return task
+        return None
+
+    def give_back_unknown(self, known: set[int]) -> None:
+        """Give back jobs that the database says we hold, but for the known ones."""
+        held = Compare("launcher_id", "eq", self._launcher)
+        rows = self._run(GetRows(fields=["id", "attempt"], where=held))
+        updates = [Update(job=job, attempt=attempt, release=True) for job, attempt in rows if job not in known]
+        if updates:
+            self._run(UpdateJobs(launcher=self._launcher, updates=updates))
+
+    def nudge(self) -> None:
+        """Claim at the next occasion: jobs may have become ready."""
+        self.ask_at = 0.0
+        self._idle = FIRST_IDLE
+
+    def promote(self) -> None:
+        """Make jobs claimable whose adding was cut short after they were published."""
+        while self._run(PromoteBatch()):
+            pass
+
+    def may_come(self) -> bool:
+        """Whether jobs for us may become claimable though nothing is left for us now: others hold their parents."""
+        if self._options.only is not None and not self._some_wait():
+            return False
+        return self._run(Unfinished(launcher=self._launcher, workflow=self._options.workflow)) > 0
+
+    def _some_wait(self) -> bool:
+        waits = Compare("state", "in", [State.CREATED, State.AWAITING_PARENTS])
+        return any(self._run(CountJobs(where=AllOf([Compare("id", "in", some), waits]))) for some in self._slices)

@@ -1,0 +1,166 @@
+"""How a run is shown: one live line on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+__all__ = ["LiveProgress", "NoProgress", "PlainProgress", "Progress", "Snapshot", "progress_on"]
+
+PLAIN_EVERY = 5.0  # seconds
+LIVE_EVERY = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """How a launcher stands.
+
+    Attributes:
+        seconds: Since its start.
+        finished: Jobs that finished.
+        failed: Jobs that failed.
+        killed: Jobs that the user killed.
+        running: Jobs in work.
+        queued: Jobs claimed but not started.
+        remark: What is unusual, e.g. that the database doesn't answer; empty for nothing.
+    """
+
+    seconds: float
+    finished: int = 0
+    failed: int = 0
+    killed: int = 0
+    running: int = 0
+    queued: int = 0
+    remark: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Ended jobs per second."""
+        return (self.finished + self.failed) / self.seconds if self.seconds > 0 else 0.0
+
+    def text(self) -> str:
+        """Return it as one line."""
+        parts = [f"{self.finished} finished", f"{self.failed} failed"]
+        if self.killed:
+            parts.append(f"{self.killed} killed")
+        parts.append(f"{self.running} running")
+        if self.queued:
+            parts.append(f"{self.queued} claimed")
+        parts += [f"{self.rate:.1f} jobs/s", duration(self.seconds)]
+        return ", ".join(parts) + (f" ({self.remark})" if self.remark else "")
+
+
+class Progress(Protocol):
+    """Shows how a launcher stands.
+
+    Attributes:
+        every: Seconds between two showings.
+    """
+
+    every: float
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show it."""
+
+    def close(self) -> None:
+        """Take the display away."""
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    every = 3600.0
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class PlainProgress:
+    """Writes a line when something has changed.
+
+    Args:
+        stream: Where to.
+    """
+
+    every = PLAIN_EVERY
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last: tuple[object, ...] = (0, 0, 0, 0, "")
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Write a line, unless it would say the same as the last one."""
+        now = (snapshot.finished, snapshot.failed, snapshot.killed, snapshot.running, snapshot.remark)
+        if now != self._last:
+            self._last = now
+            self._stream.write(f"{snapshot.text()}\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class LiveProgress:
+    """Keeps one line of a terminal up to date.
+
+    Args:
+        stream: The terminal.
+    """
+
+    every = LIVE_EVERY
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live: Live | None = None
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Redraw the line."""
+        from rich.text import Text
+
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append(f"{snapshot.finished} finished", "green" if snapshot.finished else "dim")
+        line.append("  ")
+        line.append(f"{snapshot.failed} failed", "bold red" if snapshot.failed else "dim")
+        if snapshot.killed:
+            line.append(f"  {snapshot.killed} killed", "yellow")
+        line.append(f"  {snapshot.running} running", "blue" if snapshot.running else "dim")
+        line.append(f"  {snapshot.rate:.1f} jobs/s  {duration(snapshot.seconds)}", "dim")
+        if snapshot.remark:
+            line.append(f"  {snapshot.remark}", "yellow")
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            # No thread: processes are started with the working directory of this process changed.
+            self._live = Live(console=Console(file=self._stream), auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(line, refresh=True)
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def progress_on(stream: TextIO) -> Progress:
+    """Return what fits the stream: live on a terminal, plain lines elsewhere."""
+    import os
+
+    if stream.isatty() and os.environ.get("TERM") != "dumb":
+        return LiveProgress(stream)
+    return PlainProgress(stream)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as a clock shows it: ``0:07``, ``1:02:03``."""
+    whole = int(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,144 @@
+"""What the database doesn't know yet: changes of all jobs, written together once a tick.
+
+A change stays here until the database has answered. Where an answer got lost, the next write first looks which changes
+were made. Knows nothing about processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from balsam_core.errors import OutcomeUnknown
+from balsam_core.launcher.options import FLUSH_AFTER, FLUSH_AT, FLUSH_SHARE
+from balsam_core.model.calls import MOST_JOBS, GetRows, Update, UpdateJobs
+from balsam_core.model.filters import Compare
+from balsam_core.model.states import END, State
+
+if TYPE_CHECKING:
+    from balsam_core.launcher.task import Task
+    from balsam_core.model.calls import Call
+
+__all__ = ["Reporter", "Run"]
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+LONGEST_WAIT = 1.0  # seconds that a change waits, however slow the database is
+
+
+class Run(Protocol):
+    """Runs a call on the database; raises :class:`~balsam_core.errors.BalsamError`."""
+
+    def __call__(self, call: Call[R], /) -> R:
+        """Return the answer."""
+
+
+class Reporter:
+    """The changes that one launcher has to tell.
+
+    Attributes:
+        tasks: Jobs with something to tell, by id.
+    """
+
+    def __init__(self, run: Run, launcher: int) -> None:
+        self.tasks: dict[int, Task] = {}
+        self._run = run
+        self._launcher = launcher
+        self._since = 0.0
+        self._pause = FLUSH_AFTER
+        self._doubtful: dict[int, int] = {}  # job -> how many of its hops were in the write without an answer
+
+    def note(self, task: Task) -> None:
+        """Remember that a job has something to tell."""
+        if not self.tasks:
+            self._since = monotonic()
+        self.tasks[task.id] = task
+
+    def forget(self, task: Task) -> None:
+        """Let go of what there was to tell about a job."""
+        self.tasks.pop(task.id, None)
+        self._doubtful.pop(task.id, None)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it isn't known if the last write was made."""
+        return bool(self._doubtful)
+
+    def due(self) -> float | None:
+        """Return when the changes are to be written at the latest, None where there are none."""
+        if not self.tasks:
+            return None
+        return self._since if len(self.tasks) >= FLUSH_AT else self._since + self._pause
+
+    def flush(self) -> list[tuple[Task, str]]:
+        """Write all changes.
+
+        Returns:
+            The jobs whose change the database refused, with its reason. They are forgotten here.
+
+        Raises:
+            BalsamError: Not all could be written; the others are kept.
+        """
+        begin = monotonic()
+        if self._doubtful:
+            self._look()
+        refused: list[tuple[Task, str]] = []
+        ids = list(self.tasks)
+        for start in range(0, len(ids), MOST_JOBS):
+            some = [self.tasks[job] for job in ids[start : start + MOST_JOBS]]
+            now = monotonic()
+            call = UpdateJobs(launcher=self._launcher, updates=[_update(task, now) for task in some])
+            try:
+                answer = self._run(call)
+            except OutcomeUnknown:
+                self._doubtful = {task.id: len(task.hops) for task in some}
+                raise
+            refused += [(self.tasks[job], why) for job, why in answer.items()]
+            for task in some:
+                self._told(task, len(task.hops))
+        self._pause = min(max(FLUSH_AFTER, FLUSH_SHARE * (monotonic() - begin)), LONGEST_WAIT)
+        return refused
+
+    def _told(self, task: Task, count: int) -> None:
+        """Forget what the database knows."""
+        del task.hops[:count]
+        task.message = ""
+        if not task.hops:
+            self.tasks.pop(task.id, None)
+
+    def _look(self) -> None:
+        """Find out which changes of the write without an answer were made."""
+        rows = self._run(
+            GetRows(fields=["id", "state", "attempt", "launcher_id"], where=Compare("id", "in", sorted(self._doubtful)))
+        )
+        found = {row[0]: row[1:] for row in rows}
+        for job, count in self._doubtful.items():
+            task = self.tasks.get(job)
+            if task is None:
+                continue
+            state, attempt, holder = found.get(job, (None, None, None))
+            if _made(task, count, mine=(attempt, holder) == (task.attempt, self._launcher), state=state):
+                logger.info("job %s: the write without an answer was made", job)
+                self._told(task, count)
+        self._doubtful = {}
+
+
+def _update(task: Task, now: float) -> Update:
+    return Update(
+        job=task.id,
+        attempt=task.attempt,
+        hops=[(state, max(0.0, now - at)) for state, at in task.hops],
+        message=task.message,
+        return_code=task.return_code,
+        release=task.released,
+    )
+
+
+def _made(task: Task, count: int, *, mine: bool, state: State | None) -> bool:
+    """Whether the write that held the first ``count`` hops of a job was made, from how the job stands now."""
+    last = task.hops[count - 1][0] if count else None
+    if last in END or (task.released and count == len(task.hops)):
+        return not mine  # it was taken from us by this write, or it isn't ours for another reason: nothing is left to tell
+    return mine and last is not None and state == last
