@@ -187,7 +187,7 @@ def open_db(path: str | Path | None = None) -> Database:
     from balsam_core.settings import resolve_db_path
 
     resolved = resolve_db_path(path)
-    if resolved.source == "default" and not resolved.path.exists():
+    if resolved.source == "default":
         from balsam_core.initialise import ensure_default
 
         ensure_default(resolved.path)

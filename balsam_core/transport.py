@@ -12,10 +12,11 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 from uuid import uuid4
 
 from balsam_core.errors import Busy, Conflict, OutcomeUnknown, SchemaMismatch, Unavailable
+from balsam_core.model.calls import Ticket
 from balsam_core.model.codec import decode_call, decode_result, encode, encode_call
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from balsam_core.errors import BalsamError
     from balsam_core.model.calls import Call
 
-__all__ = ["ClientSession", "NativeTransport", "Ticket", "Transport"]
+__all__ = ["ClientSession", "NativeTransport", "Transport"]
 
 R = TypeVar("R")
 
@@ -63,20 +64,6 @@ class Transport(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Ticket(NamedTuple):
-    """The identity of one write, the same however often it is sent.
-
-    Attributes:
-        client: The client's uuid in hex.
-        seq: Number of this write, from 1.
-        acked: All writes up to this number are answered; their stored answers may go.
-    """
-
-    client: str
-    seq: int
-    acked: int
 
 
 class ClientSession:

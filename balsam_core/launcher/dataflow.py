@@ -116,10 +116,10 @@ def _link(target: str, place: Path, names: Iterable[str]) -> None:
     for name in names:
         link = os.path.join(place, name)  # noqa: PTH118
         try:
-            os.symlink(target, link)
+            os.symlink(target, link)  # noqa: PTH211  (hot path)
         except FileExistsError:
             try:
-                if os.readlink(link) == target:  # made when the job was started before
+                if os.readlink(link) == target:  # noqa: PTH115  made when the job was started before
                     return
             except OSError:
                 pass  # a file: not ours to replace

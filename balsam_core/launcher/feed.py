@@ -104,7 +104,7 @@ class Feed:
 
     def _take(self, claim: Claim) -> int:
         for job in claim.jobs:
-            parents = [claim.parents[number] for number in job.parents if number in claim.parents]  # type: ignore[index]
+            parents = [claim.parents[number] for number in job.parents if number in claim.parents]
             self.queue.append(Task(job, claim.apps.get(job.app), parents, self._around))
         return len(claim.jobs)
 

@@ -1,14 +1,15 @@
 """The loop: starts what jobs need, collects what ended, and keeps the database informed.
 
-Everything happens in one thread. A turn waits in one place only, for processes, signals and the clock together; calls to
-the database are few (claims and changes go in batches) and bounded in time. The database may go away at any time: then
-changes are kept, claimed jobs are started, running ones run on, and all is written when it is back.
+Everything happens in one thread. A turn waits in one place only, for processes, signals and the clock together; calls
+to the database are few (claims and changes go in batches) and bounded in time. The database may go away at any time:
+then changes are kept, claimed jobs are started, running ones run on, and all is written when it is back.
 """
 
 from __future__ import annotations
 
 import logging
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -186,10 +187,8 @@ class Launcher:
         self._look_for_stop()
         self._start_claimed()
         if self._link.up:
-            try:
+            with suppress(*OUTAGES):  # the link remembers, and nothing is lost
                 self._talk()
-            except OUTAGES:
-                pass  # the link remembers, and nothing is lost
         if self._reason:
             self._look_for_last()
         self._show()
@@ -266,16 +265,18 @@ class Launcher:
             self._feed.promote()
         self._look_for_end()
 
-    def _claim(self) -> None:
-        """Claim jobs where some are wanted, and start them."""
+    def _claim(self) -> int:
+        """Claim jobs where some are wanted, and start them; returns how many came."""
         wanted = 0 if self._reporter.doubtful else self._feed.wanted(self._crew.free)
-        if wanted:
-            try:
-                self._feed.claim(wanted)
-            except OUTAGES:
-                self._orphans = True
-                raise
-            self._start_claimed()
+        if not wanted:
+            return 0
+        try:
+            got = self._feed.claim(wanted)
+        except OUTAGES:
+            self._orphans = True
+            raise
+        self._start_claimed()
+        return got
 
     def _give_back_unknown(self) -> None:
         """Give back jobs of a claim without an answer, which we don't know."""
@@ -330,9 +331,7 @@ class Launcher:
             return
         self._feed.promote()
         self._feed.nudge()
-        self._claim()
-        if self._feed.dry and not self._crew.live and not self._feed.queue and not self._reporter.tasks:
-            self._over = not self._feed.may_come()
+        self._over = not self._claim() and not self._feed.may_come()
         self._end_look_at = monotonic() + constants.LONGEST_IDLE
 
     def _look_for_stop(self) -> None:

@@ -1,8 +1,8 @@
 """Child processes: started in sessions of their own, watched without polling, ended with all that they started.
 
-Processes are started by ``posix_spawn`` (no ``preexec_fn``, no fork of this interpreter, 30 % less of this process's time
-than ``subprocess.Popen``). It can't change the directory, so this process goes there and back: nothing here may run
-beside another thread that uses relative paths. A child's end makes its pidfd readable; where the system has none,
+Processes are started by ``posix_spawn`` (no ``preexec_fn``, no fork of this interpreter, 30 % less of this process's
+time than ``subprocess.Popen``). It can't change the directory, so this process goes there and back: nothing here may
+run beside another thread that uses relative paths. A child's end makes its pidfd readable; where the system has none,
 SIGCHLD wakes the loop and the children are asked one by one.
 
 Knows nothing about jobs.
@@ -18,8 +18,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence  # noqa: TC003
-from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Process", "Processes", "ShortageError", "find_program"]
 
@@ -71,7 +73,7 @@ class Processes(Generic[T]):
         self._selector.register(descriptor, selectors.EVENT_READ, None)
 
     def start(
-        self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: str, stderr: str, owner: T
+        self, argv: list[str], *, cwd: Path, env: Mapping[str, str], stdout: str, stderr: str, owner: T
     ) -> Process[T]:
         """Start a command in a session of its own, with an empty standard input.
 
@@ -116,7 +118,7 @@ class Processes(Generic[T]):
             self._selector.register(pidfd, selectors.EVENT_READ, process)
         return process
 
-    def _spawn(self, program: str, argv: Sequence[str], env: Mapping[str, str], outputs: Sequence[int]) -> int:
+    def _spawn(self, program: str, argv: list[str], env: Mapping[str, str], outputs: Sequence[int]) -> int:
         try:
             return os.posix_spawn(
                 program,
@@ -235,7 +237,7 @@ def _has_pidfd() -> bool:
 def _keep_descriptors_private() -> None:
     """Close descriptors that our parent left open in us (make's job server, a shell's 3>file) before any job's exec."""
     try:
-        numbers = [int(name) for name in os.listdir("/dev/fd")]
+        numbers = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208
     except OSError:
         return
     for number in numbers:
@@ -257,9 +259,7 @@ def _open_output(name: str) -> int:
     return descriptor
 
 
-def find_program(
-    argv: Sequence[str], env: Mapping[str, str], known: dict[tuple[str, str], str]
-) -> tuple[str, Sequence[str]]:
+def find_program(argv: list[str], env: Mapping[str, str], known: dict[tuple[str, str], str]) -> tuple[str, list[str]]:
     """Return the file to run and its words; relative names start at the current directory.
 
     A Python script that is not executable is run by this Python.

@@ -140,5 +140,5 @@ def _made(task: Task, count: int, *, mine: bool, state: State | None) -> bool:
     """Whether the write that held the first ``count`` hops of a job was made, from how the job stands now."""
     last = task.hops[count - 1][0] if count else None
     if last in END or (task.released and count == len(task.hops)):
-        return not mine  # it was taken from us by this write, or it isn't ours for another reason: nothing is left to tell
+        return not mine  # taken from us by this write, or for another reason: nothing is left to tell
     return mine and last is not None and state == last

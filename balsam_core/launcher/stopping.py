@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,7 +34,7 @@ class StopRequests:
         self._before: dict[int, Any] = {}
         self._wakeup = -1
 
-    def __enter__(self) -> StopRequests:
+    def __enter__(self) -> Self:
         self._wakeup = signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:

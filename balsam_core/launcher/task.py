@@ -1,8 +1,8 @@
 """What one job goes through, from its claim until the launcher is done with it.
 
-A walk is a generator: it does what takes no time itself (directories, links, decisions), yields each
-:class:`Command` that must run as a process, and is told how it ended. It notes every state as the job comes there. Whatever
-goes wrong for this job ends here, as its failure with a reason; nothing gets out to the loop and the other jobs.
+A walk is a generator: it does what takes no time itself (directories, links, decisions), yields each :class:`Command`
+that must run as a process, and is told how it ended. It notes every state as the job comes there. Whatever goes wrong
+for this job ends here, as its failure with a reason; nothing gets out to the other jobs.
 
 After an error a job first uses its automatic retries; when none are left the error handler may save it. After a timeout
 a handler, which the user has to ask for, comes before the automatic retry, which is on by default.

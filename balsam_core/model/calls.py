@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cache
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -61,6 +61,20 @@ class Write(Call[R], Generic[R], frozen=True, kw_only=True):
     """A call that changes something, exactly once."""
 
     writes = True
+
+
+class Ticket(NamedTuple):
+    """The identity of one write, the same however often it is sent.
+
+    Attributes:
+        client: The client's uuid in hex.
+        seq: Number of this write, from 1.
+        acked: All writes up to this number are answered; their stored answers may go.
+    """
+
+    client: str
+    seq: int
+    acked: int
 
 
 # ---- the database itself

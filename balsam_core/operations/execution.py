@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, CursorResult, Executable
 
-    from balsam_core.model.calls import Call
-    from balsam_core.transport import Ticket
+    from balsam_core.model.calls import Call, Ticket
 
 __all__ = ["AlreadyApplied", "DatabaseClock", "Tx", "operation", "read", "replay", "write"]
 

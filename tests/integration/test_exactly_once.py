@@ -13,9 +13,8 @@ from balsam_core import Job
 from balsam_core.errors import Conflict
 from balsam_core.jobs import Jobs
 from balsam_core.model import calls
-from balsam_core.model.calls import Resources
+from balsam_core.model.calls import Resources, Ticket
 from balsam_core.schema import tables
-from balsam_core.transport import Ticket
 from native import make_transport
 
 if TYPE_CHECKING:
