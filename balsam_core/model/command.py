@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import InvalidInput
@@ -30,10 +31,15 @@ def split(text: str, *, what: str) -> list[str]:
         InvalidInput: A quotation is not closed.
     """
     try:
-        return shlex.split(text)
+        return list(_words(text))
     except ValueError as err:
         msg = f"{what}: can't split {text!r} into words ({err}); close the quotation"
         raise InvalidInput(msg) from None
+
+
+@lru_cache(maxsize=1024)  # the jobs of an ensemble have few different command lines
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(shlex.split(text))
 
 
 def placeholders(words: Sequence[str]) -> set[str]:
