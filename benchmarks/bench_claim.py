@@ -26,18 +26,19 @@ CLAIM_TARGET = 1.3
 LS_TARGET = 1.5
 
 
-def job_stream(count: int) -> Iterator[Job]:
-    """Give ``count`` jobs, of which the first :data:`FIT` of every hundred-th part fit one node."""
+def job_stream(count: int, *, spread: bool) -> Iterator[Job]:
+    """Give ``count`` jobs, of which :data:`FIT` fit one node: the newest ones, or ``spread`` evenly over all."""
     every = max(1, count // FIT)
     for number in range(count):
-        yield Job(command="true", num_nodes=1 if number % every == 0 else 64)
+        fits = number % every == 0 if spread else number >= count - FIT
+        yield Job(command="true", num_nodes=1 if fits else 64)
 
 
-def fill(path: Path, count: int) -> Path:
+def fill(path: Path, count: int, *, spread: bool = False) -> Path:
     """Make a database with so many waiting jobs."""
     initialise(path, "sqlite")
     with open_db(path) as db:
-        db.jobs.add(job_stream(count))
+        db.jobs.add(job_stream(count, spread=spread))
     return path
 
 
@@ -51,7 +52,7 @@ def claim(path: Path, rounds: int) -> float:
             begin = time.perf_counter()
             jobs = db.run(call).jobs
             times.append(time.perf_counter() - begin)
-            if len(jobs) != 100:  # noqa: PLR2004
+            if len(jobs) != 100:
                 sys.exit(f"claimed {len(jobs)} jobs instead of 100")
             back = [Update(job=job.id or 0, attempt=job.attempt, release=True) for job in jobs]
             db.run(UpdateJobs(launcher=me, updates=back))
@@ -70,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--spread", action="store_true", help="also the worst layout: a page for each job that fits")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         small, large = fill(Path(place, "small"), FIT), fill(Path(place, "large"), options.jobs)
@@ -79,6 +81,9 @@ def main() -> None:
             f"claim 100 jobs: {a * 1e3:.2f} ms of {FIT}, {b * 1e3:.2f} ms of {options.jobs}; "
             f"ratio {b / a:.2f} (at most {CLAIM_TARGET})"
         )
+        if options.spread:
+            c = claim(fill(Path(place, "spread"), options.jobs, spread=True), options.rounds)
+            print(f"  where every row that fits lies on a page of its own: {c * 1e3:.2f} ms, ratio {c / a:.2f}")
         pairs = [(ls(tiny), ls(large)) for _ in range(11)]
         a, b = (statistics.median(times) for times in zip(*pairs, strict=True))
         print(

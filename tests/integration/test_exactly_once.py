@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from native import make_transport
+
 from balsam_core import Job
 from balsam_core.errors import Conflict
 from balsam_core.jobs import Jobs
 from balsam_core.model import calls
 from balsam_core.model.calls import Resources, Ticket
 from balsam_core.schema import tables
-from native import make_transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ def send(transport: NativeTransport, call: calls.Call[object], ticket: Ticket) -
     """Send a write under a ticket of the test's choice, as a repetition after a lost answer does."""
     from balsam_core.model.codec import decode_result
 
-    return decode_result(type(call), transport._write(call, ticket))  # noqa: SLF001
+    return decode_result(type(call), transport._write(call, ticket))
 
 
 def test_a_repeated_write_takes_effect_once_and_gives_the_same_answer(transport: NativeTransport) -> None:
@@ -89,7 +90,8 @@ sys.stdin.readline()
 with NativeTransport(make_engine(url), is_retryable=is_retryable) as transport:
     jobs = Jobs(transport)
     for number in range(writes):
-        jobs.add(Job(command="x", workflow=f"flow{{number % 3}}", name=f"{{writer}}-{{number}}", key=f"shared-{{number}}" if number % 5 == 0 else None))
+        key = f"shared-{{number}}" if number % 5 == 0 else None
+        jobs.add(Job(command="x", workflow=f"flow{{number % 3}}", name=f"{{writer}}-{{number}}", key=key))
 """
 
 CLAIMER = f"""
@@ -124,7 +126,7 @@ def run_together(code: str, arguments: list[list[str]]) -> list[str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         for some in arguments
     ]
     try:

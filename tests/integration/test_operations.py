@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from native import make_transport
+
 from balsam_core import App, Job, State
 from balsam_core.errors import Conflict, InvalidInput, NotFound, SchemaMismatch, Unavailable
 from balsam_core.jobs import Jobs
 from balsam_core.model import calls
 from balsam_core.model.calls import Resources, Update
 from balsam_core.schema import tables
-from native import make_transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""NativeTransports on the test databases. What the PostgreSQL and MySQL plugins will say of their errors is said here."""
+"""NativeTransports on the test databases, with what the PostgreSQL and MySQL plugins will say of their errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+
 from balsam_core.schema import migrate
 from balsam_core.transport import NativeTransport
 

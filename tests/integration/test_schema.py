@@ -1,0 +1,80 @@
+"""The tables as the program declares them, and as the migrations make them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from native import make_engine
+
+from balsam_core.errors import Conflict, SchemaMismatch
+from balsam_core.schema import migrate, tables
+from balsam_core.schema.version import SCHEMA, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
+
+
+@pytest.fixture
+def engine(engine_url: str) -> Iterator[Engine]:
+    made = make_engine(engine_url)
+    yield made
+    made.dispose()
+
+
+def test_the_newest_migration_is_the_schema_of_this_program() -> None:
+    assert ScriptDirectory(str(migrate.SCRIPTS)).get_heads() == [SCHEMA]
+
+
+def test_migrations_make_the_declared_tables(engine: Engine) -> None:
+    assert migrate.pending(engine) == [SCHEMA]
+    migrate.upgrade(engine, db_id="a" * 32)
+    assert migrate.pending(engine) == []
+    with engine.connect() as conn:
+        context = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE, "compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+        indexes = {index["name"] for index in sa.inspect(conn).get_indexes("jobs")}
+    assert {"ix_jobs_claim", "ix_jobs_workflow_claim", "ix_jobs_state_id", "ix_jobs_workflow_id_id"} <= indexes
+
+
+def test_upgrading_twice_changes_nothing_and_a_foreign_directory_is_refused(engine: Engine) -> None:
+    migrate.upgrade(engine, db_id="a" * 32)
+    migrate.upgrade(engine, db_id="a" * 32)
+    with pytest.raises(Conflict, match="another DB directory"):
+        migrate.upgrade(engine, db_id="b" * 32)
+
+
+def test_a_newer_schema_is_left_alone(engine: Engine) -> None:
+    migrate.upgrade(engine, db_id="a" * 32)
+    with engine.begin() as conn:
+        conn.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    with pytest.raises(SchemaMismatch, match="newer"):
+        migrate.upgrade(engine, db_id="a" * 32)
+
+
+def test_a_migration_that_was_killed_half_way_is_completed(engine: Engine) -> None:
+    """Where DDL commits by itself, as on MySQL, a kill can leave some tables and no version."""
+    with engine.begin() as conn:
+        tables.meta.create(conn)
+        tables.workflows.create(conn)
+    migrate.upgrade(engine, db_id="a" * 32)
+    with engine.connect() as conn:
+        assert sa.inspect(conn).has_table("jobs")
+
+
+def test_the_claim_index_serves_filter_and_order(database_url: Callable[[str], str]) -> None:
+    """On SQLite, which plans by rules alone; the plans of the others depend on how full the tables are."""
+    engine = make_engine(database_url("sqlite"))
+    migrate.upgrade(engine, db_id="a" * 32)
+    query = "EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE claim_class = 1 ORDER BY priority DESC, id LIMIT 9"
+    with engine.connect() as conn, conn.begin():
+        plan = " ".join(row[3] for row in conn.execute(sa.text(query)))
+    assert "ix_jobs_claim" in plan
+    assert "TEMP B-TREE" not in plan
+    engine.dispose()

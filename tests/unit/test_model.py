@@ -1,0 +1,134 @@
+"""Rules that need no database: states, commands, filters, the codec, the order of an insert."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balsam_core import Job, State
+from balsam_core.errors import BalsamError, InvalidInput, NotFound, by_code
+from balsam_core.inserting import Ids, _parents_first
+from balsam_core.model import calls
+from balsam_core.model.codec import decode_call, encode, encode_call
+from balsam_core.model.command import fill, placeholders, split
+from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, TRANSITIONS, illegal_hop
+from balsam_core.model.text import check_document
+
+S = State
+
+
+def test_every_state_has_transitions_and_the_finished_one_has_none() -> None:
+    assert set(TRANSITIONS) == set(State)
+    assert TRANSITIONS[State.JOB_FINISHED] == frozenset()
+    assert {state for state in State if State.USER_KILLED in TRANSITIONS[state]} == ACTIVE
+    assert RETRYABLE == set(PARENT_LOST) == END - {State.JOB_FINISHED}
+
+
+def test_the_classic_life_of_a_job_is_legal() -> None:
+    life = [
+        State(name)
+        for name in ["READY", "STAGED_IN", "PREPROCESSED", "RUNNING", "RUN_DONE", "POSTPROCESSED", "JOB_FINISHED"]
+    ]
+    assert illegal_hop(State.CREATED, life) is None
+    assert illegal_hop(State.CREATED, life[1:]) == (State.CREATED, State.STAGED_IN)
+    assert illegal_hop(State.JOB_FINISHED, [State.RUNNING]) == (State.JOB_FINISHED, State.RUNNING)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0")))
+def test_a_parameter_stays_one_word_whatever_it_holds(value: str) -> None:
+    words = split("sim.x --x {x} 'a {x} b' {not a name} {}", what="test")
+    assert fill(words, {"x": value}, what="test") == [
+        "sim.x", "--x", value, f"a {value} b", "{not", "a", "name}", "{}",
+    ]  # fmt: skip
+
+
+def test_a_filled_value_is_not_filled_again() -> None:
+    assert fill(["{a}", "{b}"], {"a": "{b}", "b": 2}, what="test") == ["{b}", "2"]
+    assert placeholders(["{a}{b}", "{1}", "{a-b}"]) == {"a", "b"}
+    with pytest.raises(InvalidInput, match="'c' is missing"):
+        fill(["{c}"], {"a": 1}, what="test")
+
+
+def test_conditions_are_data_and_never_truth_values() -> None:
+    condition = (Job.state.in_(["FAILED"]) & (Job.priority > 3)) | ~(Job.name == "a")
+    sent = calls.CountJobs(where=condition)
+    assert decode_call(calls.CountJobs, encode_call(sent)) == sent
+    with pytest.raises(TypeError, match="no truth value"):
+        bool(Job.priority > 3)
+    assert Job(name="a").name == "a"
+
+
+def test_calls_have_distinct_names_and_result_types() -> None:
+    kinds = [kind for base in (calls.Read, calls.Write) for kind in base.__subclasses__()]
+    assert len({kind.operation() for kind in kinds}) == len(kinds) > 20
+    for kind in kinds:
+        assert kind.result_type() is not None
+    assert calls.AddJobs.operation() == "add_jobs"
+
+
+def test_every_call_has_an_operation() -> None:
+    from balsam_core.operations import execution
+
+    execution._body(calls.GetInfo())
+    kinds = {kind for base in (calls.Read, calls.Write) for kind in base.__subclasses__()}
+    assert set(execution._OPERATIONS) == kinds
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xc1", b"\x81\xa4jobs\xc0", encode({"jobs": [], "more": 1}), encode({"jobs": [{"name": 3}]})]
+)
+def test_nonsense_is_refused_as_a_call(data: bytes) -> None:
+    with pytest.raises(InvalidInput, match="add_jobs"):
+        decode_call(calls.AddJobs, data)
+
+
+def test_objects_that_cannot_travel_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="can't be stored"):
+        encode_call(calls.AddJobs(jobs=[Job(command="x", parameters={"x": object()})]))
+
+
+def test_documents_come_back_as_they_went_in_or_are_refused() -> None:
+    check_document("job", "data", {"a": [1, -1.5, None, True, "ü"]})
+    deep: list[object] = []
+    for _ in range(40):
+        deep = [deep]
+    for wrong in (float("inf"), 2**63, {1: 2}, {"a\0": 1}, object(), deep):
+        with pytest.raises(InvalidInput):
+            check_document("job", "data", {"x": wrong})
+
+
+def test_errors_are_found_by_their_code_and_have_an_exit_code() -> None:
+    assert by_code("not-found") is NotFound
+    assert by_code("of a later version") is BalsamError
+    assert by_code("usage").exit_code == 1
+
+
+@given(st.permutations(range(6)))
+def test_parents_come_first_in_any_order_of_the_list(order: list[int]) -> None:
+    made = [Job(name=str(number), command="x") for number in range(6)]
+    for number, job in enumerate(made):
+        job.parents = [made[parent] for parent in range(number) if parent % 2 == number % 2]
+    ordered = _parents_first([made[place] for place in order])
+    places = {id(job): place for place, job in enumerate(ordered)}
+    assert len(places) == 6
+    assert all(places[id(parent)] < places[id(job)] for job in made for parent in job.parents)
+
+
+def test_ids_are_a_sequence_of_ranges() -> None:
+    ids = Ids()
+    for first, count in ((1, 3), (4, 2), (10, 1), (2, 1)):
+        ids.append(first, count)
+    assert list(ids) == [1, 2, 3, 4, 5, 10, 2]
+    assert [ids[place] for place in (0, 4, 5, -1)] == [1, 5, 10, 2]
+    assert ids[2:6] == [3, 4, 5, 10]
+    assert repr(ids) == "Ids(1-5, 10, 2)"
+    with pytest.raises(IndexError):
+        ids[7]
+    million = Ids()
+    for first in range(1, 1_000_000, 2000):
+        million.append(first, 2000)
+    assert len(list(itertools.islice(million, 5))) == 5
+    assert repr(million) == "Ids(1-1000000)"
