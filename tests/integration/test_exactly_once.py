@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -33,7 +33,7 @@ def transport(engine_url: str) -> Iterator[NativeTransport]:
         yield made
 
 
-def send(transport: NativeTransport, call: calls.Call[object], ticket: Ticket) -> object:
+def send(transport: NativeTransport, call: calls.Call[Any], ticket: Ticket) -> Any:
     """Send a write under a ticket of the test's choice, as a repetition after a lost answer does."""
     from balsam_core.model.codec import decode_result
 
