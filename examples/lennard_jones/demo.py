@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,15 @@ WORKFLOW = "lj"
 SIZES = range(7, 14)
 # One search finds its minimum with a probability of 0.67 (N = 10, 11) to 1.0 (N = 8); twenty all miss it once in 10^9.
 SEEDS = range(1, 21)
+
+
+def program() -> str:
+    """Give the name under which this `balsam` can be typed here: alone where PATH finds it."""
+    ours = Path(sys.executable).with_name("balsam")
+    found = shutil.which("balsam")
+    if found and Path(found) == ours:
+        return "balsam"
+    return str(ours.relative_to(Path.cwd())) if ours.is_relative_to(Path.cwd()) else str(ours)
 
 
 def balsam(*arguments: str | Path) -> list[str]:
@@ -138,7 +148,7 @@ def main() -> int:
     code = launch(path)
     subprocess.run(balsam("--db", path, "ls", "--by-states"), check=False)
     finished, failed = report(path, jobs[-1])
-    look = f"balsam --db {shlex.quote(str(path))}"
+    look = f"{shlex.quote(program())} --db {shlex.quote(str(path))}"
     if failed:
         say(f"{failed} of {len(jobs)} jobs failed. See why:\n  {look} ls --state FAILED\n  {look} show ID")
     if left := len(jobs) - finished - failed:
