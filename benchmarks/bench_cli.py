@@ -1,42 +1,105 @@
-"""How long the command line takes to start, against ``python -c "import click"`` in the same run."""
+"""How fast the command line starts and lists, as ratios measured in one run.
+
+    python benchmarks/bench_cli.py [--jobs 1000000] [--rounds 21]
+
+``balsam --help`` and ``balsam plugins list`` against ``python -c "import click"``; ``balsam ls`` (and other commands) on a
+large database against the same on one of 100 jobs. The commands of a comparison take turns, so that a busy machine
+slows all of them; medians of wall time.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-BALSAM = str(Path(sys.executable).with_name("balsam"))
-PEER = [sys.executable, "-c", "import click"]
-COMMANDS = {"--help": ["--help"], "plugins list": ["plugins", "list"]}
-TARGET = 2.5
+from balsam_core import Job, open_db
+from balsam_core.initialise import initialise
+
+SMALL = 100  # jobs
+WORKFLOWS = 50
+BALSAM = [sys.executable, "-m", "balsam_core.cli"]
+LISTINGS = {
+    "ls": (["ls"], 1.5),
+    "ls --wf wf-7": (["ls", "--wf", "wf-7"], None),
+    "ls --state READY": (["ls", "--state", "READY"], None),
+    "ls --limit 10 -o json": (["ls", "--limit", "10", "-o", "json"], None),
+    "show last": (["show", "last"], None),
+    "status": (["status"], None),
+}
 
 
-def seconds(command: list[str]) -> float:
-    """Return the wall time of a command."""
-    begin = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - begin
+def fill(path: Path, count: int) -> None:
+    """Make a database with so many jobs."""
+    initialise(path)
+    with open_db(path) as db:
+        db.jobs.add(
+            Job(name=f"job-{n}", workflow=f"wf-{n % WORKFLOWS}", command="true", parameters={"x": n})
+            for n in range(count)
+        )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=21)
-    rounds = parser.parse_args().rounds
-    times: dict[str, list[float]] = {name: [] for name in ("peer", *COMMANDS)}
-    for _ in range(rounds + 1):
-        times["peer"].append(seconds(PEER))
-        for name, words in COMMANDS.items():
-            times[name].append(seconds([BALSAM, *words]))
-    peer = statistics.median(times["peer"][1:])
-    print(f'python -c "import click": {peer * 1e3:.0f} ms')
-    for name in COMMANDS:
-        ours = statistics.median(times[name][1:])
-        print(f"balsam {name}: {ours * 1e3:.0f} ms; ratio {ours / peer:.2f} (at most {TARGET})")
+def medians(commands: dict[str, list[str]], rounds: int, env: dict[str, dict[str, str]]) -> dict[str, float]:
+    """Run the commands in turns and return the median seconds of each; the first turn only warms up."""
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for turn in range(rounds + 1):
+        for name, command in commands.items():
+            started = time.perf_counter()
+            subprocess.run(
+                command,
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **env.get(name, {})},
+            )
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def report(what: str, peer: str, taken: float, peer_taken: float, allowed: float | None) -> bool:
+    """Print one ratio; return whether it is allowed."""
+    ratio = taken / peer_taken
+    verdict = "" if allowed is None else f"  allowed {allowed:.1f}x: {'ok' if ratio <= allowed else 'TOO SLOW'}"
+    print(f"{what:<24} {ratio:5.2f}x of {peer}  ({taken * 1000:.0f} ms against {peer_taken * 1000:.0f} ms){verdict}")
+    return allowed is None or ratio <= allowed
+
+
+def main() -> int:
+    """Measure and print; the exit code says whether all budgets are kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1_000_000, help="jobs in the large database")
+    parser.add_argument("--rounds", type=int, default=21, help="times that each command runs")
+    options = parser.parse_args()
+
+    peer = 'python -c "import click"'
+    commands = {
+        peer: [sys.executable, "-c", "import click"],
+        "--help": [*BALSAM, "--help"],
+        "plugins list": [*BALSAM, "plugins", "list"],
+    }
+    taken = medians(commands, options.rounds, {})
+    kept = [report(f"balsam {name}", peer, taken[name], taken[peer], 2.5) for name in ("--help", "plugins list")]
+
+    with tempfile.TemporaryDirectory(prefix="balsam-bench-") as folder:
+        small, large = Path(folder) / "small", Path(folder) / "large"
+        fill(small, SMALL)
+        started = time.perf_counter()
+        fill(large, options.jobs)
+        spent = time.perf_counter() - started
+        print(f"(made a database of {options.jobs} jobs in {spent:.0f} s: {options.jobs / spent:.0f} jobs/s)")
+        for name, (words, allowed) in LISTINGS.items():
+            both = {f"{size}": [*BALSAM, *words] for size in (SMALL, options.jobs)}
+            env = {str(SMALL): {"BALSAM_DB_PATH": str(small)}, str(options.jobs): {"BALSAM_DB_PATH": str(large)}}
+            taken = medians(both, options.rounds if allowed else max(3, options.rounds // 4), env)
+            kept.append(report(f"balsam {name}", f"{SMALL} jobs", taken[str(options.jobs)], taken[str(SMALL)], allowed))
+    return int(not all(kept))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -42,5 +42,6 @@ def report(printer: Printer, verb: str, ids: list[int], why_none: str) -> None:
         ids: The jobs.
         why_none: Why there may be none, for people.
     """
+    ids = sorted(ids)
     text = f"{verb} {jobs_in_words(len(ids))}" if ids else f"{verb} no job: {why_none}"
     printer.one({verb: len(ids), "ids": ids}, text, ident=ids)

@@ -41,7 +41,7 @@ def run(args: Sequence[str] | None = None) -> int:
     return code
 
 
-def _attempt(words: list[str], session: Session) -> int:  # noqa: PLR0911  (one for each kind of end)
+def _attempt(words: list[str], session: Session) -> int:
     from balsam_core.cli.root import root
 
     if os.environ.get(COMPLETION_VARIABLE):  # the shell asks what TAB can mean
@@ -54,40 +54,45 @@ def _attempt(words: list[str], session: Session) -> int:  # noqa: PLR0911  (one 
         return stop.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except click.Abort:
-        return _report(session, words, "aborted", "aborted", 1)
-    except click.ClickException as err:
-        return _report_click(err, session, words)
-    except BalsamError as err:
-        return _report(session, words, err.code, err.message, err.exit_code, err)
     except BrokenPipeError as err:
         return _lost_output(err, session, words)
-    except OSError as err:
-        return _report(session, words, "system", _os_message(err), 1, err)
-    except UnicodeEncodeError as err:
-        message = f"{err.object[:60]!a} is not valid text: use UTF-8"
-        return _report(session, words, InvalidInput.code, message, InvalidInput.exit_code, err)
-    except MemoryError as err:
-        return _report(session, words, "memory", "there is not enough memory", 1, err)
-    except Exception as err:  # noqa: BLE001  (the last resort, so that nobody meets a traceback)
-        message = f"unexpected {type(err).__name__}: {err}"
-        if not session.verbose:
-            message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"
-        return _report(session, words, "unexpected", message, 1, err)
+    except Exception as err:  # noqa: BLE001  (so that nobody meets a traceback)
+        return _failed(err, session, words)
     return code if isinstance(code, int) else 0
 
 
-def _report_click(err: click.ClickException, session: Session, words: list[str]) -> int:
+def _failed(err: Exception, session: Session, words: list[str]) -> int:
     no_args = getattr(click.exceptions, "NoArgsIsHelpError", None)  # from click 8.2 on
     if no_args is not None and isinstance(err, no_args):
         err.show()
         return USAGE
-    message = err.format_message()
-    if isinstance(err, click.UsageError):
-        where = err.ctx.command_path if err.ctx else "balsam"
-        message = f"{message.rstrip('.')} (see: {where} --help)"
-        return _report(session, words, "usage", message, USAGE)
-    return _report(session, words, "error", message, err.exit_code, err)
+    code, message, exit_code = _described(err)
+    if code == "unexpected" and not session.verbose:
+        message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"
+    return _report(session, words, code, message, exit_code, None if isinstance(err, click.UsageError) else err)
+
+
+def _described(err: Exception) -> tuple[str, str, int]:
+    """Return an error's code, message and exit code."""
+    match err:
+        case BalsamError():
+            told = err.code, err.message, err.exit_code
+        case click.UsageError():
+            where = err.ctx.command_path if err.ctx else "balsam"
+            told = "usage", f"{err.format_message().rstrip('.')} (see: {where} --help)", USAGE
+        case click.ClickException():
+            told = "error", err.format_message(), err.exit_code
+        case click.Abort():
+            told = "aborted", "aborted", 1
+        case OSError():
+            told = "system", _os_message(err), 1
+        case UnicodeEncodeError():
+            told = InvalidInput.code, f"{err.object[:60]!a} is not valid text: use UTF-8", InvalidInput.exit_code
+        case MemoryError():
+            told = "memory", "there is not enough memory", 1
+        case _:
+            told = "unexpected", f"unexpected {type(err).__name__}: {err}", 1
+    return told
 
 
 def _report(

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from balsam_core.cli.selectors import choose, parse
-from balsam_core.cli.values import AT_LEAST_0, AT_LEAST_1, JSON_OBJECT, LARGEST, PAIR, mapping, parameters, patterns
+from balsam_core.cli.values import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    JSON_OBJECT,
+    LARGEST,
+    PAIR,
+    SHARE,
+    mapping,
+    parameters,
+    patterns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,13 +63,13 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "default": None, "help": "Whether a job that the launcher's time limit stopped runs again.",
     }),
     (("--max-retries",), {"type": AT_LEAST_0, "help": "How often a failed job runs again by itself."}),
-    (("--priority",), {"type": click.IntRange(-LARGEST, LARGEST), "help": "Higher runs first."}),
+    (("--priority",), {"type": click.IntRange(-LARGEST, LARGEST), "metavar": "NUMBER", "help": "Higher runs first."}),
     (("--wall-time-minutes",), {"type": AT_LEAST_0, "help": "Expected duration; 0 for unknown."}),
     (("--num-nodes",), {"type": AT_LEAST_1, "help": "Nodes."}),
     (("--ranks-per-node",), {"type": AT_LEAST_1, "help": "Processes per node."}),
     (("--threads-per-rank",), {"type": AT_LEAST_1, "help": "Threads per process."}),
     (("--threads-per-core",), {"type": AT_LEAST_1, "help": "Threads per core."}),
-    (("--gpus-per-rank",), {"type": click.FloatRange(0, 1e6), "help": "GPUs per process; may be a fraction."}),
+    (("--gpus-per-rank",), {"type": SHARE, "help": "GPUs per process; may be a fraction."}),
     (("--node-packing-count",), {"type": AT_LEAST_1, "help": "How many such jobs share one node."}),
     (("--cpu-affinity",), {"help": "Binding of processes to cores."}),
     (("--key",), {"help": "Unique key: if a job with this key exists, none is added and its id is printed."}),

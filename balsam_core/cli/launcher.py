@@ -112,7 +112,7 @@ def launcher(
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-_RESULT = ("finished", "failed", "killed", "again", "seconds", "unfit", "reason")
+_RESULT = ("finished", "failed", "killed", "again", "seconds", "unfit", "reason", "spent")
 
 
 def _text(outcome: Outcome) -> Iterator[str]:
@@ -126,10 +126,10 @@ def _text(outcome: Outcome) -> Iterator[str]:
     if outcome.failed:
         yield "See why jobs failed: balsam ls --state FAILED, then balsam show ID"
     if outcome.reason:
-        left = f"; {outcome.again} jobs were given back" if outcome.again else ""
+        left = f"; given back to run again: {outcome.again}" if outcome.again else ""
         yield f"Ended early: {outcome.reason}{left}"
     if outcome.unfit:
-        yield f"{outcome.unfit} waiting jobs need more nodes, ranks, GPUs or time than this launcher has"
+        yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {outcome.unfit}"
 
 
 def _ids_of(name: str) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ def jobs(db: Database, printer: Printer, found: Found, fields: str | None) -> No
     """List jobs."""
     if printer.form == "ids":
         names: Sequence[str] = ["id"]
-    elif fields:
+    elif fields is not None:
         names = field_names(fields, JobRows.known)
     else:
         names = IN_TABLE if printer.for_people else field_names("all", JobRows.known)

@@ -56,9 +56,9 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
         with session.open_db() as db:
             _list_apps(db, printer, options["name"] or "", fields)
         return
-    if history and (by_states or what == "wf" or fields):
+    if history and (by_states or what == "wf" or fields is not None):
         raise click.UsageError("--history lists states of jobs: it goes neither with --by-states, --fields nor with wf")
-    if (by_states or what == "wf") and (fields or limit is not None):
+    if (by_states or what == "wf") and (fields is not None or limit is not None):
         raise click.UsageError("--fields and --limit go with a list of jobs only")
     wanted = states("--state", options["state"])
     with session.open_db() as db:
@@ -82,7 +82,7 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
 def _only(what: str, allowed: tuple[str, ...], options: dict[str, Any]) -> None:
     names = {"selectors": "id", "workflow": "wf"}
     for name, value in options.items():
-        if name not in allowed and value not in {None, (), False}:
+        if name not in allowed and value is not None and value is not False and value != ():
             raise click.UsageError(f"--{names.get(name, name).replace('_', '-')} does not go with 'ls {what}'")
 
 
@@ -91,8 +91,8 @@ def _list_apps(db: Database, printer: Printer, text: str, fields: str | None) ->
     from balsam_core.model.app import App
 
     known = App.__struct_fields__
-    names = field_names(fields, known) if fields else known
-    if printer.for_people and not fields:
+    names = known if fields is None else field_names(fields, known)
+    if printer.for_people and fields is None:
         names = ["name", "executable", "description"]
     if printer.form == "ids":
         names = ["name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,18 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["AT_LEAST_0", "AT_LEAST_1", "JSON_OBJECT", "PAIR", "mapping", "parameters", "patterns", "similar", "states"]
+__all__ = [
+    "AT_LEAST_0",
+    "AT_LEAST_1",
+    "JSON_OBJECT",
+    "PAIR",
+    "SHARE",
+    "mapping",
+    "parameters",
+    "patterns",
+    "similar",
+    "states",
+]
 
 LARGEST = 2**31 - 1
 
@@ -26,12 +38,25 @@ class _AtLeast(click.IntRange):
         return number
 
 
+class _Share(click.FloatRange):
+    """A number that may be a fraction; not a number is none."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  (click's signature)
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
+SHARE = _Share(0, 1e6)
 AT_LEAST_0 = _AtLeast(0)
 AT_LEAST_1 = _AtLeast(1)
 
 
 if TYPE_CHECKING:
-    ParamType = click.ParamType[Any]  # generic since click 8.4, for type checkers
+    ParamType = click.ParamType[Any]  # generic in newer versions only
 else:
     ParamType = click.ParamType
 

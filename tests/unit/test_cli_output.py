@@ -6,11 +6,12 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from balsam_core.cli.output import Printer
 from balsam_core.cli.table import lines
 from balsam_core.cli.text import cut, one_line, printable, width
-from hypothesis import given
-from hypothesis import strategies as st
 
 MOMENT = datetime(2026, 11, 24, 1, 2, 3, 456789, tzinfo=UTC)
 NAMES = ("id", "name", "at", "data", "note")
@@ -51,7 +52,7 @@ def test_ids_are_the_first_values(capsysbinary):
 
 
 def test_table_escapes_what_could_steer_a_terminal_and_is_not_cut_off_a_terminal(capsysbinary):
-    rows = [(1, "x\ny\x1b[2J\u202e", None, {}, "n" * 10_000)]
+    rows: list[tuple[object, ...]] = [(1, "x\ny\x1b[2J\u202e", None, {}, "n" * 10_000)]
     out, _ = written(capsysbinary, "table", rows)
     assert len(out.splitlines()) == 2
     assert "x\\ny\\x1b[2J\\u202e" in out
@@ -59,7 +60,9 @@ def test_table_escapes_what_could_steer_a_terminal_and_is_not_cut_off_a_terminal
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize(("form", "text"), [("json", "[]\n"), ("jsonl", ""), ("csv", "id,name,at,data,note\n"), ("ids", "")])
+@pytest.mark.parametrize(
+    ("form", "text"), [("json", "[]\n"), ("jsonl", ""), ("csv", "id,name,at,data,note\n"), ("ids", "")]
+)
 def test_no_rows_are_still_valid_output(capsysbinary, form, text):
     assert written(capsysbinary, form, []) == (text, "")
 

@@ -4,10 +4,11 @@ import io
 
 import click
 import pytest
-from balsam_core.cli.selectors import SLICE, Selection, _conditions, parse
-from balsam_core.model.filters import AllOf, AnyOf, Compare
 from hypothesis import given
 from hypothesis import strategies as st
+
+from balsam_core.cli.selectors import SLICE, Selection, _conditions, parse
+from balsam_core.model.filters import AllOf, AnyOf, Compare
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import click
 import pytest
+
 from balsam_core.cli.values import JSON_OBJECT, PAIR, mapping, parameters, patterns, states
 
 
