@@ -11,8 +11,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_every_error_and_its_exit_code_is_documented() -> None:
     text = (DOCS / "reference" / "exit-codes.md").read_text()
-    for kind in (errors.BalsamError, *errors._BY_CODE.values()):
-        assert f"| {kind.exit_code} | `{kind.code}` | {kind.__doc__.splitlines()[0]} |" in text
+    kinds: list[type[errors.BalsamError]] = [errors.BalsamError, *errors._BY_CODE.values()]
+    for kind in kinds:
+        assert f"| {kind.exit_code} | `{kind.code}` | {(kind.__doc__ or '').splitlines()[0]} |" in text
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:
