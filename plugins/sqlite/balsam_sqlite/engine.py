@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["is_retryable", "make_engine", "translate"]
 
-BUSY_TIMEOUT = 60.0  # seconds that SQLite itself waits for another writer
+BUSY_TIMEOUT = 1.0  # seconds that SQLite itself waits for another writer, deaf to signals; the transport repeats
+OWNER_BUSY_TIMEOUT = 60.0  # the same for init, where nobody repeats
 CACHE_SIZE = 16 * 1024  # KiB per connection
 WAL_SIZE_LIMIT = 64 * 1024 * 1024  # bytes that a log keeps after a big write
 _SYNCHRONOUS = {"full": "FULL", "relaxed": "NORMAL"}
@@ -69,7 +70,10 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         check_file(db)  # also: SQLite would make a missing file anew
         # A plain path, never a URI: it may hold ? and %.
         connection = sqlite3.connect(
-            database_file(db), timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            database_file(db),
+            timeout=OWNER_BUSY_TIMEOUT if role == "owner" else BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             for pragma in pragmas:
