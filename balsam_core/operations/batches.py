@@ -8,10 +8,10 @@ from sqlalchemy import and_, delete, insert, not_, or_, select, update
 
 from balsam_core.errors import Conflict, NotFound
 from balsam_core.model.calls import AbandonBatch, OpenBatch, PromoteBatch, PublishBatch
-from balsam_core.model.states import PARENT_LOST, State
+from balsam_core.model.states import State
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.operations.family import lose_children
+from balsam_core.operations.family import lock_parents, lose_children
 from balsam_core.schema.tables import batches, job_edges, jobs
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["abandon_slice", "extend_batch", "lock_open_batch", "promote"]
+__all__ = ["abandon_slice", "extend_batch", "lock_open_batch"]
 
 
 @operation(OpenBatch)
@@ -109,10 +109,11 @@ def promote_batch(tx: Tx, call: PromoteBatch) -> bool:
         .where(jobs.c.id.between(row.first_id, row.last_id), jobs.c.batch_id == row.id)
         .order_by(jobs.c.id)
         .limit(call.limit)
+        .with_for_update()
     )
     ids = list(tx.execute(slice_).scalars())
     if ids:
-        promote(tx, and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.batch_id == row.id))
+        _promote(tx, and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.batch_id == row.id), ids)
     if len(ids) < call.limit:
         tx.execute(delete(batches).where(batches.c.id == row.id))
         return not call.batch
@@ -120,21 +121,14 @@ def promote_batch(tx: Tx, call: PromoteBatch) -> bool:
     return True
 
 
-def promote(tx: Tx, which: ColumnElement[bool]) -> None:
-    """Move CREATED jobs to READY, or to AWAITING_PARENTS where parents have not finished."""
+def _promote(tx: Tx, which: ColumnElement[bool], ids: list[int]) -> None:
+    """Move CREATED jobs, whose rows are locked, to READY, or to AWAITING_PARENTS where parents have not finished."""
     created = and_(which, jobs.c.state == State.CREATED)
     free = and_(created, or_(jobs.c.parents_left == 0, not_(jobs.c.wait_for_parents)))
     record_where(tx, free, [State.CREATED, State.READY])
     changes = {"state": State.READY, "state_since": tx.now, "claim_class": jobs.c.resource_class_id}
     tx.execute(update(jobs).where(free).values(changes))
     record_where(tx, created, [State.CREATED, State.AWAITING_PARENTS])
-    tx.execute(update(jobs).where(created).values(state=State.AWAITING_PARENTS, state_since=tx.now))
-    parents = jobs.alias("parents")
-    lost = (
-        select(parents.c.id, parents.c.state)
-        .join(job_edges, job_edges.c.parent_id == parents.c.id)
-        .join(jobs, jobs.c.id == job_edges.c.child_id)
-        .where(which, jobs.c.state == State.AWAITING_PARENTS, parents.c.state.in_(list(PARENT_LOST)))
-        .distinct()
-    )
-    lose_children(tx, [(row.id, State(row.state)) for row in tx.execute(lost)])
+    waiting = tx.execute(update(jobs).where(created).values(state=State.AWAITING_PARENTS, state_since=tx.now))
+    if waiting.rowcount:
+        lose_children(tx, lock_parents(tx, ids))

@@ -11,7 +11,7 @@ from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, R
 from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, State
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.operations.family import lose_children
+from balsam_core.operations.family import lock_parents, lose_children
 from balsam_core.operations.rows import condition, in_chunks, visible
 from balsam_core.schema.tables import job_edges, job_events, jobs, workflows
 
@@ -73,6 +73,7 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
 
 def _restart(tx: Tx, ids: list[int], message: str) -> None:
     """Move jobs to READY or AWAITING_PARENTS."""
+    lost = lock_parents(tx, ids)
     for some in in_chunks(ids):
         these = jobs.c.id.in_(some)
         left = dict.fromkeys(some, 0)
@@ -94,6 +95,7 @@ def _restart(tx: Tx, ids: list[int], message: str) -> None:
         record_where(tx, waits, [State.AWAITING_PARENTS], message)
         tx.execute(update(jobs).where(waits).values(state=State.AWAITING_PARENTS, claim_class=None, **fresh))
         tx.execute(update(jobs).where(free).values(state=State.READY, claim_class=jobs.c.resource_class_id, **fresh))
+    lose_children(tx, lost)
 
 
 def _revive_children(tx: Tx, parents: list[int]) -> list[int]:
@@ -102,16 +104,16 @@ def _revive_children(tx: Tx, parents: list[int]) -> list[int]:
     for some in in_chunks(parents):
         query = (
             select(jobs.c.id)
-            .join(job_edges, job_edges.c.child_id == jobs.c.id)
             .where(
-                job_edges.c.parent_id.in_(some),
+                jobs.c.id.in_(select(job_edges.c.child_id).where(job_edges.c.parent_id.in_(some))),
                 or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0)),
                 jobs.c.wait_for_parents,
                 ~_LOST_PARENT,
             )
-            .distinct()
+            .order_by(jobs.c.id)
+            .with_for_update()
         )
-        children += tx.execute(query.order_by(jobs.c.id)).scalars()
+        children += tx.execute(query).scalars()
     children = sorted(set(children))
     _restart(tx, children, "its parent runs again")
     return children

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["free_children", "lose_children"]
+__all__ = ["free_children", "lock_parents", "lose_children"]
 
 _READY = (
     update(jobs)
@@ -60,6 +60,32 @@ _NOW_FREE = select(jobs.c.id, jobs.c.attempt).where(
     jobs.c.id.in_(bindparam("children", expanding=True)),
     jobs.c.state == State.AWAITING_PARENTS,
     jobs.c.parents_left == 0,
+)
+
+
+def lock_parents(tx: Tx, children: Iterable[int]) -> list[tuple[int, State]]:
+    """Keep the parents of these jobs from ending until this transaction does; returns those that have ended badly.
+
+    Whoever makes a job wait must hold this lock: else a parent that ends at the same moment would look for its waiting
+    children before they can be seen, and they would wait for ever.
+    """
+    lost: list[tuple[int, State]] = []
+    for some in in_chunks(sorted(children)):
+        for number, state in tx.execute(_PARENTS, {"children": some}):
+            if state in PARENT_LOST:
+                lost.append((number, State(state)))
+    return lost
+
+
+_PARENTS = (
+    select(jobs.c.id, jobs.c.state)
+    .where(
+        jobs.c.id.in_(
+            select(job_edges.c.parent_id).where(job_edges.c.child_id.in_(bindparam("children", expanding=True)))
+        )
+    )
+    .order_by(jobs.c.id)
+    .with_for_update(read=True)
 )
 
 
