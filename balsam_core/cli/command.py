@@ -123,9 +123,16 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A command with commands of its own."""
+    """A command with commands of its own. Alone it is a wrong command line, and shows its help on stderr."""
 
     command_class = Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words up to the command."""
+        if not args and not ctx.resilient_parsing:  # click's versions differ in what they do then
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
 
 
 @overload

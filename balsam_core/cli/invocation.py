@@ -62,10 +62,6 @@ def _attempt(words: list[str], session: Session) -> int:
 
 
 def _failed(err: Exception, session: Session, words: list[str]) -> int:
-    no_args = getattr(click.exceptions, "NoArgsIsHelpError", None)  # from click 8.2 on
-    if no_args is not None and isinstance(err, no_args):
-        err.show()
-        return USAGE
     code, message, exit_code = _described(err)
     if code == "unexpected" and not session.verbose:
         message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"

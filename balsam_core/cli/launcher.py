@@ -25,20 +25,10 @@ MOST_RANKS = 100_000
 LONGEST = 60 * 24 * 366  # minutes
 
 
-class _Minutes(click.ParamType[float]):
-    """A positive time in minutes, also in parts."""
-
-    name = "minutes"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number."""
-        try:
-            minutes = float(str(value))
-        except ValueError:
-            minutes = math.nan
-        if not 0 < minutes <= LONGEST:
-            self.fail(f"{value!r} is no time in minutes above 0 and up to a year.", param, ctx)
-        return minutes
+def _no_nan(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # which no range excludes
+        raise click.BadParameter("'nan' is no number of minutes.", ctx=ctx, param=param)
+    return value
 
 
 @command(
@@ -57,7 +47,13 @@ class _Minutes(click.ParamType[float]):
     metavar="N",
     help="Run so many processes at the same time (default: the cores that may be used).",
 )
-@click.option("--time-limit-minutes", type=_Minutes(), metavar="M", help="Stop after M minutes, e.g. 55 or 0.5.")
+@click.option(
+    "--time-limit-minutes",
+    type=click.FloatRange(0, LONGEST, min_open=True),
+    callback=_no_nan,
+    metavar="M",
+    help="Stop after M minutes, e.g. 55 or 0.5.",
+)
 @pass_session
 def launcher(
     session: Session,

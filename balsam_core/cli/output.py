@@ -122,14 +122,20 @@ class Printer:
 
 
 def _json(value: object) -> bytes:
-    import msgspec
+    global _encode  # noqa: PLW0603  (msgspec is loaded when it is first needed)
+    if _encode is None:
+        import msgspec
 
-    return msgspec.json.encode(value)
+        _encode = msgspec.json.Encoder().encode
+    return _encode(value)
+
+
+_encode: Callable[[object], bytes] | None = None
 
 
 def _csv_cell(value: object) -> object:
     """Return a value as CSV holds it: JSON's words for all that is neither text nor number, nothing for None."""
-    if value is None or (isinstance(value, (str, int, float)) and not isinstance(value, bool)):
-        return "" if value is None else str(value)
+    if value is None or type(value) in {str, int, float}:
+        return value
     text = _json(value).decode()
     return text[1:-1] if text.startswith('"') else text

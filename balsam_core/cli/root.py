@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import click
 
-from balsam_core.cli.command import common_options
+from balsam_core.cli.command import Group, common_options
 
 __all__ = ["COMMANDS", "Place", "root"]
 
@@ -44,7 +44,7 @@ COMMANDS: dict[str, Place] = {
 }
 
 
-class Root(click.Group):
+class Root(Group):
     """A group that imports a command's module when the command is used, and none to list them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -97,7 +97,6 @@ def _options() -> list[click.Parameter]:
 root = Root(
     name="balsam",
     params=_options(),
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=(
         "The ensemble-job database: create a DB, fill it with jobs, and let launchers run them.\n\n"

@@ -165,5 +165,8 @@ def test_a_wrong_command_brings_up_what_may_be_meant(wrong, meant, capsys):
 
 
 def test_no_command_at_all_shows_the_help_and_is_an_error(capsys):
-    assert main([]) == 2
-    assert "launcher" in "".join(capsys.readouterr())
+    for words in ([], ["plugins"], ["config"]):
+        assert main(words) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("Usage: balsam")
