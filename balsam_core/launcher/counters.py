@@ -16,6 +16,9 @@ class Counters:
         self.seconds: dict[str, float] = {}
         self.times: dict[str, int] = {}
 
+    def __str__(self) -> str:
+        return ", ".join(f"{kind} {self.seconds[kind]:.3f} ({self.times[kind]} times)" for kind in sorted(self.seconds))
+
     def add(self, kind: str, seconds: float) -> None:
         """Count one piece of work."""
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -39,6 +39,8 @@ from balsam_core.model.calls import (
 from balsam_core.model.states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from balsam_core.database import Database
     from balsam_core.launcher.crew import Left
     from balsam_core.launcher.options import LauncherOptions
@@ -63,6 +65,7 @@ class Outcome:
         unfit: Waiting jobs that need more than this launcher has; counted up to a limit.
         reason: Why it ended though something was left; empty where nothing was.
         signal: The signal that asked it to stop; None where none did.
+        spent: Seconds by kind of work.
     """
 
     finished: int = 0
@@ -73,6 +76,7 @@ class Outcome:
     unfit: int = 0
     reason: str = ""
     signal: int | None = None
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 class Launcher:
@@ -94,6 +98,7 @@ class Launcher:
         self._end_at = None if options.time_limit is None else self._began + options.time_limit
         self._counts = dict.fromkeys(("finished", "failed", "killed", "again"), 0)
         self._held: dict[int, Task] = {}  # done with, but the database may still name us their holder
+        self._ended: dict[int, Task] = {}  # done with, but the database doesn't know yet
         self._orphans = False  # whether a claim without an answer may have given us jobs that we don't know of
         self._reason = ""
         self._stop_at = inf  # when it was asked to stop
@@ -114,7 +119,7 @@ class Launcher:
         with StopRequests() as self._stops:
             self._register()
             crew = self._crew
-            crew.processes.watch(self._stops.descriptor)
+            crew.processes.watch(self._stops.descriptor, self._stops.drain)
             try:
                 while not self._over:
                     self.run_once(constants.LONGEST_IDLE)
@@ -178,6 +183,7 @@ class Launcher:
             unfit=unfit,
             reason=self._reason,
             signal=self._stops.number,
+            spent=self.counters.seconds,
         )
 
     # ---- one turn
@@ -209,9 +215,9 @@ class Launcher:
         elif not self._link.trouble:
             if (due := self._reporter.due()) is not None:
                 times.append(due)
-            if self._crew.live:
+            if self._crew.live and self._stop_at == inf:
                 times.append(self._killed_at)
-            if self._crew.free > 0 and not self._reason:
+            if self._feed.dry and self._crew.free > len(self._feed.queue):
                 times.append(self._feed.ask_at)
         return min(times) - monotonic()
 
@@ -229,7 +235,7 @@ class Launcher:
             self._hold(task)
             return
         self._reporter.note(task)
-        self._counts[_fate(task)] += 1
+        self._ended[task.id] = task
         if task.state is State.FAILED:
             logger.info("job %s (%.80s) failed: %s", task.id, task.job.name, task.message)
 
@@ -242,7 +248,7 @@ class Launcher:
             Unavailable: The rest is for later.
             OutcomeUnknown: The same.
         """
-        if self._reason:
+        if self._stop_at < inf:
             self._flush()
             return
         if self._orphans:
@@ -260,14 +266,15 @@ class Launcher:
         if now >= self._killed_at and (self._crew.live or self._feed.queue or self._held):
             self._killed_at = now + constants.KILLED_EVERY
             self._end_killed(self._link.run(GetKilled(launcher=self._number)))
-        if now >= self._promote_at:
-            self._promote_at = now + constants.PROMOTE_EVERY
-            self._feed.promote()
-        self._look_for_end()
+        if not self._reason:
+            if now >= self._promote_at:
+                self._promote_at = now + constants.PROMOTE_EVERY
+                self._feed.promote()
+            self._look_for_end()
 
     def _claim(self) -> int:
         """Claim jobs where some are wanted, and start them; returns how many came."""
-        wanted = 0 if self._reporter.doubtful else self._feed.wanted(self._crew.free)
+        wanted = 0 if self._reason or self._reporter.doubtful else self._feed.wanted(self._crew.free)
         if not wanted:
             return 0
         try:
@@ -289,15 +296,18 @@ class Launcher:
         """Write what changed; returns whether jobs ended, which may have freed others."""
         if not self._reporter.tasks:
             return False
-        ended = any(job not in self._crew.live for job in self._reporter.tasks)
         for task, why in self._reporter.flush():
             logger.warning("job %s: the database refused what happened to it: %s", task.id, why)
             live = self._crew.live.get(task.id)
             if live is None:
-                self._counts[_fate(task)] -= 1
+                self._ended.pop(task.id, None)
                 self._hold(task)
             elif not live.dropped:
                 self._crew.drop(live, grace=constants.KILL_GRACE)
+        ended = bool(self._ended)
+        for task in self._ended.values():
+            self._counts[_fate(task)] += 1
+        self._ended.clear()
         return ended
 
     def _hold(self, task: Task) -> None:
@@ -330,7 +340,7 @@ class Launcher:
         if monotonic() < self._end_look_at:
             return
         self._feed.promote()
-        self._feed.nudge()
+        self._feed.ask_at = 0.0
         self._over = not self._claim() and not self._feed.may_come()
         self._end_look_at = monotonic() + constants.LONGEST_IDLE
 
@@ -338,7 +348,6 @@ class Launcher:
         """See whether a signal came, time is over, or nothing can be started any more."""
         stops = self._stops
         if stops.count > self._stops_seen:
-            stops.drain()
             self._stops_seen = stops.count
             name = signal.Signals(stops.number or signal.SIGINT).name
             self._stop(f"stopped by {name}", stops.at, grace=constants.TERM_GRACE if stops.count == 1 else 0.0)

@@ -17,7 +17,7 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence  # noqa: TC003
+from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: TC003
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -68,9 +68,12 @@ class Processes(Generic[T]):
         self._old_sigchld = None if self._pidfds else signal.signal(signal.SIGCHLD, lambda *_: None)
         _keep_descriptors_private()
 
-    def watch(self, descriptor: int) -> None:
-        """Also wake up when this descriptor becomes readable; the caller reads it."""
-        self._selector.register(descriptor, selectors.EVENT_READ, None)
+    def watch(self, descriptor: int, drain: Callable[[], None]) -> None:
+        """Also wake up when this descriptor becomes readable, and have it read.
+
+        On systems without pidfd it must be the one of :func:`signal.set_wakeup_fd`.
+        """
+        self._selector.register(descriptor, selectors.EVENT_READ, drain)
 
     def start(
         self, argv: list[str], *, cwd: Path, env: Mapping[str, str], stdout: str, stderr: str, owner: T
@@ -93,10 +96,9 @@ class Processes(Generic[T]):
         opened: list[int] = []
         try:
             _enter(cwd)
-            program, argv = find_program(argv, env, self._programs)
             opened.append(_open_output(stdout))
             opened.append(opened[0] if stderr == stdout else _open_output(stderr))
-            pid = self._spawn(program, argv, env, opened)
+            pid = self._spawn(argv, env, opened)
         except OSError as err:
             if err.errno in _SHORTAGES:
                 raise ShortageError(err.strerror) from err
@@ -118,11 +120,13 @@ class Processes(Generic[T]):
             self._selector.register(pidfd, selectors.EVENT_READ, process)
         return process
 
-    def _spawn(self, program: str, argv: list[str], env: Mapping[str, str], outputs: Sequence[int]) -> int:
+    def _spawn(self, argv: list[str], env: Mapping[str, str], outputs: Sequence[int]) -> int:
+        remembered = bool(self._programs)
+        program, words = find_program(argv, env, self._programs)
         try:
             return os.posix_spawn(
                 program,
-                argv,
+                words,
                 env,
                 setsid=True,
                 setsigdef=_RESTORED,
@@ -133,9 +137,11 @@ class Processes(Generic[T]):
                 ],
             )
         except OSError as err:
-            self._programs.clear()  # it may have been moved since it was found
             if err.errno in _SHORTAGES:
                 raise
+            if remembered:  # it may have been moved since it was found
+                self._programs.clear()
+                return self._spawn(argv, env, outputs)
             raise OSError(err.errno, _why_not(program, err)) from err
 
     def wait(self, timeout: float) -> Iterator[tuple[T, int]]:
@@ -148,7 +154,12 @@ class Processes(Generic[T]):
             The owner and the exit code, negative for a signal, of each child that ended.
         """
         ready = self._selector.select(max(timeout, 0.0))
-        ended = [key.data for key, _ in ready if key.data is not None] if self._pidfds else self._ask_all()
+        ended = [] if self._pidfds else self._ask_all()
+        for key, _ in ready:
+            if isinstance(key.data, Process):
+                ended.append(key.data)
+            else:
+                key.data()
         for process in ended:
             _signal_group(process.pid, signal.SIGKILL)
             _, status = os.waitpid(process.pid, 0)

@@ -25,6 +25,7 @@ __all__ = ["Reporter", "Run"]
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
+LONGEST_MESSAGE = 2000  # characters
 LONGEST_WAIT = 1.0  # seconds that a change waits, however slow the database is
 
 
@@ -48,7 +49,7 @@ class Reporter:
         self._launcher = launcher
         self._since = 0.0
         self._pause = FLUSH_AFTER
-        self._doubtful: dict[int, int] = {}  # job -> how many of its hops were in the write without an answer
+        self._doubtful: dict[int, tuple[int, str]] = {}  # job -> hops and message in the write without an answer
 
     def note(self, task: Task) -> None:
         """Remember that a job has something to tell."""
@@ -93,18 +94,18 @@ class Reporter:
             try:
                 answer = self._run(call)
             except OutcomeUnknown:
-                self._doubtful = {task.id: len(task.hops) for task in some}
+                self._doubtful = {task.id: (len(task.hops), task.message) for task in some}
                 raise
             refused += [(self.tasks[job], why) for job, why in answer.items()]
             for task in some:
-                self._told(task, len(task.hops))
+                self._told(task, len(task.hops), task.message)
         self._pause = min(max(FLUSH_AFTER, FLUSH_SHARE * (monotonic() - begin)), LONGEST_WAIT)
         return refused
 
-    def _told(self, task: Task, count: int) -> None:
+    def _told(self, task: Task, count: int, message: str) -> None:
         """Forget what the database knows."""
         del task.hops[:count]
-        task.message = ""
+        task.message = task.message.removeprefix(message).removeprefix("; ")
         if not task.hops:
             self.tasks.pop(task.id, None)
 
@@ -114,14 +115,14 @@ class Reporter:
             GetRows(fields=["id", "state", "attempt", "launcher_id"], where=Compare("id", "in", sorted(self._doubtful)))
         )
         found = {row[0]: row[1:] for row in rows}
-        for job, count in self._doubtful.items():
+        for job, (count, message) in self._doubtful.items():
             task = self.tasks.get(job)
             if task is None:
                 continue
             state, attempt, holder = found.get(job, (None, None, None))
             if _made(task, count, mine=(attempt, holder) == (task.attempt, self._launcher), state=state):
                 logger.info("job %s: the write without an answer was made", job)
-                self._told(task, count)
+                self._told(task, count, message)
         self._doubtful = {}
 
 
@@ -130,7 +131,7 @@ def _update(task: Task, now: float) -> Update:
         job=task.id,
         attempt=task.attempt,
         hops=[(state, max(0.0, now - at)) for state, at in task.hops],
-        message=task.message,
+        message=task.message[:LONGEST_MESSAGE],
         return_code=task.return_code,
         release=task.released,
     )

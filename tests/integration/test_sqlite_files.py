@@ -269,7 +269,7 @@ def test_connections_are_set_up(tmp_path, durability, level):
         "journal_mode": "wal",
         "synchronous": level,
         "foreign_keys": 1,
-        "busy_timeout": 60_000,
+        "busy_timeout": 1_000,
         "application_id": APPLICATION_ID,
     }
 

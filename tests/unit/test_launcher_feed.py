@@ -1,0 +1,157 @@
+"""Claims are as large as the jobs are short, and the end is found without asking for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from balsam_core.launcher import feed as module
+from balsam_core.launcher.counters import Counters
+from balsam_core.launcher.feed import Feed
+from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
+from balsam_core.launcher.task import Surroundings
+from balsam_core.model.app import App
+from balsam_core.model.calls import Claim, ClaimJobs, CountJobs, ParentRef, Resources, Unfinished
+from balsam_core.model.job import Job
+
+SLOTS = 4
+
+
+class Store:
+    """Gives numbered jobs as long as there are some."""
+
+    def __init__(self, jobs):
+        self.left = jobs
+        self.given = 0
+        self.claims = []
+        self.others = 0
+        self.waiting = 0
+
+    def __call__(self, call):
+        if isinstance(call, Unfinished):
+            return self.others
+        if isinstance(call, CountJobs):
+            return self.waiting
+        assert isinstance(call, ClaimJobs)
+        self.claims.append(call)
+        count = min(call.limit, self.left)
+        self.left -= count
+        first = self.given + 1
+        self.given += count
+        return Claim(jobs=[Job(id=first + place, command="true", attempt=1) for place in range(count)])
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "monotonic", clock)
+    return clock
+
+
+def make_feed(store, **options):
+    around = Surroundings(directory=None, environment={}, counters=Counters())
+    return Feed(store, 1, LauncherOptions(slots=SLOTS, **options), around, Resources)
+
+
+def drain(feed, clock, *, seconds_per_job, total):
+    """Run jobs that take so long, all slots at once; return the claims' sizes."""
+    sizes = []
+    free, done = SLOTS, 0
+    while done < total:
+        if wanted := feed.wanted(free):
+            sizes.append(feed.claim(wanted))
+        running = 0
+        while feed.queue and running < SLOTS:
+            feed.queue.popleft()
+            running += 1
+        done += running
+        if wanted := feed.wanted(0):  # while they run
+            sizes.append(feed.claim(wanted))
+        clock.now += seconds_per_job
+    return sizes
+
+
+def test_short_jobs_are_claimed_by_the_hundred(clock):
+    store = Store(10_000)
+    sizes = drain(make_feed(store), clock, seconds_per_job=0.001, total=5_000)
+    assert max(sizes) > 100
+    assert max(sizes) <= LARGEST_CLAIM
+    assert len(sizes) < 60
+
+
+def test_long_jobs_are_not_kept_from_others(clock):
+    feed = make_feed(Store(1_000))
+    sizes = drain(feed, clock, seconds_per_job=60.0, total=40)
+    assert max(sizes) <= 2 * SLOTS
+    assert len(feed.queue) <= SLOTS
+
+
+def test_claims_shrink_when_jobs_become_long(clock):
+    feed = make_feed(Store(100_000))
+    drain(feed, clock, seconds_per_job=0.001, total=3_000)
+    feed.queue.clear()
+    drain(feed, clock, seconds_per_job=10.0, total=2_000)
+    assert len(feed.queue) <= SLOTS
+
+
+def test_nothing_is_claimed_while_all_slots_are_taken(clock):
+    feed = make_feed(Store(100))
+    assert feed.wanted(SLOTS) == SLOTS
+    feed.claim(SLOTS)
+    feed.queue.clear()
+    assert feed.wanted(0) in {0, 2 * SLOTS}  # the first claim may have shown that jobs are short
+
+
+def test_an_empty_database_is_asked_less_and_less(clock):
+    store = Store(0)
+    feed = make_feed(store)
+    for _ in range(1_000):
+        if wanted := feed.wanted(SLOTS):
+            feed.claim(wanted)
+        clock.now += 0.01
+    assert 8 < len(store.claims) < 30
+    feed.nudge()
+    assert feed.wanted(SLOTS)
+
+
+def test_listed_jobs_are_asked_for_in_slices(clock):
+    store = Store(0)
+    feed = make_feed(store, only=tuple(range(1, 4502)), workflow="w")
+    feed.claim(SLOTS)
+    assert [len(call.only) for call in store.claims] == [2000, 2000, 501]
+    assert {call.workflow for call in store.claims} == {"w"}
+
+
+def test_the_end_is_when_nothing_can_come(clock):
+    store = Store(0)
+    assert not make_feed(store).may_come()
+    store.others = 1
+    assert make_feed(store).may_come()
+    assert not make_feed(store, only=(1, 2)).may_come()
+    store.waiting = 1
+    assert make_feed(store, only=(1, 2)).may_come()
+
+
+def test_a_task_gets_its_app_and_its_parents(clock):
+    app = App("sim", "sim.x")
+    parent = ParentRef(1, "w", "p", "")
+    claim = Claim(
+        jobs=[Job(id=2, app="sim", parents=[1]), Job(id=3, command="true")],
+        apps={"sim": app},
+        parents={1: parent},
+    )
+    feed = make_feed(lambda _: claim)
+    feed.claim(2)
+    first, second = feed.queue
+    assert (first._app, first._parents) == (app, [parent])
+    assert (second._app, second._parents) == (None, [])
+    assert feed.withdraw(2) is first
+    assert feed.withdraw(2) is None
+    assert list(feed.queue) == [second]
