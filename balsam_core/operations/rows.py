@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import DecodeError, ValidationError, convert
 from sqlalchemy import and_, exists, false, func, not_, or_, select, true
-from sqlalchemy.types import JSON
 
 from balsam_core.errors import InvalidInput
 from balsam_core.model.filters import AllOf, AnyOf, Compare
@@ -16,6 +15,7 @@ from balsam_core.model.job import FIELDS, Job
 from balsam_core.model.states import State
 from balsam_core.operations.dimensions import RESOURCES
 from balsam_core.schema.tables import apps, batches, job_edges, jobs, resource_classes, workflows
+from balsam_core.schema.types import Document, position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -121,7 +121,6 @@ def _comparison(column: ColumnElement[Any], op: str, value: Any) -> Any:  # noqa
 
 
 def _position(column: ColumnElement[Any], text: str) -> ColumnElement[int]:
-    from balsam_core.schema.types import position
 
     return position(column, text)
 
@@ -278,4 +277,4 @@ def read_jobs(tx: Tx, narrow: Callable[[Select[Any]], Select[Any]]) -> list[Job]
     return [Job(**dict(zip(FIELDS, row, strict=True))) for row in rows]
 
 
-assert all(isinstance(jobs.c[name].type, JSON) for name in DOCUMENTS)  # noqa: S101  (a typo here would lose data)
+assert all(isinstance(jobs.c[name].type, Document) for name in DOCUMENTS)  # noqa: S101  (a typo here would lose data)
