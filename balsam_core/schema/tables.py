@@ -10,8 +10,6 @@ says ``published``; batch 0 is published from the start.
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -24,7 +22,7 @@ from sqlalchemy import (
     Table,
 )
 
-from balsam_core.schema.types import Blob, Document, Id, LongText, UTCDateTime, Words
+from balsam_core.schema.types import TABLE_OPTIONS, Blob, Document, Id, LongText, UTCDateTime, Words
 
 __all__ = [
     "applied",
@@ -42,22 +40,14 @@ __all__ = [
 ]
 
 metadata = MetaData(
+    info=TABLE_OPTIONS,
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
         "fk": "fk_%(table_name)s_%(column_0_N_name)s",
         "pk": "pk_%(table_name)s",
-    }
+    },
 )
-
-_MYSQL: dict[str, Any] = {
-    "mysql_engine": "InnoDB",
-    "mysql_charset": "utf8mb4",
-    "mysql_collate": "utf8mb4_bin",
-    "mariadb_engine": "InnoDB",
-    "mariadb_charset": "utf8mb4",
-    "mariadb_collate": "utf8mb4_bin",
-}
 
 meta = Table(
     "meta",
@@ -65,7 +55,6 @@ meta = Table(
     Column("name", Words(64), primary_key=True, comment="db_id, epoch"),
     Column("value", LongText(), nullable=False),
     sqlite_with_rowid=False,
-    **_MYSQL,
 )
 
 counters = Table(
@@ -74,7 +63,6 @@ counters = Table(
     Column("name", Words(64), primary_key=True, comment="the table that the ids are for"),
     Column("last", BigInteger, nullable=False, comment="the newest id given"),
     sqlite_with_rowid=False,
-    **_MYSQL,
 )
 
 applied = Table(
@@ -85,7 +73,6 @@ applied = Table(
     Column("reply", Blob(), comment="encoded answer; NULL where it is rebuilt from the rows"),
     Column("at", UTCDateTime, nullable=False),
     sqlite_with_rowid=False,
-    **_MYSQL,
 )
 
 workflows = Table(
@@ -93,7 +80,6 @@ workflows = Table(
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
     Column("name", Words(255), nullable=False, unique=True),
-    **_MYSQL,
 )
 
 apps = Table(
@@ -106,7 +92,6 @@ apps = Table(
     Column("preprocess", LongText()),
     Column("postprocess", LongText()),
     Column("environ", Document()),
-    **_MYSQL,
 )
 
 resource_classes = Table(
@@ -121,7 +106,6 @@ resource_classes = Table(
     Column("gpus_per_rank", Double, nullable=False),
     Column("node_packing_count", Integer, nullable=False),
     Column("wall_minutes", Integer, nullable=False, comment="wall_time_minutes, rounded up"),
-    **_MYSQL,
 )
 
 launchers = Table(
@@ -138,7 +122,6 @@ launchers = Table(
     Column("lease_until", UTCDateTime, nullable=False),
     Column("ended_at", UTCDateTime, comment="when it said goodbye, or was found dead"),
     Index(None, "ended_at", "lease_until"),
-    **_MYSQL,
 )
 
 batches = Table(
@@ -150,7 +133,6 @@ batches = Table(
     Column("first_id", BigInteger, nullable=False, comment="lowest id of its jobs, 0 for none"),
     Column("last_id", BigInteger, nullable=False, comment="highest id of its jobs, 0 for none"),
     Column("touched_at", UTCDateTime, nullable=False),
-    **_MYSQL,
 )
 
 jobs = Table(
@@ -198,7 +180,6 @@ jobs = Table(
     Index(None, "state", "id"),
     Index(None, "workflow_id", "id"),
     Index(None, "launcher_id"),
-    **_MYSQL,
 )
 Index("ix_jobs_claim", jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
 Index("ix_jobs_workflow_claim", jobs.c.workflow_id, jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
@@ -210,7 +191,6 @@ job_edges = Table(
     Column("child_id", BigInteger, primary_key=True, autoincrement=False),
     Index(None, "child_id"),
     sqlite_with_rowid=False,
-    **_MYSQL,
 )
 
 job_events = Table(
@@ -223,5 +203,4 @@ job_events = Table(
     Column("message", LongText()),
     Column("attempt", Integer, nullable=False),
     Index(None, "job_id"),
-    **_MYSQL,
 )

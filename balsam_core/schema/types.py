@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, BigInteger, DateTime, Integer, LargeBinary, String, Text
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["Blob", "Document", "Id", "LongText", "UTCDateTime", "Words", "position", "utc_now"]
+__all__ = ["TABLE_OPTIONS", "Blob", "Document", "Id", "LongText", "UTCDateTime", "Words", "position", "utc_now"]
 
 MYSQL = ("mysql", "mariadb")
+TABLE_OPTIONS = {"mysql": " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"}
+"""What metadata adds to its CREATE TABLE statements, by dialect; as keywords of a table they would load the dialect."""
+
 _COLLATION = {"postgresql": "C", "mysql": "utf8mb4_bin", "mariadb": "utf8mb4_bin"}
 """Collations that compare byte by byte, as SQLite does by itself."""
 
@@ -76,6 +80,12 @@ class Blob(TypeDecorator[bytes]):
 
             return dialect.type_descriptor(mysql.MEDIUMBLOB())
         return dialect.type_descriptor(LargeBinary())
+
+
+@compiles(CreateTable, *MYSQL)
+def _create_table_mysql(element: CreateTable, compiler: Any, **kw: Any) -> str:  # noqa: ANN401
+    text: str = compiler.visit_create_table(element, **kw)
+    return text.rstrip() + str(element.element.metadata.info.get("mysql", ""))
 
 
 def Id() -> BigInteger:  # noqa: N802

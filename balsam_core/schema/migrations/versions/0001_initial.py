@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from alembic import op
 from sqlalchemy import (
     BigInteger,
@@ -17,7 +15,7 @@ from sqlalchemy import (
     Table,
 )
 
-from balsam_core.schema.types import Blob, Document, Id, LongText, UTCDateTime, Words
+from balsam_core.schema.types import TABLE_OPTIONS, Blob, Document, Id, LongText, UTCDateTime, Words
 
 revision = "0001"
 down_revision = None
@@ -25,22 +23,14 @@ branch_labels = None
 depends_on = None
 
 metadata = MetaData(
+    info=TABLE_OPTIONS,
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
         "fk": "fk_%(table_name)s_%(column_0_N_name)s",
         "pk": "pk_%(table_name)s",
-    }
+    },
 )
-
-_MYSQL: dict[str, Any] = {
-    "mysql_engine": "InnoDB",
-    "mysql_charset": "utf8mb4",
-    "mysql_collate": "utf8mb4_bin",
-    "mariadb_engine": "InnoDB",
-    "mariadb_charset": "utf8mb4",
-    "mariadb_collate": "utf8mb4_bin",
-}
 
 Table(
     "meta",
@@ -48,7 +38,6 @@ Table(
     Column("name", Words(64), primary_key=True, comment="db_id, epoch"),
     Column("value", LongText(), nullable=False),
     sqlite_with_rowid=False,
-    **_MYSQL,
 )
 
 Table(
@@ -57,7 +46,6 @@ Table(
     Column("name", Words(64), primary_key=True, comment="the table that the ids are for"),
     Column("last", BigInteger, nullable=False, comment="the newest id given"),
     sqlite_with_rowid=False,
-    **_MYSQL,
 )
 
 Table(
@@ -68,7 +56,6 @@ Table(
     Column("reply", Blob(), comment="encoded answer; NULL where it is rebuilt from the rows"),
     Column("at", UTCDateTime, nullable=False),
     sqlite_with_rowid=False,
-    **_MYSQL,
 )
 
 Table(
@@ -76,7 +63,6 @@ Table(
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
     Column("name", Words(255), nullable=False, unique=True),
-    **_MYSQL,
 )
 
 Table(
@@ -89,7 +75,6 @@ Table(
     Column("preprocess", LongText()),
     Column("postprocess", LongText()),
     Column("environ", Document()),
-    **_MYSQL,
 )
 
 Table(
@@ -104,7 +89,6 @@ Table(
     Column("gpus_per_rank", Double, nullable=False),
     Column("node_packing_count", Integer, nullable=False),
     Column("wall_minutes", Integer, nullable=False, comment="wall_time_minutes, rounded up"),
-    **_MYSQL,
 )
 
 Table(
@@ -121,7 +105,6 @@ Table(
     Column("lease_until", UTCDateTime, nullable=False),
     Column("ended_at", UTCDateTime, comment="when it said goodbye, or was found dead"),
     Index(None, "ended_at", "lease_until"),
-    **_MYSQL,
 )
 
 Table(
@@ -133,7 +116,6 @@ Table(
     Column("first_id", BigInteger, nullable=False, comment="lowest id of its jobs, 0 for none"),
     Column("last_id", BigInteger, nullable=False, comment="highest id of its jobs, 0 for none"),
     Column("touched_at", UTCDateTime, nullable=False),
-    **_MYSQL,
 )
 
 _jobs = Table(
@@ -181,7 +163,6 @@ _jobs = Table(
     Index(None, "state", "id"),
     Index(None, "workflow_id", "id"),
     Index(None, "launcher_id"),
-    **_MYSQL,
 )
 Index("ix_jobs_claim", _jobs.c.claim_class, _jobs.c.priority.desc(), _jobs.c.id)
 Index("ix_jobs_workflow_claim", _jobs.c.workflow_id, _jobs.c.claim_class, _jobs.c.priority.desc(), _jobs.c.id)
@@ -193,7 +174,6 @@ Table(
     Column("child_id", BigInteger, primary_key=True, autoincrement=False),
     Index(None, "child_id"),
     sqlite_with_rowid=False,
-    **_MYSQL,
 )
 
 Table(
@@ -206,7 +186,6 @@ Table(
     Column("message", LongText()),
     Column("attempt", Integer, nullable=False),
     Index(None, "job_id"),
-    **_MYSQL,
 )
 
 
