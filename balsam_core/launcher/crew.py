@@ -31,7 +31,7 @@ class Live:
         task: The job.
         walk: Where it is on its way.
         process: Its process now; None while this machine can't start it.
-        command: What to start when this machine can.
+        command: What to start when this machine can; None where it couldn't even get so far.
         stopped: Why the launcher asked it to end; empty where it didn't.
         dropped: Whether what it leaves behind is of no interest: it was killed, or it isn't ours.
         slots: How many it takes.
@@ -117,7 +117,9 @@ class Crew:
         waiting, self._short = self._short, []
         while waiting:
             live = waiting.pop(0)
-            if live.command is not None:
+            if live.command is None:
+                self._advance(live, None)
+            else:
                 self._start(live, live.command)
             if self._short:
                 self._short += waiting
@@ -163,6 +165,13 @@ class Crew:
             self._remove(live)
         except DiskFullError as err:
             self._disk_full(live, err)
+        except ShortageError as err:
+            if self.closed:
+                self._hand_back(live)
+                return
+            logger.debug("job %s: this machine can't go on with it now: %s", live.task.id, err)
+            live.walk = live.task.walk()  # from the state that it has come to
+            self._short.append(live)
         else:
             if self.closed:
                 self._hand_back(live)
@@ -220,8 +229,8 @@ class Crew:
         self._used -= live.slots
         self._left(Left(live.task, live.dropped))
 
-    def abandon(self, *, grace: float) -> None:
-        """End all processes, whatever becomes of the jobs, and release everything."""
+    def abandon(self, *, grace: float) -> bool:
+        """End all processes, whatever becomes of the jobs, and release everything; returns whether all did end."""
         for process in list(self.processes.running.values()):
             self.processes.terminate(process, grace=grace)
         deadline = monotonic() + grace + 1.0
@@ -229,4 +238,6 @@ class Crew:
             self.processes.kill_overdue()
             for _ in self.processes.wait(0.1):
                 pass
+        gone = not self.processes.running
         self.processes.close()
+        return gone

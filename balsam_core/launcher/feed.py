@@ -61,7 +61,9 @@ class Feed:
         self._around = surroundings
         self._resources = resources
         self._idle = FIRST_IDLE
-        self._batch = options.slots
+        self._ahead = 0  # jobs to hold beyond the free slots
+        self._pace = 0.0  # jobs per second that the loop takes
+        self._claimed = 0  # jobs of the last claim
         self._claimed_at = 0.0
         only = options.only
         self._slices = [list(only[at : at + MOST_JOBS]) for at in range(0, len(only), MOST_JOBS)] if only else [None]
@@ -72,7 +74,9 @@ class Feed:
         Args:
             free: Slots without a job.
         """
-        ahead = self._batch if self._batch > self._options.slots else 0
+        if self._ahead and monotonic() - self._claimed_at > 4 * QUEUE_SECONDS:
+            self._ahead, self._pace = 0, 0.0  # the jobs have become long
+        ahead = self._ahead
         queued = len(self.queue)
         if queued >= free and (queued > ahead // 4 or not ahead):
             return 0
@@ -99,7 +103,7 @@ class Feed:
             got += self._take(self._run(call))
             if got >= count:
                 break
-        self._adapt(complete=got >= count, some=got > 0)
+        self._adapt(got, complete=got >= count)
         return got
 
     def _take(self, claim: Claim) -> int:
@@ -108,17 +112,18 @@ class Feed:
             self.queue.append(Task(job, claim.apps.get(job.app), parents, self._around))
         return len(claim.jobs)
 
-    def _adapt(self, *, complete: bool, some: bool) -> None:
-        """Fit the size of claims to how long the jobs of the last one lasted."""
+    def _adapt(self, got: int, *, complete: bool) -> None:
+        """Fit the size of claims to how fast the jobs of the last one were used up."""
         now = monotonic()
         self.dry = not complete
         if complete:
-            lasted = now - self._claimed_at
-            if lasted < QUEUE_SECONDS:
-                self._batch = min(self._batch * 2, LARGEST_CLAIM)
-            elif lasted > 4 * QUEUE_SECONDS:
-                self._batch = max(self._batch // 2, self._options.slots)
-        if some:
+            slots = self._options.slots
+            self._pace = (self._pace + self._claimed / max(now - self._claimed_at, 0.001)) / 2
+            wanted = int(self._pace * QUEUE_SECONDS)
+            # Fewer than the slots: a job lasts longer than the queue should, and none is to wait behind it.
+            self._ahead = 0 if wanted < slots else min(wanted, 2 * max(self._ahead, slots), LARGEST_CLAIM)
+        if got:
+            self._claimed = got
             self._claimed_at = now
             self._idle = FIRST_IDLE
         self.ask_at = now + self._idle

@@ -15,7 +15,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from balsam_core.errors import Unavailable
+from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.crew import Crew
@@ -120,17 +120,27 @@ class Launcher:
             self._register()
             crew = self._crew
             crew.processes.watch(self._stops.descriptor, self._stops.drain)
+            failed = False
             try:
                 while not self._over:
                     self.run_once(constants.LONGEST_IDLE)
                 return self._goodbye()
             except BaseException:
                 logger.exception("launcher %s ends all its processes because of an error", self._number)
+                failed = True
                 raise
             finally:
-                self._progress.close()
-                crew.abandon(grace=constants.KILL_GRACE)
+                with suppress(OSError, ValueError):  # the terminal is gone
+                    self._progress.close()
+                if crew.abandon(grace=constants.KILL_GRACE) and failed:
+                    self._resign()
                 logger.info("launcher %s ended; seconds by kind of work: %s", self._number, self.counters)
+
+    def _resign(self) -> None:
+        """After an error: let others have our jobs now, not only when our lease is over."""
+        if not self._link.trouble:
+            with suppress(BalsamError):
+                self._link.run(CloseLauncher(launcher=self._number))
 
     def _register(self) -> None:
         me = this_process()
@@ -404,7 +414,11 @@ class Launcher:
             failed=self._counts["failed"],
             killed=self._counts["killed"],
         )
-        self._progress.show(snapshot)
+        try:
+            self._progress.show(snapshot)
+        except (OSError, ValueError):  # the terminal or pipe is gone: no reason to end anybody's simulation
+            logger.info("nobody reads the progress any more", exc_info=True)
+            self._progress = NoProgress()
 
 
 def _fate(task: Task) -> str:

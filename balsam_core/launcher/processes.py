@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import selectors
 import signal
 import sys
@@ -23,9 +24,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Process", "Processes", "ShortageError", "find_program"]
+__all__ = ["Process", "Processes", "ShortageError", "find_program", "is_shortage"]
 
 T = TypeVar("T")
+
+SPARE_DESCRIPTORS = 16  # left to the database, the log and directories
+
+MOST_KNOWN = 1000  # programs whose place is remembered
 
 _OUTPUT = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
 _SHORTAGES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
@@ -34,6 +39,11 @@ _RESTORED = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr
 
 class ShortageError(Exception):
     """This machine can't start another process now; nothing is wrong with the command."""
+
+
+def is_shortage(err: BaseException | None) -> bool:
+    """Whether an error means that this machine has too little of something now."""
+    return isinstance(err, OSError) and err.errno in _SHORTAGES
 
 
 class Process(Generic[T]):
@@ -65,6 +75,8 @@ class Processes(Generic[T]):
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._home = _open_current_directory()
         self._pidfds = _has_pidfd()
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_descriptors = sys.maxsize if limit == resource.RLIM_INFINITY else limit - SPARE_DESCRIPTORS
         self._old_sigchld = None if self._pidfds else signal.signal(signal.SIGCHLD, lambda *_: None)
         _keep_descriptors_private()
 
@@ -98,9 +110,11 @@ class Processes(Generic[T]):
             _enter(cwd)
             opened.append(_open_output(stdout))
             opened.append(opened[0] if stderr == stdout else _open_output(stderr))
+            if self.running and opened[-1] >= self._most_descriptors:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             pid = self._spawn(argv, env, opened)
         except OSError as err:
-            if err.errno in _SHORTAGES:
+            if is_shortage(err):
                 raise ShortageError(err.strerror) from err
             raise
         finally:
@@ -296,6 +310,8 @@ def find_program(argv: list[str], env: Mapping[str, str], known: dict[tuple[str,
             if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113
                 if not path.startswith("/"):
                     return path if "/" in path else f"./{path}", argv
+                if len(known) >= MOST_KNOWN:
+                    known.clear()
                 found = known[name, places] = path
                 break
         else:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from balsam_core.errors import BalsamError, DBDirError
 from balsam_core.launcher.dataflow import link_parents, stage_in_command, stage_out_commands
+from balsam_core.launcher.processes import ShortageError, is_shortage
 from balsam_core.launcher.words import command_words, hook_words, job_environment
 from balsam_core.model.states import END, State
 from balsam_core.workdirs import make_workdir, output_name
@@ -129,6 +130,7 @@ class Task:
 
         Raises:
             DiskFullError: There is no room for this job, nor for any other; the job is to be given back.
+            ShortageError: Too many open files or too little memory; a new walk may go on later.
         """
         try:
             yield from self._walk()
@@ -136,6 +138,8 @@ class Task:
             self.released = True
             raise
         except (BalsamError, OSError, ValueError) as err:  # ValueError: an argument that no program can be given
+            if is_shortage(err) or is_shortage(err.__cause__):
+                raise ShortageError(_reason(err)) from err
             self._fail(_reason(err))
         except Exception as err:
             logger.exception("job %s: unexpected fault", self.id)

@@ -27,6 +27,7 @@ from balsam_core.launcher import loop as loop_module
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.loop import Launcher
 from balsam_core.launcher.options import LauncherOptions
+from balsam_core.launcher.progress import PlainProgress
 from balsam_core.model.calls import ClaimJobs, GetLaunchers, RenewLease, UpdateJobs
 
 DEADLINE = 60.0  # seconds
@@ -378,6 +379,22 @@ def test_people_are_told_how_it_went(db, path):
     assert "1 finished, 1 failed, 0 running" in done.err
     (log,) = (path / "log").glob("launcher_*.log")
     assert "(bad) failed: exit code 1" in log.read_text()
+
+
+def test_jobs_run_on_when_nobody_can_be_told(db, path):
+    class Broken(PlainProgress):
+        every = 0.0
+
+        def __init__(self):
+            super().__init__(sys.stderr)
+
+        def show(self, snapshot):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        close = show
+
+    db.jobs.add([sh("true", name=f"j{n}") for n in range(3)])
+    assert Launcher(db, LauncherOptions(slots=2), Broken()).run().finished == 3
 
 
 # ---- stopping

@@ -1,0 +1,170 @@
+"""What happens around a launcher harms no job: too few descriptors, a terminal that is gone, an error of its own."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from balsam_program import here
+
+from balsam_core import App, Job, open_db
+from balsam_core.errors import DBDirError
+from balsam_core.launcher import task as task_module
+from balsam_core.launcher.loop import Launcher
+from balsam_core.launcher.options import LauncherOptions
+from balsam_core.launcher.progress import NoProgress
+from balsam_core.model.calls import GetLaunchers
+
+DEADLINE = 60.0  # seconds
+
+
+@pytest.fixture
+def db(tmp_path):
+    here.good("init", tmp_path / "db")
+    with open_db(tmp_path / "db") as opened:
+        yield opened
+
+
+def sh(script, **fields):
+    return Job(command=shlex.join(["sh", "-c", script]), **fields)
+
+
+def is_alive(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def states(db):
+    return {job.name: str(job.state) for job in db.jobs}
+
+
+def test_too_few_descriptors_make_jobs_wait_and_not_fail(db):
+    db.jobs.add([sh("sleep 0.1", name=f"j{number}") for number in range(120)])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    words = ["--db", str(db.path), "launcher", "--consume-all", "--max-ranks-per-node", "60"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "balsam_core.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (48, most)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("120 finished, 0 failed in ")
+    assert {job.attempt for job in db.jobs} == {1}
+
+
+def test_no_descriptor_for_the_working_directory_is_no_fault_of_the_job(db, monkeypatch):
+    make, tries = task_module.make_workdir, []
+
+    def short(directory, job):
+        tries.append(job.id)
+        if len(tries) < 4:
+            raise DBDirError("can't make it") from OSError(errno.EMFILE, "Too many open files")
+        return make(directory, job)
+
+    monkeypatch.setattr(task_module, "make_workdir", short)
+    db.jobs.add([sh("echo x >> runs", name=f"j{number}") for number in range(3)])
+    assert Launcher(db, LauncherOptions(slots=2)).run().finished == 3
+    assert len(tries) > 3
+    assert [(db.workdir(job) / "runs").read_text() for job in db.jobs] == ["x\n"] * 3
+
+
+class BrokenPipe:
+    """A terminal that went away."""
+
+    every = 0.01
+
+    def __init__(self):
+        self.shown = 0
+
+    def show(self, snapshot):
+        self.shown += 1
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    def close(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_terminal_that_is_gone_ends_no_job(db):
+    db.jobs.add([sh("sleep 0.1", name=f"j{number}") for number in range(4)])
+    progress = BrokenPipe()
+    assert Launcher(db, LauncherOptions(slots=2), progress).run().finished == 4
+    assert progress.shown == 1
+
+
+class Bug(NoProgress):
+    """Stands for a bug of the launcher, once jobs run."""
+
+    every = 0.05
+
+    def __init__(self, ready):
+        self._ready = ready
+
+    def show(self, snapshot):
+        if self._ready():
+            raise KeyError("bug")
+
+
+def test_an_unexpected_error_leaves_no_process_and_frees_the_jobs(db):
+    job = sh("sleep 600 & echo $! > child; echo $$ > pid; wait", name="sleeps")
+    db.jobs.add(job)
+    place = db.workdir(job)
+    with pytest.raises(KeyError, match="bug"):
+        Launcher(db, LauncherOptions(slots=1), Bug((place / "pid").exists)).run()
+    assert not any(is_alive(int((place / name).read_text())) for name in ("child", "pid"))
+    assert db.run(GetLaunchers()) == []
+    assert db.jobs.get(job.id).launcher_id is None
+
+
+def test_a_clash_of_two_parents_files_names_the_second_parent(db):
+    parents = [sh(f"echo {n} > coordinates.xyz", name=f"p{n}") for n in (1, 2)]
+    child = sh("cat coordinates*.xyz", name="child", parents=parents, input_files=["coordinates.xyz"])
+    db.jobs.add([*parents, child])
+    assert Launcher(db, LauncherOptions(slots=2)).run().finished == 3
+    place = db.workdir(child)
+    first, second = sorted(parents, key=lambda parent: parent.id)
+    assert (place / "coordinates.xyz").resolve() == (db.workdir(first) / "coordinates.xyz").resolve()
+    link = place / f"coordinates_{second.id}.xyz"
+    assert link.resolve() == (db.workdir(second) / "coordinates.xyz").resolve()
+
+
+def test_missing_files_and_parameters_fail_their_job_only(db):
+    db.apps.add(App("calc", "cat {file}"))
+    bad = Job(app="calc", name="no-file", parameters={"file": "params.in"})
+    braces = Job(command="true", args="{nope}", name="no-parameter", parameters={"a": 1})
+    good = Job(app="calc", name="good", parameters={"file": "/dev/null"})
+    db.jobs.add([bad, braces, good])
+    Launcher(db, LauncherOptions(slots=2)).run()
+    assert states(db) == {"no-file": "FAILED", "no-parameter": "FAILED", "good": "JOB_FINISHED"}
+    why = {job.name: db.jobs.history(job)[-1].message for job in (bad, braces)}
+    assert "params.in: No such file" in why["no-file"]
+    assert "parameter 'nope' is missing" in why["no-parameter"]
+
+
+def test_jobs_killed_before_their_start_never_start(db):
+    first = sh("until test -e go; do sleep 0.02; done", name="first")
+    rest = [sh("touch started", name=f"j{number}") for number in range(20)]
+    db.jobs.add([first, *rest])
+    words = ["--db", str(db.path), "launcher", "--consume-all", "--max-ranks-per-node", "1"]
+    with subprocess.Popen([sys.executable, "-m", "balsam_core.cli", *words], stdout=subprocess.PIPE, text=True) as one:
+        deadline = time.monotonic() + DEADLINE
+        while db.jobs.get(first.id).state != "RUNNING":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for job in rest:
+            db.jobs.where(id=job.id).kill()
+        (db.workdir(first) / "go").touch()
+        one.communicate(timeout=DEADLINE)
+    assert one.returncode == 0
+    assert set(states(db).values()) == {"JOB_FINISHED", "USER_KILLED"}
+    assert not any((db.workdir(job) / "started").exists() for job in rest)
