@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, bindparam, func, select, update
@@ -259,10 +260,11 @@ def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
 def _apply(tx: Tx, row: dict[str, Any], change: Update) -> None:
     """Change a row as the update says."""
     if change.hops:
+        path = [row["state"], *(hop for hop, _ in change.hops)]
+        row["retries"] += sum(pair == (State.RUN_ERROR, State.RESTART_READY) for pair in pairwise(path))
         state, age = change.hops[-1]
         row["state"] = state
         row["state_since"] = tx.now - timedelta(seconds=age)
-        row["retries"] += sum(hop == State.RESTART_READY for hop, _ in change.hops)
     if change.return_code is not None:
         row["return_code"] = change.return_code
     if row["state"] in END:

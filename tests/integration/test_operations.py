@@ -439,6 +439,18 @@ def test_a_released_job_can_be_claimed_again(transport: NativeTransport, jobs: J
     ]
 
 
+def test_only_errors_use_up_the_retries(transport: NativeTransport, jobs: Jobs) -> None:
+    jobs.add(Job(command="x"))
+    me = launcher(transport)
+    (job,) = claim(transport, me)
+    walk(transport, me, job, S.STAGED_IN, S.PREPROCESSED, S.RUNNING, S.RUN_TIMEOUT, S.RESTART_READY)
+    (job,) = claim(transport, me)
+    walk(transport, me, job, S.RUNNING, S.RUN_ERROR)
+    assert jobs.get(job.id).retries == 0
+    walk(transport, me, job, S.RESTART_READY)
+    assert jobs.get(job.id).retries == 1
+
+
 def test_hops_keep_their_own_times(transport: NativeTransport, jobs: Jobs) -> None:
     jobs.add(Job(command="x"))
     me = launcher(transport)
