@@ -16,6 +16,7 @@ from balsam_core.operations.events import record
 from balsam_core.operations.execution import operation
 from balsam_core.operations.family import lose_children
 from balsam_core.operations.rows import DOCUMENTS, OPTIONAL_TEXTS, in_chunks, visible
+from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import batches, counters, job_edges, job_events, jobs
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ COPIED = (
     "name",
 )
 """Fields that are stored as they are."""
+
+EMPTY_AS_NULL = (*OPTIONAL_TEXTS, *DOCUMENTS)
 
 
 @operation(AddJobs)
@@ -67,19 +70,19 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
         ids[place] = ids[twin.place] if isinstance(twin, _Twin) else twin
     parents = _Parents(tx, call, ids, {place for place, twin in existing.items() if not isinstance(twin, _Twin)})
     rows = _rows(tx, call.batch, new, ids, needs, parents)
-    tx.execute(_INSERT_JOBS, rows)
+    tx.run(_INSERT_JOBS, rows)
     parents.write(tx)
     if batch is None:
-        tx.execute(_INSERT_EVENTS, _events(tx, rows))
+        tx.run(_INSERT_EVENTS, _events(tx, rows))
         lose_children(tx, parents.lost)
     else:
         extend_batch(tx, batch, first, first + len(new) - 1)
     return Added(first=first, existing={place: ids[place] for place in existing})
 
 
-_INSERT_JOBS = insert(jobs)
+_INSERT_JOBS = Prepared(insert(jobs), [column.name for column in jobs.columns])
 _INSERT_EDGES = insert(job_edges)
-_INSERT_EVENTS = insert(job_events)
+_INSERT_EVENTS = Prepared(insert(job_events).inline(), ["job_id", "at", "hops", "message", "attempt"])
 
 
 def _check(job: Job) -> None:
@@ -230,12 +233,11 @@ def _rows(
     rows = []
     for (place, job), its_shape in zip(new, shapes, strict=True):
         number = ids[place]
-        row: dict[str, Any] = {name: getattr(job, name) for name in COPIED}
+        values = job.values()
+        row: dict[str, Any] = {name: values[name] for name in COPIED}
         row.update(fixed)
-        for name in OPTIONAL_TEXTS:
-            row[name] = getattr(job, name) or None
-        for name in DOCUMENTS:
-            row[name] = getattr(job, name) or None
+        for name in EMPTY_AS_NULL:
+            row[name] = values[name] or None
         row["id"] = number
         row["name"] = row["name"] or job.app or "job"
         row["workflow_id"] = flows[job.workflow]

@@ -58,6 +58,8 @@ def add_app(tx: Tx, call: AddApp) -> int:
         if not call.replace:
             msg = f"app {app.name!r} exists already and differs; choose another name, or replace it (--replace)"
             raise Conflict(msg)
+        if tx.names is not None:
+            tx.names.clear()
         tx.execute(update(apps).where(apps.c.id == number).values(values))
     return number
 
@@ -85,4 +87,6 @@ def remove_app(tx: Tx, call: RemoveApp) -> None:
     if user is not None:
         msg = f"app {call.name!r} is used by job {user} and maybe others; remove these first"
         raise Conflict(msg)
+    if tx.names is not None:
+        tx.names.clear()
     tx.execute(delete(apps).where(apps.c.id == number))

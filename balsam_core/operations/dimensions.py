@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
 from balsam_core.errors import InvalidInput, NotFound
 from balsam_core.model.command import placeholders, split
+from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import apps, resource_classes, workflows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from sqlalchemy import Column, Table
 
     from balsam_core.model.job import Job
     from balsam_core.operations.execution import Tx
@@ -34,16 +37,45 @@ _DAY_MINUTES = 1440
 
 def workflow_ids(tx: Tx, names: set[str]) -> dict[str, int]:
     """Return the ids of workflows by name; new ones are created."""
-    found = {
-        row.name: row.id
-        for row in tx.execute(select(workflows.c.id, workflows.c.name).where(workflows.c.name.in_(names)))
-    }
+    found = _ids_by_name(tx, workflows, workflows.c.name, names)
     missing = sorted(names - found.keys())
     if missing:
         first = tx.take_ids("workflows", len(missing))
         found.update((name, first + i) for i, name in enumerate(missing))
         tx.execute(insert(workflows), [{"id": found[name], "name": name} for name in missing])
     return found
+
+
+def _ids_by_name(tx: Tx, table: Table, column: Column[str], names: Iterable[str]) -> dict[str, int]:
+    """Return the ids of those rows that there are."""
+    found: dict[str, int] = {}
+    unknown = []
+    for name in names:
+        known = None if tx.names is None else tx.names.get((table.name, name))
+        if known is None:
+            unknown.append(name)
+        else:
+            found[name] = known
+    if unknown:
+        # One by one where there are few, as nearly always: a list of variable length can't be prepared.
+        if len(unknown) <= FEW:
+            query = _BY_NAME[table.name]
+            rows = [(name, tx.run(query, {"wanted": name}).scalar()) for name in unknown]
+            read = {name: number for name, number in rows if number is not None}
+        else:
+            read = {row[1]: row[0] for row in tx.execute(select(table.c.id, column).where(column.in_(unknown)))}
+        if tx.names is not None:
+            for name, number in read.items():
+                tx.names.learn((table.name, name), number)
+        found.update(read)
+    return found
+
+
+FEW = 4
+_BY_NAME = {
+    column.table.name: Prepared(select(column.table.c.id).where(column == bindparam("wanted")))
+    for column in (workflows.c.name, resource_classes.c.shape)
+}
 
 
 def _rounded(minutes: int) -> int:
@@ -71,8 +103,8 @@ def shape(job: Job) -> Shape:
 def class_ids(tx: Tx, shapes: set[Shape]) -> dict[Shape, int]:
     """Return the ids of resource classes by shape; new ones are created."""
     texts = {",".join(f"{part:g}" for part in one): one for one in shapes}
-    query = select(resource_classes.c.id, resource_classes.c.shape).where(resource_classes.c.shape.in_(texts))
-    found = {texts[row.shape]: row.id for row in tx.execute(query)}
+    known = _ids_by_name(tx, resource_classes, resource_classes.c.shape, texts)
+    found = {texts[text]: number for text, number in known.items()}
     missing = sorted(text for text, one in texts.items() if one not in found)
     if missing:
         first = tx.take_ids("resource_classes", len(missing))
@@ -98,15 +130,21 @@ def app_needs(tx: Tx, names: Iterable[str]) -> dict[str, AppNeeds]:
     Raises:
         NotFound: An app doesn't exist.
     """
-    wanted = set(names)
-    query = select(apps.c.id, apps.c.name, apps.c.executable).where(apps.c.name.in_(wanted))
-    found = {
-        row.name: AppNeeds(row.id, placeholders(split(row.executable, what=f"app {row.name!r}")))
-        for row in tx.execute(query)
-    }
-    for name in sorted(wanted - found.keys()):
-        raise unknown_app(tx, name)
+    found: dict[str, AppNeeds] = {}
+    for name in names:
+        needs: AppNeeds | None = None if tx.names is None else tx.names.get(("apps", name))
+        if needs is None:
+            row = tx.run(_APP, {"wanted": name}).first()
+            if row is None:
+                raise unknown_app(tx, name)
+            needs = AppNeeds(row[0], placeholders(split(row[1], what=f"app {name!r}")))
+            if tx.names is not None:
+                tx.names.learn(("apps", name), needs)
+        found[name] = needs
     return found
+
+
+_APP = Prepared(select(apps.c.id, apps.c.executable).where(apps.c.name == bindparam("wanted")))
 
 
 def unknown_app(tx: Tx, name: str) -> NotFound:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from balsam_core.errors import InvalidInput, OutcomeUnknown
 from balsam_core.model.codec import encode
+from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import applied, counters
 from balsam_core.schema.types import utc_now
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Executable
 
     from balsam_core.model.calls import Call, Ticket
+    from balsam_core.operations.sole import SoleWriter
+    from balsam_core.schema.prepared import RawResult
 
 __all__ = ["AlreadyApplied", "DatabaseClock", "Tx", "operation", "read", "replay", "write"]
 
@@ -49,13 +52,23 @@ class Tx:
         conn: The connection.
         now: The database's time, UTC.
         ticket: Identity of the write; None for a read.
+        names: What is known of small tables without asking; None where others may change them.
+        cursor: A driver's cursor on the connection, for an engine inside this process; else None.
     """
 
-    __slots__ = ("_clock", "_now", "conn", "ticket")
+    __slots__ = ("_clock", "_now", "conn", "cursor", "names", "ticket")
 
-    def __init__(self, conn: Connection, clock: DatabaseClock, ticket: Ticket | None = None) -> None:
+    def __init__(
+        self,
+        conn: Connection,
+        clock: DatabaseClock,
+        ticket: Ticket | None = None,
+        sole: SoleWriter | None = None,
+    ) -> None:
         self.conn = conn
         self.ticket = ticket
+        self.names = sole.names if sole else None
+        self.cursor = sole.cursor if sole else None
         self._clock = clock
         self._now: datetime | None = None
 
@@ -70,20 +83,29 @@ class Tx:
         """Run a statement."""
         return self.conn.execute(statement, parameters)
 
+    def run(
+        self,
+        statement: Prepared,
+        parameters: Any = None,  # noqa: ANN401
+    ) -> CursorResult[*tuple[Any, ...]] | RawResult:
+        """Run a prepared statement."""
+        if self.cursor is not None:
+            return statement.run_raw(self.cursor, self.conn.dialect, parameters)
+        return statement.run(self.conn, parameters)
+
     def take_ids(self, table: str, count: int = 1) -> int:
         """Return the first of ``count`` new consecutive ids of a table; given back if the transaction fails."""
-        values = {"counter": table, "count": count}
-        if not self.conn.execute(_TAKE, values).rowcount:
+        if not self.run(_TAKE, {"counter": table, "count": count}).rowcount:
             self.conn.execute(insert(counters), {"name": table, "last": count})
             return 1
-        last: int = self.conn.execute(_LAST, {"counter": table}).scalar_one()
+        last: int = self.run(_LAST, {"counter": table}).scalar_one()
         return last - count + 1
 
 
-_TAKE = (
+_TAKE = Prepared(
     update(counters).where(counters.c.name == bindparam("counter")).values(last=counters.c.last + bindparam("count"))
 )
-_LAST = select(counters.c.last).where(counters.c.name == bindparam("counter"))
+_LAST = Prepared(select(counters.c.last).where(counters.c.name == bindparam("counter")))
 
 
 class DatabaseClock:
@@ -147,7 +169,9 @@ def read(conn: Connection, call: Call[R], clock: DatabaseClock) -> R:
     return _body(call)(Tx(conn, clock), call)
 
 
-def write(conn: Connection, call: Call[R], ticket: Ticket, clock: DatabaseClock) -> bytes:
+def write(
+    conn: Connection, call: Call[R], ticket: Ticket, clock: DatabaseClock, sole: SoleWriter | None = None
+) -> bytes:
     """Run a writing call inside the open transaction, once for its ticket, and return the encoded answer.
 
     The ticket's row is inserted first: its unique key decides between two sendings of one write even while the first
@@ -157,25 +181,25 @@ def write(conn: Connection, call: Call[R], ticket: Ticket, clock: DatabaseClock)
         AlreadyApplied: The write took effect before. Roll back, then :func:`replay`.
     """
     body = _body(call)
-    tx = Tx(conn, clock, ticket)
+    tx = Tx(conn, clock, ticket, sole)
     row = {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now}
     try:
-        conn.execute(_ENTER, row)
+        tx.run(_ENTER, row)
     except IntegrityError as err:
         raise AlreadyApplied from err
     if ticket.seq % FORGET_EVERY == 0:
         conn.execute(_FORGET, {"client": ticket.client, "acked": ticket.acked})
     reply = encode(body(tx, call))
     if type(call) not in _REPLAYS:
-        conn.execute(_ANSWER, {"client": ticket.client, "number": ticket.seq, "answer": reply})
+        tx.run(_ANSWER, {"client": ticket.client, "number": ticket.seq, "answer": reply})
     return reply
 
 
-_ENTER = insert(applied)
-_ANSWER = (
+_ENTER = Prepared(insert(applied), ["client_id", "seq", "at"])
+_ANSWER = Prepared(
     update(applied)
     .where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
-    .values(reply=bindparam("answer"))
+    .values(reply=bindparam("answer", type_=applied.c.reply.type))
 )
 _FORGET = delete(applied).where(applied.c.client_id == bindparam("client"), applied.c.seq <= bindparam("acked"))
 _REPLY = select(applied.c.reply).where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
