@@ -17,7 +17,7 @@ from balsam_core.files import atomic_write, read_regular, reason, shown
 if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir
 
-__all__ = ["FORMAT", "Address", "read", "withdraw", "write"]
+__all__ = ["FORMAT", "Address", "last_epoch", "read", "withdraw", "write"]
 
 FORMAT = 1  # of the file; a program refuses a newer one
 _LARGEST = 64 * 1024  # bytes
@@ -42,7 +42,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         boot_id: The machine's boot id (``/proc/sys/kernel/random/boot_id``), empty where there is none.
         pid: Process id of the server.
         start_time: When that process started, seconds since the epoch.
-        epoch: Number of this publication; a server with a smaller one has been replaced.
+        epoch: Number of this publication; a server with a smaller one has been replaced. When no server is published,
+            the number of the last publication.
         details: What else the backend's clients need, e.g. a database name; never a secret.
     """
 
@@ -69,6 +70,46 @@ def read(db: DBDir) -> Address | None:
         AddressError: The file is missing, too large, a symbolic link, garbage or holds impossible values.
         SchemaMismatch: A newer Balsam wrote it.
     """
+    address = _read(db)
+    return address if address.state == "running" else None
+
+
+def last_epoch(db: DBDir) -> int:
+    """Return the number of the last publication; 0 when there was none, or nothing that can be understood.
+
+    Raises:
+        SchemaMismatch: A newer Balsam wrote the file.
+    """
+    try:
+        return max(0, _read(db).epoch)
+    except AddressError:
+        return 0
+
+
+def write(db: DBDir, address: Address) -> None:
+    """Replace the published address atomically.
+
+    Raises:
+        AddressError: The address holds impossible values.
+        OSError: The file can't be written.
+    """
+    fault = _fault(address)
+    if fault:
+        raise AddressError(f"an address that can't be published: {fault}")
+    atomic_write(db.address_file, msgspec.json.format(msgspec.json.encode(address), indent=2) + b"\n")
+
+
+def withdraw(db: DBDir) -> None:
+    """Publish that no server runs; also what ``balsam init`` writes first. The number of the last publication is kept.
+
+    Raises:
+        SchemaMismatch: A newer Balsam wrote the file.
+        OSError: The file can't be written.
+    """
+    write(db, Address(epoch=last_epoch(db)))
+
+
+def _read(db: DBDir) -> Address:
     name = shown(db.address_file)
     try:
         data = read_regular(db.address_file, limit=_LARGEST, follow=False)
@@ -88,29 +129,7 @@ def read(db: DBDir) -> Address | None:
     fault = _fault(address)
     if fault:
         raise AddressError(f"{name} is wrong: {fault}; {_REMEDY}")
-    return address if address.state == "running" else None
-
-
-def write(db: DBDir, address: Address) -> None:
-    """Replace the published address atomically.
-
-    Raises:
-        AddressError: The address holds impossible values.
-        OSError: The file can't be written.
-    """
-    fault = _fault(address)
-    if fault:
-        raise AddressError(f"an address that can't be published: {fault}")
-    atomic_write(db.address_file, msgspec.json.format(msgspec.json.encode(address), indent=2) + b"\n")
-
-
-def withdraw(db: DBDir) -> None:
-    """Publish that no server runs; also what ``balsam init`` writes first.
-
-    Raises:
-        OSError: The file can't be written.
-    """
-    write(db, Address())
+    return address
 
 
 def _fault(address: Address) -> str | None:

@@ -14,13 +14,15 @@ from uuid import uuid4
 
 from balsam_core import address, backends, staging
 from balsam_core.dbdir import CONFIG_NAME, DBDir, make_tree, write_config
-from balsam_core.errors import BackendError, Conflict, DBDirError, InvalidInput
+from balsam_core.errors import BackendError, BalsamError, Conflict, DBDirError, InvalidInput
 from balsam_core.files import expand, force_to_disk, reason, shown
+from balsam_core.plugin_types import ServerPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from balsam_core.address import Address
     from balsam_core.backends import Backend
 
 __all__ = ["InitResult", "ensure_default", "initialise"]
@@ -33,10 +35,12 @@ class InitResult:
     Attributes:
         db: The DB directory.
         created: Whether this call created it; if not, it was there and is up to date now.
+        restarted: Where its server runs again, that was stopped meanwhile; None when none had to be.
     """
 
     db: DBDir
     created: bool
+    restarted: Address | None = None
 
 
 def initialise(
@@ -51,10 +55,12 @@ def initialise(
 
     Raises:
         BackendError: There is no such backend, or it is broken.
-        Conflict: The DB has another db type, or its server runs.
+        Conflict: The DB has another db type.
         DBDirError: The path is a file, holds something else, or can't be written; nothing was changed.
         InvalidInput: An option is unknown or has a wrong value; nothing was changed.
         SchemaMismatch: A newer Balsam made the DB.
+        TimedOut: Its server could not be stopped.
+        Unavailable: All was done, but its server could not be started again.
     """
     target = expand(path)
     chosen = dict(options or {})
@@ -132,34 +138,52 @@ def _build(backend: Backend, stage: Path, options: Mapping[str, str]) -> DBDir:
 
 
 def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str]) -> InitResult:
-    name = shown(db.path)
     if db_type is not None and backends.canonical(db_type) != db.db_type:
+        name = shown(db.path)
         raise Conflict(f"{name} is a DB of type {db.db_type}, not {db_type}: leave the type out, or name another path")
     backend = backends.load(db.db_type)
     _check_options(backend, options)
-    missing = not os.path.lexists(db.address_file)
-    published = None if missing else address.read(db)
-    if published is not None:
-        where = f"{published.host}:{published.port}"
-        raise Conflict(f"{name} is served at {where}: stop the server first with balsam dbserver --stop --path={name}")
+    if backend.identity.server is ServerPolicy.REQUIRED and (published := _published(db)):
+        # Such a DB can only be refreshed through its server; clients compare the schema when they connect.
+        return InitResult(db=_bring_up_to_date(backend, db, options, published), created=False)
+    from balsam_core import dbserver
+
+    server = None
+    try:
+        with dbserver.paused(db) as server:
+            refreshed = _bring_up_to_date(backend, db, options, None)
+    except BaseException:
+        if server is not None:  # what could not be refreshed is served as before
+            with contextlib.suppress(BalsamError, OSError):
+                dbserver.start(db, server)
+        raise
+    restarted = None if server is None else dbserver.start(refreshed, server).address
+    return InitResult(db=refreshed, created=False, restarted=restarted)
+
+
+def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], published: Address | None) -> DBDir:
     settings = backend.init_db(db, options)
     make_tree(db.path)
     refreshed = replace(db, settings=settings)
-    _upgrade(backend, refreshed)
-    if missing:
+    _upgrade(backend, refreshed, published)
+    if not os.path.lexists(db.address_file):
         address.withdraw(db)
     if dict(db.settings) != settings:
         write_config(refreshed)
     staging.sweep(db.path)
-    return InitResult(db=refreshed, created=False)
+    return refreshed
 
 
-def _upgrade(backend: Backend, db: DBDir) -> None:
+def _published(db: DBDir) -> Address | None:
+    return address.read(db) if os.path.lexists(db.address_file) else None
+
+
+def _upgrade(backend: Backend, db: DBDir, published: Address | None = None) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from balsam_core.schema.migrate import upgrade
 
-    engine = backend.create_engine(db, None, "owner")
+    engine = backend.create_engine(db, published, "owner")
     try:
         upgrade(engine, db_id=db.id)
     except SQLAlchemyError as err:

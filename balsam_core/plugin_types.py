@@ -22,8 +22,8 @@ __all__ = ["PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"]
 PLUGIN_API = 1
 """Version of the plugin contract that this core speaks. It changes only when old plugins would misbehave."""
 
-EngineRole = Literal["owner", "writer", "reader"]
-"""``owner`` may change tables, ``writer`` changes rows, ``reader`` only looks."""
+EngineRole = Literal["owner", "writer", "reader", "server"]
+"""``owner`` may change tables, ``writer`` changes rows, ``reader`` only looks, ``server`` alone writes, for all."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 

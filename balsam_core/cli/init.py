@@ -37,15 +37,26 @@ __all__ = ["init"]
 def init(session: Session, path: str, db_type: str | None, option: tuple[tuple[str, str], ...]) -> None:
     """Create a DB directory, or refresh an existing one.
 
-    PATH is a new or empty directory, or a DB, which is brought up to the schema of this version.
+    PATH is a new or empty directory, or a DB, which is brought up to the schema of this version. If the DB has a
+    server, that is stopped first and started again afterwards.
     """
     if session.db is not None:
         raise click.UsageError("init takes the directory as its argument, not by --db: balsam init PATH")
     from balsam_core.initialise import initialise
 
     done = initialise(path, db_type, mapping("--option", option))
-    result = {"path": str(done.db.path), "db_type": done.db.db_type, "id": done.db.id, "created": done.created}
+    server = done.restarted
+    result = {
+        "path": str(done.db.path),
+        "db_type": done.db.db_type,
+        "id": done.db.id,
+        "created": done.created,
+        "server": f"{server.host}:{server.port}" if server else None,
+    }
     verb = "created" if done.created else "up to date:"
     from balsam_core.cli.text import printable
 
-    session.printer().one(result, f"{verb} {printable(str(done.db.path))} ({done.db.db_type})")
+    lines = [f"{verb} {printable(str(done.db.path))} ({done.db.db_type})"]
+    if server:
+        lines.append(f"its server was stopped meanwhile and runs again at {result['server']}")
+    session.printer().one(result, lines)

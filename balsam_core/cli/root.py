@@ -29,6 +29,7 @@ class Place(NamedTuple):
 COMMANDS: dict[str, Place] = {
     "init": Place("init", "Create a DB directory, or refresh an existing one.", "Databases"),
     "status": Place("status", "Show which DB is used and how it stands.", "Databases"),
+    "dbserver": Place("dbserver", "Start the server of a DB, or stop it.", "Databases"),
     "config": Place("config", "Show the settings in force.", "Databases"),
     "plugins": Place("plugins", "Show and check the installed database types.", "Databases"),
     "app": Place("app", "Define an app: a command that jobs run.", "Jobs"),

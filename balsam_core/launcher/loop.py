@@ -16,15 +16,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import BalsamError, Unavailable
+from balsam_core.identity import this_process
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.crew import Crew
 from balsam_core.launcher.feed import Feed
-from balsam_core.launcher.identity import this_process
 from balsam_core.launcher.link import OUTAGES, Link
 from balsam_core.launcher.progress import NoProgress, Snapshot
 from balsam_core.launcher.reporter import Reporter
-from balsam_core.launcher.stopping import StopRequests
 from balsam_core.launcher.task import Surroundings
 from balsam_core.launcher.words import base_environment
 from balsam_core.model.calls import (
@@ -37,6 +36,7 @@ from balsam_core.model.calls import (
     Resources,
 )
 from balsam_core.model.states import State
+from balsam_core.stopping import StopRequests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

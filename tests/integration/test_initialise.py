@@ -252,13 +252,12 @@ def test_db_of_a_type_that_is_not_installed(tmp_path):
     assert snapshot(tmp_path) == before
 
 
-def test_published_server_must_be_stopped_first(target):
+def test_a_publication_that_nobody_keeps_is_withdrawn(target):
     db = initialise(target).db
     address.write(db, address.Address(state="running", host="h", port=1, pid=1))
-    before = snapshot(target)
-    with pytest.raises(Conflict, match="stop the server"):
-        initialise(target)
-    assert snapshot(target) == before
+    result = initialise(target)
+    assert (result.created, result.restarted) == (False, None)
+    assert_works(db)
 
 
 def test_garbage_address_is_left_alone(target):
@@ -445,6 +444,7 @@ def test_of_many_at_once_one_creates_and_the_others_refresh(target, attempt):
     os.close(opener)
     statuses = sorted(ended(child) for child in children)
     assert statuses == [10, *[20] * 7]
-    assert entries(target) == FILES
+    # Of several that close the database at one moment, none may be the last, who removes its log.
+    assert [name for name in entries(target) if not name.startswith("db.sqlite3-")] == FILES
     assert entries(target.parent) == ["db", "warm-up"]
     assert_works(DBDir.open(target))

@@ -155,3 +155,15 @@ def test_any_bytes_give_an_address_or_an_address_error(db, content):
     with contextlib.suppress(AddressError, SchemaMismatch):
         found = address.read(db)
     assert found is None or found.state == "running"
+
+
+def test_the_number_of_the_last_publication_survives_withdrawals(db):
+    assert address.last_epoch(db) == 0
+    address.withdraw(db)
+    assert address.last_epoch(db) == 0
+    address.write(db, RUNNING)
+    for _ in range(2):
+        address.withdraw(db)
+        assert address.last_epoch(db) == RUNNING.epoch
+    db.address_file.write_text("garbage")
+    assert address.last_epoch(db) == 0

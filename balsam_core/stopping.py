@@ -15,9 +15,9 @@ __all__ = ["StopRequests"]
 
 
 class StopRequests:
-    """Counts signals that ask the launcher to stop, and wakes its selector; for the main thread.
+    """Counts signals that ask a program to stop, and wakes its selector; for the main thread.
 
-    A signal that was ignored when the launcher was started (``nohup``, a shell's background job) stays ignored.
+    A signal that was ignored when the program was started (``nohup``, a shell's background job) stays ignored.
 
     Attributes:
         number: The first signal that came; None for none.

@@ -1,0 +1,232 @@
+"""Which process is meant, proven: a process id alone may name a stranger by now.
+
+A process is proven to be a recorded one when the machine, its boot and the process id's namespace are the same and a
+process of this id started at the same moment. Only such a one is ever signalled. On Linux all is read from ``/proc``:
+psutil would cost a watchdog 4 MB and knows starts only in wall-clock time, which changes when the clock is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "Identity",
+    "Machine",
+    "cpu_seconds",
+    "end_process",
+    "is_alive",
+    "open_process",
+    "send_signal",
+    "start_of",
+    "started_at",
+    "this_machine",
+    "this_process",
+]
+
+_LINUX = sys.platform == "linux"
+_POLL = 0.02  # seconds between two looks at a process that is not ours to wait for
+_KILLED = 5.0  # seconds that a killed process may take to go
+
+
+class Identity(NamedTuple):
+    """A process that no later one can be taken for.
+
+    Attributes:
+        host: Name of its machine.
+        boot_id: What the machine calls this run of its kernel; empty where it says nothing.
+        pid: Its process id.
+        start: When it started, seconds since the epoch.
+    """
+
+    host: str
+    boot_id: str
+    pid: int
+    start: float
+
+
+class Machine(NamedTuple):
+    """Where a process id means something.
+
+    Attributes:
+        node: Host name.
+        boot_id: What the machine calls this run of its kernel; empty where it says nothing.
+        pid_namespace: On Linux the namespace of process ids (a container has its own), else 0.
+    """
+
+    node: str
+    boot_id: str
+    pid_namespace: int
+
+
+def this_process() -> Identity:
+    """Return the identity of this process."""
+    machine = this_machine()
+    return Identity(machine.node, machine.boot_id, os.getpid(), started_at(os.getpid()) or 0.0)
+
+
+@cache
+def this_machine() -> Machine:
+    """Return where this process runs."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # macOS
+        boot_id = ""
+    try:
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        namespace = 0
+    return Machine(platform.node()[:255], boot_id[:64], namespace)
+
+
+def start_of(pid: int) -> float | None:
+    """Return when a process of this machine started; None when there is none, or only its zombie.
+
+    The unit is seconds: since the boot on Linux, which no setting of the clock changes, else since the epoch.
+    """
+    if not _LINUX:
+        return _start_by_psutil(pid)
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in {b"Z", b"X"} else int(fields[19]) / _ticks()
+
+
+def started_at(pid: int) -> float | None:
+    """Return when a process of this machine started, seconds since the epoch, as psutil says it; None without one."""
+    start = start_of(pid)
+    return start if start is None or not _LINUX else start + _boot_time()
+
+
+def is_alive(pid: int, start: float) -> bool:
+    """Say whether the process of this machine that has this id is the one that started then.
+
+    Where the system hides other users' processes, an id that is taken counts as that process: nothing proves it dead.
+    """
+    found = start_of(pid) if pid > 0 else None
+    if found is not None:
+        return found == start
+    if not _LINUX or pid <= 0 or _stat(pid) is not None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return start_of(pid) == start  # else it started, or ended, in between
+
+
+def open_process(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process ends; None where the system has none."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError, OverflowError):  # not Linux, an old kernel, a sandbox, or no such process
+        return None
+
+
+def send_signal(pid: int, start: float, number: int) -> bool:
+    """Signal a process of this machine if it is proven to be the one that started then; say whether it was."""
+    descriptor = open_process(pid) if pid > 0 else None
+    try:
+        # The descriptor is opened first: what it names can't be replaced between the proof and the signal.
+        if pid <= 0 or start_of(pid) != start:
+            return False
+        if descriptor is not None and hasattr(signal, "pidfd_send_signal"):
+            signal.pidfd_send_signal(descriptor, number)
+        else:
+            os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return True
+
+
+def end_process(pid: int, start: float, signals: Iterable[tuple[int, float]]) -> bool:
+    """End a process that is not this one's child, if it is proven to be the one that started then.
+
+    Args:
+        pid: Its id.
+        start: When it started; see :func:`start_of`.
+        signals: Signals to send in turn, each with the seconds to wait for the exit; then SIGKILL.
+
+    Returns:
+        Whether no such process runs any more.
+    """
+    for number, seconds in [*signals, (signal.SIGKILL, _KILLED)]:
+        if not send_signal(pid, start, number):
+            break
+        with contextlib.suppress(AttributeError):
+            send_signal(pid, start, signal.SIGCONT)  # a stopped process takes no other signal
+        deadline = time.monotonic() + seconds
+        while is_alive(pid, start) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+    return not is_alive(pid, start)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process and its descendants have used, seconds; what is gone counts as nothing."""
+    if not _LINUX:
+        return _cpu_by_psutil(pid)
+    fields = _stat(pid)
+    if fields is None:
+        return 0.0
+    own = sum(map(int, fields[11:15])) / _ticks()  # user and system time, of this process and its dead children
+    return own + sum(map(cpu_seconds, _children(pid)))
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Return the fields of ``/proc/PID/stat`` from the state on; None when there is no such process to be seen."""
+    try:
+        data = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return data.rpartition(b")")[2].split()  # the name before it may hold anything
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
+    except OSError:  # gone, or a kernel without this file
+        return []
+
+
+@cache
+def _ticks() -> int:
+    return os.sysconf("SC_CLK_TCK")
+
+
+def _boot_time() -> float:
+    with open("/proc/stat", "rb") as file:  # noqa: PTH123
+        return next((float(line.split()[1]) for line in file if line.startswith(b"btime")), 0.0)
+
+
+def _start_by_psutil(pid: int) -> float | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except (psutil.Error, ValueError):
+        return None
+
+
+def _cpu_by_psutil(pid: int) -> float:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    except psutil.Error:
+        return 0.0
+    return sum(one.user + one.system for one in times)

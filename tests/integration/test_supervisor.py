@@ -1,0 +1,409 @@
+"""The watchdog's loop, driven in this process turn by turn, around real servers."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import signal
+import socket
+import time
+
+import msgspec
+import psutil
+import pytest
+from toy_backend import toys
+from waiting import wait_until
+
+from balsam_core import address, backends, health, network, supervisor
+from balsam_core.errors import BackendError, Conflict, InvalidInput, Unavailable
+from balsam_core.identity import is_alive, send_signal
+from balsam_core.lease import Watch, lease_file, new_lease
+from balsam_core.stopping import StopRequests
+from balsam_core.supervisor import Outcome, ServerOptions, Supervisor
+from balsam_core.takeover import acquire
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    with toys(tmp_path, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+def db(toy):
+    return toy()
+
+
+class Driven:
+    """A supervisor that runs while a test waits."""
+
+    def __init__(self, db, stops, options):
+        backend = backends.load(db.db_type)
+        held = acquire(db, new_lease(listen=options.host, port=options.port), Watch(db))
+        self.db = db
+        self.held = held
+        self.told = []
+        self.loop = Supervisor(db, backend, held, options, stops, self.told.append)
+
+    def until(self, condition, what="the condition"):
+        def turn():
+            self.loop.run_once()
+            return condition()
+
+        return wait_until(turn, what)
+
+    def address(self):
+        return address.read(self.db)
+
+    def until_published(self, after=0):
+        """Run until an address with a higher number is published, and never none in between."""
+
+        def newer():
+            found = self.address()
+            assert found is not None or not after
+            return found if found and found.epoch > after else None
+
+        return self.until(newer, "the publication")
+
+    def kill_server(self, number=signal.SIGKILL):
+        lease = self.held.lease
+        assert send_signal(lease.child_pid, lease.child_start, number)
+
+
+@pytest.fixture
+def drive(db):
+    made = []
+    with StopRequests() as stops:
+
+        def make(**options):
+            driven = Driven(db, stops, ServerOptions(**options))
+            made.append(driven)
+            return driven
+
+        yield make
+        for driven in made:
+            if driven.loop._server is not None:
+                driven.loop._server.kill()
+                wait_until(driven.loop._server.ended)
+
+
+def answers(found):
+    with socket.create_connection((found.host, found.port), timeout=60) as connection:
+        return connection.recv(5) == b"ready"
+
+
+def test_a_ready_server_is_published_with_the_proof_of_who_it_is(drive, db):
+    driven = drive()
+    found = driven.until_published()
+    assert answers(found)
+    assert (found.host, found.protocol, found.epoch, found.details) == ("127.0.0.1", "toy/1", 1, {"colour": "red"})
+    assert found.start_time == psutil.Process(found.pid).create_time()
+    assert driven.told == [found]
+    lease = Watch(db).look().lease
+    assert (lease.child_pid, lease.epoch, lease.stop) == (found.pid, 1, [(15, 2.0)])
+    assert is_alive(lease.child_pid, lease.child_start)
+
+
+def test_a_killed_server_is_replaced_at_once_at_the_same_port(drive):
+    driven = drive()
+    first = driven.until_published()
+    driven.kill_server()
+    began = time.monotonic()
+    second = driven.until_published(after=first.epoch)
+    assert time.monotonic() - began < 5
+    assert second.port == first.port
+    assert second.pid != first.pid
+    assert answers(second)
+    assert driven.held.lease.restarts == 1
+    assert driven.told == [first]
+
+
+def test_a_taken_port_is_given_up(drive):
+    driven = drive()
+    first = driven.until_published()
+    driven.loop._server.kill()
+    wait_until(driven.loop._server.ended)
+    with socket.create_server(("127.0.0.1", first.port)):
+        second = driven.until_published(after=first.epoch)
+    assert second.port != first.port
+    assert answers(second)
+
+
+def test_a_fixed_port_is_waited_for(drive, db):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(Conflict, match=f"port {port} .* is taken"):
+            drive(port=port).loop.run()
+    driven = drive(port=port)
+    first = driven.until_published()
+    assert first.port == port
+    driven.loop._server.kill()
+    wait_until(driven.loop._server.ended)
+    with socket.create_server(("127.0.0.1", port)):
+        driven.until(lambda: driven.loop._failures >= 3)
+        assert driven.address() == first
+    assert driven.until_published(after=first.epoch).port == port
+
+
+def test_a_crash_loop_never_ends_and_gets_slower(drive, db, caplog):
+    driven = drive()
+    first = driven.until_published()
+    (db.path / "fail").write_text("the disk is broken")
+    driven.kill_server()
+    driven.until(lambda: driven.loop._failures >= 5)
+    pauses = [record.args[3] for record in caplog.records if "started again" in record.message]
+    assert pauses[:5] == [0.0, 0.1, 0.2, 0.4, 0.8]
+    assert "the disk is broken" in caplog.text
+    assert driven.address() == first
+    (db.path / "fail").unlink()
+    driven.until_published(after=first.epoch)
+
+
+def test_a_healthy_life_is_forgiven(drive, monkeypatch):
+    monkeypatch.setattr(supervisor, "HEALTHY_AFTER", 0.0)
+    driven = drive()
+    epoch = 0
+    for _ in range(3):
+        epoch = driven.until_published(after=epoch).epoch
+        assert driven.loop._failures <= 1
+        driven.kill_server()
+
+
+@pytest.fixture
+def fast_health(monkeypatch):
+    for name, seconds in {
+        "PERIOD": 0.05, "PROBE": 0.2, "AGAIN": 0.05, "PROBE_AGAIN": 0.1, "SILENCE": 1.0, "IDLE": 0.5, "HOPELESS": 600.0
+    }.items():  # fmt: skip
+        monkeypatch.setattr(health, name, seconds)
+
+
+def test_a_frozen_server_is_replaced(drive, fast_health):
+    driven = drive()
+    first = driven.until_published()
+    driven.kill_server(signal.SIGSTOP)
+    second = driven.until_published(after=first.epoch)
+    assert second.pid != first.pid
+    assert answers(second)
+
+
+def test_a_mute_server_is_replaced_even_if_it_ignores_signals(drive, db, fast_health, monkeypatch):
+    monkeypatch.setattr(supervisor, "QUICK", 0.1)
+    (db.path / "deaf").touch()
+    driven = drive()
+    first = driven.until_published()
+    (db.path / "mute").touch()
+    driven.until(lambda: driven.loop._failures)
+    (db.path / "mute").unlink()
+    assert driven.until_published(after=first.epoch).pid != first.pid
+
+
+def test_a_busy_server_is_left_alone(drive, db, fast_health, monkeypatch):
+    driven = drive()
+    first = driven.until_published()
+    (db.path / "busy").touch()
+    silent_until = time.monotonic() + 3 * health.SILENCE
+    driven.until(lambda: time.monotonic() > silent_until)
+    assert driven.loop._failures == 0
+    assert driven.address() == first
+    monkeypatch.setattr(health, "HOPELESS", 1.0)
+    driven.until(lambda: driven.loop._failures)
+    (db.path / "busy").unlink()
+
+
+def test_replaced_watchdog_ends_its_server_and_keeps_off_the_address(drive, db):
+    driven = drive()
+    found = driven.until_published()
+    lease = driven.held.lease
+    other = msgspec.structs.replace(new_lease(), node="other")
+    lease_file(db).write_bytes(msgspec.json.encode(other))
+    driven.loop._beat_at = 0.0
+    driven.loop.run_once()
+    assert driven.loop._outcome is Outcome.REPLACED
+    assert not is_alive(lease.child_pid, lease.child_start)
+    assert driven.address() == found
+    assert Watch(db).look().lease == other
+
+
+def test_a_replaced_watchdog_starts_and_publishes_nothing(drive, db, monkeypatch):
+    driven = drive()
+    driven.until(lambda: driven.loop._server)
+    lease_file(db).unlink()
+    driven.until(lambda: driven.loop._outcome)
+    assert driven.address() is None
+    driven = drive()
+    lease_file(db).unlink()
+    driven.loop._beat_at = time.monotonic() + 60
+    driven.loop.run_once()
+    assert driven.loop._outcome is Outcome.REPLACED
+    assert driven.loop._server is None
+
+
+def test_without_a_refreshed_lease_the_server_rests(drive, monkeypatch):
+    driven = drive()
+    first = driven.until_published()
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("balsam_core.lease.load", broken)
+        driven.loop._beat_at = 0.0
+        driven.loop.run_once()
+        assert driven.loop._server is not None
+        driven.loop._beaten -= 60
+        driven.loop._beat_at = 0.0
+        driven.loop.run_once()
+        assert driven.loop._server is None
+        driven.until(lambda: driven.loop._failures >= 3)
+    driven.until_published(after=first.epoch)
+
+
+def test_a_full_disk_delays_the_address_and_ends_nothing(drive, monkeypatch):
+    driven = drive()
+    first = driven.until_published()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("balsam_core.address.atomic_write", full)
+        patch.setattr("balsam_core.lease.atomic_write", full)
+        driven.kill_server()
+        driven.until(lambda: driven.loop._publish_at)
+        assert driven.address() == first
+    second = driven.until_published(after=first.epoch)
+    assert answers(second)
+
+
+def test_a_first_start_that_fails_three_times_is_given_up(drive, db):
+    (db.path / "fail").write_text("no such luck")
+    driven = drive()
+    with pytest.raises(Unavailable, match=r"ended with exit code 1 after .*: no such luck; its log is in"):
+        driven.loop.run()
+    assert driven.loop._failures == 3
+    assert not lease_file(db).exists()
+    assert driven.address() is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "words"),
+    [
+        ({"argv": ["/no/such/program"]}, Unavailable, "exit code 127.*/no/such/program: no such file"),
+        ({"ready_timeout": 0.2, "is_ready": lambda seconds: False}, Unavailable, "not ready after 0.2 s"),
+        ({"is_ready": lambda seconds: 1 / 0}, Unavailable, "division by zero"),
+        ({"protocol": "x", "host": "a b"}, Exception, "can't be published"),
+    ],
+    ids=["no program", "never ready", "a fault of the plugin", "an impossible host"],
+)
+def test_bad_plans_end_the_first_start(drive, db, monkeypatch, plan, error, words):
+    driven = drive()
+    backend = driven.loop._backend
+    start = backend.start_server
+    changed = dict(plan)
+    monkeypatch.setattr(backend, "start_server", lambda *words: replaced(start(*words), changed))
+    with pytest.raises(error, match=words):
+        driven.loop.run()
+    assert not lease_file(db).exists()
+
+
+def replaced(plan, changes):
+    return dataclasses.replace(plan, **changes)
+
+
+def test_an_error_of_the_backend_ends_the_first_start(drive, db, monkeypatch):
+    driven = drive()
+
+    def refuse(*_):
+        raise BackendError("the program is not installed")
+
+    monkeypatch.setattr(driven.loop._backend, "start_server", refuse)
+    with pytest.raises(BackendError, match="not installed"):
+        driven.loop.run()
+    assert not lease_file(db).exists()
+
+
+def test_a_host_that_is_not_ours_is_refused(drive, db):
+    with pytest.raises(InvalidInput, match=r"192\.0\.2\.1.*--host"):
+        drive(host="192.0.2.1").loop.run()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_wildcard_is_published_as_what_others_reach(drive, monkeypatch, host):
+    monkeypatch.setattr(network, "advertised", lambda host: "login1.example.org")
+    try:
+        network.choose_port(host)
+    except InvalidInput:
+        pytest.skip(f"this machine can't listen on {host}")
+    assert drive(host=host).until_published().host == "login1.example.org"
+
+
+def test_output_is_logged_whole_and_lines_are_bounded(drive, db, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    driven = drive()
+    backend = driven.loop._backend
+    start = backend.start_server
+    code = "print('x' * 5000 + '\\n' + 'second', end='', flush=True)"
+    argv = ["python3", "-I", "-S", "-c", code]
+    monkeypatch.setattr(backend, "start_server", lambda *words: replaced(start(*words), {"argv": argv}))
+    with pytest.raises(Unavailable, match="second"):
+        driven.loop.run()
+    lines = [record.args[1] for record in caplog.records if record.name.endswith("server_process")]
+    assert lines[:2] == ["x" * 2000, "second"]
+
+
+def test_the_server_gets_a_clean_start(drive, monkeypatch):
+    driven = drive()
+    backend = driven.loop._backend
+    start = backend.start_server
+    code = (
+        "import os, signal, sys; os.umask(o := os.umask(0));"
+        "print([signal.getsignal(n) == signal.SIG_DFL for n in (1, 2, 13, 15)][0::3], oct(o), os.getcwd(), "
+        "os.environ['COLOUR'], os.getsid(0) == os.getpid(), sorted(os.listdir('/proc/self/fd'))[:-1], "
+        "open('/proc/self/status').read().split('SigIgn:')[1].split()[0], sys.stdin.read() == '')"
+    )
+    changes = {"argv": ["python3", "-I", "-S", "-c", code], "env": {"COLOUR": "red"}}
+    monkeypatch.setattr(backend, "start_server", lambda *words: replaced(start(*words), changes))
+    with pytest.raises(Unavailable) as caught:
+        driven.loop.run()
+    # Python itself ignores SIGPIPE (bit 12) and SIGXFSZ (bit 24).
+    assert f"[True, True] 0o77 {driven.db.path} red True ['0', '1', '2'] 0000000001001000 True" in str(caught.value)
+
+
+def test_signals_stop_in_the_right_order(drive, db, monkeypatch):
+    driven = drive()
+    driven.until_published()
+    lease = driven.held.lease
+    seen = []
+    withdraw = address.withdraw
+
+    def watched(db):
+        seen.append((is_alive(lease.child_pid, lease.child_start), lease_file(db).exists()))
+        withdraw(db)
+
+    monkeypatch.setattr(address, "withdraw", watched)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert driven.loop.run() is Outcome.STOPPED
+    assert seen == [(True, True)]
+    assert driven.address() is None
+    assert not lease_file(db).exists()
+    assert not is_alive(lease.child_pid, lease.child_start)
+
+
+def test_a_second_signal_ends_the_patience(drive, db, monkeypatch):
+    (db.path / "deaf").touch()
+    driven = drive()
+    driven.until_published()
+    monkeypatch.setattr(driven.loop, "_plan", replaced(driven.loop._plan, {"stop": [(signal.SIGTERM, 600.0)]}))
+    server = driven.loop._server
+    asked = server.signal
+
+    def ask(number):
+        asked(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(server, "signal", ask)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert driven.loop.run() is Outcome.STOPPED
+    assert server.describe_end() == "was ended by SIGKILL"
