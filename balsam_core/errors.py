@@ -25,6 +25,7 @@ __all__ = [
     "ServerNotRunning",
     "SettingsError",
     "TimedOut",
+    "TooLarge",
     "Unavailable",
     "by_code",
 ]
@@ -53,6 +54,12 @@ class InvalidInput(BalsamError):
 
     code = "invalid-input"
     exit_code = 5
+
+
+class TooLarge(InvalidInput):
+    """A call holds more than one message may; nothing was sent."""
+
+    code = "too-large"
 
 
 class NotFound(BalsamError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 
 from msgspec.structs import replace
 
-from balsam_core.errors import BalsamError, Conflict, InvalidInput
+from balsam_core.errors import BalsamError, Conflict, InvalidInput, TooLarge
 from balsam_core.model.calls import MOST_JOBS, AbandonBatch, AddJobs, OpenBatch, PromoteBatch, PublishBatch
 from balsam_core.model.job import Job
 
@@ -77,16 +77,21 @@ def insert(transport: Transport, jobs: Iterable[Job]) -> Ids:
         return ids
     rest = list(islice(stream, 1))
     if not rest:
-        _add(transport, chunk, ids, batch=0)
-        return ids
+        try:
+            _add(transport, chunk, ids, batch=0)
+        except TooLarge:
+            if len(chunk) == 1:
+                raise
+        else:
+            return ids
     batch = transport.run(OpenBatch())
     done: list[Job] = []
     try:
         stream = chain(rest, stream)
         while chunk:
-            _add(transport, chunk, ids, batch=batch)
-            if isinstance(ordered, Sequence):
-                done += chunk
+            for added in _add_halving(transport, chunk, ids, batch=batch):
+                if isinstance(ordered, Sequence):
+                    done += added
             chunk = list(islice(stream, MOST_JOBS))
         transport.run(PublishBatch(batch=batch))
     except BaseException:
@@ -108,6 +113,20 @@ def _abandon(transport: Transport, batch: int) -> None:
         import logging
 
         logging.getLogger(__name__).debug("batch %s is left to be pruned", batch, exc_info=True)
+
+
+def _add_halving(transport: Transport, chunk: list[Job], ids: Ids, *, batch: int) -> Iterator[list[Job]]:
+    """Add jobs to a batch, in several calls where one would be too large; gives those that were added."""
+    try:
+        _add(transport, chunk, ids, batch=batch)
+    except TooLarge:
+        if len(chunk) == 1:
+            raise
+        half = len(chunk) // 2
+        yield from _add_halving(transport, chunk[:half], ids, batch=batch)
+        yield from _add_halving(transport, chunk[half:], ids, batch=batch)
+    else:
+        yield chunk
 
 
 def _add(transport: Transport, chunk: list[Job], ids: Ids, *, batch: int) -> None:

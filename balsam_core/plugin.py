@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from balsam_core.filesystems import filesystem_type, is_network
     from balsam_core.hookspecs import BackendModule, hookimpl
     from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
-    from balsam_core.transport import NativeTransport, Transport
+    from balsam_core.proxy.routing import ServedTransport
+    from balsam_core.proxy.serving import SingleWriter, write_server_plan
+    from balsam_core.transport import NativeTransport, ServerStatus, Transport
 
 __all__ = [
     "PLUGIN_API",
@@ -49,9 +51,12 @@ __all__ = [
     "NotFound",
     "OutcomeUnknown",
     "SchemaMismatch",
+    "ServedTransport",
     "ServerNotRunning",
     "ServerPlan",
     "ServerPolicy",
+    "ServerStatus",
+    "SingleWriter",
     "Transport",
     "Unavailable",
     "atomic_write",
@@ -60,6 +65,7 @@ __all__ = [
     "hookimpl",
     "is_network",
     "shown",
+    "write_server_plan",
 ]
 
 _HOMES = {
@@ -83,7 +89,9 @@ _HOMES = {
     "balsam_core.filesystems": ("filesystem_type", "is_network"),
     "balsam_core.hookspecs": ("BackendModule", "hookimpl"),
     "balsam_core.plugin_types": ("PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"),
-    "balsam_core.transport": ("NativeTransport", "Transport"),
+    "balsam_core.proxy.routing": ("ServedTransport",),
+    "balsam_core.proxy.serving": ("SingleWriter", "write_server_plan"),
+    "balsam_core.transport": ("NativeTransport", "ServerStatus", "Transport"),
 }
 
 

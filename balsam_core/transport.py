@@ -7,20 +7,22 @@ a write takes effect exactly once however often the transport sends it, and ever
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self, TypeVar
+from datetime import datetime  # noqa: TC003  (msgspec reads the annotation)
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
-from balsam_core.errors import Busy, Conflict, OutcomeUnknown, SchemaMismatch, Unavailable
+from balsam_core.errors import Busy, Conflict, InvalidInput, OutcomeUnknown, SchemaMismatch, Unavailable
 from balsam_core.model.calls import Ticket
 from balsam_core.model.codec import decode_call, decode_result, encode, encode_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from sqlalchemy import Connection, Engine
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from balsam_core.errors import BalsamError
     from balsam_core.model.calls import Call
 
-__all__ = ["ClientSession", "NativeTransport", "Transport"]
+__all__ = ["ClientSession", "NativeTransport", "ServerStatus", "Transport", "fault_of"]
 
 R = TypeVar("R")
 
@@ -36,6 +38,23 @@ TIMEOUT = 120.0  # seconds for one call, unless the caller says otherwise
 FIRST_PAUSE = 0.002  # seconds before the first repetition
 LONGEST_PAUSE = 0.5
 COLLISIONS = 3  # repetitions after another client inserted the same key at the same moment
+WINDOW = 64  # writes of one client between the oldest unanswered one and the newest; bounds the stored answers
+
+
+class ServerStatus(NamedTuple):
+    """What the server behind a transport says of itself.
+
+    Attributes:
+        since: When it started, UTC.
+        clients: Connections that it has now.
+        calls: Calls that it has answered.
+        epoch: Its number among the servers of this database.
+    """
+
+    since: datetime
+    clients: int
+    calls: int
+    epoch: int
 
 
 class Transport(ABC):
@@ -52,6 +71,10 @@ class Transport(ABC):
         Raises:
             BalsamError: What the operation or the way to it says; see :mod:`balsam_core.errors`.
         """
+
+    def server_status(self) -> ServerStatus | None:
+        """Return what the server in between says of itself; None where there is none, or it can't say."""
+        return None
 
     @abstractmethod
     def close(self) -> None:
@@ -73,19 +96,25 @@ class ClientSession:
         self.client = uuid4().hex
         self._last = 0
         self._unanswered: set[int] = set()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
-    def begin(self) -> Ticket:
-        """Return the ticket of a new write."""
-        with self._lock:
+    @contextlib.contextmanager
+    def ticket(self) -> Iterator[Ticket]:
+        """Give the ticket of a new write; at the end of the block it is answered and will not be sent again.
+
+        Waits while a write of another thread is unanswered for so long that :data:`WINDOW` newer ones were made.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unanswered or self._last - min(self._unanswered) < WINDOW - 1)
             self._last += 1
             self._unanswered.add(self._last)
-            return Ticket(self.client, self._last, min(self._unanswered) - 1)
-
-    def end(self, ticket: Ticket) -> None:
-        """Note that a write is answered and will not be sent again."""
-        with self._lock:
-            self._unanswered.discard(ticket.seq)
+            made = Ticket(self.client, self._last, min(self._unanswered) - 1)
+        try:
+            yield made
+        finally:
+            with self._changed:
+                self._unanswered.discard(made.seq)
+                self._changed.notify_all()
 
 
 class NativeTransport(Transport):
@@ -98,6 +127,8 @@ class NativeTransport(Transport):
             one consistent state.
         is_retryable: Whether a driver's error means that the same transaction may succeed when repeated.
         translate: The engine's own reading of a driver's error, None where it has none.
+        session: Numbers the writes, where another transport to the same database shares the numbers.
+        guard: Called inside each transaction before anything else; what it raises ends the transaction.
     """
 
     def __init__(
@@ -106,13 +137,16 @@ class NativeTransport(Transport):
         *,
         is_retryable: Callable[[BaseException], bool],
         translate: Callable[[BaseException], BalsamError | None] | None = None,
+        session: ClientSession | None = None,
+        guard: Callable[[], None] | None = None,
     ) -> None:
         from balsam_core.operations.execution import DatabaseClock
 
         self.engine = engine
         self._is_retryable = is_retryable
         self._translate = translate
-        self._session = ClientSession()
+        self._session = session or ClientSession()
+        self._guard = guard
         self._clock = DatabaseClock()
         self._pid = os.getpid()
         self._checked = False
@@ -120,20 +154,31 @@ class NativeTransport(Transport):
 
     def run(self, call: Call[R], *, timeout: float | None = None) -> R:
         """Run a call; see :meth:`Transport.run`."""
+        kind = type(call)
+        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
+        data = encode_call(call)
+        if not call.writes:
+            return decode_result(kind, self.perform(kind, data, None, deadline))
+        with self._session.ticket() as ticket:
+            return decode_result(kind, self.perform(kind, data, ticket, deadline))
+
+    def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
+        """Run an encoded call and return the encoded answer; a write with its ticket, which may have been sent before.
+
+        Args:
+            kind: The call's class.
+            data: The encoded call.
+            ticket: Identity of a write, None for a read.
+            deadline: Until when an attempt may begin, by the monotonic clock.
+        """
         if self._closed or os.getpid() != self._pid:
             why = "is closed" if self._closed else "was opened by another process; open it again after a fork"
             msg = f"the database connection {why}"
             raise Unavailable(msg)
-        kind = type(call)
-        call = decode_call(kind, encode_call(call))
-        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
-        if not call.writes:
-            return decode_result(kind, self._repeat(lambda: self._read(call), deadline, writes=False))
-        ticket = self._session.begin()
-        try:
-            return decode_result(kind, self._repeat(lambda: self._write(call, ticket), deadline, writes=True))
-        finally:
-            self._session.end(ticket)
+        call = decode_call(kind, data)
+        if ticket is None:
+            return self._repeat(lambda: self._read(call), deadline, writes=False)
+        return self._repeat(lambda: self._write(call, ticket), deadline, writes=True)
 
     def close(self) -> None:
         """Close all connections."""
@@ -145,7 +190,7 @@ class NativeTransport(Transport):
         from balsam_core.operations.execution import read
 
         with self._connect() as plain, plain.execution_options(balsam_reads=True) as conn, conn.begin():
-            self._check_schema(conn)
+            self._check(conn)
             return encode(read(conn, call, self._clock))
 
     def _write(self, call: Call[R], ticket: Ticket) -> bytes:
@@ -153,10 +198,11 @@ class NativeTransport(Transport):
 
         try:
             with self._connect() as conn, conn.begin():
-                self._check_schema(conn)
+                self._check(conn)
                 return write(conn, call, ticket, self._clock)
         except AlreadyApplied:
             with self._connect() as conn, conn.begin():
+                self._check(conn)
                 return replay(conn, call, ticket)
 
     def _connect(self) -> Connection:
@@ -167,7 +213,9 @@ class NativeTransport(Transport):
         except DBAPIError as err:
             raise _NotConnectedError from err
 
-    def _check_schema(self, conn: Connection) -> None:
+    def _check(self, conn: Connection) -> None:
+        if self._guard:
+            self._guard()
         if not self._checked:
             from balsam_core.schema.version import check
 
@@ -184,9 +232,11 @@ class NativeTransport(Transport):
         while True:
             try:
                 return attempt()
+            except OverflowError as err:  # from a driver that checks before it asks the database
+                raise InvalidInput(f"a number is out of the database's range: {err}") from err
             except (SQLAlchemyError, _NotConnectedError) as err:
                 cause = err.__cause__ if isinstance(err, _NotConnectedError) and err.__cause__ else err
-                fault = self._fault(cause)
+                fault = fault_of(cause, self._is_retryable, self._translate)
                 unknown = unknown or isinstance(fault, OutcomeUnknown)
                 collisions += isinstance(fault, Conflict)
                 connecting = cause is not err and type(fault) is Unavailable
@@ -201,30 +251,35 @@ class NativeTransport(Transport):
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (not for secrets: it spreads repetitions out)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    def _fault(self, err: BaseException) -> BalsamError:
-        """Map an SQLAlchemy error to ours: the one seam.
 
-        Busy, OutcomeUnknown (the connection broke) and Conflict (two inserted the same at once) may pass by repeating.
-        """
-        from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+def fault_of(
+    err: BaseException,
+    is_retryable: Callable[[BaseException], bool],
+    translate: Callable[[BaseException], BalsamError | None] | None,
+) -> BalsamError:
+    """Map an SQLAlchemy error to ours: the one seam.
 
-        text = _text(err)
-        if not isinstance(err, DBAPIError) or err.orig is None:
-            return Unavailable(f"the database did not do what it was asked ({text})")
-        fault: BalsamError | None = None
-        if self._is_retryable(err.orig):
-            fault = Busy(f"the database was kept busy by others until the time was over ({text})")
-        elif self._translate:
-            fault = self._translate(err.orig)
-        if fault is not None:
-            return fault
-        if err.connection_invalidated:
-            return OutcomeUnknown(f"the connection broke ({text})")
-        if isinstance(err, IntegrityError):
-            return Conflict(f"the database refused the write ({text})")
-        if isinstance(err, (OperationalError, ProgrammingError)) and "schema_version" in text:
-            return SchemaMismatch(f"the database has no tables ({text}); run: balsam init PATH")
-        return Unavailable(f"the database reported an error ({text})")
+    Busy, OutcomeUnknown (the connection broke) and Conflict (two inserted the same at once) may pass by repeating.
+    """
+    from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+
+    text = _text(err)
+    if not isinstance(err, DBAPIError) or err.orig is None:
+        return Unavailable(f"the database did not do what it was asked ({text})")
+    fault: BalsamError | None = None
+    if is_retryable(err.orig):
+        fault = Busy(f"the database was kept busy by others until the time was over ({text})")
+    elif translate:
+        fault = translate(err.orig)
+    if fault is not None:
+        return fault
+    if err.connection_invalidated:
+        return OutcomeUnknown(f"the connection broke ({text})")
+    if isinstance(err, IntegrityError):
+        return Conflict(f"the database refused the write ({text})")
+    if isinstance(err, (OperationalError, ProgrammingError)) and "schema_version" in text:
+        return SchemaMismatch(f"the database has no tables ({text}); run: balsam init PATH")
+    return Unavailable(f"the database reported an error ({text})")
 
 
 class _NotConnectedError(Exception):

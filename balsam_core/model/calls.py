@@ -25,6 +25,7 @@ MOST_JOBS = 2000
 
 Where = Compare | AllOf | AnyOf | NoneOf
 Limit = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 Slice = Annotated[int, msgspec.Meta(ge=1, le=MOST_JOBS)]
 SomeJobs = Annotated[list[Job], msgspec.Meta(max_length=MOST_JOBS)]
 EVERYTHING = AllOf([])
@@ -199,7 +200,7 @@ class GetJobs(Read[list[Job]], frozen=True, kw_only=True):
 class GetRows(Read[list[list[Any]]], frozen=True, kw_only=True):
     """Read some fields of jobs, a list of values for each job."""
 
-    fields: list[str]
+    fields: Annotated[list[str], msgspec.Meta(max_length=100)]
     where: Where = EVERYTHING
     order: Order = Order()
     limit: Limit = MOST_JOBS
@@ -316,7 +317,7 @@ class RegisterLauncher(Write[int], frozen=True, kw_only=True):
     pid: int
     boot_id: str
     process_start: float
-    lease_seconds: float
+    lease_seconds: Seconds
     workflow: str = ""
 
 
@@ -334,7 +335,7 @@ class RenewLease(Write[Heartbeat], frozen=True, kw_only=True):
     """Extend a launcher's lease; Conflict where it was over and taken."""
 
     launcher: int
-    lease_seconds: float
+    lease_seconds: Seconds
 
 
 class GetKilled(Read[list[int]], frozen=True, kw_only=True):
@@ -415,7 +416,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     job: int
     attempt: int
-    hops: list[tuple[State, float]] = []
+    hops: list[tuple[State, Seconds]] = []
     message: str = ""
     return_code: int | None = None
     release: bool = False

@@ -49,7 +49,7 @@ def decode_call(kind: type[Call[R]], data: bytes) -> Call[R]:
     """
     try:
         return _decoder(kind).decode(data)  # type: ignore[no-any-return]
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         msg = f"{kind.operation()}: {err}"
         raise InvalidInput(msg) from None
 

@@ -95,16 +95,23 @@ class Tx:
 
     def take_ids(self, table: str, count: int = 1) -> int:
         """Return the first of ``count`` new consecutive ids of a table; given back if the transaction fails."""
+        known = self.names.last_ids if self.names is not None else {}
+        if table in known:
+            known[table] += count
+            self.run(_SET, {"counter": table, "newest": known[table]})
+            return known[table] - count + 1
         if not self.run(_TAKE, {"counter": table, "count": count}).rowcount:
             self.conn.execute(insert(counters), {"name": table, "last": count})
             return 1
         last: int = self.run(_LAST, {"counter": table}).scalar_one()
+        known[table] = last
         return last - count + 1
 
 
 _TAKE = Prepared(
     update(counters).where(counters.c.name == bindparam("counter")).values(last=counters.c.last + bindparam("count"))
 )
+_SET = Prepared(update(counters).where(counters.c.name == bindparam("counter")).values(last=bindparam("newest")))
 _LAST = Prepared(select(counters.c.last).where(counters.c.name == bindparam("counter")))
 
 
@@ -174,8 +181,8 @@ def write(
 ) -> bytes:
     """Run a writing call inside the open transaction, once for its ticket, and return the encoded answer.
 
-    The ticket's row is inserted first: its unique key decides between two sendings of one write even while the first
-    one's COMMIT is in flight, where looking before inserting would let both pass.
+    Among many writers the ticket's row is inserted first: its unique key decides between two sendings of one write even
+    while the first one's COMMIT is in flight, where looking before inserting would let both pass.
 
     Raises:
         AlreadyApplied: The write took effect before. Roll back, then :func:`replay`.
@@ -183,19 +190,31 @@ def write(
     body = _body(call)
     tx = Tx(conn, clock, ticket, sole)
     row = {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now}
-    try:
-        tx.run(_ENTER, row)
-    except IntegrityError as err:
-        raise AlreadyApplied from err
+    if sole is not None:
+        # Nobody else can insert it meanwhile, so it may be looked for first and written once, with the answer.
+        if tx.run(_IS_THERE, {"client": ticket.client, "number": ticket.seq}).first():
+            raise AlreadyApplied
+    else:
+        try:
+            tx.run(_ENTER, row)
+        except IntegrityError as err:
+            raise AlreadyApplied from err
     if ticket.seq % FORGET_EVERY == 0:
         conn.execute(_FORGET, {"client": ticket.client, "acked": ticket.acked})
     reply = encode(body(tx, call))
-    if type(call) not in _REPLAYS:
-        tx.run(_ANSWER, {"client": ticket.client, "number": ticket.seq, "answer": reply})
+    kept = None if type(call) in _REPLAYS else reply
+    if sole is not None:
+        tx.run(_ENTER_ANSWERED, {**row, "reply": kept})
+    elif kept is not None:
+        tx.run(_ANSWER, {"client": ticket.client, "number": ticket.seq, "answer": kept})
     return reply
 
 
 _ENTER = Prepared(insert(applied), ["client_id", "seq", "at"])
+_ENTER_ANSWERED = Prepared(insert(applied), ["client_id", "seq", "at", "reply"])
+_IS_THERE = Prepared(
+    select(applied.c.seq).where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
+)
 _ANSWER = Prepared(
     update(applied)
     .where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
@@ -213,4 +232,6 @@ def replay(conn: Connection, call: Call[R], ticket: Ticket) -> bytes:
         raise OutcomeUnknown(msg)
     if found[0] is not None:
         return bytes(found[0])
+    if type(call) not in _REPLAYS:
+        raise InvalidInput(f"write {ticket.seq} of client {ticket.client} was no {call.operation()}")
     return encode(_REPLAYS[type(call)](Tx(conn, DatabaseClock(), ticket), call))

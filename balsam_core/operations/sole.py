@@ -20,9 +20,14 @@ MOST = 10_000  # entries; then it starts anew
 
 
 class KnownNames:
-    """Ids by (table, name), for the only writer of a database."""
+    """Ids by (table, name), for the only writer of a database.
+
+    Attributes:
+        last_ids: The newest id given, by table, as the open transaction has it.
+    """
 
     def __init__(self) -> None:
+        self.last_ids: dict[str, int] = {}
         self._known: dict[Hashable, Any] = {}
         self._pending: dict[Hashable, Any] = {}
 
@@ -50,6 +55,7 @@ class KnownNames:
     def rolled_back(self) -> None:
         """Drop what the transaction, or any call in it, taught."""
         self._pending.clear()
+        self.last_ids.clear()
 
 
 @dataclass(frozen=True, kw_only=True)

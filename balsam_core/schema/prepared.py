@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from balsam_core.schema.types import UTCDateTime
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -106,7 +108,7 @@ class _Compiled:
         for name, bind in compiled.binds.items():
             convert = bind.type.dialect_impl(dialect).bind_processor(dialect)
             if convert is not None:
-                self._convert[name] = convert
+                self._convert[name] = _remembering(convert) if isinstance(bind.type, UTCDateTime) else convert
             if not bind.required:
                 self._fixed[name] = bind.value
 
@@ -117,3 +119,18 @@ class _Compiled:
         if self._positional:
             return tuple([convert[name](values[name]) if name in convert else values[name] for name in self._names])
         return {name: convert[name](values[name]) if name in convert else values[name] for name in self._names}
+
+
+def _remembering(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a conversion that knows its last value: all rows of a transaction carry the same time."""
+    kept: tuple[Any, Any] = (None, None)  # one object, since threads share it
+
+    def remembered(value: Any) -> Any:  # noqa: ANN401
+        nonlocal kept
+        last, converted = kept
+        if value is not last:
+            converted = convert(value)
+            kept = (value, converted)
+        return converted
+
+    return remembered

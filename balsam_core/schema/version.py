@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from balsam_core.errors import SchemaMismatch
+from balsam_core.schema import SCHEMA
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 __all__ = ["SCHEMA", "VERSION_TABLE", "check", "current"]
-
-SCHEMA = "0001"
-"""The revision that this program works with: the newest in ``migrations/versions``."""
 
 VERSION_TABLE = "schema_version"
 

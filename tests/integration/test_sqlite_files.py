@@ -18,7 +18,8 @@ from balsam_core import backends
 from balsam_core.errors import Corrupt, SchemaMismatch, Unavailable
 from balsam_core.initialise import initialise
 from balsam_core.model.calls import GetApps
-from balsam_sqlite.engine import is_retryable, make_engine, translate
+from balsam_sqlite.engine import make_engine
+from balsam_sqlite.faults import is_retryable, translate
 from balsam_sqlite.files import APPLICATION_ID, check_file, database_file
 
 

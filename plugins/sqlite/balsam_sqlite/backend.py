@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import BackendError, DBType, ServerPolicy, Unavailable, hookimpl, shown
+from balsam_core.plugin import DBType, ServerPolicy, Unavailable, hookimpl, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,18 +46,21 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
 
 @hookimpl
 def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:
-    """Refuse: the write server comes with a later version."""
-    raise BackendError(f"{shown(db.path)}: this balsam-sqlite has no server yet; SQLite works without one")
+    """Run the core's write server on the file."""
+    from balsam_core.plugin import write_server_plan
+    from balsam_sqlite.files import check_file
+
+    check_file(db)
+    return write_server_plan(db, host, port, engine="balsam_sqlite.serving:single_writer")
 
 
 @hookimpl
 def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:
-    """Open the file directly; on a network file system that is refused."""
-    from balsam_core.plugin import NativeTransport
-    from balsam_sqlite.engine import is_retryable, make_engine, translate
+    """Go through the write server while one is published, else open the file."""
+    from balsam_core.plugin import ServedTransport
+    from balsam_sqlite.serving import single_writer
 
-    _refuse_server(db, address)
-    return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable, translate=translate)
+    return ServedTransport(db, single_writer(db))
 
 
 @hookimpl
@@ -65,14 +68,10 @@ def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -
     """Return an engine on the file."""
     from balsam_sqlite.engine import make_engine
 
-    _refuse_server(db, address)
-    return make_engine(db, role)
-
-
-def _refuse_server(db: DBDir, address: Address | None) -> None:
-    # Never the file behind a server's back: its clients would lose the order of their writes.
-    if address is not None:
+    # Never behind a server's back, but to look.
+    if address is not None and role != "reader":
         raise Unavailable(
-            f"{shown(db.path)} is served at {address.host}:{address.port}, which this balsam-sqlite can't use yet: "
-            f"pip install -U balsam-sqlite, or stop the server"
+            f"{shown(db.path)} is served at {address.host}:{address.port}: stop the server first with balsam dbserver "
+            f"--stop --path={shown(db.path)}"
         )
+    return make_engine(db, role)

@@ -1,4 +1,4 @@
-"""The SQLAlchemy engine on ``db.sqlite3``, and what SQLite's error codes mean.
+"""The SQLAlchemy engine on ``db.sqlite3``.
 
 Transactions are begun by us and never by the driver: a writer with BEGIN IMMEDIATE, since a deferred transaction that
 reads and then writes fails without waiting when another wrote in between (10 to 30 % of writes under load); a reader
@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
-from balsam_core.plugin import Corrupt, ServerNotRunning, Unavailable, filesystem_type, is_network, shown
+from balsam_core.plugin import ServerNotRunning, filesystem_type, is_network, shown
 from balsam_sqlite.files import check_file, database_file
 
 if TYPE_CHECKING:
@@ -23,16 +23,15 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-    from balsam_core.plugin import BalsamError, DBDir, EngineRole
+    from balsam_core.plugin import DBDir, EngineRole
 
-__all__ = ["is_retryable", "make_engine", "translate"]
+__all__ = ["make_engine"]
 
 BUSY_TIMEOUT = 1.0  # seconds that SQLite itself waits for another writer, deaf to signals; the transport repeats
 OWNER_BUSY_TIMEOUT = 60.0  # the same for init, where nobody repeats
 CACHE_SIZE = 16 * 1024  # KiB per connection
 WAL_SIZE_LIMIT = 64 * 1024 * 1024  # bytes that a log keeps after a big write
 _SYNCHRONOUS = {"full": "FULL", "relaxed": "NORMAL"}
-_PRIMARY = 0xFF  # the low byte of an extended result code
 
 
 def make_engine(db: DBDir, role: EngineRole) -> Engine:
@@ -40,8 +39,8 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
 
     Args:
         db: The DB directory.
-        role: ``owner`` may open the file on a network file system: with exclusive locks, without shared memory, for
-            ``balsam init`` alone. The others share the file, so it must be on a local one.
+        role: ``owner`` (``balsam init``) and ``server`` may open the file on a network file system: alone, with
+            exclusive locks, without shared memory. The others share the file, so it must be on a local one.
 
     Raises:
         ServerNotRunning: The file is on a network file system.
@@ -49,7 +48,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         SchemaMismatch: A newer balsam-sqlite made it.
     """
     remote = is_network(db.path)
-    if remote and role != "owner":
+    if remote and role not in {"owner", "server"}:
         raise ServerNotRunning(
             f"{shown(db.path)} is on {filesystem_type(db.path)}, a network file system, where programs must not open "
             f"an SQLite file directly: run balsam dbserver on one host, or put the DB on a local disk"
@@ -88,7 +87,8 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
     # With exclusive locks a second connection would wait for the first one, in the same process.
     room = {"pool_size": 1, "max_overflow": 0} if remote else {"pool_size": 5, "max_overflow": 20}
     engine = create_engine("sqlite+pysqlite://", creator=connect, poolclass=QueuePool, **room)
-    event.listen(engine, "begin", _begin_reading if role == "reader" else _begin)
+    if role != "server":  # which begins by itself
+        event.listen(engine, "begin", _begin_reading if role == "reader" else _begin)
     event.listen(engine, "connect", _note_process)
     event.listen(engine, "checkout", _refuse_other_process)
     return engine
@@ -114,30 +114,3 @@ def _refuse_other_process(
     if entry.info["pid"] != os.getpid():
         entry.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
         raise DisconnectionError("the connection belongs to the parent process")
-
-
-def is_retryable(error: BaseException) -> bool:
-    """Say whether the same transaction may succeed when repeated: another process held a lock."""
-    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-
-
-def translate(error: BaseException) -> BalsamError | None:
-    """Return Balsam's error for one of SQLite's, None where its own text says it best."""
-    text = " ".join(str(error).split())
-    match _code(error):
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return Corrupt(f"the database file is damaged ({text}): restore it from a backup")
-        case sqlite3.SQLITE_FULL:
-            return Unavailable(f"the disk is full ({text}): nothing was written; make room and repeat")
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
-            return Unavailable(f"the database file can't be written ({text}): check the directory's permissions")
-        case sqlite3.SQLITE_IOERR:
-            return Unavailable(f"the disk reports an error ({text}): check it and repeat")
-    return None
-
-
-def _code(error: BaseException) -> int | None:
-    """Return SQLite's primary result code; an error that wraps the driver's is looked into."""
-    driver = getattr(error, "orig", None) or error
-    code = getattr(driver, "sqlite_errorcode", None)
-    return code & _PRIMARY if isinstance(code, int) else None

@@ -21,6 +21,7 @@ from balsam_core.plugin import (
     DBDirError,
     InvalidInput,
     SchemaMismatch,
+    Unavailable,
     filesystem_type,
     force_to_disk,
     is_network,
@@ -33,7 +34,15 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["APPLICATION_ID", "FILE_FORMAT", "LONGEST_PATH", "check_file", "database_file", "init_file"]
+__all__ = [
+    "APPLICATION_ID",
+    "FILE_FORMAT",
+    "LONGEST_PATH",
+    "check_file",
+    "database_file",
+    "force_log_to_disk",
+    "init_file",
+]
 
 APPLICATION_ID = 0x42414C53
 """``BALS``, in the header of each of our files: a database of another program is never opened."""
@@ -46,6 +55,7 @@ LONGEST_PATH = 500  # bytes; SQLite's usual limit is 512 with the suffixes of it
 _LEAST_PAGE = 512  # bytes
 _DURABILITIES = ("full", "relaxed")
 _REMEDY = "restore it from a backup"
+_CHUNK = 1024 * 1024  # bytes
 _LOOKS = 5  # at a file that others write to
 
 
@@ -92,6 +102,31 @@ def check_file(db: DBDir) -> None:
                 raise
         else:
             return
+
+
+def force_log_to_disk(db: DBDir) -> None:
+    """Write the log's content once more and force it to disk; nobody else may write to the database meanwhile.
+
+    After a failed fsync the kernel keeps the pages, holds them for clean, and calls the next fsync a success. SQLite
+    finds the transactions in them when it opens the database again, and what is built on them would be lost with them
+    when the power fails. https://wiki.postgresql.org/wiki/Fsync_Errors
+
+    Raises:
+        Unavailable: The disk reports an error.
+    """
+    log = database_file(db).with_name("db.sqlite3-wal")
+    try:
+        # Unlike the database file, the log has no locks that closing it would drop.
+        with open(log, "r+b", buffering=0) as file:  # noqa: PTH123  (no text layer)
+            while chunk := file.read(_CHUNK):
+                file.seek(-len(chunk), os.SEEK_CUR)
+                while chunk:
+                    chunk = chunk[file.write(chunk) :]
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise Unavailable(f"{shown(log)} can't be forced to disk ({err.strerror}): check the disk") from err
 
 
 def _state(file: Path) -> tuple[os.stat_result | None, int]:

@@ -1,0 +1,177 @@
+"""The write server's process: ``python -m balsam_core.proxy DIR --engine MODULE:FUNCTION --host H --port N``.
+
+Started, watched and stopped by the watchdog; SIGTERM ends it after the batch in hand. The last line on stderr says why
+it ended by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import zmq
+
+from balsam_core import address, logs
+from balsam_core.dbdir import DBDir
+from balsam_core.errors import BalsamError, Unavailable
+from balsam_core.files import reason, shown
+from balsam_core.proxy.keys import make_keys
+from balsam_core.proxy.publication import is_gone, is_here
+from balsam_core.proxy.readers import ReaderLostError, Readers
+from balsam_core.proxy.server import OPERATIONS, Listener, WriteServer
+from balsam_core.proxy.serving import load_single_writer
+from balsam_core.proxy.writer import BatchLostError, FencedError, GroupWriter
+from balsam_core.proxy.zap import Gatekeeper
+
+logger = logging.getLogger(__name__)
+
+READERS = 2
+TICK = 1.0  # seconds between looks at the parent and the memory
+MEMORY_LIMIT = 512 * 1024 * 1024  # bytes; a server that has more ends and is started again
+ADDRESS_SPACE = 4 * 1024**3  # bytes; the hard stop behind it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until told to stop; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m balsam_core.proxy")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--engine", required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    chosen = parser.parse_args(arguments)
+    os.umask(0o077)
+    parent = os.getppid()
+    wakeup = _wake_on_stop()
+    try:
+        db = DBDir.open(chosen.path)
+        logging.raiseExceptions = False  # a full disk must not make the server chatter
+        logs.configure(db.log, "server", context=f"db={shown(db.path)} port={chosen.port}")
+        return _serve(db, chosen, parent, wakeup)
+    except BalsamError as err:
+        return _ended(str(err), err.exit_code)
+    except tuple(_REASONS) as err:
+        detail = str(err)
+        return _ended(_REASONS[type(err)] + (f": {detail}" if detail else ""), 1)
+    except OSError as err:
+        return _ended(f"{shown(err.filename)}: {reason(err)}" if isinstance(err.filename, str) else reason(err), 1)
+    except Exception as err:
+        logger.exception("the server ends")
+        return _ended(f"unexpected {type(err).__name__}: {err}", 1)
+
+
+_REASONS: dict[type[Exception], str] = {
+    BatchLostError: "the database failed while writing",
+    FencedError: "another server has taken over this DB",
+    MemoryError: "out of memory",
+    ReaderLostError: "a reading process has died",
+}
+
+
+def _ended(why: str, code: int) -> int:
+    logger.error("the server ends: %s", why)
+    sys.stderr.write(f"Error: {' '.join(why.split())}\n")
+    return code
+
+
+def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> int:
+    _raise_limits()
+    single = load_single_writer(chosen.engine, db)
+    keys = make_keys(db)
+    # First of all, while there are no threads, no sockets and no open database to be carried over the fork.
+    readers = Readers(single, OPERATIONS, READERS) if single.shared else None
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    Gatekeeper(context, keys.client)
+    try:
+        listener = Listener(context, _address(chosen.host), chosen.port, keys)
+    except zmq.ZMQError as err:
+        msg = f"can't listen on {chosen.host}:{chosen.port}: {str(err).lower()}"
+        raise Unavailable(msg) from err
+    writer = GroupWriter(single)
+    server = WriteServer(listener, writer, readers)
+    server.register(wakeup)
+    logger.info("epoch %d: serving at %s:%d", writer.epoch, chosen.host, chosen.port)
+    look_at = 0.0
+    try:
+        while not _stop_asked:
+            server.run_once(TICK)
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + TICK
+                if os.getppid() != parent:
+                    logger.warning("the watchdog is gone")
+                    break
+                _check_memory()
+    finally:
+        # Not closed when the database has failed: closing SQLite would write to it.
+        logger.info("epoch %d: %d calls answered, %d messages dropped", writer.epoch, server.calls, server.dropped)
+    writer.close()
+    listener.close()
+    context.term()
+    if readers:
+        readers.close()
+    if os.getppid() != parent:
+        _withdraw(db)
+    return 0
+
+
+def _withdraw(db: DBDir) -> None:
+    """Take back the published address if it is ours: nobody is left who would."""
+    published = address.read(db)
+    # Another host's or container's server may have the same number.
+    if published and published.pid == os.getpid() and is_here(published) and not is_gone(published):
+        address.withdraw(db)
+
+
+_stop_asked: list[int] = []
+
+
+def _wake_on_stop() -> int:
+    """Let SIGTERM and SIGINT end the loop; returns a descriptor that wakes it."""
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setblocking(False)
+    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: _stop_asked.append(number))
+    return ours.detach()
+
+
+def _raise_limits() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = ADDRESS_SPACE if most == resource.RLIM_INFINITY else min(ADDRESS_SPACE, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+
+
+def _check_memory() -> None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # not Linux
+        return
+    if pages * resource.getpagesize() > MEMORY_LIMIT:
+        raise MemoryError
+
+
+def _address(host: str) -> str:
+    """Return the numeric address of a host name, as ZeroMQ wants it for listening."""
+    try:
+        found: str = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[assignment]
+    except OSError as err:
+        msg = f"can't listen on {host}: {err.strerror or err}"
+        raise Unavailable(msg) from None
+    return found
+
+
+if __name__ == "__main__":
+    code = main()
+    logs.close()
+    sys.stderr.flush()
+    # Without the interpreter's cleaning up: it would close the database, which writes, even after a failure.
+    os._exit(code)

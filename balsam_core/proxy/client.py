@@ -1,0 +1,276 @@
+"""``ProxyTransport``: runs calls on the write server of a DB directory.
+
+A request that isn't answered is sent again, with the same ticket, to whichever server is published then, until the
+caller's deadline. The errors say what is known: a call that was never sent, or that the server refused, changed
+nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+import zmq
+
+from balsam_core.errors import OutcomeUnknown, TooLarge, Unavailable, by_code
+from balsam_core.files import shown
+from balsam_core.model.codec import decode_result, encode_call
+from balsam_core.proxy import protocol
+from balsam_core.proxy.channel import Channel, decode_text
+from balsam_core.proxy.keys import client_keys
+from balsam_core.proxy.protocol import LARGEST_REQUEST, Run, Status
+from balsam_core.proxy.publication import is_gone, is_here, is_loopback
+from balsam_core.transport import TIMEOUT, ServerStatus, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from balsam_core.address import Address
+    from balsam_core.errors import BalsamError
+    from balsam_core.model.calls import Call, Ticket
+    from balsam_core.proxy.protocol import Request
+    from balsam_core.proxy.publication import Publication
+    from balsam_core.transport import ClientSession
+
+__all__ = ["NotPublishedError", "ProxyTransport"]
+
+R = TypeVar("R")
+
+LOOK_EVERY = 0.05  # seconds between looks at the published address while waiting
+FIRST_RESEND = 1.0  # seconds without an answer after which a request is sent again, on a new connection
+LONGEST_RESEND = 5.0
+REFUSED_PATIENCE = 8.0  # seconds for the watchdog to start a dead server again and publish it
+STRANGER_PATIENCE = 3.0  # seconds for which another program may answer at the server's port
+GRACE = 0.5  # seconds after the deadline for the server's refusal to arrive
+
+
+class NotPublishedError(Exception):
+    """No server is published any more; the call may have been sent to one."""
+
+
+class _StaleChannelError(Exception):
+    """The connection must be given up and made anew."""
+
+
+class ProxyTransport(Transport):
+    """Runs calls on the published write server; threads may share it, processes may not.
+
+    Args:
+        publication: Where the server is.
+        session: Numbers the writes.
+    """
+
+    def __init__(self, publication: Publication, session: ClientSession) -> None:
+        self._publication = publication
+        self._session = session
+        self._idle: list[tuple[Address, Channel]] = []
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
+        """Run a call; see :meth:`Transport.run`."""
+        kind = type(call)
+        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
+        data = encode_call(call)
+        if not call.writes:
+            return decode_result(kind, self.perform(kind, data, None, deadline))
+        with self._session.ticket() as ticket:
+            return decode_result(kind, self.perform(kind, data, ticket, deadline))
+
+    def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
+        """Run an encoded call and return the encoded answer; see :meth:`NativeTransport.perform`.
+
+        Raises:
+            NotPublishedError: No server is published any more.
+        """
+        if len(data) > LARGEST_REQUEST:
+            msg = f"{kind.operation()} is too large to be sent: {len(data)} of {LARGEST_REQUEST} bytes; split it"
+            raise TooLarge(msg)
+        operation = kind.operation()
+        client, seq, acked = ticket or ("", 0, 0)
+        raw = msgspec.Raw(data)
+
+        def request(number: int, until: float) -> Run:
+            return Run(number, operation, raw, until, client, seq, acked)
+
+        return _Exchange(self, request, deadline, writes=ticket is not None).run()
+
+    def server_status(self) -> ServerStatus | None:
+        """Ask the server how it is."""
+        deadline = time.monotonic() + 10
+        body = _Exchange(self, lambda number, _: Status(number), deadline, writes=False).run()
+        return msgspec.msgpack.decode(body, type=ServerStatus)
+
+    def close(self) -> None:
+        """Close all connections; calls of other threads end with an error."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        with self._lock:
+            self._closed = True
+            for _, channel in self._idle:
+                channel.close()
+            self._idle.clear()
+
+    # ---- for the exchange
+
+    def published(self) -> Address:
+        """Return the published server.
+
+        Raises:
+            NotPublishedError: There is none.
+            Unavailable: It can't be reached from here, or this transport is closed.
+        """
+        if self._closed or os.getpid() != self._pid:
+            why = "is closed" if self._closed else "was opened by another process; open it again after a fork"
+            msg = f"the database connection {why}"
+            raise Unavailable(msg)
+        address = self._publication.current()
+        if address is None:
+            raise NotPublishedError
+        if address.protocol != protocol.NAME:
+            msg = f"{self.name} is served by another kind of server ({address.protocol}): upgrade balsam-core with pip"
+            raise Unavailable(msg)
+        if is_loopback(address.host) and not is_here(address):
+            msg = (
+                f"the server of {self.name} listens only on its own host, {address.node}, and this is another one: "
+                f"restart it there with balsam dbserver --stop, then balsam dbserver --host {address.node}"
+            )
+            raise Unavailable(msg)
+        return address
+
+    def take(self, address: Address) -> Channel:
+        """Return a free connection to a server."""
+        with self._lock:
+            while self._idle:
+                its_address, channel = self._idle.pop()
+                if its_address is address:
+                    return channel
+                channel.close()
+        return Channel(address.host, address.port, client_keys(self._publication.db))
+
+    def give_back(self, address: Address, channel: Channel) -> None:
+        """Keep a connection for the next call."""
+        with self._lock:
+            if self._closed:
+                channel.close()
+            else:
+                self._idle.append((address, channel))
+
+    @property
+    def name(self) -> str:
+        """The DB directory, for messages."""
+        return shown(self._publication.db.path)
+
+    def unchanged(self, address: Address) -> bool:
+        """Say whether this server is still the published one, and this transport open."""
+        return not self._closed and self._publication.current() is address
+
+
+class _Exchange:
+    """One request until its answer, over as many connections and servers as it takes."""
+
+    def __init__(
+        self,
+        transport: ProxyTransport,
+        request: Callable[[int, float], Request],
+        deadline: float,
+        *,
+        writes: bool,
+    ) -> None:
+        self._transport = transport
+        self._request = request
+        self._began = time.monotonic()
+        self._deadline = deadline
+        self._writes = writes
+        self._sent = False
+        self._resend = FIRST_RESEND
+        self._address: Address | None = None
+        self._vain_since: float | None = None  # since when this address has given nothing but refusals
+
+    def run(self) -> bytes:
+        """Return the answer."""
+        while True:
+            address = self._transport.published()
+            if address is not self._address:
+                self._address, self._vain_since = address, None
+            channel = self._transport.take(address)
+            try:
+                reply = self._on(channel, address)
+            except _StaleChannelError:
+                channel.close()
+                continue
+            except BaseException:
+                channel.close()
+                raise
+            self._transport.give_back(address, channel)
+            if reply.code:
+                raise by_code(reply.code)(decode_text(reply.body))
+            return bytes(reply.body)
+
+    def _on(self, channel: Channel, address: Address) -> protocol.Reply:
+        """Send and wait on one connection."""
+        try:
+            while not channel.greet(self._wait()):
+                self._check(address)
+                self._judge(channel, address)
+            self._vain_since = None
+            until = channel.server_time(self._deadline)
+            self._sent = True
+            number = channel.send(lambda number: self._request(number, until))
+            give_up = time.monotonic() + self._resend
+            while (reply := channel.receive(number, self._wait())) is None:
+                self._check(address)
+                if time.monotonic() > give_up:
+                    self._resend = min(2 * self._resend, LONGEST_RESEND)
+                    raise _StaleChannelError
+        except zmq.ZMQError as err:  # closed by another thread
+            msg = f"the connection to the server was closed ({err})"
+            raise self._failure(msg) from err
+        return reply
+
+    def _wait(self) -> float:
+        return max(0.0, min(LOOK_EVERY, self._deadline + GRACE - time.monotonic()))
+
+    def _check(self, address: Address) -> None:
+        """Raise where waiting on makes no sense."""
+        if not self._transport.unchanged(address):
+            raise _StaleChannelError
+        if time.monotonic() > self._deadline + (GRACE if self._sent else 0):
+            took = time.monotonic() - self._began
+            msg = f"the server of {self._transport.name} at {address.host}:{address.port} didn't answer in {took:.1f} s"
+            raise self._failure(msg)
+
+    def _judge(self, channel: Channel, address: Address) -> None:
+        """Raise where the server can't be the right one, or isn't there."""
+        name, where = self._transport.name, f"{address.host}:{address.port}"
+        if channel.unwelcome:
+            msg = (
+                f"the server of {name} at {where} doesn't accept the key in keys/client.key: it was started with "
+                f"others; restart it with balsam dbserver --stop, then balsam dbserver"
+            )
+            raise self._failure(msg)
+        # A silent server may be frozen or cut off for a while: waited for, if it isn't proven dead.
+        if not channel.refusals and not channel.failures and not (channel.silences and is_gone(address)):
+            return
+        now = time.monotonic()
+        self._vain_since = now if self._vain_since is None else self._vain_since
+        if channel.failures and not channel.refusals and now - self._vain_since > STRANGER_PATIENCE:
+            msg = (
+                f"what listens at {where} is not the server of {name}: it is another program, or has other keys than "
+                f"keys/client.key says; start the server with balsam dbserver --path={name}"
+            )
+            raise self._failure(msg)
+        if now - self._vain_since > REFUSED_PATIENCE:
+            msg = (
+                f"the server of {name}, published at {where}, is not there: start it with balsam dbserver --path={name}"
+            )
+            raise self._failure(msg)
+
+    def _failure(self, why: str) -> BalsamError:
+        if self._writes and self._sent:
+            return OutcomeUnknown(f"{why}; the write was sent before, and may or may not have been applied")
+        return Unavailable(f"{why}" if not self._writes else f"{why}; nothing was changed")

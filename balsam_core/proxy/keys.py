@@ -1,0 +1,116 @@
+"""The CURVE keys of a DB directory's write server: https://rfc.zeromq.org/spec/26/.
+
+``keys/server.key`` is the server's pair. ``keys/client.key`` is what a client needs: a pair that the server accepts,
+and the server's public key, by which a client knows that it talks to no other. Neither is ever in
+``dbwriter_address``.
+Whoever can read the client's file may use the server; both are the owner's alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from balsam_core.errors import DBDirError
+from balsam_core.files import atomic_write, read_regular, reason, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from balsam_core.dbdir import DBDir
+
+__all__ = ["ClientKeys", "ServerKeys", "client_keys", "make_keys"]
+
+_LARGEST = 4096  # bytes
+_REMEDY = "stop the server, remove the files of keys/ and start it again: it makes new ones"
+
+K = TypeVar("K", bound="ServerKeys | ClientKeys")
+
+
+class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's pair, in Z85 text.
+
+    Attributes:
+        public: Its public key.
+        secret: Its secret key.
+        client: The public key of the clients that it accepts.
+    """
+
+    public: str
+    secret: str
+    client: str
+
+
+class ClientKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client needs, in Z85 text.
+
+    Attributes:
+        public: The clients' public key.
+        secret: Their secret key.
+        server: The server's public key.
+    """
+
+    public: str
+    secret: str
+    server: str
+
+
+def client_keys(db: DBDir) -> ClientKeys:
+    """Read the keys of a client.
+
+    Raises:
+        DBDirError: They are missing, unreadable, damaged, or open to other users.
+    """
+    return _read(db.keys / "client.key", ClientKeys)
+
+
+def make_keys(db: DBDir) -> ServerKeys:
+    """Return the server's keys; they are made, with those of the clients, where they are missing.
+
+    Raises:
+        DBDirError: They can't be made, or are damaged or open to other users.
+    """
+    import zmq
+
+    server_file, client_file = db.keys / "server.key", db.keys / "client.key"
+    try:
+        db.keys.mkdir(mode=0o700, exist_ok=True)
+        if os.path.lexists(server_file) and os.path.lexists(client_file):
+            server, client = _read(server_file, ServerKeys), _read(client_file, ClientKeys)
+            if (server.public, server.client) == (client.server, client.public):
+                return server
+        (public, secret), (client_public, client_secret) = (
+            tuple(key.decode() for key in zmq.curve_keypair()) for _ in range(2)
+        )
+        server = ServerKeys(public=public, secret=secret, client=client_public)
+        client = ClientKeys(public=client_public, secret=client_secret, server=public)
+        atomic_write(server_file, msgspec.json.encode(server))
+        atomic_write(client_file, msgspec.json.encode(client))
+    except OSError as err:
+        raise DBDirError(f"the keys in {shown(db.keys)} can't be made: {reason(err)}") from None
+    return server
+
+
+def _read(file: Path, kind: type[K]) -> K:
+    name = shown(file)
+    try:
+        status = file.stat(follow_symlinks=False)
+        data = read_regular(file, limit=_LARGEST, follow=False)
+    except FileNotFoundError:
+        raise DBDirError(f"{name} is missing, so this DB's server can't be used: {_REMEDY}") from None
+    except OSError as err:
+        raise DBDirError(
+            f"{name} can't be read ({reason(err)}), so this DB's server can't be used: only its owner may"
+        ) from None
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise DBDirError(f"{name} is open to other users: make it private with chmod 600, or {_REMEDY}")
+    try:
+        keys = msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise DBDirError(f"{name} is damaged: {_REMEDY}") from None
+    if not all(len(key) == 40 and key.isascii() and key.isprintable() for key in msgspec.structs.astuple(keys)):  # noqa: PLR2004
+        raise DBDirError(f"{name} is damaged: {_REMEDY}")
+    return keys

@@ -1,0 +1,167 @@
+"""What travels between a client and the write server.
+
+ZeroMQ gives authenticated, encrypted messages in order, as long as a connection lasts. It gives no word of what became
+of them: so each request is answered, and a client that has no answer sends the same request, with the same ticket,
+again, on another connection or to another server. The ticket makes it take effect once.
+
+A message is one frame: one of the structures below in MessagePack. Requests of a connection are numbered by ``id``,
+which the answer repeats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import Annotated, Any
+
+import msgspec
+
+from balsam_core.errors import SchemaMismatch
+from balsam_core.schema import SCHEMA
+
+__all__ = [
+    "LARGEST_REPLY",
+    "LARGEST_REQUEST",
+    "NAME",
+    "PROTOCOL",
+    "Hello",
+    "Reply",
+    "Request",
+    "Run",
+    "Status",
+    "Welcome",
+    "catalogue",
+    "check_hello",
+    "decode_reply",
+    "decode_request",
+    "encode",
+]
+
+PROTOCOL = 1
+NAME = f"balsam/{PROTOCOL}"
+"""The protocol's name in ``dbwriter_address``."""
+
+LARGEST_REQUEST = 16 * 1024 * 1024  # bytes
+LARGEST_REPLY = 64 * 1024 * 1024  # bytes
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+ClientId = Annotated[str, msgspec.Meta(pattern=r"^(?:[0-9a-f]{32})?\Z", max_length=32)]
+Word = Annotated[str, msgspec.Meta(max_length=64)]
+Version = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*\Z", max_length=64)]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello", forbid_unknown_fields=True):
+    """The first message of a connection: do we understand each other?
+
+    Attributes:
+        id: Number of the request.
+        protocol: :data:`PROTOCOL`.
+        schema: The schema that the client's program works with.
+        catalogue: Digest of the calls that it knows; see :func:`catalogue`.
+        program: Who it is, for the server's log.
+    """
+
+    id: Id
+    protocol: int
+    schema: Version
+    catalogue: Version
+    program: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag="run", forbid_unknown_fields=True):
+    """A call.
+
+    Attributes:
+        id: Number of the request.
+        operation: The call's name on the wire.
+        call: The encoded call.
+        deadline: By the server's clock, as :class:`Welcome` told it: later the call is refused, so that a client that
+            has given up knows that nothing will happen any more.
+        client: For a write, its ticket: the client's uuid.
+        seq: ... number of the write.
+        acked: ... all up to this number are answered.
+    """
+
+    id: Id
+    operation: Word
+    call: msgspec.Raw
+    deadline: float
+    client: ClientId = ""
+    seq: Id = 0
+    acked: Id = 0
+
+
+class Status(msgspec.Struct, frozen=True, array_like=True, tag="status", forbid_unknown_fields=True):
+    """How are you?"""
+
+    id: Id
+
+
+Request = Hello | Run | Status
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to :class:`Hello`.
+
+    Attributes:
+        clock: The server's monotonic clock, seconds.
+        epoch: The server's number among the servers of this database.
+    """
+
+    clock: float
+    epoch: int
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True):
+    """An answer.
+
+    Attributes:
+        id: Number of the request.
+        code: Empty, or the code of an error of :mod:`balsam_core.errors`.
+        body: The encoded answer, or the error's message as encoded text.
+    """
+
+    id: int
+    code: str
+    body: msgspec.Raw
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+"""Decode a request; raises msgspec.DecodeError."""
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+@cache
+def catalogue() -> str:
+    """Return a digest of all calls, answers and what they are made of: two programs that have the same agree.
+
+    Types are taken as they are written, so a change of a type's inside shows where that type is defined.
+    """
+    from balsam_core.model import app, calls, filters, job, states
+
+    digest = hashlib.sha256()
+    for module in (app, calls, filters, job):
+        for name, kind in sorted(vars(module).items()):
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__:
+                fields = list(kind.__annotations__.items())
+                digest.update(repr((name, kind.__struct_config__.tag, fields)).encode())
+    digest.update(repr([str(state) for state in states.State]).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_hello(hello: Hello) -> None:
+    """Raise SchemaMismatch where the client's program is another version than this server."""
+    ours: tuple[Any, ...] = (PROTOCOL, SCHEMA, catalogue())
+    theirs = (hello.protocol, hello.schema, hello.catalogue)
+    if theirs == ours:
+        return
+    names = ("protocol", "schema", "operations")
+    differences = [
+        f"{name} {here} against {there}" for name, here, there in zip(names, ours, theirs, strict=True) if here != there
+    ]
+    msg = (
+        f"the server runs another version of Balsam than this program ({', '.join(differences)}): "
+        f"restart the server with the version that all programs use: balsam dbserver --stop, then balsam dbserver"
+    )
+    raise SchemaMismatch(msg)

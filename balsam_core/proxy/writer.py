@@ -1,0 +1,275 @@
+"""Group commit: many calls in one transaction, each for itself.
+
+A commit costs a wait for the disk, so calls that wait together share one. A savepoint around each keeps a bad one from
+harming the others. Nobody is answered before the COMMIT is durable. Knows engines and operations, not sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, Unavailable
+from balsam_core.failpoints import failpoint
+from balsam_core.model.codec import decode_call, encode
+from balsam_core.operations import execution
+from balsam_core.operations.sole import SoleWriter
+from balsam_core.schema.tables import meta
+from balsam_core.schema.version import check
+from balsam_core.transport import fault_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Engine
+
+    from balsam_core.model.calls import Call, Ticket
+    from balsam_core.proxy.serving import SingleWriter
+
+__all__ = ["Answer", "BatchLostError", "FencedError", "GroupWriter", "Write", "error_answer"]
+
+logger = logging.getLogger(__name__)
+
+SAVEPOINT = "SAVEPOINT balsam_call"
+RELEASE = "RELEASE SAVEPOINT balsam_call"
+EPOCH = "SELECT value FROM meta WHERE name = 'epoch'"
+UNDO = "ROLLBACK TO SAVEPOINT balsam_call"
+LONGEST_PAUSE = 0.05  # seconds between attempts to begin while another program holds the database
+TELL_AFTER = 5.0  # seconds of waiting that the log should know of
+
+
+class FencedError(Exception):
+    """Another server has taken over this database: this one must not write again."""
+
+
+class BatchLostError(Exception):
+    """It is open what the database kept: the server must end without answering, and its clients repeat."""
+
+
+class Write(NamedTuple):
+    """A call that writes, as it came.
+
+    Attributes:
+        kind: The call's class.
+        data: The encoded call.
+        ticket: Its identity.
+        deadline: By this process's monotonic clock; later it is refused.
+    """
+
+    kind: type[Call[Any]]
+    data: bytes
+    ticket: Ticket
+    deadline: float
+
+
+class Answer(NamedTuple):
+    """The outcome of a call.
+
+    Attributes:
+        code: Empty, or an error's code.
+        body: The encoded answer, or the encoded message.
+    """
+
+    code: str
+    body: bytes
+
+
+def error_answer(err: BalsamError) -> Answer:
+    """Return an error as an answer."""
+    return Answer(err.code, encode(err.message))
+
+
+class GroupWriter:
+    """The only writer of a database.
+
+    Args:
+        single: The engine.
+
+    Attributes:
+        epoch: Its number among the servers of this database; one with a smaller number can't commit any more.
+    """
+
+    def __init__(self, single: SingleWriter) -> None:
+        self._single = single
+        self._engine: Engine = single.open_engine("server")
+        self._error = self._engine.dialect.loaded_dbapi.Error
+        self._clock = execution.DatabaseClock()
+        try:
+            # SQLAlchemy's own transactions cost 60 us each; this one process needs none of what they take care of.
+            self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._cursor = self._conn.connection.cursor()
+            self._sole = SoleWriter(cursor=self._cursor)
+            self._names = self._sole.names
+            self.epoch = self._take_epoch()
+        except SQLAlchemyError as err:
+            raise self._fault(err) from err
+
+    def run(self, writes: Sequence[Write]) -> list[Answer]:
+        """Run calls in one transaction; when this returns, what it says is durable.
+
+        Raises:
+            FencedError: Another server has taken over; nothing was written.
+            BatchLostError: It is open what was written.
+        """
+        try:
+            self._begin()
+            if self._read_epoch() != self.epoch:
+                self._execute("ROLLBACK")
+                raise FencedError
+            answers = [self._one(write) for write in writes]
+            failpoint("before_commit")
+            self._execute("COMMIT")
+        except SQLAlchemyError as err:
+            self._names.rolled_back()
+            fatal = self._is_fatal(err)
+            # The engine may have ended the transaction by itself.
+            with contextlib.suppress(SQLAlchemyError):
+                self._execute("ROLLBACK")
+            if fatal:
+                raise BatchLostError(str(err)) from err
+            fault = error_answer(self._fault(err))
+            logger.warning("%d calls failed together: %s", len(writes), err)
+            return [fault] * len(writes)
+        failpoint("after_commit")
+        self._names.committed()
+        return answers
+
+    def read(self, kind: type[Call[Any]], data: bytes) -> Answer:
+        """Run a call that reads, for an engine that nobody else may open.
+
+        Raises:
+            BatchLostError: The database can't be read any more.
+        """
+        try:
+            self._begin()
+            try:
+                return Answer("", encode(execution.read(self._conn, decode_call(kind, data), self._clock)))
+            finally:
+                self._execute("ROLLBACK")
+        except BalsamError as err:
+            return error_answer(err)
+        except SQLAlchemyError as err:
+            if self._is_fatal(err):
+                raise BatchLostError(str(err)) from err
+            return error_answer(self._fault(err))
+        except Exception as err:  # noqa: BLE001  (see _failed)
+            return self._failed(kind, err)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._cursor.close()
+        self._conn.close()
+        self._engine.dispose()
+
+    def _one(self, write: Write) -> Answer:
+        """Run one call between savepoints."""
+        self._execute(SAVEPOINT)
+        try:
+            answer = Answer("", self._apply(write))
+        except execution.AlreadyApplied:
+            self._undo()
+            answer = self._replay(write)
+        except BalsamError as err:
+            self._undo()
+            answer = error_answer(err)
+        except SQLAlchemyError as err:
+            if self._single.is_fatal and self._is_fatal(err):
+                raise
+            self._undo(err)
+            answer = error_answer(self._fault(err))
+        except Exception as err:  # noqa: BLE001  (see _failed)
+            self._undo()
+            answer = self._failed(write.kind, err)
+        else:
+            self._execute(RELEASE)
+        return answer
+
+    def _apply(self, write: Write) -> bytes:
+        call = decode_call(write.kind, write.data)
+        if time.monotonic() <= write.deadline:
+            return execution.write(self._conn, call, write.ticket, self._clock, self._sole)
+        # Too late, unless an earlier sending of it took effect.
+        try:
+            return execution.replay(self._conn, call, write.ticket)
+        except OutcomeUnknown:
+            msg = f"{call.operation()} reached the database after its deadline; nothing was changed"
+            raise Unavailable(msg) from None
+
+    def _replay(self, write: Write) -> Answer:
+        try:
+            return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.ticket))
+        except BalsamError as err:
+            return error_answer(err)
+        except SQLAlchemyError:
+            raise
+        except Exception as err:  # noqa: BLE001  (see _failed)
+            return self._failed(write.kind, err)
+
+    @staticmethod
+    def _failed(kind: type[Call[Any]], err: Exception) -> Answer:
+        """Answer what an operation itself did not foresee; no call may end the server."""
+        if isinstance(err, OverflowError):
+            return error_answer(InvalidInput(f"a number is out of the database's range: {err}"))
+        logger.error("%s failed", kind.operation(), exc_info=err)
+        return error_answer(BalsamError(f"{kind.operation()} failed in the server ({err!r}); see its log"))
+
+    def _undo(self, cause: SQLAlchemyError | None = None) -> None:
+        self._names.rolled_back()
+        try:
+            self._execute(UNDO)
+            self._execute(RELEASE)
+        except SQLAlchemyError as err:
+            # The engine has ended the whole transaction.
+            raise (cause or err) from err
+
+    def _execute(self, statement: str) -> None:
+        try:
+            self._cursor.execute(statement)
+        except self._error as err:
+            raise DBAPIError.instance(statement, None, err, self._error) from err
+
+    def _begin(self) -> None:
+        """Begin, waiting for as long as another program holds the database."""
+        pause, waiting = 0.001, 0.0
+        while True:
+            try:
+                self._execute(self._single.begin)
+            except SQLAlchemyError as err:
+                if not self._single.is_retryable(getattr(err, "orig", None) or err):
+                    raise
+            else:
+                return
+            began = time.monotonic()
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            waiting += time.monotonic() - began
+            if waiting > TELL_AFTER:
+                logger.warning("another program has held the database for seconds; waiting for it")
+                waiting = 0.0
+
+    def _take_epoch(self) -> int:
+        self._begin()
+        if self._single.secure:
+            self._single.secure()
+        check(self._conn)
+        epoch = self._read_epoch() + 1
+        self._conn.execute(update(meta).where(meta.c.name == "epoch").values(value=str(epoch)))
+        self._execute("COMMIT")
+        return epoch
+
+    def _read_epoch(self) -> int:
+        self._execute(EPOCH)
+        row = self._cursor.fetchone()
+        return int(row[0]) if row else 0
+
+    def _is_fatal(self, err: SQLAlchemyError) -> bool:
+        return self._single.is_fatal is None or self._single.is_fatal(getattr(err, "orig", None) or err)
+
+    def _fault(self, err: SQLAlchemyError) -> BalsamError:
+        fault = fault_of(err, self._single.is_retryable, self._single.translate)
+        return Unavailable(fault.message) if isinstance(fault, OutcomeUnknown) else fault

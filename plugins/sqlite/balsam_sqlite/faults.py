@@ -1,0 +1,66 @@
+"""What SQLite's error codes mean: https://sqlite.org/rescode.html.
+
+The module is loaded by every command, and sqlite3 only when there is an error to be read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balsam_core.plugin import Corrupt, Unavailable
+
+if TYPE_CHECKING:
+    from balsam_core.plugin import BalsamError
+
+__all__ = ["is_fatal", "is_retryable", "translate"]
+
+_PRIMARY = 0xFF  # the low byte of an extended result code
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Say whether the same transaction may succeed when repeated: another process held a lock."""
+    import sqlite3
+
+    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Say whether it is open what the file now holds.
+
+    A write or an fsync that failed may still reach the disk, so a transaction that SQLite reports as failed may be
+    there after the log has been read anew. A full disk is no such case: what would commit it was never written.
+    """
+    import sqlite3
+
+    return _code(error) in {
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOMEM,
+    }
+
+
+def translate(error: BaseException) -> BalsamError | None:
+    """Return Balsam's error for one of SQLite's, None where its own text says it best."""
+    import sqlite3
+
+    text = " ".join(str(error).split())
+    match _code(error):
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return Corrupt(f"the database file is damaged ({text}): restore it from a backup")
+        case sqlite3.SQLITE_FULL:
+            return Unavailable(f"the disk is full ({text}): nothing was written; make room and repeat")
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
+            return Unavailable(f"the database file can't be written ({text}): check the directory's permissions")
+        case sqlite3.SQLITE_IOERR:
+            return Unavailable(f"the disk reports an error ({text}): check it and repeat")
+    return None
+
+
+def _code(error: BaseException) -> int | None:
+    """Return SQLite's primary result code; an error that wraps the driver's is looked into."""
+    driver = getattr(error, "orig", None) or error
+    code = getattr(driver, "sqlite_errorcode", None)
+    return code & _PRIMARY if isinstance(code, int) else None

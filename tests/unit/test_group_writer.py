@@ -1,0 +1,215 @@
+"""Group commit without sockets: each call for itself, each ticket once, one server at a time."""
+
+from __future__ import annotations
+
+import time
+from itertools import count
+
+import msgspec
+import pytest
+
+from balsam_core.errors import BalsamError, by_code
+from balsam_core.initialise import initialise
+from balsam_core.model.app import App
+from balsam_core.model.calls import (
+    AddApp,
+    AddJobs,
+    CountJobs,
+    GetApps,
+    KillJobs,
+    OpenBatch,
+    RemoveApp,
+    Ticket,
+)
+from balsam_core.model.codec import decode_result, encode_call
+from balsam_core.model.filters import Compare
+from balsam_core.model.job import Job
+from balsam_core.proxy.writer import BatchLostError, FencedError, GroupWriter, Write
+from balsam_sqlite.serving import single_writer
+
+CLIENT = "c" * 32
+numbers = count(1)
+
+
+@pytest.fixture
+def db(tmp_path):
+    return initialise(tmp_path / "db").db
+
+
+@pytest.fixture
+def writer(db):
+    made = GroupWriter(single_writer(db))
+    yield made
+    made.close()
+
+
+def write(call, *, seq=None, client=CLIENT, seconds=60.0):
+    number = next(numbers) if seq is None else seq
+    return Write(type(call), encode_call(call), Ticket(client, number, 0), time.monotonic() + seconds)
+
+
+def add(name, **fields):
+    return AddJobs(jobs=[Job(name=name, command="true", **fields)])
+
+
+def result(sent, answer):
+    if answer.code:
+        raise by_code(answer.code)(msgspec.msgpack.decode(answer.body))
+    return decode_result(sent.kind, answer.body)
+
+
+def run(writer, *writes):
+    return [result(sent, answer) for sent, answer in zip(writes, writer.run(writes), strict=True)]
+
+
+def number_of_jobs(writer):
+    answer = writer.read(CountJobs, encode_call(CountJobs()))
+    return msgspec.msgpack.decode(answer.body)
+
+
+def test_calls_of_a_batch_are_answered_in_order(writer):
+    first, second, batch = run(writer, write(add("a")), write(add("b")), write(OpenBatch()))
+    assert (first.first, second.first, batch) == (1, 2, 1)
+
+
+def test_a_bad_call_harms_no_other(writer):
+    writes = [
+        write(add("good")),
+        write(AddJobs(jobs=[Job(name="no such app", app="nothing")])),
+        write(AddJobs(jobs=[Job(name="both", command="true", app="both")])),
+        Write(AddJobs, b"\xc1 no call", Ticket(CLIENT, next(numbers), 0), time.monotonic() + 60),
+        write(add("good too")),
+    ]
+    answers = writer.run(writes)
+    assert [answer.code for answer in answers] == ["", "not-found", "invalid-input", "invalid-input", ""]
+    assert number_of_jobs(writer) == 2
+
+
+def test_ids_of_a_refused_call_are_given_to_the_next(writer):
+    # It fails after the ids were taken: the parent doesn't exist.
+    refused = AddJobs(jobs=[Job(name="child", command="true", parents=[77], workflow="new")])
+    answers = writer.run([write(refused), write(add("next", workflow="new"))])
+    assert answers[0].code == "not-found"
+    assert msgspec.msgpack.decode(answers[1].body)["first"] == 1
+
+
+def test_the_same_ticket_takes_effect_once_within_a_batch_and_across_batches(writer):
+    sent = write(add("once"), seq=4711)
+    first, again = writer.run([sent, sent])
+    later = writer.run([sent])[0]
+    assert first == again == later
+    assert number_of_jobs(writer) == 1
+
+
+def test_the_same_number_of_another_client_is_another_write(writer):
+    run(writer, write(add("a"), seq=5), write(add("b"), seq=5, client="d" * 32))
+    assert number_of_jobs(writer) == 2
+
+
+def test_a_late_call_is_refused_and_changes_nothing(writer):
+    late = write(add("late"), seconds=-1)
+    with pytest.raises(BalsamError, match="after its deadline; nothing was changed"):
+        run(writer, late)
+    assert number_of_jobs(writer) == 0
+
+
+def test_a_late_repetition_of_an_applied_call_gets_its_answer(writer):
+    sent = write(add("in time"), seq=99)
+    [answer] = writer.run([sent])
+    assert writer.run([sent._replace(deadline=time.monotonic() - 1)]) == [answer]
+
+
+def test_a_newer_server_fences_the_older(db, writer):
+    run(writer, write(add("before")))
+    newer = GroupWriter(single_writer(db))
+    try:
+        assert newer.epoch == writer.epoch + 1
+        with pytest.raises(FencedError):
+            writer.run([write(add("by the fenced one"))])
+        run(newer, write(add("by the newer")))
+        assert number_of_jobs(newer) == 2
+    finally:
+        newer.close()
+
+
+def test_names_learnt_in_a_call_that_fails_are_forgotten(writer):
+    for _ in range(3):
+        refused = AddJobs(jobs=[Job(name="child", command="true", parents=[77], workflow="flow", num_nodes=7)])
+        answers = writer.run([write(refused), write(add("x", workflow="flow", num_nodes=7))])
+        assert [answer.code for answer in answers] == ["not-found", ""]
+    answer = writer.read(CountJobs, encode_call(CountJobs(where=Compare("workflow", "eq", "flow"))))
+    assert msgspec.msgpack.decode(answer.body) == 3
+
+
+def test_an_app_that_is_replaced_or_removed_is_not_remembered(writer):
+    job = AddJobs(jobs=[Job(app="sim", parameters={"x": 1})])
+    run(writer, write(AddApp(app=App("sim", "sim {x}"))), write(job), write(job))
+    run(writer, write(AddApp(app=App("sim", "sim {x} {y}"), replace=True)))
+    answers = writer.run([write(job)])
+    assert b"needs the parameters y" in answers[0].body
+    run(writer, write(AddApp(app=App("other", "other"))), write(RemoveApp(name="other")))
+    assert writer.run([write(AddJobs(jobs=[Job(app="other")]))])[0].code == "not-found"
+    assert [
+        app.name for app in msgspec.msgpack.decode(writer.read(GetApps, encode_call(GetApps())).body, type=list[App])
+    ]
+
+
+def test_what_sqlite_or_the_decoder_refuses_harms_no_other_call(writer):
+    wide = KillJobs(where=Compare("id", "in", list(range(300_000))))
+    name, levels = b"\xa5where", 100_000
+    deep = b"\x81" + name + b"\x82\xa4type\xa3all\xa5parts\x91" * levels
+    writes = [
+        write(add("a")),
+        write(wide),
+        Write(KillJobs, deep, Ticket(CLIENT, next(numbers), 0), time.monotonic() + 60),
+        write(add("b")),
+    ]
+    answers = writer.run(writes)
+    assert [answer.code for answer in answers] == ["", "unavailable", "invalid-input", ""]
+    assert b"too many SQL variables" in answers[1].body
+    assert number_of_jobs(writer) == 2
+
+
+class Broken:
+    """A cursor whose COMMIT fails."""
+
+    def __init__(self, cursor, error):
+        self._cursor = cursor
+        self._error = error
+
+    def execute(self, statement, *parameters):
+        if statement == "COMMIT":
+            raise self._error
+        return self._cursor.execute(statement, *parameters)
+
+    def __getattr__(self, name):
+        return getattr(self._cursor, name)
+
+
+def _error(code):
+    import sqlite3
+
+    error = sqlite3.OperationalError("made up")
+    error.sqlite_errorcode = code
+    return error
+
+
+def test_a_commit_that_may_have_reached_the_disk_is_not_answered(writer, monkeypatch):
+    import sqlite3
+
+    monkeypatch.setattr(writer, "_cursor", Broken(writer._cursor, _error(sqlite3.SQLITE_IOERR)))
+    with pytest.raises(BatchLostError):
+        writer.run([write(add("a"))])
+
+
+def test_a_full_disk_is_told_to_all_of_the_batch_and_passes(writer, monkeypatch):
+    import sqlite3
+
+    writes = [write(add("a")), write(add("b"))]
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_cursor", Broken(writer._cursor, _error(sqlite3.SQLITE_FULL)))
+        answers = writer.run(writes)
+    assert [answer.code for answer in answers] == ["unavailable"] * 2
+    assert b"disk is full" in answers[0].body
+    run(writer, *writes)
+    assert number_of_jobs(writer) == 2
