@@ -13,11 +13,12 @@ MANIFESTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs clean distclean
+.PHONY: help demo test test-faults lint format bench docs clean distclean
 
 help:
 	@echo "make demo    run the example ensemble in examples/lennard_jones (about a minute)"
 	@echo "make test    lint, types and all tests; PYTEST_ARGS='-k claim' for some"
+	@echo "make test-faults  the fault tests in full, an hour; renews the table in docs/reference/fault-tests.md"
 	@echo "make lint    ruff and mypy only          make format  let ruff reformat"
 	@echo "make bench   the benchmarks              make docs    regenerate the CLI reference"
 	@echo "make clean   delete caches and builds    make distclean  delete .venv too"
@@ -28,6 +29,12 @@ demo: $(VENV)/.demo-installed
 # A target of its own, so that pytest's closing line is the last one printed.
 test: lint
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-faults: $(VENV)/.tools-installed
+	@rm -f $(VENV)/fault-tests.jsonl
+	@BALSAM_FAULTS=full BALSAM_FAULTS_TABLE=$(CURDIR)/$(VENV)/fault-tests.jsonl \
+	    $(BIN)/python -m pytest --timeout=3600 $(PYTEST_ARGS) tests/faults
+	@$(BIN)/python docs/generate_fault_tests.py $(VENV)/fault-tests.jsonl
 
 lint: $(VENV)/.tools-installed $(VENV)/.mysql-driver-installed
 	@$(BIN)/ruff check
