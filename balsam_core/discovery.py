@@ -5,11 +5,14 @@ Not pluggy's own loader: there one broken plugin stops all, and of two plugins w
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from importlib.metadata import Distribution
 
 __all__ = ["GROUP", "Announcement", "announcements"]
@@ -49,50 +52,104 @@ def announcements() -> list[Announcement]:
 
     A distribution that is found twice with the same entry (a stale editable install beside a new one) counts once.
     """
-    from importlib.metadata import distributions
-
     found: dict[tuple[str, str, str], Announcement] = {}
-    for distribution in distributions():
+    for metadata in _metadata():
         try:
-            text = distribution.read_text("entry_points.txt") or ""
+            text = metadata("entry_points.txt")
         except (OSError, ValueError) as err:
             import logging
 
-            logging.getLogger(__name__).debug("entry points of %s skipped: %s", _location(distribution), err)
+            logging.getLogger(__name__).debug("entry points of %s skipped: %s", metadata.location, err)
             continue
         if GROUP in text:
-            for one in _announced(distribution):
+            for one in _announced(metadata, text):
                 found.setdefault((re.sub(r"[-_.]+", "-", one.package).lower(), one.db_type, one.module), one)
     return list(found.values())
 
 
-def _announced(distribution: Distribution) -> list[Announcement]:
+class _Folder:
+    """The metadata of one distribution: https://packaging.python.org/en/latest/specifications/."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    def __call__(self, name: str) -> str:
+        """Return a file's text, empty where there is none."""
+        try:
+            with open(f"{self.location}/{name}", encoding="utf-8") as file:  # noqa: PTH123  (pathlib is not needed)
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+
+
+class _Elsewhere:
+    """The metadata of a distribution that is no folder, e.g. in a zip file."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        self._distribution = distribution
+        self.location = str(getattr(distribution, "_path", None) or "?")
+
+    def __call__(self, name: str) -> str:
+        """Return a file's text, empty where there is none."""
+        return self._distribution.read_text(name) or ""
+
+
+def _metadata() -> Iterator[_Folder | _Elsewhere]:
+    """Give the metadata of all installed distributions, in the order of ``sys.path``.
+
+    importlib.metadata would do, but its import costs a command 18 ms, a fifth of its time; it is left for what is no
+    folder.
+    """
+    for place in dict.fromkeys(sys.path):
+        try:
+            with os.scandir(place or ".") as entries:
+                names = sorted(entry.name for entry in entries if entry.name.endswith((".dist-info", ".egg-info")))
+        except NotADirectoryError:
+            from importlib.metadata import distributions
+
+            yield from map(_Elsewhere, distributions(path=[place]))
+        except OSError:
+            continue
+        else:
+            yield from (_Folder(f"{os.path.abspath(place)}/{name}") for name in names)  # noqa: PTH100
+
+
+def _announced(metadata: _Folder | _Elsewhere, text: str) -> list[Announcement]:
     """Return what one distribution announces; its metadata may be any kind of garbage."""
-    location = _location(distribution)
-    package = _field(distribution, "Name") or location.rpartition("/")[2]
-    version = _field(distribution, "Version")
-    try:
-        points = [(point.name, point.value) for point in distribution.entry_points if point.group == GROUP]
-    except Exception as err:  # noqa: BLE001
-        fault = f"its entry_points.txt can't be understood: {type(err).__name__}: {err}"
+    package = _field(metadata, "Name") or metadata.location.rpartition("/")[2]
+    version = _field(metadata, "Version")
+    points, fault = _entry_points(text)
+    if fault:
         points = [(f"?{package}", "")]
-    else:
-        fault = ""
     return [
-        Announcement(db_type=name, module=value, package=package, version=version, location=location, fault=fault)
+        Announcement(
+            db_type=name, module=value, package=package, version=version, location=metadata.location, fault=fault
+        )
         for name, value in points
     ]
 
 
-def _field(distribution: Distribution, name: str) -> str:
+def _entry_points(text: str) -> tuple[list[tuple[str, str]], str]:
+    """Return names and values of the group, and why the text can't be understood, empty where it can."""
+    points = []
+    group = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            group = line[1:-1].strip()
+        elif line and line[0] not in "#;":
+            name, equals, value = line.partition("=")
+            if not equals or not name.strip():
+                return [], f"its entry_points.txt can't be understood: {line[:80]!r}"
+            if group == GROUP:
+                points.append((name.strip(), value.strip()))
+    return points, ""
+
+
+def _field(metadata: _Folder | _Elsewhere, name: str) -> str:
     """Return one field of the core metadata; parsing all of it as e-mail costs more than finding the plugins."""
     try:
-        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        text = metadata("METADATA") or metadata("PKG-INFO")
     except (OSError, ValueError):
         return ""
     match = re.search(rf"^{name}:(.*)$", text.partition("\n\n")[0], re.MULTILINE | re.IGNORECASE)
     return match[1].strip() if match else ""
-
-
-def _location(distribution: Distribution) -> str:
-    return str(getattr(distribution, "_path", None) or "?")
