@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import threading
 import time
 from abc import ABC, abstractmethod
 from datetime import datetime  # noqa: TC003  (msgspec reads the annotation)
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
-from uuid import uuid4
 
 from balsam_core.errors import Busy, Conflict, InvalidInput, OutcomeUnknown, SchemaMismatch, Unavailable
 from balsam_core.model.calls import Ticket
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from balsam_core.errors import BalsamError
     from balsam_core.model.calls import Call
 
-__all__ = ["ClientSession", "NativeTransport", "ServerStatus", "Transport", "fault_of"]
+__all__ = ["ClientSession", "EncodedTransport", "NativeTransport", "ServerStatus", "Transport", "fault_of"]
 
 R = TypeVar("R")
 
@@ -93,7 +91,7 @@ class ClientSession:
     """Numbers the writes of one client. Threads may share it."""
 
     def __init__(self) -> None:
-        self.client = uuid4().hex
+        self.client = os.urandom(16).hex()
         self._last = 0
         self._unanswered: set[int] = set()
         self._changed = threading.Condition()
@@ -117,7 +115,39 @@ class ClientSession:
                 self._changed.notify_all()
 
 
-class NativeTransport(Transport):
+class EncodedTransport(Transport):
+    """Runs calls as bytes, each write under a ticket; a subclass says how in :meth:`perform`.
+
+    Args:
+        session: Numbers the writes; shared by transports of which one may finish what another began.
+    """
+
+    def __init__(self, session: ClientSession) -> None:
+        self._session = session
+
+    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
+        """Run a call; see :meth:`Transport.run`."""
+        kind = type(call)
+        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
+        data = encode_call(call)
+        if not call.writes:
+            return decode_result(kind, self.perform(kind, data, None, deadline))
+        with self._session.ticket() as ticket:
+            return decode_result(kind, self.perform(kind, data, ticket, deadline))
+
+    @abstractmethod
+    def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
+        """Run an encoded call and return the encoded answer; a write with its ticket, which may have been sent before.
+
+        Args:
+            kind: The call's class.
+            data: The encoded call.
+            ticket: Identity of a write, None for a read.
+            deadline: Until when an attempt may begin, by the monotonic clock.
+        """
+
+
+class NativeTransport(EncodedTransport):
     """Runs calls in this process.
 
     Deadlocks, serialization failures, busy databases and broken connections are repeated until the deadline.
@@ -142,35 +172,18 @@ class NativeTransport(Transport):
     ) -> None:
         from balsam_core.operations.execution import DatabaseClock
 
+        super().__init__(session or ClientSession())
         self.engine = engine
         self._is_retryable = is_retryable
         self._translate = translate
-        self._session = session or ClientSession()
         self._guard = guard
         self._clock = DatabaseClock()
         self._pid = os.getpid()
         self._checked = False
         self._closed = False
 
-    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
-        """Run a call; see :meth:`Transport.run`."""
-        kind = type(call)
-        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
-        data = encode_call(call)
-        if not call.writes:
-            return decode_result(kind, self.perform(kind, data, None, deadline))
-        with self._session.ticket() as ticket:
-            return decode_result(kind, self.perform(kind, data, ticket, deadline))
-
     def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
-        """Run an encoded call and return the encoded answer; a write with its ticket, which may have been sent before.
-
-        Args:
-            kind: The call's class.
-            data: The encoded call.
-            ticket: Identity of a write, None for a read.
-            deadline: Until when an attempt may begin, by the monotonic clock.
-        """
+        """Run an encoded call; see :meth:`EncodedTransport.perform`."""
         if self._closed or os.getpid() != self._pid:
             why = "is closed" if self._closed else "was opened by another process; open it again after a fork"
             msg = f"the database connection {why}"
@@ -224,6 +237,8 @@ class NativeTransport(Transport):
 
     def _repeat(self, attempt: Callable[[], bytes], deadline: float, *, writes: bool) -> bytes:
         """Run until it works, fails for good, or the deadline has passed."""
+        import random
+
         from sqlalchemy.exc import SQLAlchemyError
 
         pause = FIRST_PAUSE

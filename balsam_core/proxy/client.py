@@ -17,13 +17,12 @@ import zmq
 
 from balsam_core.errors import OutcomeUnknown, TooLarge, Unavailable, by_code
 from balsam_core.files import shown
-from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
 from balsam_core.proxy.protocol import LARGEST_REQUEST, Run, Status
-from balsam_core.proxy.publication import is_gone, is_here, is_loopback
-from balsam_core.transport import TIMEOUT, ServerStatus, Transport
+from balsam_core.proxy.publication import NotPublishedError, is_gone, is_here, is_loopback
+from balsam_core.transport import EncodedTransport, ServerStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from balsam_core.proxy.publication import Publication
     from balsam_core.transport import ClientSession
 
-__all__ = ["NotPublishedError", "ProxyTransport"]
+__all__ = ["ProxyTransport"]
 
 R = TypeVar("R")
 
@@ -47,15 +46,11 @@ STRANGER_PATIENCE = 3.0  # seconds for which another program may answer at the s
 GRACE = 0.5  # seconds after the deadline for the server's refusal to arrive
 
 
-class NotPublishedError(Exception):
-    """No server is published any more; the call may have been sent to one."""
-
-
 class _StaleChannelError(Exception):
     """The connection must be given up and made anew."""
 
 
-class ProxyTransport(Transport):
+class ProxyTransport(EncodedTransport):
     """Runs calls on the published write server; threads may share it, processes may not.
 
     Args:
@@ -64,25 +59,15 @@ class ProxyTransport(Transport):
     """
 
     def __init__(self, publication: Publication, session: ClientSession) -> None:
+        super().__init__(session)
         self._publication = publication
-        self._session = session
         self._idle: list[tuple[Address, Channel]] = []
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
 
-    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
-        """Run a call; see :meth:`Transport.run`."""
-        kind = type(call)
-        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
-        data = encode_call(call)
-        if not call.writes:
-            return decode_result(kind, self.perform(kind, data, None, deadline))
-        with self._session.ticket() as ticket:
-            return decode_result(kind, self.perform(kind, data, ticket, deadline))
-
     def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
-        """Run an encoded call and return the encoded answer; see :meth:`NativeTransport.perform`.
+        """Run an encoded call; see :meth:`EncodedTransport.perform`.
 
         Raises:
             NotPublishedError: No server is published any more.

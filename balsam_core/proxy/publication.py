@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from balsam_core.address import Address
     from balsam_core.dbdir import DBDir
 
-__all__ = ["Publication", "is_gone", "is_here", "is_loopback"]
+__all__ = ["NotPublishedError", "Publication", "is_gone", "is_here", "is_loopback"]
+
+
+class NotPublishedError(Exception):
+    """No server is published any more; the call may have been sent to one."""
 
 
 class Publication:

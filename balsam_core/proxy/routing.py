@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from balsam_core.errors import ServerNotRunning, Unavailable
 from balsam_core.files import shown
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
-from balsam_core.model.codec import decode_result, encode_call
-from balsam_core.proxy.publication import Publication, is_here
-from balsam_core.transport import TIMEOUT, ClientSession, NativeTransport, ServerStatus, Transport
+from balsam_core.model.codec import decode_call
+from balsam_core.proxy.publication import NotPublishedError, Publication, is_here
+from balsam_core.transport import ClientSession, EncodedTransport, NativeTransport
 
 if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from balsam_core.plugin_types import EngineRole
     from balsam_core.proxy.client import ProxyTransport
     from balsam_core.proxy.serving import SingleWriter
+    from balsam_core.transport import ServerStatus
 
 __all__ = ["ServedTransport"]
 
@@ -35,7 +35,7 @@ class _ServedError(Exception):
     """A server was published: the transaction in hand is not ours to finish."""
 
 
-class ServedTransport(Transport):
+class ServedTransport(EncodedTransport):
     """Runs calls on the write server of a DB directory, or on its engine where there is no server.
 
     Args:
@@ -47,10 +47,10 @@ class ServedTransport(Transport):
     """
 
     def __init__(self, db: DBDir, single: SingleWriter) -> None:
+        super().__init__(ClientSession())
         self._db = db
         self._single = single
         self._publication = Publication(db)
-        self._session = ClientSession()
         self._direct: NativeTransport | None = None
         self._bulk_reader: NativeTransport | None = None
         self._proxy: ProxyTransport | None = None
@@ -59,27 +59,17 @@ class ServedTransport(Transport):
         if self._publication.current() is None:
             self._open_direct()
 
-    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
-        """Run a call; see :meth:`Transport.run`."""
+    def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
+        """Run an encoded call; see :meth:`EncodedTransport.perform`."""
         if self._closed:
             msg = "the database connection is closed"
             raise Unavailable(msg)
-        kind = type(call)
-        data = encode_call(call)
-        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
-        with self._session.ticket() if kind.writes else nullcontext() as ticket:
-            return decode_result(kind, self._perform(call, data, ticket, deadline))
-
-    def _perform(self, call: Call[R], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
-        from balsam_core.proxy.client import NotPublishedError
-
-        kind = type(call)
         while True:
             try:
                 if self._publication.current() is None:
                     return self._open_direct().perform(kind, data, ticket, deadline)
                 self._close_direct()
-                if ticket is None and _is_bulk(call):
+                if ticket is None and _is_bulk(kind, data):
                     answer = self._read_here(kind, data, deadline)
                     if answer is not None:
                         return answer
@@ -139,8 +129,6 @@ class ServedTransport(Transport):
 
     def server_status(self) -> ServerStatus | None:
         """Ask the server how it is; None while none is published."""
-        from balsam_core.proxy.client import NotPublishedError
-
         try:
             return self._open_proxy().server_status() if self._publication.current() else None
         except NotPublishedError:
@@ -154,6 +142,9 @@ class ServedTransport(Transport):
                 transport.close()
 
 
-def _is_bulk(call: Call[R]) -> bool:
+def _is_bulk(kind: type[Call[Any]], data: bytes) -> bool:
     """Say whether a read is the continuation of a long one, or a very large one."""
-    return isinstance(call, (GetJobs, GetRows)) and (call.after is not None or call.limit > MOST_JOBS)
+    if kind not in {GetJobs, GetRows}:
+        return False
+    call: Any = decode_call(kind, data)
+    return call.after is not None or call.limit > MOST_JOBS
