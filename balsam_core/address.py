@@ -13,23 +13,28 @@ import msgspec
 
 from balsam_core.errors import AddressError, SchemaMismatch
 from balsam_core.files import atomic_write, read_regular, reason, shown
+from balsam_core.identity import is_alive, this_machine
 
 if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir
 
-__all__ = ["FORMAT", "Address", "last_epoch", "read", "withdraw", "write"]
+__all__ = ["FORMAT", "Address", "is_copied", "is_gone", "is_here", "last_epoch", "read", "withdraw", "write"]
 
 FORMAT = 1  # of the file; a program refuses a newer one
 _LARGEST = 64 * 1024  # bytes
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")  # names, IPv4, IPv6 with zone; no scheme, no path
+_WORD = re.compile(r"[\w.:/%+-]{0,255}")  # what messages may show, and users may copy to a command line
 _LARGEST_PORT = 65535
-_REMEDY = "if no server of this DB runs, remove the file and run balsam init on the directory"
+_REMEDY = (
+    "see balsam dbserver --status; if no server of this DB runs, remove the file and run balsam init on the directory"
+)
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Where the server of a DB directory is, and which process it is.
 
-    A process is proven to be the published one only if ``node``, ``boot_id``, ``pid`` and ``start_time`` all match.
+    A process is proven to be the published one only if ``node``, ``boot_id``, ``pid_namespace``, ``pid`` and
+    ``start_time`` all match.
     Unknown members are ignored, so a later version may add some.
 
     Attributes:
@@ -41,7 +46,9 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         node: Host name of the machine that the process runs on.
         boot_id: The machine's boot id (``/proc/sys/kernel/random/boot_id``), empty where there is none.
         pid: Process id of the server.
-        start_time: When that process started, seconds since the epoch.
+        pid_namespace: What the process id is counted in, 0 for unknown; see :class:`balsam_core.identity.Machine`.
+        start_time: When that process started; see :func:`balsam_core.identity.start_of`.
+        directory: Inode of the DB directory that it serves, 0 for unknown: a copy of the directory is not served.
         epoch: Number of this publication; a server with a smaller one has been replaced. When no server is published,
             the number of the last publication.
         details: What else the backend's clients need, e.g. a database name; never a secret.
@@ -55,7 +62,9 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     node: str = ""
     boot_id: str = ""
     pid: int = 0
+    pid_namespace: int = 0
     start_time: float = 0.0
+    directory: int = 0
     epoch: int = 0
     details: dict[str, str] = msgspec.field(default_factory=dict)
 
@@ -71,7 +80,29 @@ def read(db: DBDir) -> Address | None:
         SchemaMismatch: A newer Balsam wrote it.
     """
     address = _read(db)
-    return address if address.state == "running" else None
+    return address if address.state == "running" and not is_copied(db, address.directory) else None
+
+
+def is_copied(db: DBDir, directory: int) -> bool:
+    """Say whether a file of a DB directory was written in another one, which this one is a copy of.
+
+    Args:
+        db: The DB directory.
+        directory: The inode that the file names, 0 for none.
+    """
+    return directory != 0 and directory != db.path.stat().st_ino
+
+
+def is_here(published: Address) -> bool:
+    """Say whether the published server runs on this machine."""
+    here = this_machine()
+    return (published.node, published.boot_id) == (here.node, here.boot_id)
+
+
+def is_gone(published: Address) -> bool:
+    """Say whether the published server's process is proven dead; that of another machine or container never is."""
+    same = is_here(published) and published.pid_namespace in {0, this_machine().pid_namespace}
+    return same and not is_alive(published.pid, published.start_time)
 
 
 def last_epoch(db: DBDir) -> int:
@@ -139,6 +170,8 @@ def _fault(address: Address) -> str | None:
         return None
     faults = {
         f"the host {address.host[:80]!a} is no host name or IP address": not _HOST.fullmatch(address.host),
+        f"the node {address.node[:80]!a} is no host name": not _WORD.fullmatch(address.node),
+        f"the protocol {address.protocol[:80]!a} is no word": not _WORD.fullmatch(address.protocol),
         f"the port {address.port} is not between 1 and {_LARGEST_PORT}": not 0 < address.port <= _LARGEST_PORT,
         f"the process id {address.pid} is not positive": address.pid <= 0,
         f"the epoch {address.epoch} is negative": address.epoch < 0,

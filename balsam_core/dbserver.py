@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -20,7 +21,7 @@ import msgspec
 from balsam_core import address, stop_request, user_servers
 from balsam_core.errors import AddressError, Conflict, TimedOut, Unavailable, by_code
 from balsam_core.files import shown
-from balsam_core.identity import is_alive, started_at, this_machine
+from balsam_core.identity import is_alive, send_signal
 from balsam_core.lease import HEARTBEAT, HeldLease, Sighting, State, Watch, new_lease
 from balsam_core.supervisor import ServerOptions
 from balsam_core.takeover import acquire, check_takeover
@@ -141,7 +142,11 @@ def stop(db: DBDir, *, takeover: bool = False) -> Stopped:
                 return "stopped" if asked else "cleaned"
             continue
         if lease is not None and asked is None:
-            stop_request.ask_to_stop(db, lease)
+            try:
+                stop_request.ask_to_stop(db, lease)
+            except OSError:  # a full disk; on its own machine a watchdog hears a signal as well
+                if not (lease.is_of_this_machine and send_signal(lease.pid, lease.start, signal.SIGTERM)):
+                    raise
             asked = lease
         elif lease is not None and asked is not None and lease.token != asked.token:
             return "stopped"  # somebody has started another one meanwhile
@@ -197,7 +202,7 @@ def describe(db: DBDir) -> ServerState:
     if seen.state is State.FREE:
         if published is None:
             return ServerState(state="stopped")
-        return ServerState(state="stale" if _is_proven_dead(published) else "unwatched", address=published)
+        return ServerState(state="stale" if address.is_gone(published) else "unwatched", address=published)
     if seen.is_takeable:
         return ServerState(state="stale" if published else "stopped", address=published, lease=lease, age=seen.age)
     if lease is not None and stop_request.stop_asked(db, lease) is not None:
@@ -338,24 +343,15 @@ def _is_published(db: DBDir) -> bool:
     return os.path.lexists(db.address_file) and address.read(db) is not None
 
 
-def _is_proven_dead(published: Address) -> bool:
-    """Say whether a published process is gone: it was one of this machine and boot, and isn't there any more."""
-    machine = this_machine()
-    if (published.node, published.boot_id) != (machine.node, machine.boot_id):
-        return False
-    return started_at(published.pid) != published.start_time
-
-
 def _published_process(db: DBDir) -> int:
     """Return the published process if it is proven to live on this machine, else 0."""
     try:
         published = address.read(db)
     except AddressError:
         return 0
-    machine = this_machine()
-    if published is None or (published.node, published.boot_id) != (machine.node, machine.boot_id):
+    if published is None or not address.is_here(published) or address.is_gone(published):
         return 0
-    return published.pid if started_at(published.pid) == published.start_time else 0
+    return published.pid
 
 
 def _child_lives(lease: Lease) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "Conflict",
     "Corrupt",
     "DBDirError",
+    "Expired",
     "InvalidInput",
     "JobsFailed",
     "NotFound",
@@ -93,6 +94,12 @@ class Busy(Unavailable):
     """Others held the database until the deadline passed; nothing was changed."""
 
     code = "busy"
+
+
+class Expired(Unavailable):
+    """The call reached the database after its deadline; nothing was changed."""
+
+    code = "expired"
 
 
 class OutcomeUnknown(BalsamError):

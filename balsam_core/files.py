@@ -112,7 +112,9 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as err:
+        if isinstance(err, OSError) and err.filename is None:  # the system names no file when a write fails
+            err.filename = os.fspath(path)
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

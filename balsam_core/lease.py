@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from balsam_core.address import is_copied
 from balsam_core.errors import SchemaMismatch
 from balsam_core.files import atomic_write, shown
 from balsam_core.identity import is_alive, start_of, this_machine
@@ -76,6 +77,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         listen: What the server listens on, as the user said it.
         port: The port that the user fixed, 0 for none.
         stop: Signals that end the server in turn, with the seconds that each may take.
+        directory: Inode of the DB directory; a copy of it has the file, but no server.
         exclusive: Whether two servers would destroy the data, so that a dead machine's lease is taken only on request.
     """
 
@@ -95,6 +97,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     port: int = 0
     stop: list[tuple[int, float]] = []
     exclusive: bool = False
+    directory: int = 0
 
     @property
     def is_of_this_machine(self) -> bool:
@@ -175,6 +178,9 @@ class Watch:
             self._seen = None
             return Sighting(state=State.FREE)
         lease = parse(self._db, data)
+        if lease is not None and is_copied(self._db, lease.directory):
+            # Nobody's, but of a living stranger who must be left alone.
+            return Sighting(state=State.SILENT, data=data, beaten=beaten)
         if lease is not None and lease.is_of_this_machine:
             state = State.ALIVE if is_alive(lease.pid, lease.start) else State.DEAD
             return Sighting(state=state, lease=lease, data=data, beaten=beaten)

@@ -32,10 +32,10 @@ def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
         FileNotFoundError: The directory is gone.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         raise
-    except OSError:  # a full disk
+    except OSError:  # a full disk, a planted link
         yield
         return
     deadline = time.monotonic() + seconds

@@ -5,6 +5,7 @@ For entry points only: a library never configures handlers. The file is named so
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -60,7 +61,8 @@ def close() -> None:
     while _installed:
         handler = _installed.pop()
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk
+            handler.close()
 
 
 class _OneLine(logging.Formatter):

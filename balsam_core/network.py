@@ -32,8 +32,9 @@ def choose_port(host: str, *, fixed: int = 0, preferred: int = 0) -> int:
 
     Raises:
         Conflict: The fixed port is taken.
-        InvalidInput: The host is none of this machine's, or the port is not allowed.
+        InvalidInput: The host is none of this machine's or hides from others, or the port is not allowed.
     """
+    _refuse_hidden(host)
     for port in [fixed] if fixed else [preferred, 0] if preferred else [0]:
         try:
             return _bound(host, port)
@@ -50,6 +51,26 @@ def choose_port(host: str, *, fixed: int = 0, preferred: int = 0) -> int:
     raise Conflict(
         f"the port {fixed} of {host} is taken by another program: choose another with --port, or leave it out"
     )
+
+
+def _refuse_hidden(host: str) -> None:
+    """Raise InvalidInput for a name that means the loopback, as Debian's installer does with a machine's own."""
+    with contextlib.suppress(OSError, UnicodeError):
+        if host.lower().split(".")[0] != "localhost" and not _is_address(host) and not is_wildcard(host):
+            found = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+            if found and not any(map(_is_reachable, found)):
+                raise InvalidInput(
+                    f"{host} means {', '.join(sorted(found))} on this machine, which no other can reach: use "
+                    f"--host 0.0.0.0, or an address of this machine"
+                )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def is_wildcard(host: str) -> bool:

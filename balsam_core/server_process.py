@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core import child
 from balsam_core.files import reason
-from balsam_core.identity import cpu_seconds, open_process, start_of, started_at
+from balsam_core.identity import cpu_seconds, open_process, start_of
 
 if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir
@@ -42,7 +42,6 @@ class ServerProcess:
     Attributes:
         pid: Its process id, which stays its own until :meth:`ended` said so.
         start: When it started; see :func:`balsam_core.identity.start_of`.
-        started_at: The same, seconds since the epoch.
         output: Descriptor that becomes readable when it wrote something; None once it is closed.
         ending: Descriptor that becomes readable when it ended; None where the system has none.
 
@@ -73,7 +72,6 @@ class ServerProcess:
         os.set_blocking(self.output, False)
         self.ending = open_process(self.pid)
         self.start = start_of(self.pid) or 0.0
-        self.started_at = started_at(self.pid) or time.time()
         self._begun = time.monotonic()
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._rest = b""

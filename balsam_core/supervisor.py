@@ -293,7 +293,9 @@ class Supervisor:
             node=machine.node,
             boot_id=machine.boot_id,
             pid=server.pid,
-            start_time=server.started_at,
+            pid_namespace=machine.pid_namespace,
+            start_time=server.start,
+            directory=self._db.path.stat().st_ino,
             epoch=self._epoch + 1,
             details=dict(plan.details),
         )
@@ -385,10 +387,14 @@ class Supervisor:
                     self._held.beat()
 
     def _clean_up(self) -> None:
-        """Withdraw the address, end the server, give the lease back: in this order, so that no client comes late."""
+        """End the server, withdraw the address, give the lease back.
+
+        In this order: once the address is withdrawn, clients may write to the database's files themselves, which the
+        server must not do at the same time.
+        """
         steps: Iterable[tuple[str, Callable[[], None]]] = (
-            ("the address was not withdrawn", self._withdraw),
             ("the server was not stopped", lambda: self._end_server(quick=False)),
+            ("the address was not withdrawn", self._withdraw),
             ("the note for a bare --stop was not removed", lambda: user_servers.remove(self._db)),
             ("the request to stop was not removed", lambda: stop_request.forget_stop(self._db)),
             ("the lease was not removed", self._held.release),

@@ -11,6 +11,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from balsam_core.errors import Conflict
 from balsam_core.files import force_to_disk, shown
 from balsam_core.identity import end_process, this_machine
@@ -47,6 +49,7 @@ def acquire(db: DBDir, lease: Lease, watch: Watch, *, takeover: bool = False) ->
         SchemaMismatch: A newer Balsam wrote the lease.
         OSError: A file can't be read or written.
     """
+    lease = msgspec.structs.replace(lease, directory=db.path.stat().st_ino)
     while True:
         seen = watch.look()
         if not seen.is_takeable:
@@ -168,9 +171,13 @@ def _end_orphan(db: DBDir, seen: Sighting) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:  # noqa: PTH123
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as err:
+            err.filename = os.fspath(path)  # the system names no file when a write fails
+            raise
 
 
 def _sweep(db: DBDir) -> None:

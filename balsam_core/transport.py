@@ -13,10 +13,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from datetime import datetime  # noqa: TC003  (msgspec reads the annotation)
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from balsam_core.errors import Busy, Conflict, InvalidInput, OutcomeUnknown, SchemaMismatch, Unavailable
-from balsam_core.model.calls import Ticket
+from balsam_core.model.calls import WINDOW, Ticket
 from balsam_core.model.codec import decode_call, decode_result, encode, encode_call
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ TIMEOUT = 120.0  # seconds for one call, unless the caller says otherwise
 FIRST_PAUSE = 0.002  # seconds before the first repetition
 LONGEST_PAUSE = 0.5
 COLLISIONS = 3  # repetitions after another client inserted the same key at the same moment
-WINDOW = 64  # writes of one client between the oldest unanswered one and the newest; bounds the stored answers
 
 
 class ServerStatus(NamedTuple):
@@ -95,15 +95,29 @@ class ClientSession:
         self._last = 0
         self._unanswered: set[int] = set()
         self._changed = threading.Condition()
+        self._reads = count(1)
+
+    def next_read(self) -> int:
+        """Return the number of a new read."""
+        return next(self._reads)
 
     @contextlib.contextmanager
-    def ticket(self) -> Iterator[Ticket]:
+    def ticket(self, deadline: float = float("inf")) -> Iterator[Ticket]:
         """Give the ticket of a new write; at the end of the block it is answered and will not be sent again.
 
         Waits while a write of another thread is unanswered for so long that :data:`WINDOW` newer ones were made.
+
+        Args:
+            deadline: How long to wait, by the monotonic clock.
+
+        Raises:
+            Busy: It is over.
         """
         with self._changed:
-            self._changed.wait_for(lambda: not self._unanswered or self._last - min(self._unanswered) < WINDOW - 1)
+            while self._unanswered and self._last - min(self._unanswered) >= WINDOW - 1:
+                if not self._changed.wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
+                    msg = f"{WINDOW} writes of this program wait for answers; nothing was changed"
+                    raise Busy(msg)
             self._last += 1
             self._unanswered.add(self._last)
             made = Ticket(self.client, self._last, min(self._unanswered) - 1)
@@ -124,16 +138,26 @@ class EncodedTransport(Transport):
 
     def __init__(self, session: ClientSession) -> None:
         self._session = session
+        self._pid = os.getpid()
+        self._closed = False
 
     def run(self, call: Call[R], *, timeout: float | None = None) -> R:
         """Run a call; see :meth:`Transport.run`."""
+        self.check_open()
         kind = type(call)
         deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
         data = encode_call(call)
         if not call.writes:
             return decode_result(kind, self.perform(kind, data, None, deadline))
-        with self._session.ticket() as ticket:
+        with self._session.ticket(deadline) as ticket:
             return decode_result(kind, self.perform(kind, data, ticket, deadline))
+
+    def check_open(self) -> None:
+        """Raise Unavailable where this transport is closed, or was carried over a fork."""
+        if self._closed or os.getpid() != self._pid:
+            why = "is closed" if self._closed else "was opened by another process; open it again after a fork"
+            msg = f"the database connection {why}"
+            raise Unavailable(msg)
 
     @abstractmethod
     def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
@@ -178,16 +202,11 @@ class NativeTransport(EncodedTransport):
         self._translate = translate
         self._guard = guard
         self._clock = DatabaseClock()
-        self._pid = os.getpid()
         self._checked = False
-        self._closed = False
 
     def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
-        if self._closed or os.getpid() != self._pid:
-            why = "is closed" if self._closed else "was opened by another process; open it again after a fork"
-            msg = f"the database connection {why}"
-            raise Unavailable(msg)
+        self.check_open()
         call = decode_call(kind, data)
         if ticket is None:
             return self._repeat(lambda: self._read(call), deadline, writes=False)

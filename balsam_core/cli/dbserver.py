@@ -87,6 +87,7 @@ def dbserver(
 
 def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     from balsam_core.dbserver import start
+    from balsam_core.lease import Watch
 
     db = _directory(session, create=True)
     started = start(db, options)
@@ -96,7 +97,8 @@ def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     printer.one(
         {"address": _place(server), **_record(db, server), "already": started.already}, f"{verb} {_place(server)}"
     )
-    if started.already and chosen and (server.port != options.port or server.host != options.host):
+    lease = Watch(db).look().lease if started.already else None
+    if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
         printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")
 
 

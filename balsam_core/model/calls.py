@@ -64,6 +64,11 @@ class Write(Call[R], Generic[R], frozen=True, kw_only=True):
     writes = True
 
 
+WINDOW = 64
+"""Writes of one client between the oldest unanswered one and the newest: what is older was answered, and is not sent
+again. So the stored answers are bounded, and a late copy of an old write is known for one."""
+
+
 class Ticket(NamedTuple):
     """The identity of one write, the same however often it is sent.
 

@@ -15,12 +15,15 @@ from balsam_core.errors import InvalidInput
 if TYPE_CHECKING:
     from balsam_core.model.calls import Call
 
-__all__ = ["decode_call", "decode_result", "encode", "encode_call"]
+__all__ = ["decode", "decode_call", "decode_result", "encode", "encode_call"]
 
 R = TypeVar("R")
 
 encode = msgspec.msgpack.Encoder().encode
 """Encode a call or a result."""
+
+decode = msgspec.msgpack.Decoder().decode
+"""Decode a value of no particular type."""
 
 
 def encode_call(call: Call[R]) -> bytes:

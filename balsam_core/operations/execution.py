@@ -7,11 +7,12 @@ from datetime import UTC, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, literal_column, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from balsam_core.errors import InvalidInput, OutcomeUnknown
-from balsam_core.model.codec import encode
+from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, by_code
+from balsam_core.model.calls import WINDOW
+from balsam_core.model.codec import decode, encode
 from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import applied, counters
 from balsam_core.schema.types import utc_now
@@ -192,7 +193,8 @@ def write(
     row = {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now}
     if sole is not None:
         # Nobody else can insert it meanwhile, so it may be looked for first and written once, with the answer.
-        if tx.run(_IS_THERE, {"client": ticket.client, "number": ticket.seq}).first():
+        mark = {"client": ticket.client, "number": ticket.seq, "newer": ticket.seq + WINDOW}
+        if tx.run(_IS_THERE, mark).first():
             raise AlreadyApplied
     else:
         try:
@@ -200,7 +202,8 @@ def write(
         except IntegrityError as err:
             raise AlreadyApplied from err
     if ticket.seq % FORGET_EVERY == 0:
-        conn.execute(_FORGET, {"client": ticket.client, "acked": ticket.acked})
+        # The newest rows stay, to tell a late copy of a write whose row is gone.
+        conn.execute(_FORGET, {"client": ticket.client, "acked": min(ticket.acked, ticket.seq - WINDOW)})
     reply = encode(body(tx, call))
     kept = None if type(call) in _REPLAYS else reply
     if sole is not None:
@@ -213,7 +216,12 @@ def write(
 _ENTER = Prepared(insert(applied), ["client_id", "seq", "at"])
 _ENTER_ANSWERED = Prepared(insert(applied), ["client_id", "seq", "at", "reply"])
 _IS_THERE = Prepared(
-    select(applied.c.seq).where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
+    select(applied.c.seq)
+    .where(
+        applied.c.client_id == bindparam("client"),
+        or_(applied.c.seq == bindparam("number"), applied.c.seq >= bindparam("newer")),
+    )
+    .limit(literal_column("1"))
 )
 _ANSWER = Prepared(
     update(applied)
@@ -224,14 +232,28 @@ _FORGET = delete(applied).where(applied.c.client_id == bindparam("client"), appl
 _REPLY = select(applied.c.reply).where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
 
 
+def refuse(conn: Connection, ticket: Ticket, clock: DatabaseClock, sole: SoleWriter, err: BalsamError) -> None:
+    """Remember that a write was refused: a late copy of it must not be carried out, now that its caller was told."""
+    tx = Tx(conn, clock, ticket, sole)
+    stored = _REFUSED + encode([err.code, err.message])
+    tx.run(_ENTER_ANSWERED, {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now, "reply": stored})
+
+
+_REFUSED = b"\xc1"  # begins no MessagePack value
+
+
 def replay(conn: Connection, call: Call[R], ticket: Ticket) -> bytes:
-    """Return the encoded answer of a write that took effect before."""
+    """Return the encoded answer of a write that took effect before, or raise the error that it was refused with."""
     found = conn.execute(_REPLY, {"client": ticket.client, "number": ticket.seq}).first()
     if found is None:
         msg = f"the answer to {call.operation()} (write {ticket.seq} of client {ticket.client}) is no longer stored"
         raise OutcomeUnknown(msg)
     if found[0] is not None:
-        return bytes(found[0])
+        stored = bytes(found[0])
+        if stored.startswith(_REFUSED):
+            code, message = decode(stored[len(_REFUSED) :])
+            raise by_code(code)(message)
+        return stored
     if type(call) not in _REPLAYS:
         raise InvalidInput(f"write {ticket.seq} of client {ticket.client} was no {call.operation()}")
     return encode(_REPLAYS[type(call)](Tx(conn, DatabaseClock(), ticket), call))

@@ -23,7 +23,6 @@ from balsam_core.dbdir import DBDir
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.files import reason, shown
 from balsam_core.proxy.keys import make_keys
-from balsam_core.proxy.publication import is_gone, is_here
 from balsam_core.proxy.readers import ReaderLostError, Readers
 from balsam_core.proxy.server import OPERATIONS, Listener, WriteServer
 from balsam_core.proxy.serving import load_single_writer
@@ -70,7 +69,6 @@ _REASONS: dict[type[Exception], str] = {
     BatchLostError: "the database failed while writing",
     FencedError: "another server has taken over this DB",
     MemoryError: "out of memory",
-    ReaderLostError: "a reading process has died",
 }
 
 
@@ -98,6 +96,7 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
     server.register(wakeup)
     logger.info("epoch %d: serving at %s:%d", writer.epoch, chosen.host, chosen.port)
     look_at = 0.0
+    code = 0
     try:
         while not _stop_asked:
             server.run_once(TICK)
@@ -107,6 +106,8 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
                     logger.warning("the watchdog is gone")
                     break
                 _check_memory()
+    except ReaderLostError:
+        code = _ended("a reading process has died", 1)
     finally:
         # Not closed when the database has failed: closing SQLite would write to it.
         logger.info("epoch %d: %d calls answered, %d messages dropped", writer.epoch, server.calls, server.dropped)
@@ -117,14 +118,14 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
         readers.close()
     if os.getppid() != parent:
         _withdraw(db)
-    return 0
+    return code
 
 
 def _withdraw(db: DBDir) -> None:
     """Take back the published address if it is ours: nobody is left who would."""
     published = address.read(db)
     # Another host's or container's server may have the same number.
-    if published and published.pid == os.getpid() and is_here(published) and not is_gone(published):
+    if published and published.pid == os.getpid() and address.is_here(published) and not address.is_gone(published):
         address.withdraw(db)
 
 

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["Channel"]
 
 HELLO_LASTS = 1.0  # seconds without an answer, after which the greeting is sent again; then twice as long
+LONGEST_HELLO = 4.0
 SOCKETS = 8192  # of one process; two for a connection while it is made
 HANDSHAKE = 5.0  # seconds, after which a connection whose peer says nothing is made anew
+HANGS_UP = 1.0  # seconds in which a stranger hangs up; an overloaded server does so after two
+CONNECT = 2.0  # seconds for a connection to come about
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _EVENTS = _FAILED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED
@@ -79,12 +82,15 @@ class Channel:
         self.welcomed = False
         self._clock_offset = 0.0
         self._last = 0
+        self._hello = 0
         self._timeout = -1
         self._connected = False
         self._connected_at = 0.0
+        self._trying_since = time.monotonic()
         self._socket = socket = _context().socket(zmq.DEALER)
         try:
             socket.linger = 0
+            socket.sndtimeo = 0  # libzmq gives up a peer that breaks the protocol: nothing could be sent then, ever
             socket.ipv6 = ":" in host
             socket.curve_serverkey = keys.server.encode()
             socket.curve_publickey = keys.public.encode()
@@ -106,9 +112,12 @@ class Channel:
 
     def _say_hello(self) -> None:
         program = f"{os.path.basename(sys.argv[0])[:60]} pid {os.getpid()}"  # noqa: PTH119  (no pathlib needed)
-        self._hello = self.send(lambda number: Hello(number, PROTOCOL, SCHEMA, catalogue(), program))
+        try:
+            self._hello = self.send(lambda number: Hello(number, PROTOCOL, SCHEMA, catalogue(), program))
+        except zmq.Again:  # libzmq has given up a peer that speaks another protocol
+            self.failures += 1
         self._hello_again_at = time.monotonic() + self._hello_lasts
-        self._hello_lasts *= 2
+        self._hello_lasts = min(2 * self._hello_lasts, LONGEST_HELLO)
 
     def send(self, make: Callable[[int], Request]) -> int:
         """Send a request and return its number; ``make`` gets the number."""
@@ -158,6 +167,11 @@ class Channel:
         self._close_monitor()
         return True
 
+    @property
+    def stuck(self) -> bool:
+        """Whether packets vanish on the way: the system repeats an attempt to connect less and less often."""
+        return not self._connected and time.monotonic() - self._trying_since > CONNECT
+
     def server_time(self, moment: float) -> float:
         """Return a moment of our monotonic clock by the server's clock."""
         return moment + self._clock_offset
@@ -170,12 +184,12 @@ class Channel:
                 self._connected, self._connected_at = True, time.monotonic()
             elif event == zmq.EVENT_CONNECT_RETRIED:
                 self.refusals += not self._connected
-                self._connected = False
+                self._connected, self._trying_since = False, time.monotonic()
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.unwelcome = True
             else:
                 # libzmq doesn't say why: a stranger hangs up at once, a frozen process says nothing.
-                silent = time.monotonic() - self._connected_at > HANDSHAKE / 2
+                silent = time.monotonic() - self._connected_at > HANGS_UP
                 self.silences += silent
                 self.failures += not silent
 

@@ -78,6 +78,8 @@ def make_keys(db: DBDir) -> ServerKeys:
     server_file, client_file = db.keys / "server.key", db.keys / "client.key"
     try:
         db.keys.mkdir(mode=0o700, exist_ok=True)
+        if db.keys.is_symlink():
+            raise DBDirError(f"{shown(db.keys)} is a symbolic link, so keys would lie elsewhere: remove it")
         if os.path.lexists(server_file) and os.path.lexists(client_file):
             server, client = _read(server_file, ServerKeys), _read(client_file, ClientKeys)
             if (server.public, server.client) == (client.server, client.public):
@@ -105,6 +107,8 @@ def _read(file: Path, kind: type[K]) -> K:
         raise DBDirError(
             f"{name} can't be read ({reason(err)}), so this DB's server can't be used: only its owner may"
         ) from None
+    if status.st_uid != os.geteuid() != 0:
+        raise DBDirError(f"{name} belongs to another user, who would know it: only the owner of a DB uses its server")
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise DBDirError(f"{name} is open to other users: make it private with chmod 600, or {_REMEDY}")
     try:

@@ -77,9 +77,9 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag="run", forbid_unknow
         call: The encoded call.
         deadline: By the server's clock, as :class:`Welcome` told it: later the call is refused, so that a client that
             has given up knows that nothing will happen any more.
-        client: For a write, its ticket: the client's uuid.
-        seq: ... number of the write.
-        acked: ... all up to this number are answered.
+        client: The client's uuid; with ``seq`` it is the same however often the call is sent.
+        seq: Number of the write, or of the read.
+        acked: For a write: all up to this number are answered.
     """
 
     id: Id

@@ -6,13 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from balsam_core import address
-from balsam_core.identity import started_at, this_machine
 
 if TYPE_CHECKING:
     from balsam_core.address import Address
     from balsam_core.dbdir import DBDir
 
-__all__ = ["NotPublishedError", "Publication", "is_gone", "is_here", "is_loopback"]
+__all__ = ["NotPublishedError", "Publication", "is_loopback"]
 
 
 class NotPublishedError(Exception):
@@ -29,8 +28,12 @@ class Publication:
     def __init__(self, db: DBDir) -> None:
         self.db = db
         self._file = os.fspath(db.address_file)
-        self._seen: tuple[int, int, int] | None = None
-        self._address: Address | None = None
+        # One object, since threads share it: the file's status from before it was read, and what was read.
+        self._state: tuple[tuple[int, int, int] | None, Address | None] = (None, None)
+
+    def forget(self) -> None:
+        """Read the file at the next look: a network file system may show its old status for a minute."""
+        self._state = (None, None)
 
     def current(self) -> Address | None:
         """Return the published address, None while no server is published.
@@ -44,24 +47,11 @@ class Publication:
             seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         except OSError:
             seen = None
-        if seen is None or seen != self._seen:
-            # The status from before reading: a file that is replaced in between is read once more.
-            self._address = address.read(self.db)
-            self._seen = seen
-        return self._address
-
-
-def is_here(published: Address) -> bool:
-    """Say whether the server runs on this machine."""
-    here = this_machine()
-    return (published.node, published.boot_id) == (here.node, here.boot_id)
-
-
-def is_gone(published: Address) -> bool:
-    """Say whether the server's process is proven dead; that of another machine, or of a container, never is."""
-    if not is_here(published):
-        return False
-    return started_at(published.pid) != published.start_time
+        known, published = self._state
+        if seen is None or seen != known:
+            published = address.read(self.db)
+            self._state = (seen, published)
+        return published
 
 
 def is_loopback(host: str) -> bool:

@@ -34,21 +34,44 @@ __all__ = ["Order", "Reader", "ReaderLostError", "Readers"]
 
 logger = logging.getLogger(__name__)
 
+decode_outcome = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
+
 ADDRESS_SPACE = 2 * 1024**3  # bytes of each process; a read that needs more fails
 MOST_OF_ONE = 100  # reads of one client that wait; ours wait for each answer before they ask again
 
 
 class ReaderLostError(Exception):
-    """A reading process has died."""
+    """A reading process has died.
+
+    Attributes:
+        identity: The connection that waited for it, None for none.
+        number: The request's number there.
+    """
+
+    def __init__(self, asked: _Asked | None) -> None:
+        super().__init__()
+        self.identity = asked.identity if asked else None
+        self.number = asked.number if asked else 0
 
 
 class Order(msgspec.Struct, array_like=True):
-    """What a reading process is asked: the request's number, the operation, the call, the deadline."""
+    """What a reading process is asked: the operation, the call, the deadline."""
 
-    id: int
     operation: str
     call: bytes
     deadline: float
+
+
+class _Asked:
+    """A read that waits or runs, and who wants the answer: the newest sender."""
+
+    __slots__ = ("identity", "key", "number", "order")
+
+    def __init__(self, key: tuple[str, int], identity: bytes, number: int, order: Order) -> None:
+        self.key = key
+        self.identity = identity
+        self.number = number
+        self.order = order
 
 
 class Reader:
@@ -56,13 +79,13 @@ class Reader:
 
     Attributes:
         pipe: The way to it; readable when it has answered.
-        identity: The client that waits for it, None while it is idle.
+        asked: What it works on, None while it is idle.
     """
 
     def __init__(self, pipe: Connection, pid: int) -> None:
         self.pipe = pipe
         self.pid = pid
-        self.identity: bytes | None = None
+        self.asked: _Asked | None = None
 
 
 class Readers:
@@ -75,7 +98,8 @@ class Readers:
     """
 
     def __init__(self, single: SingleWriter, operations: Mapping[str, type[Call[Any]]], number: int) -> None:
-        self._waiting: dict[bytes, deque[Order]] = {}  # by client; they take turns
+        self._waiting: dict[str, deque[_Asked]] = {}  # by client; they take turns
+        self._by_key: dict[tuple[str, int], _Asked] = {}
         self.all: list[Reader] = []
         gc.collect()
         gc.freeze()  # so that a collection doesn't copy the pages that all share
@@ -89,44 +113,60 @@ class Readers:
             theirs.close()
             self.all.append(Reader(ours, pid))
 
-    def ask(self, identity: bytes, order: Order) -> bool:
-        """Let a call be run as soon as a process is free; False where too many of this client are waiting."""
-        orders = self._waiting.setdefault(identity, deque())
+    def ask(self, key: tuple[str, int], identity: bytes, number: int, order: Order) -> bool:
+        """Let a call be run as soon as a process is free; False where too many of this client are waiting.
+
+        Args:
+            key: The client and its number of the call, the same however often it is sent.
+            identity: The connection that waits for the answer.
+            number: The request's number there.
+            order: The call.
+        """
+        if twin := self._by_key.get(key):
+            twin.identity, twin.number = identity, number
+            return True
+        orders = self._waiting.setdefault(key[0], deque())
         if len(orders) >= MOST_OF_ONE:
             return False
-        orders.append(order)
+        self._by_key[key] = asked = _Asked(key, identity, number, order)
+        orders.append(asked)
         self._dispatch()
         return True
 
-    def answer(self, reader: Reader) -> tuple[bytes, bytes]:
-        """Return the client that waited for a process, and its encoded reply.
+    def answer(self, reader: Reader) -> tuple[bytes, Reply]:
+        """Return the connection that waits for a process, and the reply.
 
         Raises:
             ReaderLostError: The process has died.
         """
+        asked = reader.asked
         try:
-            reply = reader.pipe.recv_bytes()
+            code, body = decode_outcome(reader.pipe.recv_bytes())
         except (EOFError, OSError):
-            raise ReaderLostError from None
-        identity, reader.identity = reader.identity, None
+            raise ReaderLostError(asked) from None
+        if asked is None:
+            raise ReaderLostError(asked)
+        reader.asked = None
+        del self._by_key[asked.key]
         self._dispatch()
-        return identity or b"", reply
+        return asked.identity, Reply(asked.number, code, msgspec.Raw(body))
 
     def _dispatch(self) -> None:
         for reader in self.all:
-            while self._waiting and reader.identity is None:
-                identity = next(iter(self._waiting))
-                orders = self._waiting.pop(identity)
-                order = orders.popleft()
+            while self._waiting and reader.asked is None:
+                client = next(iter(self._waiting))
+                orders = self._waiting.pop(client)
+                asked = orders.popleft()
                 if orders:
-                    self._waiting[identity] = orders  # behind the other clients
-                if order.deadline < time.monotonic():
+                    self._waiting[client] = orders  # behind the other clients
+                if asked.order.deadline < time.monotonic():
+                    del self._by_key[asked.key]
                     continue  # nobody waits for it any more
-                reader.identity = identity
+                reader.asked = asked
                 try:
-                    reader.pipe.send_bytes(encode(order))
+                    reader.pipe.send_bytes(encode(asked.order))
                 except OSError:
-                    raise ReaderLostError from None
+                    raise ReaderLostError(asked) from None
 
     def close(self) -> None:
         """End the processes."""
@@ -173,19 +213,19 @@ def _answer_all(pipe: Connection, single: SingleWriter, operations: Mapping[str,
             if len(body) > LARGEST_REPLY:
                 msg = f"{order.operation}: the answer has {len(body)} bytes; ask for fewer jobs, or sort them by id"
                 raise TooLarge(msg)
-            reply = Reply(order.id, "", msgspec.Raw(body))
+            outcome = ("", body)
         except BalsamError as err:
-            reply = _refusal(order, err)
+            outcome = _refusal(err)
         except MemoryError:
-            reply = _refusal(order, TooLarge(f"{order.operation}: the answer is too large for the server's memory"))
+            outcome = _refusal(TooLarge(f"{order.operation}: the answer is too large for the server's memory"))
         except Exception as err:  # no call may end the server
             logger.exception("%s failed", order.operation)
-            reply = _refusal(order, BalsamError(f"{order.operation} failed in the server ({err!r}); see its log"))
+            outcome = _refusal(BalsamError(f"{order.operation} failed in the server ({err!r}); see its log"))
         try:
-            pipe.send_bytes(encode(reply))
+            pipe.send_bytes(encode(outcome))
         except OSError:
             return
 
 
-def _refusal(order: Order, err: BalsamError) -> Reply:
-    return Reply(order.id, err.code, msgspec.Raw(encode(err.message)))
+def _refusal(err: BalsamError) -> tuple[str, bytes]:
+    return err.code, encode(err.message)

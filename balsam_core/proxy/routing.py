@@ -11,18 +11,19 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from balsam_core.address import is_here
 from balsam_core.errors import ServerNotRunning, Unavailable
 from balsam_core.files import shown
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
 from balsam_core.model.codec import decode_call
-from balsam_core.proxy.publication import NotPublishedError, Publication, is_here
+from balsam_core.proxy.publication import NotPublishedError, Publication
 from balsam_core.transport import ClientSession, EncodedTransport, NativeTransport
 
 if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir
     from balsam_core.model.calls import Call, Ticket
     from balsam_core.plugin_types import EngineRole
-    from balsam_core.proxy.client import ProxyTransport
+    from balsam_core.proxy.client import ProxyTransport, Sending
     from balsam_core.proxy.serving import SingleWriter
     from balsam_core.transport import ServerStatus
 
@@ -55,17 +56,30 @@ class ServedTransport(EncodedTransport):
         self._bulk_reader: NativeTransport | None = None
         self._proxy: ProxyTransport | None = None
         self._lock = threading.RLock()
-        self._closed = False
         if self._publication.current() is None:
             self._open_direct()
 
     def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
-        if self._closed:
-            msg = "the database connection is closed"
-            raise Unavailable(msg)
+        if self._publication.current() is None and self._proxy is None:
+            try:
+                return self._open_direct().perform(kind, data, ticket, deadline)
+            except _ServedError:
+                pass
+        from balsam_core.proxy.client import LOCAL_ERRORS, Sending
+
+        sending = Sending()
+        try:
+            return self._perform(kind, data, ticket, deadline, sending)
+        except LOCAL_ERRORS as err:
+            raise sending.judged(err, ticket) from err
+
+    def _perform(
+        self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float, sending: Sending
+    ) -> bytes:
         while True:
             try:
+                self.check_open()
                 if self._publication.current() is None:
                     return self._open_direct().perform(kind, data, ticket, deadline)
                 self._close_direct()
@@ -73,7 +87,7 @@ class ServedTransport(EncodedTransport):
                     answer = self._read_here(kind, data, deadline)
                     if answer is not None:
                         return answer
-                return self._open_proxy().perform(kind, data, ticket, deadline)
+                return self._open_proxy().send(kind, data, ticket, deadline, sending)
             except (_ServedError, NotPublishedError):
                 if time.monotonic() > deadline:
                     msg = f"the server of {shown(self._db.path)} came and went until the time was over"

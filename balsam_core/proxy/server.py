@@ -17,19 +17,19 @@ import zmq
 
 from balsam_core.errors import BalsamError, Busy, InvalidInput
 from balsam_core.model import calls
-from balsam_core.model.codec import encode_call
+from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
 from balsam_core.proxy.protocol import LARGEST_REQUEST, Hello, Reply, Run, Welcome, check_hello
-from balsam_core.proxy.readers import Order
-from balsam_core.proxy.writer import Answer, Write, error_answer
+from balsam_core.proxy.readers import Order, ReaderLostError
+from balsam_core.proxy.writer import Answer, HeldError, Write, error_answer
 from balsam_core.proxy.zap import DOMAIN
 from balsam_core.transport import ClientSession, ServerStatus
 
 if TYPE_CHECKING:
     from balsam_core.model.calls import Call
     from balsam_core.proxy.keys import ServerKeys
-    from balsam_core.proxy.readers import Readers
+    from balsam_core.proxy.readers import Reader, Readers
     from balsam_core.proxy.writer import GroupWriter
 
 __all__ = ["OPERATIONS", "Listener", "WriteServer", "endpoint"]
@@ -42,6 +42,8 @@ LARGE_CALL = 256 * 1024  # bytes; it gets a batch of its own, so that small ones
 MOST_WAITING = 50_000  # calls in the queue; more are refused
 UNREAD = 4  # answers kept for a client that doesn't read them; ours wait for each before they ask again
 PRUNE_EVERY = 600.0  # seconds
+PRUNE_AGAIN = 1.0  # seconds, where there is more to forget than one call may
+HELD_PAUSE = 0.02  # seconds between attempts to begin while another program holds the database
 GATHER_SHARE = 0.25  # of the last commit's duration: how long a batch may wait for clients that were just answered
 LONGEST_GATHER = 0.002  # seconds
 UNBOUND_FOR = 0.5  # seconds without accepting, when descriptors ran out
@@ -174,6 +176,8 @@ class WriteServer:
         self._prune_at = time.monotonic() + PRUNE_EVERY
         self._commit_seconds = 0.0
         self._company = 0  # clients whose calls shared the last batch
+        self._begin_at = 0.0  # when to try again, while another program holds the database
+        self._held_since: float | None = None
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(listener.monitor, zmq.POLLIN)
@@ -191,9 +195,11 @@ class WriteServer:
         Raises:
             FencedError: Another server has taken over.
             BatchLostError: The database has failed; end without answering.
-            ReaderLostError: A reading process has died; likewise.
+            ReaderLostError: A reading process has died; nothing is wrong with the database.
         """
-        ready = dict(self._poller.poll(0 if self._writes else int(seconds * 1000)))
+        if self._writes:
+            seconds = min(seconds, max(0.0, self._begin_at - time.monotonic()))
+        ready = dict(self._poller.poll(int(seconds * 1000)))
         if self._socket in ready:
             self._receive()
         if self._listener.monitor in ready:
@@ -201,9 +207,8 @@ class WriteServer:
         if self._readers:
             for descriptor, reader in self._by_descriptor.items():
                 if descriptor in ready:
-                    self._send(*self._readers.answer(reader))
-                    self.calls += 1
-        if self._writes:
+                    self._forward(self._readers, reader)
+        if self._writes and time.monotonic() >= self._begin_at:
             self._gather()
             self._write_batch()
         self._listener.tick()
@@ -269,11 +274,13 @@ class WriteServer:
                 self._by_ticket[key] = queued
                 self._writes.append(queued)
         elif self._readers:
-            order = Order(request.id, request.operation, bytes(request.call), request.deadline)
-            if not self._readers.ask(identity, order):
+            order = Order(request.operation, bytes(request.call), request.deadline)
+            # One that doesn't number its reads can't repeat them.
+            key = (request.client, request.seq) if request.client else (identity.hex(), request.id)
+            if not self._readers.ask(key, identity, request.id, order):
                 self._reply(identity, request.id, error_answer(Busy("too many reads of this client are waiting")))
         else:
-            self._reply(identity, request.id, self._writer.read(kind, bytes(request.call)))
+            self._answer(identity, request.id, self._writer.read(kind, bytes(request.call)))
 
     def _drop(self, identity: bytes, why: str) -> None:
         self.dropped += 1
@@ -296,11 +303,32 @@ class WriteServer:
     def _write_batch(self) -> None:
         batch = self._next_batch()
         began = time.monotonic()
-        answers = self._writer.run([queued.write for queued in batch])
+        try:
+            answers = self._writer.run([queued.write for queued in batch])
+        except HeldError:
+            self._wait_for_others(batch)
+            return
+        if self._held_since is not None:
+            logger.info("the database is free again after %.1f s", began - self._held_since)
+            self._held_since = None
         self._commit_seconds = time.monotonic() - began
         self._company = len(batch)
         for queued, answer in zip(batch, answers, strict=True):
-            self._reply(queued.identity, queued.number, answer)
+            self._answer(queued.identity, queued.number, answer)
+
+    def _wait_for_others(self, batch: list[_Queued]) -> None:
+        """Put a batch back: another program holds the database. Meanwhile reads are answered, and requests to stop."""
+        now = time.monotonic()
+        if self._held_since is None:
+            self._held_since = now
+            logger.warning("another program holds the database; %d writes wait for it", len(batch))
+        self._begin_at = now + HELD_PAUSE
+        for queued in reversed(batch):
+            if now > queued.write.deadline:
+                self._answer(queued.identity, queued.number, self._writer.late(queued.write))
+            else:
+                self._writes.appendleft(queued)
+                self._by_ticket[queued.write.ticket[:2]] = queued
 
     def _next_batch(self) -> list[_Queued]:
         batch: list[_Queued] = []
@@ -322,12 +350,34 @@ class WriteServer:
         """Forget clients that were not seen for days."""
         with self._session.ticket() as ticket:
             write = Write(calls.Prune, encode_call(calls.Prune()), ticket, time.monotonic() + 60)
-            self._writer.run([write])
+            try:
+                [answer] = self._writer.run([write])
+            except HeldError:
+                return
+        if not answer.code and decode_result(calls.Prune, answer.body) >= calls.MOST_JOBS:
+            self._prune_at = time.monotonic() + PRUNE_AGAIN
 
     # ---- answering
 
-    def _reply(self, identity: bytes, number: int, answer: Answer) -> None:
+    def _forward(self, readers: Readers, reader: Reader) -> None:
+        """Send on what a reading process has answered."""
+        try:
+            identity, reply = readers.answer(reader)
+        except ReaderLostError as lost:
+            if lost.identity is not None:
+                # A definite answer, or its client would try it on the next server.
+                died = error_answer(BalsamError("the process that ran this read has died; see the server's log"))
+                self._answer(lost.identity, lost.number, died)
+            raise
         self.calls += 1
+        self._send(identity, protocol.encode(reply))
+
+    def _answer(self, identity: bytes, number: int, answer: Answer) -> None:
+        """Answer a call."""
+        self.calls += 1
+        self._reply(identity, number, answer)
+
+    def _reply(self, identity: bytes, number: int, answer: Answer) -> None:
         self._send(identity, protocol.encode(Reply(number, answer.code, msgspec.Raw(answer.body))))
 
     def _send(self, identity: bytes, message: bytes) -> None:

@@ -34,8 +34,10 @@ class SingleWriter:
         translate: The engine's own reading of a driver's error, None where it has none.
         is_fatal: Whether a driver's error leaves open what was written, or the engine unsound, so that the server must
             end without answering and be started again. Without it every failed COMMIT is taken so.
-        secure: Called when the server has begun its first transaction: forces to disk what an earlier server may have left
-            in the system's memory only, when a disk error ended it. Without it that is taken to be on disk.
+        secure: Called inside the server's first transaction: forces to disk what an earlier server, ended by an error
+            of the disk, may have left in the system's memory only. Without it, that is taken to be on disk.
+        version: A statement whose answer changes when another connection has changed the database. Without it a server
+            takes itself for the only writer from its first transaction to its last.
         shared: Whether other processes of this host may open the engine beside a writer. If not, the server reads as
             well, and ``open_engine`` raises ServerNotRunning for the roles ``reader`` and ``writer``.
     """
@@ -46,6 +48,7 @@ class SingleWriter:
     translate: Callable[[BaseException], BalsamError | None] | None = None
     is_fatal: Callable[[BaseException], bool] | None = None
     secure: Callable[[], None] | None = None
+    version: str = ""
     shared: bool = True
 
 
@@ -84,7 +87,7 @@ def write_server_plan(db: DBDir, host: str, port: int, *, engine: str) -> Server
     make_keys(db)  # before anyone can ask
     return ServerPlan(
         argv=[
-            sys.executable, "-m", "balsam_core.proxy", str(db.path),
+            sys.executable, "-P", "-m", "balsam_core.proxy", str(db.path),
             "--engine", engine, "--host", host, "--port", str(port),
         ],
         host=host,

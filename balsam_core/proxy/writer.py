@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, Unavailable
+from balsam_core.errors import BalsamError, Busy, Expired, InvalidInput, OutcomeUnknown, Unavailable
 from balsam_core.failpoints import failpoint
 from balsam_core.model.codec import decode_call, encode
 from balsam_core.operations import execution
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Call, Ticket
     from balsam_core.proxy.serving import SingleWriter
 
-__all__ = ["Answer", "BatchLostError", "FencedError", "GroupWriter", "Write", "error_answer"]
+__all__ = ["Answer", "BatchLostError", "FencedError", "GroupWriter", "HeldError", "Write", "error_answer"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,16 @@ SAVEPOINT = "SAVEPOINT balsam_call"
 RELEASE = "RELEASE SAVEPOINT balsam_call"
 EPOCH = "SELECT value FROM meta WHERE name = 'epoch'"
 UNDO = "ROLLBACK TO SAVEPOINT balsam_call"
-LONGEST_PAUSE = 0.05  # seconds between attempts to begin while another program holds the database
-TELL_AFTER = 5.0  # seconds of waiting that the log should know of
+PAUSE = 0.01  # seconds between attempts to begin while another program holds the database
+FIRST_PATIENCE = 30.0  # seconds for programs that had the database open before
 
 
 class FencedError(Exception):
     """Another server has taken over this database: this one must not write again."""
+
+
+class HeldError(Exception):
+    """Another program holds the database: nothing was done yet, try again later."""
 
 
 class BatchLostError(Exception):
@@ -99,6 +103,7 @@ class GroupWriter:
         self._engine: Engine = single.open_engine("server")
         self._error = self._engine.dialect.loaded_dbapi.Error
         self._clock = execution.DatabaseClock()
+        self._version: object = None
         try:
             # SQLAlchemy's own transactions cost 60 us each; this one process needs none of what they take care of.
             self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -108,11 +113,15 @@ class GroupWriter:
             self.epoch = self._take_epoch()
         except SQLAlchemyError as err:
             raise self._fault(err) from err
+        except HeldError as err:
+            msg = "another program holds the database, so that the server can't begin"
+            raise Busy(msg) from err
 
     def run(self, writes: Sequence[Write]) -> list[Answer]:
         """Run calls in one transaction; when this returns, what it says is durable.
 
         Raises:
+            HeldError: Another program holds the database; nothing was written.
             FencedError: Another server has taken over; nothing was written.
             BatchLostError: It is open what was written.
         """
@@ -121,6 +130,7 @@ class GroupWriter:
             if self._read_epoch() != self.epoch:
                 self._execute("ROLLBACK")
                 raise FencedError
+            self._notice_others()
             answers = [self._one(write) for write in writes]
             failpoint("before_commit")
             self._execute("COMMIT")
@@ -134,7 +144,8 @@ class GroupWriter:
                 raise BatchLostError(str(err)) from err
             fault = error_answer(self._fault(err))
             logger.warning("%d calls failed together: %s", len(writes), err)
-            return [fault] * len(writes)
+            # One that was sent before may have taken effect then, and must not be told that nothing was written.
+            return [self._settled(write, fault) for write in writes]
         failpoint("after_commit")
         self._names.committed()
         return answers
@@ -146,13 +157,15 @@ class GroupWriter:
             BatchLostError: The database can't be read any more.
         """
         try:
-            self._begin()
+            self._begin(FIRST_PATIENCE)
             try:
                 return Answer("", encode(execution.read(self._conn, decode_call(kind, data), self._clock)))
             finally:
                 self._execute("ROLLBACK")
         except BalsamError as err:
             return error_answer(err)
+        except HeldError:
+            return error_answer(Busy("another program holds the database"))
         except SQLAlchemyError as err:
             if self._is_fatal(err):
                 raise BatchLostError(str(err)) from err
@@ -166,16 +179,37 @@ class GroupWriter:
         self._conn.close()
         self._engine.dispose()
 
+    def late(self, write: Write) -> Answer:
+        """Return the answer of a call whose deadline is over: it is refused, unless it took effect before."""
+        late = Expired(f"{write.kind.operation()} reached the database after its deadline; nothing was changed")
+        return self._settled(write, error_answer(late))
+
+    def _settled(self, write: Write, otherwise: Answer) -> Answer:
+        """Return the stored answer of a call that took effect, or was refused, before; else another one."""
+        try:
+            return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.ticket))
+        except (OutcomeUnknown, SQLAlchemyError):
+            return otherwise
+        except BalsamError as err:
+            return error_answer(err)
+
     def _one(self, write: Write) -> Answer:
         """Run one call between savepoints."""
+        try:
+            call = decode_call(write.kind, write.data)
+        except BalsamError as err:
+            return error_answer(err)
+        if time.monotonic() > write.deadline:
+            return self.late(write)
         self._execute(SAVEPOINT)
         try:
-            answer = Answer("", self._apply(write))
+            answer = Answer("", execution.write(self._conn, call, write.ticket, self._clock, self._sole))
         except execution.AlreadyApplied:
             self._undo()
-            answer = self._replay(write)
+            answer = self._replay(call, write.ticket)
         except BalsamError as err:
             self._undo()
+            execution.refuse(self._conn, write.ticket, self._clock, self._sole, err)
             answer = error_answer(err)
         except SQLAlchemyError as err:
             if self._single.is_fatal and self._is_fatal(err):
@@ -189,26 +223,15 @@ class GroupWriter:
             self._execute(RELEASE)
         return answer
 
-    def _apply(self, write: Write) -> bytes:
-        call = decode_call(write.kind, write.data)
-        if time.monotonic() <= write.deadline:
-            return execution.write(self._conn, call, write.ticket, self._clock, self._sole)
-        # Too late, unless an earlier sending of it took effect.
+    def _replay(self, call: Call[Any], ticket: Ticket) -> Answer:
         try:
-            return execution.replay(self._conn, call, write.ticket)
-        except OutcomeUnknown:
-            msg = f"{call.operation()} reached the database after its deadline; nothing was changed"
-            raise Unavailable(msg) from None
-
-    def _replay(self, write: Write) -> Answer:
-        try:
-            return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.ticket))
+            return Answer("", execution.replay(self._conn, call, ticket))
         except BalsamError as err:
             return error_answer(err)
         except SQLAlchemyError:
             raise
         except Exception as err:  # noqa: BLE001  (see _failed)
-            return self._failed(write.kind, err)
+            return self._failed(type(call), err)
 
     @staticmethod
     def _failed(kind: type[Call[Any]], err: Exception) -> Answer:
@@ -233,27 +256,30 @@ class GroupWriter:
         except self._error as err:
             raise DBAPIError.instance(statement, None, err, self._error) from err
 
-    def _begin(self) -> None:
-        """Begin, waiting for as long as another program holds the database."""
-        pause, waiting = 0.001, 0.0
+    def _begin(self, patience: float = 0.0) -> None:
+        """Begin a transaction.
+
+        Args:
+            patience: Seconds to wait for another program that holds the database.
+
+        Raises:
+            HeldError: It still does.
+        """
+        until = time.monotonic() + patience
         while True:
             try:
                 self._execute(self._single.begin)
             except SQLAlchemyError as err:
                 if not self._single.is_retryable(getattr(err, "orig", None) or err):
                     raise
+                if time.monotonic() >= until:
+                    raise HeldError from err
             else:
                 return
-            began = time.monotonic()
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-            waiting += time.monotonic() - began
-            if waiting > TELL_AFTER:
-                logger.warning("another program has held the database for seconds; waiting for it")
-                waiting = 0.0
+            time.sleep(PAUSE)
 
     def _take_epoch(self) -> int:
-        self._begin()
+        self._begin(FIRST_PATIENCE)
         if self._single.secure:
             self._single.secure()
         check(self._conn)
@@ -261,6 +287,16 @@ class GroupWriter:
         self._conn.execute(update(meta).where(meta.c.name == "epoch").values(value=str(epoch)))
         self._execute("COMMIT")
         return epoch
+
+    def _notice_others(self) -> None:
+        """Forget what is known of the tables if others have written: who came while this server was being ended."""
+        if self._single.version:
+            self._execute(self._single.version)
+            version = self._cursor.fetchone()
+            if version != self._version:
+                self._version = version
+                self._names.clear()
+                self._names.rolled_back()
 
     def _read_epoch(self) -> int:
         self._execute(EPOCH)

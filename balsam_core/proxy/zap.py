@@ -30,6 +30,7 @@ class Gatekeeper:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: str) -> None:
+        self._refused = 0
         self._key = zmq.utils.z85.decode(key.encode())
         self._socket = context.socket(zmq.REP)
         self._socket.linger = 0
@@ -57,5 +58,8 @@ class Gatekeeper:
         if welcome:
             return [b"1.0", number, b"200", b"OK", b"client", b""]
         if len(request) > 3:  # noqa: PLR2004
-            logger.warning("refused a client at %s: it has another key", request[3].decode(errors="replace"))
+            self._refused += 1
+            if self._refused & (self._refused - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
+                place = request[3].decode(errors="replace")
+                logger.warning("%d connections refused, the last from %s: another key", self._refused, place)
         return [b"1.0", number, b"400", b"unknown key", b"", b""]

@@ -123,7 +123,7 @@ def test_a_program_that_had_the_file_open_finds_the_server_at_its_next_call(db_d
         dbserver.start(db_dir)
         try:
             db.jobs.add(job("served"))
-            assert db.transport.server_status().calls >= 2
+            assert db.transport.server_status().calls == 1
         finally:
             dbserver.stop(db_dir)
         db.jobs.add(job("direct again"))
@@ -146,7 +146,7 @@ def test_a_transaction_that_begins_after_the_publication_is_given_up(db_dir, mon
         monkeypatch.setattr(native, "_connect", publish_first)
         try:
             db.jobs.add(job("meanwhile"))
-            assert db.transport.server_status().calls >= 2
+            assert db.transport.server_status().calls == 1
             assert names(db) == ["before", "meanwhile"]
         finally:
             dbserver.stop(db_dir)
@@ -167,7 +167,7 @@ def test_a_loopback_address_of_another_host_is_told_at_once(served):
     address.write(served, msgspec.structs.replace(published, node="elsewhere"))
     line = here.refused("ls", db=served.path, code=Unavailable.exit_code)
     assert "listens only on its own host, elsewhere" in line
-    assert "--host elsewhere" in line
+    assert "balsam dbserver --host 0.0.0.0" in line
 
 
 def test_a_million_jobs_are_read_beside_the_server(served):
@@ -175,7 +175,7 @@ def test_a_million_jobs_are_read_beside_the_server(served):
         db.jobs.add(job(f"j{n}") for n in range(2 * MOST_JOBS + 10))
         before = db.transport.server_status().calls
         assert len(list(db.jobs.rows("id"))) == 2 * MOST_JOBS + 10
-        assert db.transport.server_status().calls - before == 2  # the first page, and this
+        assert db.transport.server_status().calls - before == 1  # the first page
         assert len(list(db.jobs.order_by("name", descending=True).rows("id"))) == 2 * MOST_JOBS + 10
 
 

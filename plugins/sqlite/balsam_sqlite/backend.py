@@ -48,8 +48,9 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
 def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:
     """Run the core's write server on the file."""
     from balsam_core.plugin import write_server_plan
-    from balsam_sqlite.files import check_file
+    from balsam_sqlite.files import check_file, check_locks
 
+    check_locks(db)
     check_file(db)
     return write_server_plan(db, host, port, engine="balsam_sqlite.serving:single_writer")
 

@@ -16,7 +16,8 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerNotRunning, filesystem_type, is_network, shown
-from balsam_sqlite.files import check_file, database_file
+from balsam_sqlite.faults import is_retryable, translate
+from balsam_sqlite.files import check_file, check_locks, database_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["make_engine"]
 
 BUSY_TIMEOUT = 1.0  # seconds that SQLite itself waits for another writer, deaf to signals; the transport repeats
+SERVER_BUSY_TIMEOUT = 0.05  # the same for the server, which has others to answer meanwhile
 OWNER_BUSY_TIMEOUT = 60.0  # the same for init, where nobody repeats
 CACHE_SIZE = 16 * 1024  # KiB per connection
 WAL_SIZE_LIMIT = 64 * 1024 * 1024  # bytes that a log keeps after a big write
@@ -45,6 +47,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
     Raises:
         ServerNotRunning: The file is on a network file system.
         Corrupt: The file is damaged or foreign; it was not opened.
+        DBDirError: The file system has no locks.
         SchemaMismatch: A newer balsam-sqlite made it.
     """
     remote = is_network(db.path)
@@ -53,6 +56,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
             f"{shown(db.path)} is on {filesystem_type(db.path)}, a network file system, where programs must not open "
             f"an SQLite file directly: run balsam dbserver on one host, or put the DB on a local disk"
         )
+    check_locks(db)
     check_file(db)
     pragmas = [
         # Before anything that reads the file: then no shared memory is ever made.
@@ -70,7 +74,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         # A plain path, never a URI: it may hold ? and %.
         connection = sqlite3.connect(
             database_file(db),
-            timeout=OWNER_BUSY_TIMEOUT if role == "owner" else BUSY_TIMEOUT,
+            timeout={"owner": OWNER_BUSY_TIMEOUT, "server": SERVER_BUSY_TIMEOUT}.get(role, BUSY_TIMEOUT),
             isolation_level=None,
             check_same_thread=False,
         )
@@ -79,8 +83,11 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
                 connection.execute(f"PRAGMA {pragma}")
             if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 connection.execute("PRAGMA journal_mode=WAL")
-        except BaseException:
+        except BaseException as err:
             connection.close()
+            # A file that can't be opened is no server that may come back: nothing is gained by repeating.
+            if isinstance(err, sqlite3.Error) and not is_retryable(err) and (fault := translate(err)):
+                raise fault from err
             raise
         return connection
 

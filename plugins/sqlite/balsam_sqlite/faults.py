@@ -28,14 +28,13 @@ def is_fatal(error: BaseException) -> bool:
     """Say whether it is open what the file now holds.
 
     A write or an fsync that failed may still reach the disk, so a transaction that SQLite reports as failed may be
-    there after the log has been read anew. A full disk is no such case: what would commit it was never written.
+    there after the log has been read anew. A full disk is no such case: what would commit it was never written. Nor is
+    damage, which is found while reading: a server that ended for it would be ended again by the same call, repeated.
     """
     import sqlite3
 
     return _code(error) in {
         sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PROTOCOL,
         sqlite3.SQLITE_NOMEM,

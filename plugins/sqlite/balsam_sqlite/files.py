@@ -24,7 +24,6 @@ from balsam_core.plugin import (
     Unavailable,
     filesystem_type,
     force_to_disk,
-    is_network,
     shown,
 )
 
@@ -39,6 +38,7 @@ __all__ = [
     "FILE_FORMAT",
     "LONGEST_PATH",
     "check_file",
+    "check_locks",
     "database_file",
     "force_log_to_disk",
     "init_file",
@@ -74,8 +74,7 @@ def init_file(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
     durability = options.get("durability", db.settings.get("durability", "full"))
     if durability not in _DURABILITIES:
         raise InvalidInput(f"the option durability is {durability!r}; it must be one of {', '.join(_DURABILITIES)}")
-    if is_network(db.path):
-        _probe_locks(db)
+    check_locks(db)
     if db.settings or os.path.lexists(database_file(db)):
         check_file(db)
     else:
@@ -179,8 +178,10 @@ def _look_into(file: Path, *, in_doubt: bool) -> dict[str, int] | None:
             numbers = {one: int(connection.execute(f"PRAGMA {one}").fetchone()[0]) for one in wanted}
             connection.execute("SELECT name FROM sqlite_master").fetchall()
             return numbers
-    except sqlite3.Error as err:
-        code = getattr(err, "sqlite_errorcode", 0) & 0xFF
+    except (sqlite3.Error, UnicodeDecodeError) as err:
+        # The driver stumbles over a message of SQLite's that quotes damaged text.
+        garbled = isinstance(err, UnicodeDecodeError)
+        code = sqlite3.SQLITE_CORRUPT if garbled else getattr(err, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_CORRUPT and in_doubt:
             return None
         if code == sqlite3.SQLITE_NOTADB:
@@ -232,19 +233,33 @@ def _rename_new(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _probe_locks(db: DBDir) -> None:
-    """Refuse a network file system whose locks don't work at all; whether they are honest can't be seen from here."""
+def check_locks(db: DBDir) -> None:
+    """Refuse a file system whose locks don't work at all; whether they are honest can't be seen from here.
+
+    SQLite itself would take it for a database that others keep busy.
+
+    Raises:
+        DBDirError: There are no locks.
+    """
     import fcntl
 
-    probe = db.path / f".locks.{os.getpid()}.{os.urandom(4).hex()}"
+    # A lock that many may hold at once, on a file that nobody else locks; while a DB is made there is none yet.
+    probe = None if db.config_file.exists() else db.path / f".locks.{os.getpid()}.{os.urandom(4).hex()}"
+    flags = os.O_RDONLY if probe is None else os.O_RDWR | os.O_CREAT | os.O_EXCL
     try:
-        with probe.open("xb") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(probe or db.config_file, flags | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return  # what comes next says why
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as err:
+        # Not the path: while it is made, a DB has another one.
         raise DBDirError(
-            f"{shown(db.path)} is on {filesystem_type(db.path)}, where file locks don't work ({err.strerror}): "
-            f"put the DB on a local disk"
+            f"the file system of this DB, {filesystem_type(db.path)}, has no working file locks ({err.strerror}), "
+            f"which SQLite needs: put the DB on another one, e.g. a local disk"
         ) from None
     finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
+        os.close(descriptor)
+        if probe is not None:
+            with contextlib.suppress(OSError):
+                probe.unlink()

@@ -35,6 +35,7 @@ def single_writer(db: DBDir) -> SingleWriter:
         translate=translate,
         is_fatal=is_fatal,
         secure=secure,
+        version="PRAGMA data_version",
         # SQLite's log needs memory shared between all who open the file: https://sqlite.org/wal.html
         shared=not is_network(db.path),
     )
