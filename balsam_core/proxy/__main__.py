@@ -22,6 +22,7 @@ from balsam_core import address, logs
 from balsam_core.dbdir import DBDir
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.files import reason, shown
+from balsam_core.identity import start_of
 from balsam_core.proxy.keys import make_keys
 from balsam_core.proxy.readers import ReaderLostError, Readers
 from balsam_core.proxy.server import OPERATIONS, Listener, WriteServer
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 READERS = 2
 TICK = 1.0  # seconds between looks at the parent and the memory
-MEMORY_LIMIT = 512 * 1024 * 1024  # bytes; a server that has more ends and is started again
+MEMORY_LIMIT = 400 * 1024 * 1024  # bytes; a server that has more ends and is started again
 ADDRESS_SPACE = 4 * 1024**3  # bytes; the hard stop behind it
 
 
@@ -102,7 +103,7 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
             server.run_once(TICK)
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + TICK
-                if os.getppid() != parent:
+                if _is_orphaned(parent):
                     logger.warning("the watchdog is gone")
                     break
                 _check_memory()
@@ -116,9 +117,17 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
     context.term()
     if readers:
         readers.close()
-    if os.getppid() != parent:
+    if _is_orphaned(parent):
         _withdraw(db)
     return code
+
+
+def _is_orphaned(parent: int) -> bool:
+    """Say whether the watchdog has died.
+
+    Its first thread's death sends the signal; until the last one has died, too, it still is the parent, as a zombie.
+    """
+    return os.getppid() != parent or start_of(parent) is None
 
 
 def _withdraw(db: DBDir) -> None:

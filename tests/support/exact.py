@@ -260,7 +260,7 @@ class Report:
     def __str__(self) -> str:
         faults = ", ".join(f"{len(found)} {kind}" for kind, found in self.faults.items()) or "exact"
         return (
-            f"{self.sent} sent, {self.acked} acked, {dict(self.errors)} errors, {self.open} open, {self.applied} of the"
+            f"{self.sent} sent, {self.acked} acked, {sum(self.errors.values())} errors, {self.open} open, {self.applied} of the"
             f" unknown applied: {faults}; {self.throughput:.0f}/s, p50 {self.p50 * 1e3:.1f} ms, p99"
             f" {self.p99 * 1e3:.1f} ms, worst {self.worst * 1e3:.0f} ms, stall {self.longest_stall * 1e3:.0f} ms,"
             f" wait {self.longest_wait * 1e3:.0f} ms"
