@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from balsam_core import address, stop_request, user_servers
+from balsam_core import address
 from balsam_core.errors import AddressError, Conflict, TimedOut, Unavailable, by_code
 from balsam_core.files import shown
 from balsam_core.identity import is_alive, send_signal
-from balsam_core.lease import HEARTBEAT, HeldLease, Sighting, State, Watch, new_lease
-from balsam_core.supervisor import ServerOptions
-from balsam_core.takeover import acquire, check_takeover
+from balsam_core.watchdog import stop_request, user_servers
+from balsam_core.watchdog.lease import HEARTBEAT, HeldLease, Sighting, State, Watch, new_lease
+from balsam_core.watchdog.supervisor import ServerOptions
+from balsam_core.watchdog.takeover import acquire, check_takeover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from balsam_core.address import Address
     from balsam_core.dbdir import DBDir
-    from balsam_core.lease import Lease
+    from balsam_core.watchdog.lease import Lease
 
 __all__ = ["ServerState", "Started", "describe", "has_server", "paused", "reset", "start", "stop"]
 
@@ -272,7 +273,7 @@ def _launch(db: DBDir, options: ServerOptions) -> Address | None:
     Raises:
         BalsamError: It reports why it could not start the server.
     """
-    from balsam_core import watchdog
+    from balsam_core.watchdog import process as watchdog
 
     with subprocess.Popen(
         watchdog.words(db, options),

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from balsam_core.cli.command import Session
     from balsam_core.dbdir import DBDir
     from balsam_core.dbserver import ServerState
-    from balsam_core.supervisor import ServerOptions
     from balsam_core.transport import Transport
+    from balsam_core.watchdog.supervisor import ServerOptions
 
 __all__ = ["dbserver", "describe_state", "status_record"]
 
@@ -76,7 +76,7 @@ def dbserver(
     elif reset:
         _reset(session)
     else:
-        from balsam_core.supervisor import ServerOptions
+        from balsam_core.watchdog.supervisor import ServerOptions
 
         options = ServerOptions(host=host or ServerOptions.host, port=port or 0, takeover=takeover)
         if foreground:
@@ -87,7 +87,7 @@ def dbserver(
 
 def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     from balsam_core.dbserver import start
-    from balsam_core.lease import Watch
+    from balsam_core.watchdog.lease import Watch
 
     db = _directory(session, create=True)
     started = start(db, options)
@@ -105,7 +105,7 @@ def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
 def _serve(session: Session, options: ServerOptions) -> None:
     import sys
 
-    from balsam_core.watchdog import run_in_foreground
+    from balsam_core.watchdog.process import run_in_foreground
 
     db = _directory(session, create=True)
 
@@ -137,12 +137,12 @@ def _served() -> DBDir | None:
     Raises:
         Conflict: Several servers run, and none is that of the DB in use.
     """
-    from balsam_core import user_servers
     from balsam_core.cli.text import printable
     from balsam_core.dbdir import DBDir
     from balsam_core.dbserver import has_server
     from balsam_core.errors import Conflict, DBDirError
     from balsam_core.settings import resolve_db_path
+    from balsam_core.watchdog import user_servers
 
     used = None
     with contextlib.suppress(DBDirError):  # not made yet: then it has no server

@@ -18,7 +18,7 @@ from waiting import wait_until
 
 from balsam_core import Job, address, identity, open_db
 from balsam_core.errors import Unavailable
-from balsam_core.lease import EXPIRY, encoded, lease_file
+from balsam_core.watchdog.lease import EXPIRY, encoded, lease_file
 
 # Notes each signal that it gets, and can't be ended by any but SIGKILL.
 STRANGER = """

@@ -37,7 +37,7 @@ def toil(served, least, took):
             began = time.monotonic()
             db.jobs.add(Job(name="toil", command="true"))
             took.append(time.monotonic() - began)
-            steps *= 1.15 * least / took[-1]
+            steps *= 1.3 * least / took[-1]
 
 
 def test_frozen_server_is_replaced_and_busy_one_is_not(make_served, tmp_path, amount, verdict):

@@ -20,7 +20,7 @@ from balsam_core import address
 from balsam_core.dbdir import DBDir
 from balsam_core.errors import Unavailable
 from balsam_core.initialise import initialise
-from balsam_core.lease import EXPIRY, Watch, lease_file
+from balsam_core.watchdog.lease import EXPIRY, Watch, lease_file
 
 BALSAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
 FIRST_PID = 5000  # of what starts a server: so the servers of both hosts have the same number

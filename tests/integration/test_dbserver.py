@@ -19,16 +19,17 @@ from namespaces import two_hosts
 from toy_backend import toys
 from waiting import wait_until
 
-from balsam_core import address, dbserver, user_servers
+from balsam_core import address, dbserver
 from balsam_core import initialise as initialise_module
 from balsam_core.dbdir import DBDir
 from balsam_core.errors import Conflict, Unavailable
 from balsam_core.identity import is_alive, send_signal, start_of
 from balsam_core.initialise import initialise
-from balsam_core.lease import EXPIRY, HeldLease, Watch, lease_file, new_lease
-from balsam_core.stop_request import ask_to_stop
-from balsam_core.supervisor import ServerOptions
-from balsam_core.takeover import acquire
+from balsam_core.watchdog import user_servers
+from balsam_core.watchdog.lease import EXPIRY, HeldLease, Watch, lease_file, new_lease
+from balsam_core.watchdog.stop_request import ask_to_stop
+from balsam_core.watchdog.supervisor import ServerOptions
+from balsam_core.watchdog.takeover import acquire
 
 PROGRAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
 

@@ -15,13 +15,14 @@ import pytest
 from toy_backend import toys
 from waiting import wait_until
 
-from balsam_core import address, backends, health, network, supervisor
+from balsam_core import address, backends
 from balsam_core.errors import BackendError, Conflict, InvalidInput, Unavailable
 from balsam_core.identity import is_alive, send_signal, start_of
-from balsam_core.lease import Watch, lease_file, new_lease
 from balsam_core.stopping import StopRequests
-from balsam_core.supervisor import Outcome, ServerOptions, Supervisor
-from balsam_core.takeover import acquire
+from balsam_core.watchdog import health, network, supervisor
+from balsam_core.watchdog.lease import Watch, lease_file, new_lease
+from balsam_core.watchdog.supervisor import Outcome, ServerOptions, Supervisor
+from balsam_core.watchdog.takeover import acquire
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def test_without_a_refreshed_lease_the_server_rests(drive, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("balsam_core.lease.load", broken)
+        patch.setattr("balsam_core.watchdog.lease.load", broken)
         driven.loop._beat_at = 0.0
         driven.loop.run_once()
         assert driven.loop._server is not None
@@ -268,7 +269,7 @@ def test_a_full_disk_delays_the_address_and_ends_nothing(drive, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("balsam_core.address.atomic_write", full)
-        patch.setattr("balsam_core.lease.atomic_write", full)
+        patch.setattr("balsam_core.watchdog.lease.atomic_write", full)
         driven.kill_server()
         driven.until(lambda: driven.loop._publish_at)
         assert driven.address() == first

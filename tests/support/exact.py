@@ -260,10 +260,10 @@ class Report:
     def __str__(self) -> str:
         faults = ", ".join(f"{len(found)} {kind}" for kind, found in self.faults.items()) or "exact"
         return (
-            f"{self.sent} sent, {self.acked} acked, {sum(self.errors.values())} errors, {self.open} open, {self.applied} of the"
-            f" unknown applied: {faults}; {self.throughput:.0f}/s, p50 {self.p50 * 1e3:.1f} ms, p99"
-            f" {self.p99 * 1e3:.1f} ms, worst {self.worst * 1e3:.0f} ms, stall {self.longest_stall * 1e3:.0f} ms,"
-            f" wait {self.longest_wait * 1e3:.0f} ms"
+            f"{self.sent} sent, {self.acked} acked, {sum(self.errors.values())} errors, {self.open} open,"
+            f" {self.applied} of the unknown applied: {faults}; {self.throughput:.0f}/s,"
+            f" p50 {self.p50 * 1e3:.1f} ms, p99 {self.p99 * 1e3:.1f} ms, worst {self.worst * 1e3:.0f} ms,"
+            f" stall {self.longest_stall * 1e3:.0f} ms, wait {self.longest_wait * 1e3:.0f} ms"
         )
 
 

@@ -13,7 +13,7 @@ from waiting import wait_until
 
 from balsam_core import address, dbserver, identity
 from balsam_core.initialise import initialise
-from balsam_core.lease import Watch
+from balsam_core.watchdog.lease import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from balsam_core.address import Address
     from balsam_core.dbdir import DBDir
-    from balsam_core.lease import Lease
+    from balsam_core.watchdog.lease import Lease
 
 __all__ = ["ServedDB"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from balsam_core import backends, identity
 from balsam_core.address import withdraw
 from balsam_core.dbdir import DBDir, make_tree, write_config
-from balsam_core.lease import Watch
+from balsam_core.watchdog.lease import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from balsam_core.lease import Lease
+    from balsam_core.watchdog.lease import Lease
 
 SERVER = """
     import os, signal, socket, sys

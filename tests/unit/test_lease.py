@@ -11,14 +11,14 @@ import threading
 import msgspec
 import pytest
 
-from balsam_core import lease as lease_module
-from balsam_core import takeover
 from balsam_core.dbdir import DBDir
 from balsam_core.errors import Conflict, SchemaMismatch
 from balsam_core.identity import start_of
-from balsam_core.lease import EXPIRY, HeldLease, Sighting, State, Watch, lease_file, new_lease
-from balsam_core.stop_request import ask_to_stop, forget_stop, stop_asked
-from balsam_core.takeover import acquire, take
+from balsam_core.watchdog import lease as lease_module
+from balsam_core.watchdog import takeover
+from balsam_core.watchdog.lease import EXPIRY, HeldLease, Sighting, State, Watch, lease_file, new_lease
+from balsam_core.watchdog.stop_request import ask_to_stop, forget_stop, stop_asked
+from balsam_core.watchdog.takeover import acquire, take
 
 HOUR = 3600
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from balsam_core import network
 from balsam_core.errors import Conflict, InvalidInput
-from balsam_core.network import advertised, choose_port, is_wildcard
+from balsam_core.watchdog import network
+from balsam_core.watchdog.network import advertised, choose_port, is_wildcard
 
 
 @pytest.fixture

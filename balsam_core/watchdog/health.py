@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from balsam_core.server_process import ServerProcess
+    from balsam_core.watchdog.server_process import ServerProcess
 
 __all__ = ["Health"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.dbdir import DBDir
-    from balsam_core.lease import Lease
+    from balsam_core.watchdog.lease import Lease
 
 __all__ = ["ask_to_stop", "forget_stop", "stop_asked"]
 

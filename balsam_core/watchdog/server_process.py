@@ -12,9 +12,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from balsam_core import child
 from balsam_core.files import reason
 from balsam_core.identity import cpu_seconds, open_process, start_of
+from balsam_core.watchdog import child
 
 if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir

@@ -16,13 +16,13 @@ import msgspec
 from balsam_core.errors import Conflict
 from balsam_core.files import force_to_disk, shown
 from balsam_core.identity import end_process, this_machine
-from balsam_core.lease import HeldLease, State, encoded, lease_file, load, locked, parse
+from balsam_core.watchdog.lease import HeldLease, State, encoded, lease_file, load, locked, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.dbdir import DBDir
-    from balsam_core.lease import Lease, Sighting, Watch
+    from balsam_core.watchdog.lease import Lease, Sighting, Watch
 
 __all__ = ["acquire", "check_takeover", "take"]
 

@@ -17,7 +17,7 @@ import msgspec
 from balsam_core.dbdir import DBDir
 from balsam_core.errors import BalsamError
 from balsam_core.files import atomic_write, read_regular, reason
-from balsam_core.lease import Watch
+from balsam_core.watchdog.lease import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,7 @@ from balsam_core.address import is_copied
 from balsam_core.errors import SchemaMismatch
 from balsam_core.files import atomic_write, shown
 from balsam_core.identity import is_alive, start_of, this_machine
-from balsam_core.locks import best_effort_lock
+from balsam_core.watchdog.locks import best_effort_lock
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

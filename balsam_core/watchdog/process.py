@@ -21,11 +21,11 @@ from balsam_core.address import Address
 from balsam_core.dbdir import DBDir, make_tree
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable
 from balsam_core.files import reason, shown
-from balsam_core.lease import HeldLease, Sighting, State, Watch, new_lease
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.stopping import StopRequests
-from balsam_core.supervisor import Outcome, ServerOptions, Supervisor
-from balsam_core.takeover import acquire
+from balsam_core.watchdog.lease import HeldLease, Sighting, State, Watch, new_lease
+from balsam_core.watchdog.supervisor import Outcome, ServerOptions, Supervisor
+from balsam_core.watchdog.takeover import acquire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ def words(db: DBDir, options: ServerOptions) -> list[str]:
     """Return the command line of a watchdog."""
     return [
         # -P: its directory, wherever that is, is no place for modules.
-        *(sys.executable, "-P", "-m", __name__ if __name__ != "__main__" else "balsam_core.watchdog"),
+        *(sys.executable, "-P", "-m", "balsam_core.watchdog"),
         *(os.fspath(db.path), f"host={options.host}", f"port={options.port}", f"preferred={options.preferred}"),
         *(["takeover=1"] if options.takeover else []),
     ]
@@ -209,7 +209,3 @@ def _notify(message: str) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.connect(place.replace("@", "\0", 1) if place.startswith("@") else place)
             channel.send(message.encode())
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

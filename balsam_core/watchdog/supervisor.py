@@ -2,7 +2,7 @@
 
 It runs the one foreground child that a backend's ``ServerPlan`` describes, in one thread around one ``poll``, and knows
 nothing about databases. It holds the lease; it is the only one that writes the address. Its process is the affair of
-:mod:`balsam_core.watchdog`.
+:mod:`balsam_core.watchdog.process`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from balsam_core import address, network, stop_request, user_servers
+from balsam_core import address
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.failpoints import failpoint
 from balsam_core.files import reason, shown
-from balsam_core.health import Health
 from balsam_core.identity import this_machine
-from balsam_core.lease import EXPIRY, HEARTBEAT
-from balsam_core.server_process import ServerProcess
+from balsam_core.watchdog import network, stop_request, user_servers
+from balsam_core.watchdog.health import Health
+from balsam_core.watchdog.lease import EXPIRY, HEARTBEAT
+from balsam_core.watchdog.server_process import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from balsam_core.address import Address
     from balsam_core.backends import Backend
     from balsam_core.dbdir import DBDir
-    from balsam_core.lease import HeldLease
     from balsam_core.plugin_types import ServerPlan
     from balsam_core.stopping import StopRequests
+    from balsam_core.watchdog.lease import HeldLease
 
 __all__ = ["Outcome", "ServerOptions", "Supervisor"]
 
