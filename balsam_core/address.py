@@ -18,7 +18,7 @@ from balsam_core.identity import is_alive, this_machine
 if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir
 
-__all__ = ["FORMAT", "Address", "is_copied", "is_gone", "is_here", "last_epoch", "read", "withdraw", "write"]
+__all__ = ["FORMAT", "Address", "is_copied", "is_gone", "is_here", "last_epoch", "place", "read", "withdraw", "write"]
 
 FORMAT = 1  # of the file; a program refuses a newer one
 _LARGEST = 64 * 1024  # bytes
@@ -68,6 +68,16 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     epoch: int = 0
     details: dict[str, str] = msgspec.field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """Host and port in one word."""
+        return place(self.host, self.port)
+
+
+def place(host: str, port: int) -> str:
+    """Return host and port in one word, as people and ZeroMQ write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
 
 _decode = msgspec.json.Decoder(Address).decode
 
@@ -80,11 +90,15 @@ def read(db: DBDir) -> Address | None:
         SchemaMismatch: A newer Balsam wrote it.
     """
     address = _read(db)
-    return address if address.state == "running" and not is_copied(db, address.directory) else None
+    return (
+        address if address.state == "running" and not (is_here(address) and is_copied(db, address.directory)) else None
+    )
 
 
 def is_copied(db: DBDir, directory: int) -> bool:
     """Say whether a file of a DB directory was written in another one, which this one is a copy of.
+
+    Only on the machine that wrote it: some network file systems number their files anew on each.
 
     Args:
         db: The DB directory.

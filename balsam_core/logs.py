@@ -24,7 +24,13 @@ _installed: list[logging.Handler] = []
 
 
 def configure(
-    log_dir: Path, name: str, *, level: int = logging.INFO, context: str = "", largest: int = _LARGEST_FILE
+    log_dir: Path,
+    name: str,
+    *,
+    level: int = logging.INFO,
+    context: str = "",
+    largest: int = _LARGEST_FILE,
+    keep: int | None = None,
 ) -> Path:
     """Send this process's log records to a file of its own and return the file's path.
 
@@ -36,6 +42,7 @@ def configure(
         level: Least level that is written.
         context: What every line carries for grep, e.g. ``db=/home/me/testdb``.
         largest: Size at which the file is rotated, bytes.
+        keep: Files of earlier runs to leave, where only one runs at a time; None for all.
 
     Raises:
         OSError: The file can't be made.
@@ -44,6 +51,8 @@ def configure(
 
     host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:64] or "localhost"
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    if keep is not None:
+        _prune(log_dir, name, keep)
     path = log_dir / f"{name}_{moment}_{host}_{os.getpid()}.log"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     handler = RotatingFileHandler(path, maxBytes=largest, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
@@ -54,6 +63,13 @@ def configure(
     root.setLevel(level)
     _installed.append(handler)
     return path
+
+
+def _prune(log_dir: Path, name: str, keep: int) -> None:
+    """Remove the oldest files of a name; the date in their names sorts them."""
+    for old in sorted(log_dir.glob(f"{name}_*.log*"), reverse=True)[keep:]:
+        with contextlib.suppress(OSError):
+            old.unlink()
 
 
 def close() -> None:

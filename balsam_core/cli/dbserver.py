@@ -94,9 +94,7 @@ def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     server = started.address
     printer = session.printer()
     verb = "already running at" if started.already else "running at"
-    printer.one(
-        {"address": _place(server), **_record(db, server), "already": started.already}, f"{verb} {_place(server)}"
-    )
+    printer.one({"address": server.place, **_record(db, server), "already": started.already}, f"{verb} {server.place}")
     lease = Watch(db).look().lease if started.already else None
     if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
         printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")
@@ -110,7 +108,7 @@ def _serve(session: Session, options: ServerOptions) -> None:
     db = _directory(session, create=True)
 
     def ready(server: Address) -> None:
-        session.printer().one({"address": _place(server), **_record(db, server)}, f"running at {_place(server)}")
+        session.printer().one({"address": server.place, **_record(db, server)}, f"running at {server.place}")
         sys.stdout.flush()
 
     run_in_foreground(db, options, ready)
@@ -244,7 +242,7 @@ def _status_lines(record: dict[str, object], state: ServerState) -> Iterator[str
 
 def describe_state(state: ServerState) -> str:
     """Return in a line how a server stands."""
-    place = _place(state.address) if state.address else "no address"
+    place = state.address.place if state.address else "no address"
     match state.state:
         case "stopped":
             return "none"
@@ -269,11 +267,6 @@ def _record(db: DBDir, server: Address) -> dict[str, object]:
         "node": server.node,
         "epoch": server.epoch,
     }
-
-
-def _place(server: Address) -> str:
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"{host}:{server.port}"
 
 
 def _directory(session: Session, *, create: bool = False) -> DBDir:

@@ -24,6 +24,7 @@ from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.files import reason, shown
 from balsam_core.identity import start_of
 from balsam_core.proxy.keys import make_keys
+from balsam_core.proxy.publication import Publication
 from balsam_core.proxy.readers import ReaderLostError, Readers
 from balsam_core.proxy.server import OPERATIONS, Listener, WriteServer
 from balsam_core.proxy.serving import load_single_writer
@@ -33,6 +34,7 @@ from balsam_core.proxy.zap import Gatekeeper
 logger = logging.getLogger(__name__)
 
 READERS = 2
+LOGS = 50  # files of earlier servers that are kept
 TICK = 1.0  # seconds between looks at the parent and the memory
 MEMORY_LIMIT = 400 * 1024 * 1024  # bytes; a server that has more ends and is started again
 ADDRESS_SPACE = 4 * 1024**3  # bytes; the hard stop behind it
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         db = DBDir.open(chosen.path)
         logging.raiseExceptions = False  # a full disk must not make the server chatter
-        logs.configure(db.log, "server", context=f"db={shown(db.path)} port={chosen.port}")
+        logs.configure(db.log, "server", context=f"db={shown(db.path)} port={chosen.port}", keep=LOGS)
         return _serve(db, chosen, parent, wakeup)
     except BalsamError as err:
         return _ended(str(err), err.exit_code)
@@ -93,7 +95,9 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
         msg = f"can't listen on {chosen.host}:{chosen.port}: {str(err).lower()}"
         raise Unavailable(msg) from err
     writer = GroupWriter(single)
-    server = WriteServer(listener, writer, readers)
+    before = address.last_epoch(db)
+    publication = Publication(db)
+    server = WriteServer(listener, writer, readers, None if single.shared else lambda: publication.is_replaced(before))
     server.register(wakeup)
     logger.info("epoch %d: serving at %s:%d", writer.epoch, chosen.host, chosen.port)
     look_at = 0.0

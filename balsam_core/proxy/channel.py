@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import zmq
 
+from balsam_core.address import place
 from balsam_core.errors import by_code
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
@@ -103,7 +104,7 @@ class Channel:
             socket.reconnect_ivl_max = 500
             socket.tcp_keepalive = 1
             self._monitor: zmq.Socket[bytes] | None = socket.get_monitor_socket(_EVENTS)
-            socket.connect(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+            socket.connect(f"tcp://{place(host, port)}")
         except BaseException:
             self.close()
             raise

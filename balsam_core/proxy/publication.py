@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from balsam_core import address
+from balsam_core.address import is_here
 
 if TYPE_CHECKING:
     from balsam_core.address import Address
@@ -34,6 +35,18 @@ class Publication:
     def forget(self) -> None:
         """Read the file at the next look: a network file system may show its old status for a minute."""
         self._state = (None, None)
+
+    def is_replaced(self, before: int) -> bool:
+        """Say whether another server than this process was published after a publication.
+
+        Args:
+            before: The number of that publication.
+        """
+        self.forget()
+        published = self.current()
+        if published is None or published.epoch <= before:
+            return False
+        return published.pid != os.getpid() or not is_here(published)
 
     def current(self) -> Address | None:
         """Return the published address, None while no server is published.

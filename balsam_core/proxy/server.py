@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import zmq
 
+from balsam_core.address import place
 from balsam_core.errors import BalsamError, Busy, InvalidInput
 from balsam_core.model import calls
 from balsam_core.model.codec import decode_result, encode_call
@@ -22,17 +23,19 @@ from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
 from balsam_core.proxy.protocol import LARGEST_REQUEST, Hello, Reply, Run, Welcome, check_hello
 from balsam_core.proxy.readers import Order, ReaderLostError
-from balsam_core.proxy.writer import Answer, HeldError, Write, error_answer
+from balsam_core.proxy.writer import Answer, FencedError, HeldError, Write, error_answer
 from balsam_core.proxy.zap import DOMAIN
 from balsam_core.transport import ClientSession, ServerStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from balsam_core.model.calls import Call
     from balsam_core.proxy.keys import ServerKeys
     from balsam_core.proxy.readers import Reader, Readers
     from balsam_core.proxy.writer import GroupWriter
 
-__all__ = ["OPERATIONS", "Listener", "WriteServer", "endpoint"]
+__all__ = ["OPERATIONS", "Listener", "WriteServer"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +60,6 @@ OPERATIONS: dict[str, type[Call[Any]]] = {
     and kind.__module__ == calls.__name__
 }
 """The calls that there are, by name."""
-
-
-def endpoint(host: str, port: int) -> str:
-    """Return ZeroMQ's form of an address."""
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 class Listener:
@@ -94,7 +92,7 @@ class Listener:
         socket.zap_domain = DOMAIN
         self.monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
         self._peers: set[int] = set()
-        self._endpoint = endpoint(host, port)
+        self._endpoint = f"tcp://{place(host, port)}"
         self._bind_again_at: float | None = None
         socket.bind(self._endpoint)
 
@@ -156,19 +154,28 @@ class WriteServer:
         listener: The socket.
         writer: The database's only writer.
         readers: The reading processes; None where the writer reads as well.
+        is_replaced: Asked before each batch where locks may lie, so that the epoch in the database alone is no fence:
+            says whether another server was published.
 
     Attributes:
         calls: How many calls it has answered.
         dropped: How many messages were no requests.
     """
 
-    def __init__(self, listener: Listener, writer: GroupWriter, readers: Readers | None) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        writer: GroupWriter,
+        readers: Readers | None,
+        is_replaced: Callable[[], bool] | None = None,
+    ) -> None:
         self.calls = 0
         self.dropped = 0
         self._listener = listener
         self._socket = listener.socket
         self._writer = writer
         self._readers = readers
+        self._is_replaced = is_replaced
         self._writes: deque[_Queued] = deque()
         self._by_ticket: dict[tuple[str, int], _Queued] = {}
         self._since = datetime.now(UTC)
@@ -301,6 +308,8 @@ class WriteServer:
                 return
 
     def _write_batch(self) -> None:
+        if self._is_replaced and self._is_replaced():
+            raise FencedError
         batch = self._next_batch()
         began = time.monotonic()
         try:

@@ -178,7 +178,7 @@ class Watch:
             self._seen = None
             return Sighting(state=State.FREE)
         lease = parse(self._db, data)
-        if lease is not None and is_copied(self._db, lease.directory):
+        if lease is not None and lease.is_of_this_machine and is_copied(self._db, lease.directory):
             # Nobody's, but of a living stranger who must be left alone.
             return Sighting(state=State.SILENT, data=data, beaten=beaten)
         if lease is not None and lease.is_of_this_machine:

@@ -181,7 +181,7 @@ def _give_back(held: HeldLease) -> None:
 def _log(db: DBDir) -> Path:
     logging.raiseExceptions = False  # a full disk must not stop the server
     make_tree(db.path)
-    return logs.configure(db.log, "dbserver", context=f"db={db.path}")
+    return logs.configure(db.log, "dbserver", context=f"db={db.path}", keep=50)
 
 
 def _into(log: Path) -> None:

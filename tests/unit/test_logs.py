@@ -64,3 +64,13 @@ def test_configuring_again_moves_to_the_new_file(tmp_path):
     logging.getLogger("x").info("here")
     assert first.read_text() == ""
     assert "here" in second.read_text()
+
+
+def test_old_files_of_a_name_are_removed_where_that_is_asked_for(tmp_path):
+    for day in range(10, 20):
+        (tmp_path / f"server_202611{day}T000000Z_host_1.log").touch()
+    (tmp_path / "dbserver_20261101T000000Z_host_1.log").touch()
+    new = logs.configure(tmp_path, "server", keep=3)
+    left = sorted(path.name for path in tmp_path.glob("server_*"))
+    assert left == sorted([new.name, *(f"server_202611{day}T000000Z_host_1.log" for day in (17, 18, 19))])
+    assert (tmp_path / "dbserver_20261101T000000Z_host_1.log").exists()

@@ -1,0 +1,74 @@
+"""The published address as clients and a server follow it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace as changed
+
+import pytest
+from msgspec.structs import replace
+
+from balsam_core import address
+from balsam_core.dbdir import DBDir
+from balsam_core.identity import start_of, this_machine
+from balsam_core.proxy.publication import Publication
+
+
+@pytest.fixture
+def db(tmp_path):
+    (tmp_path / "db").mkdir()
+    made = DBDir(path=tmp_path / "db", db_type="toy", id="a" * 32)
+    address.withdraw(made)
+    return made
+
+
+def running(db, **members):
+    here = this_machine()
+    values = {"node": here.node, "boot_id": here.boot_id, "pid_namespace": here.pid_namespace, "pid": os.getpid()}
+    values |= {"start_time": start_of(os.getpid()), "epoch": 1, "directory": db.path.stat().st_ino}
+    return address.Address(state="running", host="127.0.0.1", port=7, protocol="balsam/1", **(values | members))
+
+
+def test_each_publication_is_seen_at_the_next_look(db):
+    publication = Publication(db)
+    assert publication.current() is None
+    for epoch in (1, 2, 3):
+        address.write(db, running(db, epoch=epoch))
+        assert publication.current().epoch == epoch
+        assert publication.current() is publication.current()
+    address.withdraw(db)
+    assert publication.current() is None
+    assert address.last_epoch(db) == 3
+
+
+def test_a_server_knows_when_another_was_published(db):
+    publication = Publication(db)
+    address.write(db, running(db, pid=1, epoch=4))
+    assert not publication.is_replaced(4)  # its predecessor
+    address.write(db, running(db, epoch=5))
+    assert not publication.is_replaced(4)  # itself
+    address.write(db, running(db, pid=1, epoch=6))
+    assert publication.is_replaced(4)
+    address.write(db, running(db, node="elsewhere", epoch=6))
+    assert publication.is_replaced(4)
+    address.withdraw(db)
+    assert not publication.is_replaced(4)
+
+
+def test_a_copy_of_a_served_directory_is_not_served(db, tmp_path):
+    address.write(db, running(db))
+    shutil.copytree(db.path, tmp_path / "copy")
+    copy = changed(db, path=tmp_path / "copy")
+    assert address.read(db) is not None
+    assert address.read(copy) is None
+    # Elsewhere the numbers of files may be others.
+    address.write(copy, replace(running(db), node="elsewhere", host="10.0.0.1"))
+    assert address.read(copy) is not None
+
+
+def test_a_process_is_proven_dead_only_where_it_can_be_looked_at(db):
+    assert not address.is_gone(running(db))
+    assert address.is_gone(running(db, start_time=1.0))
+    for members in ({"node": "elsewhere"}, {"boot_id": "before"}, {"pid_namespace": 7}):
+        assert not address.is_gone(running(db, start_time=1.0, **members))
