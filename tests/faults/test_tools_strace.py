@@ -37,7 +37,8 @@ def audit_of(tmp_path, manner):
                 socket.create_connection(("127.0.0.1", port), timeout=30) as client,
                 recorded(server.pid, tmp_path / "trace") as trace,
             ):
-                for _ in range(30):
+                # The last answer may be on its way when the recording ends; the others are recorded before it begins.
+                for _ in range(31):
                     client.sendall(b"q" * 100)
                     assert client.recv(1000) == b"a" * 100
         finally:
@@ -47,13 +48,15 @@ def audit_of(tmp_path, manner):
 
 def test_honest_server(tmp_path):
     audit = audit_of(tmp_path, "honest")
-    assert (audit.answers, audit.syncs, audit.violations) == (30, 30, [])
+    assert audit.answers in {30, 31}
+    assert audit.syncs == 31
+    assert audit.violations == []
 
 
 def test_hasty_server(tmp_path):
     audit = audit_of(tmp_path, "hasty")
-    assert audit.answers == 30
-    assert len(audit.violations) == 30
+    assert audit.answers in {30, 31}
+    assert len(audit.violations) == audit.answers
 
 
 def test_forbidden_tracing_is_a_reason_to_skip(tmp_path):
