@@ -79,7 +79,7 @@ def test_silent_peers_are_seen_held():
 def test_usage_of_a_tree_of_processes():
     code = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import sys; data = b'x' * 50_000_000; print(1); sys.stdin.read()"],
+child = subprocess.Popen([sys.executable, "-c", "import sys; data = b'x' * 50_000_000; print(1, flush=True); sys.stdin.read()"],
     stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 child.stdout.read(1)
 print(child.pid, flush=True)
