@@ -79,8 +79,8 @@ def test_silent_peers_are_seen_held():
 def test_usage_of_a_tree_of_processes():
     code = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import sys; data = b'x' * 50**5; print(1, flush=True); sys.stdin.read()"],
-    stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+program = "import sys; data = b'x' * 50_000_000; print(1, flush=True); sys.stdin.read()"
+child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 child.stdout.read(1)
 print(child.pid, flush=True)
 sum(range(10**7))
@@ -95,7 +95,7 @@ sys.stdin.read()
         after = usage(process.pid, tree=True)
         assert after.processes == 2
         assert usage(process.pid).processes == 1
-        assert 50**5 < after.pss <= after.rss
+        assert 50_000_000 < after.pss <= after.rss
         assert after.fds >= 6
         assert after.load_since(before) > 0
         assert is_alive(child)
