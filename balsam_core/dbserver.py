@@ -24,7 +24,7 @@ from balsam_core.files import shown
 from balsam_core.identity import is_alive, send_signal
 from balsam_core.watchdog import stop_request, user_servers
 from balsam_core.watchdog.lease import HEARTBEAT, HeldLease, Sighting, State, Watch, new_lease
-from balsam_core.watchdog.supervisor import ServerOptions
+from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.takeover import acquire, check_takeover
 
 if TYPE_CHECKING:

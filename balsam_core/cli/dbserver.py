@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir
     from balsam_core.dbserver import ServerState
     from balsam_core.transport import Transport
-    from balsam_core.watchdog.supervisor import ServerOptions
+    from balsam_core.watchdog.options import ServerOptions
 
 __all__ = ["dbserver", "describe_state", "status_record"]
 
@@ -76,7 +76,7 @@ def dbserver(
     elif reset:
         _reset(session)
     else:
-        from balsam_core.watchdog.supervisor import ServerOptions
+        from balsam_core.watchdog.options import ServerOptions
 
         options = ServerOptions(host=host or ServerOptions.host, port=port or 0, takeover=takeover)
         if foreground:

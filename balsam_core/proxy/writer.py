@@ -157,7 +157,7 @@ class GroupWriter:
             BatchLostError: The database can't be read any more.
         """
         try:
-            self._begin(FIRST_PATIENCE)
+            self._begin()
             try:
                 return Answer("", encode(execution.read(self._conn, decode_call(kind, data), self._clock)))
             finally:

@@ -24,7 +24,8 @@ from balsam_core.files import reason, shown
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.stopping import StopRequests
 from balsam_core.watchdog.lease import HeldLease, Sighting, State, Watch, new_lease
-from balsam_core.watchdog.supervisor import Outcome, ServerOptions, Supervisor
+from balsam_core.watchdog.options import ServerOptions
+from balsam_core.watchdog.supervisor import Outcome, Supervisor
 from balsam_core.watchdog.takeover import acquire
 
 if TYPE_CHECKING:

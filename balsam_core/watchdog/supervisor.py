@@ -11,7 +11,6 @@ import contextlib
 import logging
 import select
 import signal
-from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -35,8 +34,9 @@ if TYPE_CHECKING:
     from balsam_core.plugin_types import ServerPlan
     from balsam_core.stopping import StopRequests
     from balsam_core.watchdog.lease import HeldLease
+    from balsam_core.watchdog.options import ServerOptions
 
-__all__ = ["Outcome", "ServerOptions", "Supervisor"]
+__all__ = ["Outcome", "Supervisor"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,23 +49,6 @@ READY_PROBE = 0.25  # seconds that such a question may take
 PUBLISH_AGAIN = 1.0  # seconds until an address that could not be written is tried again
 QUICK = 0.5  # seconds for each stop signal when there is no time for more
 KILLED = 10.0  # seconds that a killed server may take to go; longer means that the kernel holds it
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerOptions:
-    """What the user wants of a server.
-
-    Attributes:
-        host: What it listens on.
-        port: Its port; 0 for any that is free.
-        preferred: With ``port`` 0, the port to take if it is free.
-        takeover: Whether the lease of a dead machine may be taken where that could destroy data.
-    """
-
-    host: str = network.LOOPBACK
-    port: int = 0
-    preferred: int = 0
-    takeover: bool = False
 
 
 class Outcome(Enum):

@@ -27,8 +27,8 @@ from balsam_core.identity import is_alive, send_signal, start_of
 from balsam_core.initialise import initialise
 from balsam_core.watchdog import user_servers
 from balsam_core.watchdog.lease import EXPIRY, HeldLease, Watch, lease_file, new_lease
+from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.stop_request import ask_to_stop
-from balsam_core.watchdog.supervisor import ServerOptions
 from balsam_core.watchdog.takeover import acquire
 
 PROGRAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]

@@ -21,7 +21,8 @@ from balsam_core.identity import is_alive, send_signal, start_of
 from balsam_core.stopping import StopRequests
 from balsam_core.watchdog import health, network, supervisor
 from balsam_core.watchdog.lease import Watch, lease_file, new_lease
-from balsam_core.watchdog.supervisor import Outcome, ServerOptions, Supervisor
+from balsam_core.watchdog.options import ServerOptions
+from balsam_core.watchdog.supervisor import Outcome, Supervisor
 from balsam_core.watchdog.takeover import acquire
 
 

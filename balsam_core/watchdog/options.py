@@ -1,0 +1,26 @@
+"""What the user wants of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from balsam_core.watchdog import network
+
+__all__ = ["ServerOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """What the user wants of a server.
+
+    Attributes:
+        host: What it listens on.
+        port: Its port; 0 for any that is free.
+        preferred: With ``port`` 0, the port to take if it is free.
+        takeover: Whether the lease of a dead machine may be taken where that could destroy data.
+    """
+
+    host: str = network.LOOPBACK
+    port: int = 0
+    preferred: int = 0
+    takeover: bool = False
