@@ -103,8 +103,14 @@ def is_copied(db: DBDir, directory: int) -> bool:
     Args:
         db: The DB directory.
         directory: The inode that the file names, 0 for none.
+
+    Raises:
+        AddressError: The directory can't be looked at.
     """
-    return directory != 0 and directory != db.path.stat().st_ino
+    try:
+        return directory != 0 and directory != db.path.stat().st_ino
+    except OSError as err:
+        raise AddressError(f"{shown(db.path)} can't be looked at: {reason(err)}") from None
 
 
 def is_here(published: Address) -> bool:

@@ -275,7 +275,8 @@ class WriteServer:
             if twin is not None:  # sent again while it waits: the newest sender gets the answer
                 twin.identity, twin.number = identity, request.id
             elif len(self._writes) >= MOST_WAITING:
-                self._reply(identity, request.id, error_answer(Busy("the server has too many calls waiting")))
+                # Not answered: a copy of it may have taken effect, and its client sends it again.
+                self._drop(identity, "one too many that waits")
             else:
                 queued = _Queued(identity, request.id, Write(kind, bytes(request.call), ticket, request.deadline))
                 self._by_ticket[key] = queued
@@ -286,7 +287,7 @@ class WriteServer:
             key = (request.client, request.seq) if request.client else (identity.hex(), request.id)
             if not self._readers.ask(key, identity, request.id, order):
                 self._reply(identity, request.id, error_answer(Busy("too many reads of this client are waiting")))
-        else:
+        elif time.monotonic() <= request.deadline:
             self._answer(identity, request.id, self._writer.read(kind, bytes(request.call)))
 
     def _drop(self, identity: bytes, why: str) -> None:

@@ -145,7 +145,7 @@ class GroupWriter:
             fault = error_answer(self._fault(err))
             logger.warning("%d calls failed together: %s", len(writes), err)
             # One that was sent before may have taken effect then, and must not be told that nothing was written.
-            return [self._settled(write, fault) for write in writes]
+            return [self._settled_alone(write, fault) for write in writes]
         failpoint("after_commit")
         self._names.committed()
         return answers
@@ -180,18 +180,34 @@ class GroupWriter:
         self._engine.dispose()
 
     def late(self, write: Write) -> Answer:
-        """Return the answer of a call whose deadline is over: it is refused, unless it took effect before."""
-        late = Expired(f"{write.kind.operation()} reached the database after its deadline; nothing was changed")
-        return self._settled(write, error_answer(late))
+        """Return the answer of a call whose deadline is over: it is refused, unless it took effect before.
+
+        Raises:
+            BatchLostError: The database can't be read any more.
+        """
+        return self._settled_alone(write, _expired(write))
+
+    def _settled_alone(self, write: Write, otherwise: Answer) -> Answer:
+        """Do as :meth:`_settled`, outside a transaction."""
+        try:
+            return self._settled(write, otherwise)
+        except SQLAlchemyError as err:
+            if self._is_fatal(err):
+                raise BatchLostError(str(err)) from err
+            return error_answer(OutcomeUnknown(f"the database can't say whether it has the write: {self._fault(err)}"))
 
     def _settled(self, write: Write, otherwise: Answer) -> Answer:
         """Return the stored answer of a call that took effect, or was refused, before; else another one."""
         try:
             return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.ticket))
-        except (OutcomeUnknown, SQLAlchemyError):
+        except OutcomeUnknown:
             return otherwise
         except BalsamError as err:
             return error_answer(err)
+        except SQLAlchemyError:
+            raise
+        except Exception as err:  # noqa: BLE001  (see _failed)
+            return self._failed(write.kind, err)
 
     def _one(self, write: Write) -> Answer:
         """Run one call between savepoints."""
@@ -200,7 +216,7 @@ class GroupWriter:
         except BalsamError as err:
             return error_answer(err)
         if time.monotonic() > write.deadline:
-            return self.late(write)
+            return self._settled(write, _expired(write))
         self._execute(SAVEPOINT)
         try:
             answer = Answer("", execution.write(self._conn, call, write.ticket, self._clock, self._sole))
@@ -209,19 +225,25 @@ class GroupWriter:
             answer = self._replay(call, write.ticket)
         except BalsamError as err:
             self._undo()
-            execution.refuse(self._conn, write.ticket, self._clock, self._sole, err)
+            self._refuse(write, err)
             answer = error_answer(err)
         except SQLAlchemyError as err:
             if self._single.is_fatal and self._is_fatal(err):
                 raise
             self._undo(err)
-            answer = error_answer(self._fault(err))
+            fault = self._fault(err)
+            if not isinstance(fault, Unavailable):
+                self._refuse(write, fault)
+            answer = error_answer(fault)
         except Exception as err:  # noqa: BLE001  (see _failed)
             self._undo()
             answer = self._failed(write.kind, err)
         else:
             self._execute(RELEASE)
         return answer
+
+    def _refuse(self, write: Write, err: BalsamError) -> None:
+        execution.refuse(self._conn, write.ticket, self._clock, self._sole, err)
 
     def _replay(self, call: Call[Any], ticket: Ticket) -> Answer:
         try:
@@ -309,3 +331,8 @@ class GroupWriter:
     def _fault(self, err: SQLAlchemyError) -> BalsamError:
         fault = fault_of(err, self._single.is_retryable, self._single.translate)
         return Unavailable(fault.message) if isinstance(fault, OutcomeUnknown) else fault
+
+
+def _expired(write: Write) -> Answer:
+    late = Expired(f"{write.kind.operation()} reached the database after its deadline; nothing was changed")
+    return error_answer(late)

@@ -279,7 +279,7 @@ class Supervisor:
             pid=server.pid,
             pid_namespace=machine.pid_namespace,
             start_time=server.start,
-            directory=self._db.path.stat().st_ino,
+            directory=self._held.lease.directory,
             epoch=self._epoch + 1,
             details=dict(plan.details),
         )

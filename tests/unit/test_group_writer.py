@@ -14,16 +14,20 @@ from balsam_core.model.app import App
 from balsam_core.model.calls import (
     AddApp,
     AddJobs,
+    ClaimJobs,
     CountJobs,
     GetApps,
     KillJobs,
     OpenBatch,
+    RegisterLauncher,
     RemoveApp,
+    Resources,
     Ticket,
 )
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
+from balsam_core.operations import execution
 from balsam_core.proxy.writer import BatchLostError, FencedError, GroupWriter, Write
 from balsam_sqlite.serving import single_writer
 
@@ -213,3 +217,31 @@ def test_a_full_disk_is_told_to_all_of_the_batch_and_passes(writer, monkeypatch)
     assert b"disk is full" in answers[0].body
     run(writer, *writes)
     assert number_of_jobs(writer) == 2
+
+
+def test_a_ticket_that_is_used_for_another_call_ends_nothing(writer):
+    launcher = RegisterLauncher(host="h", pid=1, boot_id="b", process_start=1.0, lease_seconds=60)
+    claim = ClaimJobs(launcher=1, limit=1, resources=Resources())
+    run(writer, write(launcher), write(claim, seq=5, client="f" * 32))
+    forged = ClaimJobs(launcher=2**63, limit=1, resources=Resources())
+    for seconds in (60, -1):
+        [answer] = writer.run([write(forged, seq=5, client="f" * 32, seconds=seconds)])
+        assert answer.code
+    assert writer.late(write(forged, seq=5, client="f" * 32)).code
+    run(writer, write(add("goes on")))
+
+
+def test_a_late_call_is_not_refused_where_nobody_can_say_what_became_of_it(writer, monkeypatch):
+    import sqlite3
+
+    from sqlalchemy.exc import OperationalError
+
+    def fail(*_):
+        raise OperationalError("SELECT", None, _error(sqlite3.SQLITE_BUSY))
+
+    sent = write(add("applied"), seq=88_888)
+    run(writer, sent)
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "replay", fail)
+        assert writer.late(sent).code == "outcome-unknown"
+    assert writer.late(sent).code == ""
