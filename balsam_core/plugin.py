@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from balsam_core.address import Address
+    from balsam_core.certificates import make_certificate
+    from balsam_core.connector import ServerConnector
     from balsam_core.dbdir import DBDir
     from balsam_core.errors import (
         BackendError,
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     from balsam_core.filesystems import filesystem_type, is_network
     from balsam_core.hookspecs import BackendModule, hookimpl
     from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
+    from balsam_core.private_files import private_file, write_private
     from balsam_core.proxy.routing import ServedTransport
     from balsam_core.proxy.serving import SingleWriter, write_server_plan
+    from balsam_core.publication import is_loopback
     from balsam_core.transport import NativeTransport, ServerStatus, Transport
 
 __all__ = [
@@ -52,6 +56,7 @@ __all__ = [
     "OutcomeUnknown",
     "SchemaMismatch",
     "ServedTransport",
+    "ServerConnector",
     "ServerNotRunning",
     "ServerPlan",
     "ServerPolicy",
@@ -63,13 +68,19 @@ __all__ = [
     "filesystem_type",
     "force_to_disk",
     "hookimpl",
+    "is_loopback",
     "is_network",
+    "make_certificate",
+    "private_file",
     "shown",
+    "write_private",
     "write_server_plan",
 ]
 
 _HOMES = {
     "balsam_core.address": ("Address",),
+    "balsam_core.certificates": ("make_certificate",),
+    "balsam_core.connector": ("ServerConnector",),
     "balsam_core.dbdir": ("DBDir",),
     "balsam_core.errors": (
         "BackendError",
@@ -89,8 +100,10 @@ _HOMES = {
     "balsam_core.filesystems": ("filesystem_type", "is_network"),
     "balsam_core.hookspecs": ("BackendModule", "hookimpl"),
     "balsam_core.plugin_types": ("PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"),
+    "balsam_core.private_files": ("private_file", "write_private"),
     "balsam_core.proxy.routing": ("ServedTransport",),
     "balsam_core.proxy.serving": ("SingleWriter", "write_server_plan"),
+    "balsam_core.publication": ("is_loopback",),
     "balsam_core.transport": ("NativeTransport", "ServerStatus", "Transport"),
 }
 

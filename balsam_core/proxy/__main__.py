@@ -24,12 +24,12 @@ from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.files import reason, shown
 from balsam_core.identity import start_of
 from balsam_core.proxy.keys import make_keys
-from balsam_core.proxy.publication import Publication
 from balsam_core.proxy.readers import ReaderLostError, Readers
 from balsam_core.proxy.server import OPERATIONS, Listener, WriteServer
 from balsam_core.proxy.serving import load_single_writer
 from balsam_core.proxy.writer import BatchLostError, FencedError, GroupWriter
 from balsam_core.proxy.zap import Gatekeeper
+from balsam_core.publication import Publication
 
 logger = logging.getLogger(__name__)
 

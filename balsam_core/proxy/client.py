@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import zmq
 
-from balsam_core.address import is_gone, is_here
+from balsam_core.address import is_gone
 from balsam_core.errors import (
     DBDirError,
     Expired,
@@ -25,13 +25,10 @@ from balsam_core.errors import (
     Unavailable,
     by_code,
 )
-from balsam_core.files import shown
-from balsam_core.identity import this_machine
 from balsam_core.proxy import protocol
 from balsam_core.proxy.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
 from balsam_core.proxy.protocol import LARGEST_REQUEST, Run, Status
-from balsam_core.proxy.publication import NotPublishedError, is_loopback
 from balsam_core.transport import EncodedTransport, ServerStatus
 
 if TYPE_CHECKING:
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
     from balsam_core.errors import BalsamError
     from balsam_core.model.calls import Call, Ticket
     from balsam_core.proxy.protocol import Request
-    from balsam_core.proxy.publication import Publication
+    from balsam_core.publication import Publication
     from balsam_core.transport import ClientSession
 
 __all__ = ["LOCAL_ERRORS", "ProxyTransport", "Sending"]
@@ -152,23 +149,9 @@ class ProxyTransport(EncodedTransport):
             Unavailable: It can't be reached from here, or this transport is closed.
         """
         self.check_open()
-        address = self._publication.current()
-        if address is None:
-            raise NotPublishedError
+        address = self._publication.reachable()
         if address.protocol != protocol.NAME:
             msg = f"{self.name} is served by another kind of server ({address.protocol}): upgrade balsam-core with pip"
-            raise Unavailable(msg)
-        if is_loopback(address.host) and not is_here(address):
-            if address.node == this_machine().node:
-                msg = (
-                    f"the server of {self.name} ran before this machine was restarted, and is not there any more: "
-                    f"start it with balsam dbserver --path={self.name}"
-                )
-                raise Unavailable(msg)
-            msg = (
-                f"the server of {self.name} listens only on its own host, {address.node}, and this is another one: "
-                f"restart it there with balsam dbserver --stop, then balsam dbserver --host 0.0.0.0"
-            )
             raise Unavailable(msg)
         return address
 
@@ -198,7 +181,7 @@ class ProxyTransport(EncodedTransport):
     @property
     def name(self) -> str:
         """The DB directory, for messages."""
-        return shown(self._publication.db.path)
+        return self._publication.name
 
     def unchanged(self, address: Address) -> bool:
         """Say whether this server is still the published one, and this transport open."""

@@ -9,13 +9,13 @@ Whoever can read the client's file may use the server; both are the owner's alon
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from balsam_core.errors import DBDirError
-from balsam_core.files import atomic_write, read_regular, reason, shown
+from balsam_core.files import atomic_write, reason, shown
+from balsam_core.private_files import private_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientKeys", "ServerKeys", "client_keys", "make_keys"]
 
-_LARGEST = 4096  # bytes
 _REMEDY = "stop the server, remove the files of keys/ and start it again: it makes new ones"
 
 K = TypeVar("K", bound="ServerKeys | ClientKeys")
@@ -99,18 +98,9 @@ def make_keys(db: DBDir) -> ServerKeys:
 def _read(file: Path, kind: type[K]) -> K:
     name = shown(file)
     try:
-        status = file.stat(follow_symlinks=False)
-        data = read_regular(file, limit=_LARGEST, follow=False)
-    except FileNotFoundError:
-        raise DBDirError(f"{name} is missing, so this DB's server can't be used: {_REMEDY}") from None
-    except OSError as err:
-        raise DBDirError(
-            f"{name} can't be read ({reason(err)}), so this DB's server can't be used: only its owner may"
-        ) from None
-    if status.st_uid != os.geteuid() != 0:
-        raise DBDirError(f"{name} belongs to another user, who would know it: only the owner of a DB uses its server")
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise DBDirError(f"{name} is open to other users: make it private with chmod 600, or {_REMEDY}")
+        data = private_file(file)
+    except DBDirError as err:
+        raise DBDirError(f"{err}, so this DB's server can't be used; {_REMEDY}") from None
     try:
         keys = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):

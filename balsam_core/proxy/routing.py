@@ -16,7 +16,7 @@ from balsam_core.errors import ServerNotRunning, Unavailable
 from balsam_core.files import shown
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
 from balsam_core.model.codec import decode_call
-from balsam_core.proxy.publication import NotPublishedError, Publication
+from balsam_core.publication import NotPublishedError, Publication
 from balsam_core.transport import ClientSession, EncodedTransport, NativeTransport
 
 if TYPE_CHECKING:

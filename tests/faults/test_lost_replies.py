@@ -17,7 +17,7 @@ from balsam_core.model.calls import AddJobs, Call, ClaimJobs, GetInfo, KillJobs,
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.proxy.client import ProxyTransport
-from balsam_core.proxy.publication import Publication
+from balsam_core.publication import Publication
 from balsam_core.transport import ClientSession
 
 R = TypeVar("R")

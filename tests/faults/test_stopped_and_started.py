@@ -21,7 +21,7 @@ from balsam_core.model.calls import WINDOW, AddJobs, CountJobs
 from balsam_core.model.codec import encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.proxy.client import ProxyTransport
-from balsam_core.proxy.publication import Publication
+from balsam_core.publication import Publication
 from balsam_core.transport import ClientSession
 
 

@@ -33,7 +33,7 @@ from balsam_core.errors import BalsamError
 from balsam_core import Job
 from balsam_core.model.calls import AddJobs, GetInfo
 from balsam_core.proxy.client import ProxyTransport
-from balsam_core.proxy.publication import Publication
+from balsam_core.publication import Publication
 from balsam_core.transport import ClientSession
 
 with ProxyTransport(Publication(DBDir.open(sys.argv[1])), ClientSession()) as transport:

@@ -339,7 +339,7 @@ def test_calls_are_replayed_exactly(served):
 
     from balsam_core.model.codec import encode_call
     from balsam_core.proxy.client import ProxyTransport
-    from balsam_core.proxy.publication import Publication
+    from balsam_core.publication import Publication
     from balsam_core.transport import ClientSession
 
     session = ClientSession()

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from balsam_core import address
 from balsam_core.dbdir import DBDir
 from balsam_core.identity import start_of, this_machine
-from balsam_core.proxy.publication import Publication
+from balsam_core.publication import Publication
 
 
 @pytest.fixture

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from balsam_core import address
 from balsam_core.address import is_here
+from balsam_core.errors import Unavailable
+from balsam_core.files import shown
+from balsam_core.identity import this_machine
 
 if TYPE_CHECKING:
     from balsam_core.address import Address
@@ -31,6 +34,11 @@ class Publication:
         self._file = os.fspath(db.address_file)
         # One object, since threads share it: the file's status from before it was read, and what was read.
         self._state: tuple[tuple[int, int, int] | None, Address | None] = (None, None)
+
+    @property
+    def name(self) -> str:
+        """The DB directory, for messages."""
+        return shown(self.db.path)
 
     def forget(self) -> None:
         """Read the file at the next look: a network file system may show its old status for a minute."""
@@ -64,6 +72,32 @@ class Publication:
         if seen is None or seen != known:
             published = address.read(self.db)
             self._state = (seen, published)
+        return published
+
+    def reachable(self) -> Address:
+        """Return the published address, for a connection from here.
+
+        Raises:
+            NotPublishedError: There is none.
+            Unavailable: It can't be reached from this machine.
+            AddressError: The file is missing or damaged.
+            SchemaMismatch: A newer Balsam wrote it.
+        """
+        published = self.current()
+        if published is None:
+            raise NotPublishedError
+        if is_loopback(published.host) and not is_here(published):
+            if published.node == this_machine().node:
+                msg = (
+                    f"the server of {self.name} ran before this machine was restarted, and is not there any more: "
+                    f"start it with balsam dbserver --path={self.name}"
+                )
+                raise Unavailable(msg)
+            msg = (
+                f"the server of {self.name} listens only on its own host, {published.node}, and this is another one: "
+                f"restart it there with balsam dbserver --stop, then balsam dbserver --host 0.0.0.0"
+            )
+            raise Unavailable(msg)
         return published
 
 
