@@ -9,23 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import NoneType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from balsam_core.discovery import announcements
 from balsam_core.errors import BackendError, BalsamError
-from balsam_core.plugin_types import ServerPlan
+from balsam_core.plugin_types import ServerPlan, ServerPolicy
 from balsam_core.quarantine import ALIASES, PREFIX, PluginFault, check_driver, load_plugin, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
     from types import ModuleType
+    from typing import Any
 
+    import click
     import pluggy
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from balsam_core.address import Address
     from balsam_core.dbdir import DBDir
     from balsam_core.discovery import Announcement
+    from balsam_core.model.calls import Event
     from balsam_core.plugin_types import DBType, EngineRole
     from balsam_core.transport import Transport
 
@@ -106,15 +111,24 @@ class Backend:
             raise BackendError(self._wrong("balsam_init_db", "settings that are not all text"))
         return settings
 
-    def start_server(self, db: DBDir, host: str, port: int) -> ServerPlan:
+    def server_policy(self, db: DBDir) -> ServerPolicy:
+        """Return whether this DB needs a server that Balsam runs; see ``balsam_server_policy``."""
+        if not self.has("balsam_server_policy"):
+            return self.identity.server
+        return self._call("balsam_server_policy", ServerPolicy, db=db)
+
+    def start_server(self, db: DBDir, host: str, port: int, *, tls: bool = True) -> ServerPlan:
         """Return how to run the server; see ``balsam_start_server``."""
-        return self._call("balsam_start_server", ServerPlan, db=db, host=host, port=port)
+        return self._call("balsam_start_server", ServerPlan, db=db, host=host, port=port, tls=tls)
 
     def open_transport(self, db: DBDir, address: Address | None) -> Transport:
         """Return what runs operations; see ``balsam_open_transport``."""
-        from balsam_core.transport import Transport
+        from balsam_core.transport import NativeTransport, Transport
 
-        return self._call("balsam_open_transport", Transport, db=db, address=address)  # type: ignore[type-abstract]
+        found = self._call("balsam_open_transport", Transport, db=db, address=address)  # type: ignore[type-abstract]
+        if isinstance(found, NativeTransport) and self.has("balsam_bulk_insert"):
+            found.bulk_insert = self.bulk_insert
+        return found
 
     def create_engine(self, db: DBDir, address: Address | None, role: EngineRole) -> Engine:
         """Return an SQLAlchemy engine; see ``balsam_create_engine``."""
@@ -122,14 +136,36 @@ class Backend:
 
         return self._call("balsam_create_engine", Engine, db=db, address=address, role=role)
 
+    def bulk_insert(
+        self, connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Insert many rows; see ``balsam_bulk_insert``. The driver's own errors are the transport's to judge."""
+        self._caller("balsam_bulk_insert")(connection=connection, table=table, columns=columns, rows=rows)
+
+    def backup(self, db: DBDir, address: Address | None, target: Path) -> None:
+        """Write a backup; see ``balsam_backup``."""
+        self._call("balsam_backup", NoneType, db=db, address=address, target=target)
+
+    def restore(self, db: DBDir, address: Address | None, source: Path) -> None:
+        """Fill the database from a backup; see ``balsam_restore``."""
+        self._call("balsam_restore", NoneType, db=db, address=address, source=source)
+
+    def commands(self, group: click.Group) -> None:
+        """Let the plugin add its commands; see ``balsam_commands``."""
+        self._call("balsam_commands", NoneType, group=group)
+
+    def job_event(self, events: Sequence[Event]) -> None:
+        """Tell the plugin what happened to jobs; see ``balsam_job_event``."""
+        self._call("balsam_job_event", NoneType, events=events)
+
+    def has(self, hook: str) -> bool:
+        """Say whether the plugin implements an optional hook."""
+        callers = self._manager.get_hookcallers(self._module) or []
+        return any(caller.name == hook for caller in callers)
+
     def _call(self, hook: str, expected: type[T], **arguments: object) -> T:
-        strangers = [
-            plugin
-            for name, plugin in self._manager.list_name_plugin()
-            if name.startswith(PREFIX) and plugin is not self._module
-        ]
         try:
-            result = self._manager.subset_hook_caller(hook, remove_plugins=strangers)(**arguments)
+            result = self._caller(hook)(**arguments)
         except BalsamError:
             raise
         except Exception as err:
@@ -140,6 +176,15 @@ class Backend:
         if not isinstance(result, expected):
             raise BackendError(self._wrong(hook, f"{type(result).__name__}, not {expected.__name__}"))
         return result
+
+    def _caller(self, hook: str) -> pluggy.HookCaller:
+        """Return what calls a hook on this plugin alone, through whatever wraps it."""
+        strangers = [
+            plugin
+            for name, plugin in self._manager.list_name_plugin()
+            if name.startswith(PREFIX) and plugin is not self._module
+        ]
+        return self._manager.subset_hook_caller(hook, remove_plugins=strangers)
 
     def _wrong(self, hook: str, what: str) -> str:
         return f"{self.provider} is broken: {hook} returned {what}; upgrade it with: pip install -U {self.package}"

@@ -223,11 +223,12 @@ def has_server(db: DBDir) -> bool:
 
 
 @contextlib.contextmanager
-def paused(db: DBDir) -> Iterator[ServerOptions | None]:
+def paused(db: DBDir, *, always: bool = False) -> Iterator[ServerOptions | None]:
     """Stop the server, keep others from starting one while the body runs, and let them again afterwards.
 
     Args:
         db: The DB directory.
+        always: Whether others are kept from it even if no server was running; else nothing is done then.
 
     Yields:
         What starts the server again as it was; None when none was running.
@@ -236,14 +237,15 @@ def paused(db: DBDir) -> Iterator[ServerOptions | None]:
         BalsamError: The server can't be stopped.
         OSError: A file can't be read or written.
     """
-    if not has_server(db):
+    if not always and not has_server(db):
         yield None
         return
     state = describe(db)
     options = None
     if state.lease is not None and state.state in {"running", "starting"}:
         preferred = state.address.port if state.address else 0
-        options = ServerOptions(host=state.lease.listen, port=state.lease.port, preferred=preferred)
+        lease = state.lease
+        options = ServerOptions(host=lease.listen, port=lease.port, preferred=preferred, tls=lease.tls)
     watch = Watch(db)
     while isinstance(held := acquire(db, new_lease(), watch), Sighting):
         stop(db)

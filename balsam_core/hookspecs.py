@@ -6,8 +6,9 @@ A backend is a module with these functions, each marked with :data:`hookimpl`, a
     [project.entry-points."balsam.backends"]
     toy = "acme_balsam_toy.backend"
 
-A hook is called only on the plugin that owns the db type of the DB in hand. An implementation may leave out arguments
-that it doesn't need. What is raised as a :class:`~balsam_core.errors.BalsamError` reaches the user as it is; anything
+The first five hooks are what a backend is; the others, listed in :data:`OPTIONAL`, may be left out. A hook is called
+only on the plugin that owns the db type of the DB in hand. An implementation may leave out arguments that it doesn't
+need. What is raised as a :class:`~balsam_core.errors.BalsamError` reaches the user as it is; anything
 else is reported as a fault of the plugin. Plugin authors import from :mod:`balsam_core.plugin` only.
 """
 
@@ -18,28 +19,51 @@ from typing import TYPE_CHECKING, Protocol
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import Any
 
-    from sqlalchemy import Engine
+    import click
+    from sqlalchemy import Connection, Engine
 
     from balsam_core.address import Address
     from balsam_core.dbdir import DBDir
-    from balsam_core.plugin_types import DBType, EngineRole, ServerPlan
+    from balsam_core.model.calls import Event
+    from balsam_core.plugin_types import DBType, EngineRole, ServerPlan, ServerPolicy
     from balsam_core.transport import Transport
 
 __all__ = [
+    "OPTIONAL",
     "PROJECT",
     "BackendModule",
+    "balsam_backup",
+    "balsam_bulk_insert",
+    "balsam_commands",
     "balsam_create_engine",
     "balsam_db_type",
     "balsam_init_db",
+    "balsam_job_event",
     "balsam_open_transport",
+    "balsam_restore",
+    "balsam_server_policy",
     "balsam_start_server",
     "hookimpl",
     "hookspec",
 ]
 
 PROJECT = "balsam"
+OPTIONAL = frozenset(
+    {
+        "balsam_backup",
+        "balsam_bulk_insert",
+        "balsam_commands",
+        "balsam_job_event",
+        "balsam_restore",
+        "balsam_server_policy",
+    }
+)
+"""Hooks that a backend may leave out."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function of a plugin as the implementation of the hook that has its name."""
@@ -70,7 +94,11 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]: 
 
     Args:
         db: The directory. ``db.settings`` is empty for a new one, else what was returned last time.
-        options: From ``--option NAME=VALUE``; the names are among those of :attr:`DBType.options`.
+        options: From ``--option NAME=VALUE`` and ``--url URL``; the names are among those of :attr:`DBType.options`.
+            Besides them ``password``, where the option ``url`` is known and a password was given by
+            ``--password-file``, the variable ``BALSAM_DB_PASSWORD`` or at a prompt; never on the command line.
+
+    What is logged as a warning meanwhile, by a logger of the plugin's, is shown to the user.
 
     Returns:
         The settings that ``balsam.toml`` keeps, without secrets. They replace the old ones.
@@ -89,18 +117,26 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]: 
 
 
 @hookspec(firstresult=True)
-def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:  # type: ignore[empty-body]
+def balsam_start_server(  # type: ignore[empty-body]
+    db: DBDir,
+    host: str,
+    port: int,
+    tls: bool,  # noqa: FBT001  (hooks are called with keywords)
+) -> ServerPlan:
     """Describe the one foreground child that serves this DB; the core starts it, watches it and stops it.
 
     Never called for ``ServerPolicy.NONE``. Called anew for each start, with another port if the last one was taken.
+    Where the policy is ``REQUIRED``, ``balsam init`` runs the child, unpublished, to make the tables.
 
     Args:
         db: The directory.
         host: Host name or address to listen on.
         port: A port that was free a moment ago.
+        tls: Whether connections from other hosts must be encrypted; False if the user said ``--no-tls``. The core's own
+            server always encrypts.
 
     Raises:
-        BackendError: The server's program is not installed.
+        BackendError: The server's program is not installed, or can't encrypt.
 
     Example::
 
@@ -157,8 +193,128 @@ def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -
     """
 
 
+@hookspec(firstresult=True)
+def balsam_server_policy(db: DBDir) -> ServerPolicy:  # type: ignore[empty-body]
+    """Return whether this one DB is reached through a server that Balsam runs; without the hook, as the db type says.
+
+    For a DB that was told, by ``balsam init --url``, to use a server that somebody else runs: it needs none from
+    Balsam, so ``NONE``. Then no address is ever published, and the backend connects by its settings.
+
+    Args:
+        db: The directory.
+
+    Example::
+
+        @hookimpl
+        def balsam_server_policy(db: DBDir) -> ServerPolicy:
+            return ServerPolicy.NONE if "url" in db.settings else ServerPolicy.REQUIRED
+    """
+
+
+@hookspec(firstresult=True)
+def balsam_bulk_insert(
+    connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Insert many rows at once by whatever is fastest; without the hook, the driver's ``executemany`` does it.
+
+    Args:
+        connection: A connection inside a transaction, which stays open.
+        table: Name of the table.
+        columns: Names of the columns that the rows have values for.
+        rows: One sequence of values a row, in the driver's form: what SQLAlchemy would hand to the driver.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: The database refuses a row, as from ``connection.execute()``. None was inserted.
+
+    Example::
+
+        @hookimpl
+        def balsam_bulk_insert(connection: Connection, table: str, columns, rows) -> None:
+            connection.connection.driver_connection.load(table, columns, rows)
+    """
+
+
+@hookspec(firstresult=True)
+def balsam_backup(db: DBDir, address: Address | None, target: Path) -> None:
+    """Write a backup of the database, as it was at one moment, while it is in use: ``balsam backup``.
+
+    Args:
+        db: The directory.
+        address: The published server, None when none is published.
+        target: The file to make; its folder is there.
+
+    Raises:
+        Unavailable: The database can't be reached, or its server is not running.
+        BackendError: The program that makes it is not installed.
+
+    Example::
+
+        @hookimpl
+        def balsam_backup(db: DBDir, address: Address | None, target: Path) -> None:
+            subprocess.run(["toydump", "--to", target, db.path / "toy.db"], check=True)
+    """
+
+
+@hookspec(firstresult=True)
+def balsam_restore(db: DBDir, address: Address | None, source: Path) -> None:
+    """Fill the database of a new DB directory, without any tables, from a backup: ``balsam restore``.
+
+    Args:
+        db: The directory.
+        address: The server, unpublished, that the core runs meanwhile where one is required; else None.
+        source: What ``balsam_backup`` made.
+
+    Raises:
+        Corrupt: The file is damaged or no backup.
+        BackendError: The program that reads it is not installed.
+
+    Example::
+
+        @hookimpl
+        def balsam_restore(db: DBDir, address: Address | None, source: Path) -> None:
+            subprocess.run(["toyload", "--from", source, db.path / "toy.db"], check=True)
+    """
+
+
+@hookspec(firstresult=True)
+def balsam_commands(group: click.Group) -> None:
+    """Add commands to ``balsam TYPE``, where TYPE is the db type. Called only when the user names it.
+
+    Args:
+        group: Where the commands are added. A command that raises a BalsamError ends as every other command.
+
+    Example::
+
+        @hookimpl
+        def balsam_commands(group: click.Group) -> None:
+            @group.command()
+            def vacuum() -> None:
+                "Give unused space back."
+    """
+
+
+@hookspec(firstresult=True)
+def balsam_job_event(events: Sequence[Event]) -> None:
+    """Hear what launchers have recorded about jobs, after the database has it.
+
+    Called in the launcher's process, on a thread of its own: it may take time, and what it raises is logged. Each event
+    is told at most once; when events come faster than they are heard, some are dropped. What users do to jobs
+    (``kill``, ``retry``) is in the history, but not told here.
+
+    Args:
+        events: What happened, oldest first.
+
+    Example::
+
+        @hookimpl
+        def balsam_job_event(events: Sequence[Event]) -> None:
+            for event in events:
+                syslog.syslog(f"job {event.job_id}: {event.hops[-1][0]}")
+    """
+
+
 class BackendModule(Protocol):
-    """A plugin module, for a static check: ``_: BackendModule = my_module`` under mypy."""
+    """A plugin module, without optional hooks, for a static check: ``_: BackendModule = my_module`` under mypy."""
 
     def balsam_db_type(self) -> DBType:
         """See :func:`balsam_db_type`."""
@@ -168,7 +324,13 @@ class BackendModule(Protocol):
         """See :func:`balsam_init_db`."""
         ...
 
-    def balsam_start_server(self, db: DBDir, host: str, port: int) -> ServerPlan:
+    def balsam_start_server(
+        self,
+        db: DBDir,
+        host: str,
+        port: int,
+        tls: bool,  # noqa: FBT001  (the hook's own order)
+    ) -> ServerPlan:
         """See :func:`balsam_start_server`."""
         ...
 

@@ -14,18 +14,18 @@ from uuid import uuid4
 
 from balsam_core import address, backends, staging
 from balsam_core.dbdir import CONFIG_NAME, DBDir, make_tree, write_config
-from balsam_core.errors import BackendError, BalsamError, Conflict, DBDirError, InvalidInput
+from balsam_core.errors import BackendError, BalsamError, Conflict, DBDirError, InvalidInput, Unavailable
 from balsam_core.files import expand, force_to_disk, reason, shown
 from balsam_core.plugin_types import ServerPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from balsam_core.address import Address
     from balsam_core.backends import Backend
 
-__all__ = ["InitResult", "ensure_default", "initialise"]
+__all__ = ["Filling", "InitResult", "ensure_default", "initialise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +43,39 @@ class InitResult:
     restarted: Address | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Filling:
+    """What a new DB is filled with: a backup.
+
+    Attributes:
+        db_id: The id that the DB gets: that of the DB that was saved.
+        write: Writes what the backend's ``balsam_backup`` has made into a new file.
+    """
+
+    db_id: str
+    write: Callable[[Path], None]
+
+
 def initialise(
-    path: str | os.PathLike[str], db_type: str | None = None, options: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    db_type: str | None = None,
+    options: Mapping[str, str] | None = None,
+    *,
+    password: str | None = None,
+    filling: Filling | None = None,
 ) -> InitResult:
     """Create the DB directory, or bring an existing one to this program's schema.
 
     Args:
         path: The directory; it may be missing, with its parents, or empty, or a DB. ``~`` is expanded.
         db_type: Name or alias of a backend; None for ``sqlite``, or for what an existing DB has.
-        options: The backend's own options, by name.
+        options: The backend's own options, by name. The option ``url`` names a server that somebody else runs.
+        password: For the server that the option ``url`` names, now or earlier; None for none, or the one from before.
+        filling: What to fill a new DB with; None for nothing.
 
     Raises:
         BackendError: There is no such backend, or it is broken.
-        Conflict: The DB has another db type.
+        Conflict: The DB has another db type, or exists and can't be filled.
         DBDirError: The path is a file, holds something else, or can't be written; nothing was changed.
         InvalidInput: An option is unknown or has a wrong value; nothing was changed.
         SchemaMismatch: A newer Balsam made the DB.
@@ -66,21 +86,25 @@ def initialise(
     chosen = dict(options or {})
     with _as_db_dir_errors(target):
         existing = _existing(target)
+        if existing is not None and filling is None:
+            return _refresh(existing, db_type, chosen, password)
         if existing is not None:
-            return _refresh(existing, db_type, chosen)
+            raise _not_new(target)
         backend = backends.load(db_type or backends.DEFAULT_DB_TYPE)
-        _check_options(backend, chosen)
+        chosen = _checked_options(backend, chosen, password)
         with _parents(target):
             staging.sweep(target)
             stage = staging.make_stage(target)
             try:
-                db = _build(backend, stage, chosen)
+                db = _build(backend, stage, chosen, filling)
                 created = staging.publish(stage, target, CONFIG_NAME)
             finally:
                 staging.discard(stage)
         if created:
             return InitResult(db=replace(db, path=target), created=True)
-        return _refresh(DBDir.open(target), db_type, chosen)
+        if filling is not None:
+            raise _not_new(target)
+        return _refresh(DBDir.open(target), db_type, dict(options or {}), password)
 
 
 def ensure_default(path: Path) -> DBDir:
@@ -118,39 +142,63 @@ def _existing(target: Path) -> DBDir | None:
     return None
 
 
-def _check_options(backend: Backend, options: Mapping[str, str]) -> None:
+def _checked_options(backend: Backend, options: Mapping[str, str], password: str | None) -> dict[str, str]:
+    """Return what the backend gets."""
     known = backend.identity.options
     for option in options:
         if option not in known:
             words = ", ".join(sorted(known)) or "none"
             raise InvalidInput(f"{backend.identity.title} has no option {option!a}; it has: {words}")
+    if _has_password(options.get("url", "")):
+        raise InvalidInput(
+            "the URL holds a password, which other users of this machine could see: leave it out, and give it by "
+            "--password-file, by the variable BALSAM_DB_PASSWORD, or when you are asked"
+        )
+    return {**options, "password": password} if password is not None and "url" in known else dict(options)
 
 
-def _build(backend: Backend, stage: Path, options: Mapping[str, str]) -> DBDir:
+def _has_password(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        return urlsplit(url).password is not None
+    except ValueError:  # the backend says what is wrong with it
+        return False
+
+
+def _not_new(target: Path) -> Conflict:
+    return Conflict(f"{shown(target)} is a DB already, and a backup is restored as a new one: name another path")
+
+
+def _build(backend: Backend, stage: Path, options: Mapping[str, str], filling: Filling | None) -> DBDir:
     """Make everything in the stage; what makes it a DB comes last."""
     make_tree(stage)
-    db = DBDir(path=stage, db_type=backend.identity.name, id=uuid4().hex)
+    db = DBDir(path=stage, db_type=backend.identity.name, id=filling.db_id if filling else uuid4().hex)
+    source = stage / ".backup"
+    if filling:
+        filling.write(source)
     db = replace(db, settings=backend.init_db(db, options))
-    _upgrade(backend, db)
+    _upgrade(backend, db, new=filling is None, source=source if filling else None)
+    source.unlink(missing_ok=True)
     address.withdraw(db)
     write_config(db)
     return db
 
 
-def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str]) -> InitResult:
+def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], password: str | None) -> InitResult:
     if db_type is not None and backends.canonical(db_type) != db.db_type:
         name = shown(db.path)
         raise Conflict(f"{name} is a DB of type {db.db_type}, not {db_type}: leave the type out, or name another path")
     backend = backends.load(db.db_type)
-    _check_options(backend, options)
-    if backend.identity.server is ServerPolicy.REQUIRED and (published := _published(db)):
-        # Such a DB can only be refreshed through its server; clients compare the schema when they connect.
+    options = _checked_options(backend, options, password)
+    required = backend.server_policy(db) is ServerPolicy.REQUIRED
+    if required and not options and (published := _published(db)) and _is_current(backend, db, published):
         return InitResult(db=_bring_up_to_date(backend, db, options, published), created=False)
     from balsam_core import dbserver
 
     server = None
     try:
-        with dbserver.paused(db) as server:
+        with dbserver.paused(db, always=required) as server:
             refreshed = _bring_up_to_date(backend, db, options, None)
     except BaseException:
         if server is not None:  # what could not be refreshed is served as before
@@ -165,7 +213,7 @@ def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], p
     settings = backend.init_db(db, options)
     make_tree(db.path)
     refreshed = replace(db, settings=settings)
-    _upgrade(backend, refreshed, published)
+    _upgrade(backend, refreshed, published=published)
     if not os.path.lexists(db.address_file):
         address.withdraw(db)
     if dict(db.settings) != settings:
@@ -178,19 +226,42 @@ def _published(db: DBDir) -> Address | None:
     return address.read(db) if os.path.lexists(db.address_file) else None
 
 
-def _upgrade(backend: Backend, db: DBDir, published: Address | None = None) -> None:
+def _is_current(backend: Backend, db: DBDir, published: Address) -> bool:
+    """Say whether the tables need no change, so that the server may go on; False where it doesn't answer."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from balsam_core.schema.migrate import upgrade
+    from balsam_core.schema.migrate import pending
 
     engine = backend.create_engine(db, published, "owner")
     try:
-        upgrade(engine, db_id=db.id)
-    except SQLAlchemyError as err:
-        text = " ".join(str(getattr(err, "orig", None) or err).split())
-        raise DBDirError(f"the tables of {shown(db.path)} can't be made or changed: {text}") from err
+        return not pending(engine)
+    except (SQLAlchemyError, Unavailable):
+        return False
     finally:
         engine.dispose()
+
+
+def _upgrade(
+    backend: Backend, db: DBDir, *, published: Address | None = None, new: bool = False, source: Path | None = None
+) -> None:
+    """Make or change the tables, by a server for the purpose where one is needed and none is published."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from balsam_core.schema.migrate import upgrade
+    from balsam_core.watchdog.temporary import private_server
+
+    with contextlib.ExitStack() as stack:
+        if published is None and backend.server_policy(db) is ServerPolicy.REQUIRED:
+            published = stack.enter_context(private_server(db, backend))
+        if source is not None:
+            backend.restore(db, published, source)
+        engine = backend.create_engine(db, published, "owner")
+        stack.callback(engine.dispose)
+        try:
+            upgrade(engine, db_id=db.id, new=new)
+        except SQLAlchemyError as err:
+            text = " ".join(str(getattr(err, "orig", None) or err).split())
+            raise DBDirError(f"the tables of {shown(db.path)} can't be made or changed: {text}") from err
 
 
 @contextlib.contextmanager

@@ -140,11 +140,12 @@ def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.P
     import pluggy
 
     from balsam_core import hookspecs
+    from balsam_core.hookspecs import OPTIONAL
 
     try:
         manager.register(module, PREFIX + name)
         present = {caller.name for caller in manager.get_hookcallers(module) or []}
-        absent = [hook for hook in hookspecs.__all__ if hook.startswith("balsam_") and hook not in present]
+        absent = [hook for hook in hookspecs.__all__ if hook.startswith("balsam_") and hook not in present | OPTIONAL]
         fault = f"it lacks the hook {absent[0]}" if absent else ""
         if not fault:
             manager.check_pending()

@@ -36,6 +36,7 @@ HIGHEST_PORT = 65535
 @click.option("--host", metavar="HOST", help="Listen on this name or address; 0.0.0.0 for all.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, HIGHEST_PORT), metavar="N", help="Listen on this port (default: any).")
 @click.option("--foreground", is_flag=True, help="Serve in this process until SIGTERM or Ctrl-C.")
+@click.option("--no-tls", is_flag=True, help="Let other hosts connect without encryption.")
 @click.option("--takeover", is_flag=True, help="Replace a server whose machine is known to be dead.")
 @click.option("--stop", is_flag=True, help="Stop the server, on whatever host it runs.")
 @click.option("--status", is_flag=True, help="Show how the server stands.")
@@ -48,6 +49,7 @@ def dbserver(
     host: str | None,
     port: int | None,
     foreground: bool,
+    no_tls: bool,
     takeover: bool,
     stop: bool,
     status: bool,
@@ -64,8 +66,8 @@ def dbserver(
         raise click.UsageError("--path and --db name different DB directories; use one of them")
     if sum((stop, status, reset, foreground)) > 1:
         raise click.UsageError("use one of --stop, --status, --reset and --foreground at a time")
-    if (stop or status or reset) and (host is not None or port is not None):
-        raise click.UsageError("--host and --port are for starting a server")
+    if (stop or status or reset) and (host is not None or port is not None or no_tls):
+        raise click.UsageError("--host, --port and --no-tls are for starting a server")
     if takeover and (status or reset):
         raise click.UsageError("--takeover is for starting a server, and for --stop")
     session.db = path if session.db is None else session.db
@@ -78,7 +80,7 @@ def dbserver(
     else:
         from balsam_core.watchdog.options import ServerOptions
 
-        options = ServerOptions(host=host or ServerOptions.host, port=port or 0, takeover=takeover)
+        options = ServerOptions(host=host or ServerOptions.host, port=port or 0, takeover=takeover, tls=not no_tls)
         if foreground:
             _serve(session, options)
         else:
@@ -87,6 +89,7 @@ def dbserver(
 
 def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     from balsam_core.dbserver import start
+    from balsam_core.publication import is_loopback
     from balsam_core.watchdog.lease import Watch
 
     db = _directory(session, create=True)
@@ -95,6 +98,8 @@ def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     printer = session.printer()
     verb = "already running at" if started.already else "running at"
     printer.one({"address": server.place, **_record(db, server), "already": started.already}, f"{verb} {server.place}")
+    if server.details.get("tls") == "off" and not is_loopback(server.host):
+        printer.note("Warning: connections from other hosts are not encrypted")
     lease = Watch(db).look().lease if started.already else None
     if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
         printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")

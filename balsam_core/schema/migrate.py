@@ -10,7 +10,7 @@ from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select
 
-from balsam_core.errors import Conflict
+from balsam_core.errors import Conflict, Corrupt
 from balsam_core.schema.tables import meta
 from balsam_core.schema.version import SCHEMA, VERSION_TABLE, check
 
@@ -36,25 +36,31 @@ def pending(engine: Engine) -> list[str]:
     return [script.revision for script in reversed(list(scripts.iterate_revisions("head", found or "base")))]
 
 
-def upgrade(engine: Engine, *, db_id: str) -> None:
+def upgrade(engine: Engine, *, db_id: str, new: bool = True) -> None:
     """Create or migrate all tables; does nothing where they are up to date.
 
     Args:
         engine: Connects as the owner of the tables.
         db_id: The DB directory's id. A database belongs to one directory.
+        new: Whether the tables may be missing, since the DB directory is being made.
 
     Raises:
         SchemaMismatch: The database is newer than this program.
         Conflict: The database belongs to another DB directory.
+        Corrupt: The tables are missing.
     """
     todo = pending(engine)
     with engine.connect() as conn:
         with conn.begin():
+            owner = None
             if inspect(conn).has_table(meta.name):
                 owner = conn.execute(select(meta.c.value).where(meta.c.name == "db_id")).scalar()
-                if owner is not None and owner != db_id:
-                    msg = f"the database belongs to another DB directory (id {owner}, not {db_id})"
-                    raise Conflict(msg)
+            if owner is None and not new:
+                msg = "the database holds none of this DB's tables: it is another one, or was emptied"
+                raise Corrupt(msg)
+            if owner is not None and owner != db_id:
+                msg = f"the database belongs to another DB directory (id {owner}, not {db_id})"
+                raise Conflict(msg)
         scripts = ScriptDirectory(str(SCRIPTS))
         context = MigrationContext.configure(
             conn,

@@ -76,6 +76,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         restarts: How often the server was started again since.
         listen: What the server listens on, as the user said it.
         port: The port that the user fixed, 0 for none.
+        tls: Whether connections from other hosts must be encrypted.
         stop: Signals that end the server in turn, with the seconds that each may take.
         directory: Inode of the DB directory; a copy of it has the file, but no server.
         exclusive: Whether two servers would destroy the data, so that a dead machine's lease is taken only on request.
@@ -95,6 +96,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     restarts: int = 0
     listen: str = ""
     port: int = 0
+    tls: bool = True
     stop: list[tuple[int, float]] = []
     exclusive: bool = False
     directory: int = 0

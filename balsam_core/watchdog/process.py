@@ -62,6 +62,7 @@ def words(db: DBDir, options: ServerOptions) -> list[str]:
         *(sys.executable, "-P", "-m", "balsam_core.watchdog"),
         *(os.fspath(db.path), f"host={options.host}", f"port={options.port}", f"preferred={options.preferred}"),
         *(["takeover=1"] if options.takeover else []),
+        *([] if options.tls else ["plain=1"]),
     ]
 
 
@@ -86,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
             port=int(values["port"]),
             preferred=int(values["preferred"]),
             takeover="takeover" in values,
+            tls="plain" not in values,
         )
         db = DBDir.open(argv[0])
         outcome = _serve(db, options, lambda address: tell(Report(address=address)), begin=lambda: _into(_log(db)))
@@ -152,11 +154,14 @@ def _serve(
         begin: Called once the lease is taken: opens the log.
     """
     backend = backends.load(db.db_type)
-    if backend.identity.server is ServerPolicy.NONE:
-        raise InvalidInput(f"{backend.identity.title} has no server: use the DB without one")
+    policy = backend.server_policy(db)
+    if policy is ServerPolicy.NONE:
+        if backend.identity.server is ServerPolicy.NONE:
+            raise InvalidInput(f"{backend.identity.title} has no server: use the DB without one")
+        raise InvalidInput(f"{shown(db.path)} uses a server that somebody else runs: it needs no dbserver")
     with StopRequests() as stops:
         lease = new_lease(
-            listen=options.host, port=options.port, exclusive=backend.identity.server is ServerPolicy.REQUIRED
+            listen=options.host, port=options.port, tls=options.tls, exclusive=policy is ServerPolicy.REQUIRED
         )
         watch = Watch(db)
         while isinstance(held := acquire(db, lease, watch, takeover=options.takeover), Sighting):

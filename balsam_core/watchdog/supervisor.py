@@ -218,7 +218,7 @@ class Supervisor:
                 self._give_way()
                 return
             port = network.choose_port(host, fixed=self._options.port, preferred=self._port)
-            plan = self._backend.start_server(self._db, host, port)
+            plan = self._backend.start_server(self._db, host, port, tls=self._options.tls)
             server = ServerProcess(self._db, plan)
         except (BalsamError, OSError) as err:
             if not self._ever_ready:

@@ -128,17 +128,31 @@ def main() -> int:
     """Run the demo; give the exit code."""
     parser = argparse.ArgumentParser(description="Run the Lennard-Jones ensemble through a new Balsam database.")
     parser.add_argument("--db", type=Path, default=Path("demo_db"), help="DB directory to make (default: %(default)s)")
-    wanted = parser.parse_args().db
+    parser.add_argument("--db-type", default="sqlite3", help="its type; others are served (default: %(default)s)")
+    chosen = parser.parse_args()
+    wanted = chosen.db
     if find_spec("scipy") is None:
         sys.exit(f"the searches need scipy: {sys.executable} -m pip install -r {HERE / 'requirements.txt'}")
     started = time.monotonic()
     path = unused(wanted)
     if path != wanted:
         say(f"{wanted} is there already and stays as it is; this run makes {path}")
-    init = subprocess.run(balsam("init", path, "--db-type", "sqlite3"), check=False)
+    init = subprocess.run(balsam("init", path, "--db-type", chosen.db_type), check=False)
     if init.returncode:
         return init.returncode
+    if chosen.db_type.startswith("sqlite"):
+        return run(path, started)
+    server = subprocess.run(balsam("dbserver", "--path", path), check=False)
+    if server.returncode:
+        return server.returncode
+    try:
+        return run(path, started)
+    finally:
+        subprocess.run(balsam("dbserver", "--stop", "--path", path), check=False)
 
+
+def run(path: Path, started: float) -> int:
+    """Run the ensemble through a new DB; give the exit code."""
     jobs = ensemble()
     with open_db(path) as db:
         db.apps.add(*apps())

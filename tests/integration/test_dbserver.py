@@ -22,7 +22,7 @@ from waiting import wait_until
 from balsam_core import address, dbserver
 from balsam_core import initialise as initialise_module
 from balsam_core.dbdir import DBDir
-from balsam_core.errors import Conflict, Unavailable
+from balsam_core.errors import Conflict, Corrupt, Unavailable
 from balsam_core.identity import is_alive, send_signal, start_of
 from balsam_core.initialise import initialise
 from balsam_core.watchdog import user_servers
@@ -560,7 +560,7 @@ def test_foreground_is_stopped_like_any_other(toy, db):
 
 
 def test_init_stops_the_server_and_starts_it_again_as_it_was(toy, db):
-    initialise(db.path)
+    toy.make_tables(db)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     first = dbserver.start(db, ServerOptions(host="localhost", port=port)).address
@@ -572,12 +572,13 @@ def test_init_stops_the_server_and_starts_it_again_as_it_was(toy, db):
     assert (second.host, second.port, second.epoch) == ("localhost", port, first.epoch + 1)
     assert (lease.listen, lease.port) == ("localhost", port)
     assert answers(second)
-    assert (db.path / "engines").read_text() == "owner False\n" * 2
+    assert (db.path / "engines").read_text() == "owner False\n"
     dbserver.stop(db)
     assert_clean(db)
 
 
 def test_init_keeps_a_port_that_was_free_to_choose(toy, db):
+    toy.make_tables(db)
     first = dbserver.start(db).address
     toy.lease(db)
     assert initialise(db.path).restarted.port == first.port
@@ -590,7 +591,7 @@ def test_nobody_starts_a_server_during_init(toy, db, monkeypatch):
     toy.lease(db)
     found = []
 
-    def meanwhile(backend, db, published):
+    def meanwhile(backend, db, published=None):
         found.append((address.read(db), acquire(db, new_lease(), Watch(db))))
 
     monkeypatch.setattr(initialise_module, "_upgrade", meanwhile)
@@ -605,7 +606,7 @@ def test_a_failed_init_serves_again_what_was_served(toy, db, monkeypatch):
     dbserver.start(db)
     toy.lease(db)
 
-    def fail(*_):
+    def fail(*_, published):
         raise Conflict("no")
 
     monkeypatch.setattr(initialise_module, "_upgrade", fail)
@@ -620,7 +621,7 @@ def test_a_killed_init_leaves_a_stopped_server(toy, db, monkeypatch):
     dbserver.start(db)
     toy.lease(db)
 
-    def killed(*_):
+    def killed(*_, published):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(initialise_module, "_upgrade", killed)
@@ -649,15 +650,51 @@ def toys_again(toy):
 
 def test_a_db_that_needs_its_server_is_refreshed_through_it(toy):
     db = toy("db", "toyrequired")
+    toy.make_tables(db)
     first = dbserver.start(db).address
     toy.lease(db)
     assert initialise(db.path).restarted is None
     assert address.read(db) == first
-    assert (db.path / "engines").read_text() == "owner True\n"
+    assert (db.path / "engines").read_text() == "owner True\n" * 2
     dbserver.stop(db)
 
 
+def test_a_db_that_needs_its_server_is_made_and_refreshed_by_a_private_one(toy, tmp_path):
+    path = tmp_path / "made"
+    db = initialise(path, "toyrequired").db
+    assert initialise(path).restarted is None
+    assert (path / "engines").read_text() == "owner True\n" * 2
+    assert address.read(db) is None
+    assert_clean(db)
+
+
+def test_a_change_of_a_db_that_needs_its_server_stops_it_and_starts_it_again(toy):
+    db = toy("db", "toyrequired")
+    toy.make_tables(db)
+    first = dbserver.start(db).address
+    toy.lease(db)
+    (db.path / "toy.db").rename(db.path / "moved")  # the tables are missing: a change is due
+    with pytest.raises(Corrupt, match="none of this DB's tables"):
+        initialise(db.path)
+    toy.lease(db)
+    assert address.read(db).epoch == first.epoch + 1
+    (db.path / "moved").rename(db.path / "toy.db")
+    assert initialise(db.path).restarted is None
+    dbserver.stop(db)
+
+
+def test_a_private_server_that_does_not_start_is_an_error_of_init(toy, monkeypatch):
+    monkeypatch.setattr("balsam_core.watchdog.temporary.ATTEMPTS", 1)
+    db = toy("db", "toyrequired")
+    (db.path / "fail").write_text("no licence")
+    with pytest.raises(Unavailable, match="no licence"):
+        initialise(db.path)
+    (db.path / "fail").unlink()
+    assert_clean(db)
+
+
 def test_init_removes_a_dead_publication(toy, db):
+    toy.make_tables(db)
     address.write(db, address.Address(state="running", host="h", port=1, pid=1, epoch=3))
     assert initialise(db.path).restarted is None
     assert address.read(db) is None

@@ -303,7 +303,7 @@ def test_bad_plans_end_the_first_start(drive, db, monkeypatch, plan, error, word
     backend = driven.loop._backend
     start = backend.start_server
     changed = dict(plan)
-    monkeypatch.setattr(backend, "start_server", lambda *words: replaced(start(*words), changed))
+    monkeypatch.setattr(backend, "start_server", lambda *words, tls: replaced(start(*words), changed))
     with pytest.raises(error, match=words):
         driven.loop.run()
     assert not lease_file(db).exists()
@@ -316,7 +316,7 @@ def replaced(plan, changes):
 def test_an_error_of_the_backend_ends_the_first_start(drive, db, monkeypatch):
     driven = drive()
 
-    def refuse(*_):
+    def refuse(*_, tls):
         raise BackendError("the program is not installed")
 
     monkeypatch.setattr(driven.loop._backend, "start_server", refuse)
@@ -347,7 +347,7 @@ def test_output_is_logged_whole_and_lines_are_bounded(drive, db, monkeypatch, ca
     start = backend.start_server
     code = "print('x' * 5000 + '\\n' + 'second', end='', flush=True)"
     argv = ["python3", "-I", "-S", "-c", code]
-    monkeypatch.setattr(backend, "start_server", lambda *words: replaced(start(*words), {"argv": argv}))
+    monkeypatch.setattr(backend, "start_server", lambda *words, tls: replaced(start(*words), {"argv": argv}))
     with pytest.raises(Unavailable, match="second"):
         driven.loop.run()
     lines = [record.args[1] for record in caplog.records if record.name.endswith("server_process")]
@@ -366,7 +366,7 @@ def test_the_server_gets_a_clean_start(drive, monkeypatch):
         "sys.stdin.read() == '')"
     )
     changes = {"argv": ["python3", "-I", "-S", "-c", code], "env": {"COLOUR": "red"}}
-    monkeypatch.setattr(backend, "start_server", lambda *words: replaced(start(*words), changes))
+    monkeypatch.setattr(backend, "start_server", lambda *words, tls: replaced(start(*words), changes))
     with pytest.raises(Unavailable) as caught:
         driven.loop.run()
     # Python itself ignores SIGPIPE (bit 12) and SIGXFSZ (bit 24); the real-time signals are left as they were.

@@ -1,4 +1,4 @@
-"""A real SQLite DB behind a real ``balsam dbserver``, started as a user does, for tests that hurt it."""
+"""A real DB behind a real ``balsam dbserver``, started as a user does, for tests that hurt it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,19 @@ class ServedDB:
     Args:
         path: Where the DB is made, or is.
         env: Added to the environment of the watchdog and the server, e.g. ``shims.preload(...)``.
+        db_type: Its type.
+        options: For ``balsam init``.
     """
 
-    def __init__(self, path: Path, env: Mapping[str, str] | None = None) -> None:
-        self.dir: DBDir = initialise(path).db
+    def __init__(
+        self,
+        path: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        db_type: str = "sqlite",
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        self.dir: DBDir = initialise(path, db_type, options).db
         self.path = path
         self.env = dict(env or {})
         self._seen: set[tuple[int, float]] = set()

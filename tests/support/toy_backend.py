@@ -13,9 +13,12 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
+import sqlalchemy
+
 from balsam_core import backends, identity
 from balsam_core.address import withdraw
 from balsam_core.dbdir import DBDir, make_tree, write_config
+from balsam_core.schema import migrate
 from balsam_core.watchdog.lease import Watch
 
 if TYPE_CHECKING:
@@ -124,6 +127,12 @@ class Toys:
         write_config(db)
         self._dbs.append(db)
         return db
+
+    def make_tables(self, db: DBDir) -> None:
+        """Make the tables of a DB, as ``balsam init`` does."""
+        engine = sqlalchemy.create_engine(f"sqlite:///{db.path}/toy.db")
+        migrate.upgrade(engine, db_id=db.id)
+        engine.dispose()
 
     def lease(self, db: DBDir) -> Lease | None:
         """Return the lease of a DB; the processes that it names are ended after the test."""

@@ -90,7 +90,7 @@ def test_good_plugin_is_loaded_by_name(site, db):
     backend = Registry().load("toy")
     assert (backend.identity.title, backend.package, backend.version) == ("Toy", "acme-toy", "2.3")
     assert backend.init_db(db, {}) == {"made": str(db.path)}
-    assert isinstance(backend.start_server(db, "h", 1), ServerPlan)
+    assert isinstance(backend.start_server(db, "h", 1, tls=True), ServerPlan)
     with pytest.raises(ServerNotRunning, match="the toy wants"):
         backend.open_transport(db, None)
 

@@ -8,16 +8,19 @@ from balsam_core.plugin import DBType, ServerPolicy, Unavailable, hookimpl, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from sqlalchemy import Engine
 
     from balsam_core.plugin import Address, DBDir, EngineRole, ServerPlan, Transport
 
 __all__ = [
+    "balsam_backup",
     "balsam_create_engine",
     "balsam_db_type",
     "balsam_init_db",
     "balsam_open_transport",
+    "balsam_restore",
     "balsam_start_server",
 ]
 
@@ -45,7 +48,7 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
 
 
 @hookimpl
-def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:
+def balsam_start_server(db: DBDir, host: str, port: int, tls: bool) -> ServerPlan:  # noqa: FBT001
     """Run the core's write server on the file."""
     from balsam_core.plugin import write_server_plan
     from balsam_sqlite.files import check_file, check_locks
@@ -76,3 +79,19 @@ def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -
             f"--stop --path={shown(db.path)}"
         )
     return make_engine(db, role)
+
+
+@hookimpl
+def balsam_backup(db: DBDir, target: Path) -> None:
+    """Copy the file, beside a server and other writers."""
+    from balsam_sqlite.backup import save
+
+    save(db, target)
+
+
+@hookimpl
+def balsam_restore(db: DBDir, source: Path) -> None:
+    """Copy a backup into the file."""
+    from balsam_sqlite.backup import load
+
+    load(db, source)
