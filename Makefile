@@ -50,6 +50,7 @@ bench: $(VENV)/.tools-installed
 
 docs: $(VENV)/.tools-installed
 	@$(BIN)/python docs/generate_cli.py
+	@$(BIN)/python docs/generate_hooks.py
 
 clean:
 	@rm -rf build dist plugins/*/build plugins/*/dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -77,10 +78,12 @@ $(VENV)/.demo-installed: $(VENV)/.created pyproject.toml plugins/sqlite/pyprojec
 $(VENV)/.tools-installed: $(VENV)/.created $(MANIFESTS) $(EXAMPLE)/requirements.txt
 	@echo "Installing Balsam and the tools of its developers into $(VENV)"
 	@$(PIP) install -qq --upgrade "pip>=25.1"
-	@$(PIP) install -qq -e . $(PLUGINS:%=-e %) --group dev -r $(EXAMPLE)/requirements.txt
+	@$(PIP) install -qq -e . $(patsubst %,-e %,$(filter-out ./plugins/mysql,$(PLUGINS))) --group dev -r $(EXAMPLE)/requirements.txt
+	@$(PIP) install -qq --no-deps -e ./plugins/mysql
 	@touch $@ $(VENV)/.demo-installed
 
-# mysqlclient is compiled here. Without the client headers the tests on MariaDB are skipped; the rest is as good.
+# mysqlclient is compiled here. Without the client headers balsam-mysql lacks its driver, and the tests on MariaDB are
+# skipped; the rest is as good.
 $(VENV)/.mysql-driver-installed: $(VENV)/.tools-installed
 	@if $(PIP) install -q --group mysql-driver >$(VENV)/mysql-driver.log 2>&1; then touch $@; else \
 	    echo "mysqlclient can't be built here, so the tests on MariaDB are skipped. It needs: apt-get install" \

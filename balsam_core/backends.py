@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from balsam_core.discovery import announcements
 from balsam_core.errors import BackendError, BalsamError
 from balsam_core.plugin_types import ServerPlan, ServerPolicy
-from balsam_core.quarantine import ALIASES, PREFIX, PluginFault, check_driver, load_plugin, one_line
+from balsam_core.quarantine import ALIASES, PREFIX, PluginFault, check_driver, is_ctrl_c, load_plugin, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +50,9 @@ __all__ = [
 
 OFFICIAL = {"sqlite": "balsam-sqlite", "postgres": "balsam-postgres", "mysql": "balsam-mysql"}
 DEFAULT_DB_TYPE = "sqlite"
+LARGEST_SETTINGS = 16 * 1024  # bytes that a plugin may have remembered
 LONGEST_LOAD = 10.0  # seconds that one plugin may take in a listing of all
+SECOND_LONGEST_LOAD = 3.0  # the same once one has taken longer
 
 Status = Literal["ok", "driver missing", "broken", "incompatible", "not installed"]
 T = TypeVar("T")
@@ -107,8 +109,12 @@ class Backend:
         """Make the engine's files and return the settings to store; see ``balsam_init_db``."""
         found: Mapping[str, str] = self._call("balsam_init_db", Mapping, db=db, options=options)  # type: ignore[type-abstract]
         settings = dict(found)
-        if not all(isinstance(text, str) for item in settings.items() for text in item):
-            raise BackendError(self._wrong("balsam_init_db", "settings that are not all text"))
+        try:
+            size = sum(len(text.encode()) for item in settings.items() for text in item)
+        except (AttributeError, UnicodeEncodeError):
+            raise BackendError(self._wrong("balsam_init_db", "settings that are not all text")) from None
+        if size > LARGEST_SETTINGS:
+            raise BackendError(self._wrong("balsam_init_db", f"settings of {size} bytes"))
         return settings
 
     def server_policy(self, db: DBDir) -> ServerPolicy:
@@ -168,7 +174,9 @@ class Backend:
             result = self._caller(hook)(**arguments)
         except BalsamError:
             raise
-        except Exception as err:
+        except BaseException as err:
+            if is_ctrl_c(err):
+                raise
             raise BackendError(
                 f"{self.provider} failed in {hook}: {one_line(err)}; if this is no fault of the machine, "
                 f"tell the package's authors"
@@ -211,6 +219,7 @@ class Registry:
         for one in announcements() if announced is None else announced:
             self._announced.setdefault(one.db_type, []).append(one)
         self._loaded: dict[str, Backend | PluginFault] = {}
+        self._patience = LONGEST_LOAD
 
     def load(self, db_type: str) -> Backend:
         """Return the backend of a db type or of an alias; nothing else is loaded.
@@ -249,14 +258,8 @@ class Registry:
             BackendError: The named db type is not installed.
         """
         chosen = list(self._announced) if db_type is None else [self._known(db_type)]
-        for name in chosen:
-            result = self._result(name)
-            if isinstance(result, Backend):
-                try:
-                    check_driver(result.identity, result.package, load=True)
-                except PluginFault as fault:
-                    self._loaded[name] = fault
-        return sorted((self._status(name) for name in chosen), key=lambda row: row.db_type)
+        rows = [self._status(name, with_driver=True) for name in chosen]
+        return sorted(rows, key=lambda row: row.db_type)
 
     def _known(self, db_type: str) -> str:
         name = canonical(db_type)
@@ -282,12 +285,26 @@ class Registry:
                 self._loaded[name] = fault
         return self._loaded[name]
 
-    def _status(self, name: str) -> BackendStatus:
+    def _with_driver(self, name: str) -> Backend | PluginFault:
+        result = self._result(name)
+        if isinstance(result, Backend):
+            try:
+                check_driver(result.identity, result.package, load=True)
+            except PluginFault as fault:
+                self._loaded[name] = fault
+        return self._loaded[name]
+
+    def _status(self, name: str, *, with_driver: bool = False) -> BackendStatus:
+        from balsam_core.containment import contained
+
         announced = self._announced[name]
-        result = _within(LONGEST_LOAD, lambda: self._result(name))
+        load = self._with_driver if with_driver else self._result
+        with contained():
+            result = _within(self._patience, lambda: load(name))
         if result is None:
             remedy = f"uninstall {announced[0].package} or tell its authors"
-            result = PluginFault("broken", f"still loading after {LONGEST_LOAD:g} s", remedy)
+            result = PluginFault("broken", f"still loading after {self._patience:g} s", remedy)
+            self._patience = min(self._patience, SECOND_LONGEST_LOAD)
         cause = result.__cause__ if isinstance(result, PluginFault) else None
         identity = result.identity
         return BackendStatus(

@@ -280,29 +280,44 @@ def balsam_restore(db: DBDir, address: Address | None, source: Path) -> None:
 def balsam_commands(group: click.Group) -> None:
     """Add commands to ``balsam TYPE``, where TYPE is the db type. Called only when the user names it.
 
+    The commands have the options ``--db``, ``-o`` and ``-v``. ``click.pass_obj`` gives a command the session:
+    ``session.directory("toy")`` is the chosen DB directory, refused where it has another db type, ``session.open_db()``
+    the open DB, ``session.printer()`` writes results in the chosen format. A number that a command returns is the exit
+    code. What it raises is told in one line: click's errors, a BalsamError or an OSError as it is, anything else as a
+    fault of the plugin. A db type with the name of a command of the core's has no commands.
+
     Args:
-        group: Where the commands are added. A command that raises a BalsamError ends as every other command.
+        group: Where the commands are added.
 
     Example::
 
         @hookimpl
         def balsam_commands(group: click.Group) -> None:
             @group.command()
-            def vacuum() -> None:
+            @click.pass_obj
+            def vacuum(session) -> None:
                 "Give unused space back."
+                shrink(session.directory("toy").path / "toy.db")
     """
 
 
 @hookspec(firstresult=True)
 def balsam_job_event(events: Sequence[Event]) -> None:
-    """Hear what launchers have recorded about jobs, after the database has it.
+    """Hear what launchers have recorded about jobs, after the database has acknowledged it.
 
-    Called in the launcher's process, on a thread of its own: it may take time, and what it raises is logged. Each event
-    is told at most once; when events come faster than they are heard, some are dropped. What users do to jobs
-    (``kill``, ``retry``) is in the history, but not told here.
+    Called in the launcher's process, on a daemon thread of its own, so that it may take time; what it raises is logged,
+    once for each kind. Each event is told at most once, by the launcher that has written it. Events are lost when more
+    than 20,000 wait to be heard, when the hook raises, when the launcher is killed, and when it ends and the rest takes
+    more than 2 seconds. Who must not miss any reads the history.
+
+    Only what a launcher writes about the jobs that it runs is told. Not told, though in the history, are: what users do
+    (adding, ``kill``, ``retry``), what a job's end does to its children (READY, PARENT_KILLED, FAILED), and what
+    happens to the jobs of a launcher that was lost.
 
     Args:
-        events: What happened, oldest first.
+        events: What happened, oldest first, at most 2,000: :class:`Event` with ``job_id``, ``at`` (when it was
+            written, by the database's clock to about a network round trip), ``hops`` (the states that the job went
+            through, each with the seconds before ``at`` when it came there), ``message`` and ``attempt``.
 
     Example::
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
-from types import MappingProxyType
+from pathlib import PurePath
+from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 __all__ = ["PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"]
@@ -24,6 +27,8 @@ PLUGIN_API = 1
 
 EngineRole = Literal["owner", "writer", "reader", "server"]
 """``owner`` may change tables, ``writer`` changes rows, ``reader`` only looks, ``server`` alone writes, for all."""
+
+LONGEST_TITLE = 60  # characters
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -78,11 +83,22 @@ class DBType:
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
         if wrong:
             raise TypeError(f"DBType({self.name!r}): {wrong[0]} must be of type {_KINDS[wrong[0]].__name__}")
+        if not self.title.isprintable() or not 0 < len(self.title) <= LONGEST_TITLE:
+            raise ValueError(f"DBType({self.name!r}): the title must be printable, of 1 to {LONGEST_TITLE} characters")
         if "." in self.driver:
             raise ValueError(f"DBType({self.name!r}): the driver must be a top-level module, not {self.driver!r}")
 
 
-_KINDS = {"name": str, "title": str, "server": ServerPolicy, "plugin_api": int, "driver": str, "driver_remedy": str}
+_KINDS = {
+    "name": str,
+    "title": str,
+    "server": ServerPolicy,
+    "plugin_api": int,
+    "driver": str,
+    "driver_remedy": str,
+    "options": Mapping,
+    "capabilities": AbstractSet,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +118,9 @@ class ServerPlan:
         user: Account to run as when the core runs as root; None for the present one.
         stop: Signals to send in turn, each with the seconds to wait for the exit; then SIGKILL.
         ready_timeout: Seconds until a child that isn't ready counts as failed.
+
+    Raises:
+        TypeError: A field can't be used.
     """
 
     argv: Sequence[str]
@@ -115,3 +134,25 @@ class ServerPlan:
     user: str | None = None
     stop: Sequence[tuple[signal.Signals, float]] = ((signal.SIGTERM, 30.0),)
     ready_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        right = {
+            "argv": not isinstance(self.argv, str) and bool(self.argv) and _all(str, self.argv),
+            "host": _all(str, [self.host]) and bool(self.host),
+            "port": _all(int, [self.port]) and 0 < self.port < 2**16,
+            "protocol": _all(str, [self.protocol]),
+            "is_ready": callable(self.is_ready),
+            "details": _all(str, *self.details.items()),
+            "env": _all(str, *self.env.items()),
+            "cwd": _all((PurePath, NoneType), [self.cwd]),
+            "user": _all((str, NoneType), [self.user]),
+            "stop": _all((int, float), *self.stop),
+            "ready_timeout": _all((int, float), [self.ready_timeout]),
+        }
+        wrong = [name for name, is_right in right.items() if not is_right]
+        if wrong:
+            raise TypeError(f"ServerPlan: {wrong[0]} can't be {str(getattr(self, wrong[0]))[:60]!r}")
+
+
+def _all(kind: type | tuple[type, ...], *groups: Iterable[object]) -> bool:
+    return all(isinstance(one, kind) for group in groups for one in group)

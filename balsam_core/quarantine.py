@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from balsam_core.discovery import Announcement
 
-__all__ = ["ALIASES", "PREFIX", "Fault", "PluginFault", "check_driver", "load_plugin", "one_line"]
+__all__ = ["ALIASES", "PREFIX", "Fault", "PluginFault", "check_driver", "is_ctrl_c", "load_plugin", "one_line"]
 
 ALIASES = {"sqlite3": "sqlite", "postgresql": "postgres", "mariadb": "mysql"}
+LONGEST_REASON = 500  # characters of an exception's message
 PREFIX = "balsam.backends:"  # of a backend's name in pluggy, to tell it from a wrapper
 
 Fault = Literal["driver missing", "broken", "incompatible"]
@@ -48,8 +49,19 @@ class PluginFault(Exception):
 
 
 def one_line(err: BaseException) -> str:
-    """Return an exception's type and message on one line."""
-    return " ".join(f"{type(err).__name__}: {err}".split()).removesuffix(":")
+    """Return an exception's type and message on one line, cut where it is endless."""
+    try:
+        text = str(err)[:LONGEST_REASON]
+    except Exception:  # noqa: BLE001  (the exception's own code)
+        text = "it can't be shown"
+    return " ".join(f"{type(err).__name__}: {text}".split()).removesuffix(":")
+
+
+def is_ctrl_c(err: BaseException) -> bool:
+    """Say whether an exception is the user's, not the plugin's: Ctrl-C is heard in the main thread only."""
+    from threading import current_thread, main_thread
+
+    return type(err) is KeyboardInterrupt and current_thread() is main_thread()
 
 
 def load_plugin(
@@ -71,9 +83,9 @@ def load_plugin(
     try:
         module = import_module(one.module)
         identity: object = module.balsam_db_type()
-    except KeyboardInterrupt:
-        raise
     except BaseException as err:
+        if is_ctrl_c(err):
+            raise
         raise PluginFault("broken", one_line(err), repair) from err
     if not isinstance(identity, DBType):
         raise PluginFault("broken", f"balsam_db_type returned {type(identity).__name__}, not DBType", repair)
@@ -110,9 +122,9 @@ def check_driver(identity: DBType, package: str, *, load: bool) -> None:
         found = find_spec(identity.driver) is not None
     except ValueError:  # it is loaded, but without a specification
         return
-    except KeyboardInterrupt:
-        raise
     except BaseException as err:
+        if is_ctrl_c(err):
+            raise
         raise PluginFault("broken", f"the driver {identity.driver}: {one_line(err)}", remedy, identity) from err
     if not found:
         raise PluginFault("driver missing", f"the driver {identity.driver} is not installed", remedy, identity)
@@ -137,8 +149,6 @@ def _check_announcement(name: str, announced: Sequence[Announcement], repair: st
 
 def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.PluginManager, repair: str) -> None:
     """Register the hooks, all or none."""
-    import pluggy
-
     from balsam_core import hookspecs
     from balsam_core.hookspecs import OPTIONAL
 
@@ -149,7 +159,7 @@ def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.P
         fault = f"it lacks the hook {absent[0]}" if absent else ""
         if not fault:
             manager.check_pending()
-    except (pluggy.PluginValidationError, ValueError) as err:
+    except Exception as err:  # noqa: BLE001  (pluggy's own, and what a strange module raises when it is looked at)
         fault = one_line(err)
     if fault:
         if manager.get_plugin(PREFIX + name) is not None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from balsam_core.cli.output import Printer
     from balsam_core.database import Database
+    from balsam_core.dbdir import DBDir
 
 __all__ = ["FORMATS", "Command", "Group", "Session", "command", "group", "pass_session"]
 
@@ -55,6 +56,26 @@ class Session:
         from balsam_core.cli.output import Printer
 
         return Printer(self.format)
+
+    def directory(self, db_type: str = "") -> DBDir:
+        """Return the chosen DB directory, without opening its database.
+
+        Args:
+            db_type: The db type that it must have; empty for any.
+
+        Raises:
+            Conflict: It has another one.
+            DBDirError: The directory is no usable DB.
+        """
+        from balsam_core.dbdir import DBDir
+        from balsam_core.errors import Conflict
+        from balsam_core.files import shown
+        from balsam_core.settings import resolve_db_path
+
+        found = DBDir.open(resolve_db_path(self.db).path)
+        if db_type and found.db_type != db_type:
+            raise Conflict(f"{shown(found.path)} is a DB of type {found.db_type}, not {db_type}: name another by --db")
+        return found
 
     def open_db(self) -> Database:
         """Open the chosen DB; use it in a ``with`` statement."""

@@ -16,6 +16,8 @@ __all__ = ["plugins"]
 
 FIELDS = ("db_type", "package", "version", "server", "api", "status", "detail", "remedy", "module", "default")
 
+LONGEST_TRACEBACK = 10_000  # characters
+
 
 @group()
 def plugins() -> None:
@@ -55,6 +57,7 @@ def check(session: Session, db_type: str | None) -> int:
     Prints the tracebacks of faults and exits with 1 where there is one.
     """
     from balsam_core.backends import check_backends
+    from balsam_core.cli.text import printable
 
     printer = session.printer()
     found = check_backends(db_type)
@@ -66,9 +69,10 @@ def check(session: Session, db_type: str | None) -> int:
         )
         for one in found:
             if one.traceback:
-                sys.stdout.write(f"\n{one.db_type}:\n{one.traceback.rstrip()}\n")
+                lines = map(printable, one.traceback[-LONGEST_TRACEBACK:].rstrip().split("\n"))
+                sys.stdout.write("\n".join([f"\n{one.db_type}:", *lines, ""]))
             if one.remedy:
-                sys.stdout.write(f"{one.db_type}: {one.remedy}\n")
+                sys.stdout.write(f"{one.db_type}: {printable(one.remedy)}\n")
     else:
         printer.rows(names, ([getattr(one, name) for name in names] for one in found))
     return int(any(one.status != "ok" for one in found) or not found)

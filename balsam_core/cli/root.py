@@ -30,6 +30,8 @@ COMMANDS: dict[str, Place] = {
     "init": Place("init", "Create a DB directory, or refresh an existing one.", "Databases"),
     "status": Place("status", "Show which DB is used and how it stands.", "Databases"),
     "dbserver": Place("dbserver", "Start the server of a DB, or stop it.", "Databases"),
+    "backup": Place("backup", "Save the DB in a file, while it is in use.", "Databases"),
+    "restore": Place("restore", "Make a DB of what 'balsam backup' has saved in FILE.", "Databases"),
     "config": Place("config", "Show the settings in force.", "Databases"),
     "plugins": Place("plugins", "Show and check the installed database types.", "Databases"),
     "app": Place("app", "Define an app: a command that jobs run.", "Jobs"),
@@ -46,17 +48,23 @@ COMMANDS: dict[str, Place] = {
 
 
 class Root(Group):
-    """A group that imports a command's module when the command is used, and none to list them."""
+    """A group that imports a command's module when the command is used, and none to list them.
+
+    Besides its own commands there is a group for each database type, with what the type's plugin adds; a plugin can't
+    replace a command.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of the commands in the order of the help."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, importing its module; None where there is no such command."""
         place = COMMANDS.get(cmd_name)
         if place is None:
-            return None
+            from balsam_core.cli.plugin_commands import find_group
+
+            return find_group(cmd_name, quiet=ctx.resilient_parsing)
         found: click.Command = getattr(import_module(f"balsam_core.cli.{place.module}"), cmd_name)
         return found
 
@@ -64,11 +72,14 @@ class Root(Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command of the first word, the word and the rest; a wrong word brings up what may be meant."""
-        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+        if args[0].startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        found = self.get_command(ctx, args[0])
+        if found is None:
             from balsam_core.cli.values import similar
 
             ctx.fail(f"there is no command {args[0][:60]!r}{similar(args[0], list(COMMANDS))}")
-        return super().resolve_command(ctx, args)
+        return args[0], found, args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the commands by section."""
@@ -104,5 +115,8 @@ root = Root(
         "The DB is chosen by --db, else by the variable BALSAM_DB_PATH, else by default_db_path in settings.toml, "
         "else it is default_balsamdb, which is created on first use."
     ),
-    epilog="'balsam COMMAND --help' tells more about a command.",
+    epilog=(
+        "'balsam COMMAND --help' tells more about a command; 'balsam TYPE --help' about those that the plugin of a "
+        "database type adds."
+    ),
 )

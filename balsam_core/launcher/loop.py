@@ -20,6 +20,7 @@ from balsam_core.identity import this_process
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.crew import Crew
+from balsam_core.launcher.events import telling
 from balsam_core.launcher.feed import Feed
 from balsam_core.launcher.link import OUTAGES, Link
 from balsam_core.launcher.progress import NoProgress, Snapshot
@@ -116,7 +117,7 @@ class Launcher:
         Raises:
             BalsamError: The database refused us, or could not take the last changes.
         """
-        with StopRequests() as self._stops:
+        with StopRequests() as self._stops, telling(self._db) as self._teller:
             self._register()
             crew = self._crew
             crew.processes.watch(self._stops.descriptor, self._stops.drain)
@@ -160,7 +161,7 @@ class Launcher:
             environment=base_environment(self._db.directory, self._number),
             counters=self.counters,
         )
-        self._reporter = Reporter(self._link.run, self._number)
+        self._reporter = Reporter(self._link.run, self._number, self._teller.tell if self._teller else None)
         self._feed = Feed(self._link.run, self._number, self._options, around, self._resources)
         self._crew = Crew(self._options.slots, self.counters, changed=self._reporter.note, left=self._leave)
         try:

@@ -31,6 +31,7 @@ KILL_GRACE = 5.0  # the same for a job that the user killed
 LAST_WORDS = 8.0  # seconds to get the last changes into a database that doesn't answer
 DEADLINE = 20.0  # seconds from a request to stop until the launcher gives up on everything that is left
 LAST_CALL_TIMEOUT = 2.0  # seconds for one call after a request to stop
+HEAR_LAST = 2.0  # seconds that a plugin may take to hear of the last events
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from balsam_core.model.filters import Compare
 from balsam_core.model.states import END, State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from balsam_core.launcher.task import Task
     from balsam_core.model.calls import Call
 
@@ -39,14 +41,20 @@ class Run(Protocol):
 class Reporter:
     """The changes that one launcher has to tell.
 
+    Args:
+        run: Runs a call.
+        launcher: The launcher's number.
+        recorded: Told what the database has taken, each change once; None for nobody.
+
     Attributes:
         tasks: Jobs with something to tell, by id.
     """
 
-    def __init__(self, run: Run, launcher: int) -> None:
+    def __init__(self, run: Run, launcher: int, recorded: Callable[[Sequence[Update]], None] | None = None) -> None:
         self.tasks: dict[int, Task] = {}
         self._run = run
         self._launcher = launcher
+        self._recorded = recorded
         self._since = 0.0
         self._pause = FLUSH_AFTER
         self._doubtful: dict[int, tuple[int, str]] = {}  # job -> hops and message in the write without an answer
@@ -96,6 +104,8 @@ class Reporter:
             except OutcomeUnknown:
                 self._doubtful = {task.id: (len(task.hops), task.message) for task in some}
                 raise
+            if self._recorded is not None:
+                self._recorded([update for update in call.updates if update.job not in answer])
             refused += [(self.tasks[job], why) for job, why in answer.items()]
             for task in some:
                 self._told(task, len(task.hops), task.message)
@@ -122,15 +132,17 @@ class Reporter:
             state, attempt, holder = found.get(job, (None, None, None))
             if _made(task, count, mine=(attempt, holder) == (task.attempt, self._launcher), state=state):
                 logger.info("job %s: the write without an answer was made", job)
+                if self._recorded is not None:
+                    self._recorded([_update(task, monotonic(), count)])
                 self._told(task, count, message)
         self._doubtful = {}
 
 
-def _update(task: Task, now: float) -> Update:
+def _update(task: Task, now: float, count: int | None = None) -> Update:
     return Update(
         job=task.id,
         attempt=task.attempt,
-        hops=[(state, max(0.0, now - at)) for state, at in task.hops],
+        hops=[(state, max(0.0, now - at)) for state, at in task.hops[:count]],
         message=task.message[:LONGEST_MESSAGE],
         return_code=task.return_code,
         release=task.released,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select
 
 from balsam_core.errors import Conflict, Corrupt
+from balsam_core.schema.alembic_alone import MigrationContext, Operations, ScriptDirectory
 from balsam_core.schema.tables import meta
 from balsam_core.schema.version import SCHEMA, VERSION_TABLE, check
 

@@ -84,6 +84,35 @@ def go(reporter, task, *states, release=False):
     reporter.note(task)
 
 
+def test_each_recorded_change_is_told_once_and_no_other(table):
+    told = []
+    reporter = Reporter(table, ME, told.extend)
+    first, second = new_task(table, 1), new_task(table, 2)
+    go(reporter, first, State.RUNNING)
+    go(reporter, second, State.RUNNING)
+    table.rows[2]["attempt"] = 2  # another launcher has it
+    table.breaks = ["busy"]
+    with pytest.raises(Busy):
+        reporter.flush()
+    assert told == []
+    assert [task for task, _ in reporter.flush()] == [second]
+    assert [(one.job, [hop for hop, _ in one.hops]) for one in told] == [(1, [State.RUNNING])]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_change_whose_answer_was_lost_is_told_once(table, when):
+    told = []
+    reporter = Reporter(table, ME, told.extend)
+    task = new_task(table)
+    go(reporter, task, State.RUNNING)
+    table.breaks = [when]
+    with pytest.raises(OutcomeUnknown):
+        reporter.flush()
+    go(reporter, task, State.RUN_DONE)
+    reporter.flush()
+    assert [hop for one in told for hop, _ in one.hops] == [State.RUNNING, State.RUN_DONE]
+
+
 def test_all_changes_share_one_write(reporter, table):
     for number in range(1, 4):
         go(reporter, new_task(table, number), State.RUNNING, State.RUN_DONE)

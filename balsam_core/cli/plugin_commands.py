@@ -1,0 +1,88 @@
+"""``balsam TYPE COMMAND``: the commands that the plugin of a database type adds by its hook ``balsam_commands``.
+
+Only the one plugin that is named is loaded. What its commands raise is told like every other error: a BalsamError as
+it is, click's errors as click's, anything else as a fault of the plugin.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from balsam_core import backends
+from balsam_core.cli.command import Group
+from balsam_core.cli.text import printable
+from balsam_core.discovery import announcements
+from balsam_core.errors import BackendError, BalsamError
+from balsam_core.quarantine import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from balsam_core.backends import Backend
+
+__all__ = ["find_group"]
+
+
+class PluginGroup(Group):
+    """The commands of one plugin.
+
+    Args:
+        name: The word that the user said.
+        backend: The plugin.
+    """
+
+    def __init__(self, name: str, backend: Backend) -> None:
+        self._provider = printable(backend.provider)
+        super().__init__(name, help=f"Commands for {backend.identity.title}, from {self._provider}.")
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:  # noqa: ANN401  (as click)
+        """Parse the words up to the command; prints the help where that is asked for."""
+        with self._blamed():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: click.Context) -> int:
+        """Run the command that the user named, and return the exit code: what it returns, if that is a number."""
+        with self._blamed():
+            code = super().invoke(ctx)
+        return code if type(code) is int else 0
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        try:
+            yield
+        except (BalsamError, click.ClickException, click.Abort, click.exceptions.Exit, OSError):
+            raise
+        except Exception as err:
+            raise BackendError(
+                f"{self._provider} failed in balsam {self.name}: {one_line(err)}; tell the package's authors"
+            ) from err
+
+
+def find_group(word: str, *, quiet: bool = False) -> Group | None:
+    """Return the commands of the plugin that a word names; None where it names no database type.
+
+    Args:
+        word: A db type or an alias.
+        quiet: Whether a plugin that can't be used is passed over in silence.
+
+    Raises:
+        BackendError: The plugin is not installed or broken.
+        click.UsageError: It has no commands.
+    """
+    name = backends.canonical(word)
+    if name not in backends.OFFICIAL and all(one.db_type != name for one in announcements()):
+        return None
+    try:
+        backend = backends.load(word)
+        if not backend.has("balsam_commands"):
+            raise click.UsageError(f"{backend.provider} adds no commands for the db type {backend.identity.name}")
+        group = PluginGroup(word, backend)
+        backend.commands(group)
+    except (BalsamError, click.UsageError):
+        if quiet:
+            return None
+        raise
+    return group

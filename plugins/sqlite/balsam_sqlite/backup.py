@@ -1,0 +1,79 @@
+"""A copy of the database file while others write to it, and a database from such a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING
+
+from balsam_core.plugin import Corrupt, Unavailable, filesystem_type, is_network, shown
+from balsam_sqlite.engine import make_engine
+from balsam_sqlite.files import APPLICATION_ID, check_file, database_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from balsam_core.plugin import DBDir
+
+__all__ = ["load", "save"]
+
+PAGES = 2000  # copied between two looks for Ctrl-C
+
+
+def save(db: DBDir, target: Path) -> None:
+    """Write the database, as it is at one moment, into a new file. Neither readers nor writers wait for it.
+
+    Raises:
+        Unavailable: The file is on a network file system, where only one process may open it.
+    """
+    if is_network(db.path):
+        raise Unavailable(
+            f"{shown(db.path)} is on {filesystem_type(db.path)}, a network file system, where only the server may open "
+            f"the SQLite file: stop the server (balsam dbserver --stop), copy the whole directory, and start it again"
+        )
+    engine = make_engine(db, "reader")
+    try:
+        with contextlib.closing(engine.raw_connection()) as pooled, contextlib.closing(_new(target)) as copy:
+            source = pooled.driver_connection
+            assert isinstance(source, sqlite3.Connection)  # noqa: S101  (for mypy)
+            # One snapshot from here on; else SQLite would begin anew whenever somebody has written.
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            # Signals are heard when Python runs, so something must be called between the parts.
+            source.backup(copy, pages=PAGES, progress=lambda *_: None)
+            source.execute("ROLLBACK")
+    finally:
+        engine.dispose()
+
+
+def load(db: DBDir, source: Path) -> None:
+    """Fill the empty database of a new DB directory from a file of :func:`save`.
+
+    Raises:
+        Corrupt: The file is no sound database of Balsam's.
+    """
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=ro&immutable=1", uri=True)) as saved,
+            contextlib.closing(sqlite3.connect(database_file(db), isolation_level=None)) as target,
+        ):
+            if saved.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise Corrupt("the backup holds an SQLite database of another program")
+            found = saved.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise Corrupt(f"the database in the backup is damaged ({' '.join(found.split())}): use another backup")
+            target.execute("PRAGMA synchronous=FULL")
+            saved.backup(target, pages=PAGES, progress=lambda *_: None)
+            # What stands in the log goes into the file, which is renamed without it.
+            target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.DatabaseError as err:
+        raise Corrupt(f"the database in the backup is damaged ({err}): use another backup") from None
+    check_file(db)
+
+
+def _new(target: Path) -> sqlite3.Connection:
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    connection = sqlite3.connect(target, isolation_level=None)
+    connection.execute("PRAGMA synchronous=OFF")  # the core forces the backup to disk
+    return connection

@@ -1,0 +1,370 @@
+"""Plugins that do all they can to be in the way, many installed at once: no command that is not theirs notices.
+
+``os._exit`` and changed library functions at import can't be guarded against in one process and are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from balsam_program import child, here
+from plugin_site import ENGINE, PluginSite
+
+from balsam_core import backends
+from balsam_core.plugin_types import ServerPlan
+
+BACKEND = 12  # exit code
+BEFORE = "from balsam_core.plugin import DBType, ServerPolicy, hookimpl\n"
+
+
+def identity(fields):
+    """A module that says something strange of itself."""
+    return f"{BEFORE}\n@hookimpl\ndef balsam_db_type():\n    return {fields}\n"
+
+
+def engine(name, old="", new=""):
+    """A complete backend, changed in one place."""
+    source = ENGINE.replace("{name}", name)
+    assert old in source
+    return source.replace(old, new) if old else source
+
+
+# Name -> source and what a user of it is told. None of them can be used.
+UNUSABLE = {
+    "raises": ("1 / 0", "ZeroDivisionError"),
+    "exits": ("import sys; sys.exit(0)", "SystemExit: 0"),
+    "quits": ("raise SystemExit", "SystemExit"),
+    "interrupts": ("class Mine(KeyboardInterrupt): pass\nraise Mine('no')", "Mine: no"),
+    "unspeakable": ("class Mute(Exception):\n    def __str__(self): 1 / 0\nraise Mute", "Mute: it can't be shown"),
+    "endless": ("raise ValueError('x' * 10_000_000)", "ValueError: xxx"),
+    "steers": ("raise ValueError('\\x1b[31m\\x07\\n\\r evil')", "ValueError: "),
+    "syntax": ("def (", "SyntaxError"),
+    "nulls": ("\0", "null bytes"),
+    "warns": ("import warnings; warnings.warn('careful', stacklevel=1)", "UserWarning: careful"),  # an error here
+    "recursive": ("def f(): f()\nf()", "RecursionError"),
+    "needs": ("import no_such_library", "No module named 'no_such_library'"),
+    "hookless": ("", "balsam_db_type"),
+    "identityraises": ("def balsam_db_type(): raise OSError(2, 'gone')", "gone"),
+    "identityexits": ("def balsam_db_type(): raise SystemExit(0)", "SystemExit: 0"),
+    "identitynone": ("def balsam_db_type(): return None", "returned NoneType, not DBType"),
+    "identityclass": (f"{BEFORE}balsam_db_type = lambda: DBType", "returned type, not DBType"),
+    "identityargs": ("def balsam_db_type(a, b): return 1", "TypeError"),
+    "identitynotcallable": ("balsam_db_type = 7", "TypeError"),
+    "badtitle": (engine("badtitle", '"Toy"', r"'\x1b[2J'"), "the title must be printable"),
+    "hugetitle": (engine("hugetitle", '"Toy"', "'x' * 10**6"), "the title must be printable"),
+    "badserver": (identity("DBType(name='badserver', title='T', server='none', plugin_api=1)"), "must be of type"),
+    "badoptions": (
+        identity("DBType(name='badoptions', title='T', server=ServerPolicy.NONE, plugin_api=1, options=5)"),
+        "options must be of type Mapping",
+    ),
+    "othername": (engine("sqlite"), "calls itself sqlite"),
+    "tooold": (engine("tooold", "plugin_api=1", "plugin_api=0"), "pip install -U acme-tooold"),
+    "toonew": (engine("toonew", "plugin_api=1", "plugin_api=99"), "pip install -U balsam-core"),
+    "apitext": (engine("apitext", "plugin_api=1", "plugin_api='1'"), "plugin_api must be of type int"),
+    "lacks": (engine("lacks", "def balsam_init_db", "def init_db"), "it lacks the hook balsam_init_db"),
+    "signature": (engine("signature", "(db, options)", "(db, optoins)"), "optoins"),
+    "unknownhook": (engine("unknownhook") + "\n@hookimpl\ndef balsam_rule_the_world(): ...\n", "balsam_rule_the_world"),
+    "driverless": (engine("driverless", "plugin_api=1", "plugin_api=1, driver='no_such_driver'"), "no_such_driver"),
+    "strangemodule": (
+        engine("strangemodule")
+        + "\nclass Strange:\n    def __getattr__(self, name): raise SystemError(name)\nstrange = Strange()\n"
+        + "def __getattr__(name): raise RuntimeError(name)\ndef __dir__(): return ['a', 'balsam_db_type']\n",
+        "it lacks the hook balsam_",
+    ),
+}
+
+MEDDLES = {
+    "prints": "print('HELLO'); import sys; sys.stdout.write('HELLO'); sys.stdout.flush()",
+    "replacesstreams": "import sys, io; sys.stdout = io.StringIO(); sys.stderr = io.StringIO()",
+    "clearspath": "import sys; sys.path.clear(); sys.path_hooks.clear(); sys.meta_path.clear()",
+    "rebindspath": "import sys; sys.path = []; sys.argv[:] = ['x']",
+    "clearsenvironment": "import os; os.environ.clear(); os.environ['BALSAM_DB_PATH'] = '/nowhere'",
+    "moves": "import os; os.chdir('/'); os.umask(0)",
+    "hooks": "import sys, threading; sys.excepthook = threading.excepthook = None",
+    "shallow": "import sys; sys.setrecursionlimit(100)",
+    "logs": (
+        "import logging, sys; logging.basicConfig(stream=sys.stdout, level=1); logging.error('HELLO'); "
+        "logging.disable()"
+    ),
+    "quietens": "import warnings; warnings.simplefilter('ignore'); warnings.warn('HELLO', stacklevel=1)",
+}
+"""Usable backends that change the process at import: name -> how."""
+
+METADATA = {
+    "garbage": b"\xff\xfe[balsam.backends]\n\x00 = \x00\n",
+    "unclosed": "[balsam.backends\nx = y\n",
+    "valueless": "[balsam.backends]\nvalueless\n",
+    "empty": "[balsam.backends]\nempty =\n",
+    "attribute": "[balsam.backends]\nattribute = os:getcwd\n",
+    "missing": "[balsam.backends]\nmissing = acme_no_such_module\n",
+    "nested": "[balsam.backends]\nnested = os.path.nothing.here\n",
+    "relative": "[balsam.backends]\nrelative = .evil\n",
+    "words": "[balsam.backends]\nwords = a b c ???\n",
+    "alias": "[balsam.backends]\nmariadb = acme_alias_plugin\n",
+    "upper": "[balsam.backends]\nUpper = acme_upper_plugin\n",
+    "control": "[balsam.backends]\nev\x1b[31mil = acme_control_plugin\n",
+    "giant": f"[balsam.backends]\n{'g' * 100_000} = acme_giant_plugin\n",
+    "many": "[balsam.backends]\n" + "".join(f"many{n} = acme_many_plugin\n" for n in range(50)),
+}
+
+HOOKS = {
+    "balsam_init_db": "(db, options)",
+    "balsam_open_transport": "(db, address)",
+    "balsam_create_engine": "(db, address, role)",
+    "balsam_server_policy": "(db)",
+    "balsam_commands": "(group)",
+}
+MISDEEDS = {
+    "raise ValueError('a\\nb\\x1b[31m')": "failed in {hook}: ValueError: a b",
+    "raise SystemExit(0)": "failed in {hook}: SystemExit: 0",
+    "class Mine(KeyboardInterrupt): pass\n    raise Mine('no')": "failed in {hook}: Mine: no",
+    "return object()": "is broken: {hook} returned object",
+    "return 'x' * 10**7": "is broken: {hook} returned str",
+}
+
+
+@pytest.fixture
+def site(tmp_path):
+    return PluginSite(tmp_path / "site")
+
+
+@pytest.fixture
+def balsam(site, tmp_path):
+    def run(*words, env=None, **settings):
+        variables = {**site.environment, "XDG_STATE_HOME": str(tmp_path / "state"), **(env or {})}
+        return child(*words, db=tmp_path / "db", env=variables, **settings)
+
+    return run
+
+
+@pytest.fixture
+def inside(site, tmp_path, monkeypatch):
+    """The program in this process, which is faster; for plugins that do no more to it than to fail."""
+    known = set(sys.modules)
+    monkeypatch.syspath_prepend(site.path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    backends.registry.cache_clear()
+    yield lambda *words: here(*words, db=tmp_path / "db")
+    backends.registry.cache_clear()
+    for module in set(sys.modules) - known:
+        if module.endswith("_plugin"):
+            del sys.modules[module]
+
+
+def install_all(site):
+    for name, (code, _) in UNUSABLE.items():
+        site.add(name, code)
+    for name, code in MEDDLES.items():
+        site.add(name, f"{code}\n{engine(name)}")
+    for name, points in METADATA.items():
+        site.add(name, entry_points=points)
+    site.add("twice", package="acme-twice")
+    site.add("twice", package="other-twice")
+    site.add("sqlite3", package="acme-squatter")
+    site.add("ls", package="acme-ls", more="raise SystemExit('I was loaded')")
+    site.add("metaless", metadata="")
+    site.add("metagarbage", metadata="\x1b[31m\n" * 1000 + "Name: x\n")
+
+
+def told(done):
+    """The one line that the program ended with."""
+    assert (done.code, done.out) == (BACKEND, ""), done
+    assert done.err.startswith("Error: "), done
+    assert done.err.count("\n") == 1, done
+    assert done.err.rstrip("\n").isprintable()
+    assert len(done.err) < 3000
+    return done.err
+
+
+def session(run, folder):
+    """What a user sees of an SQLite DB: the same with and without the plugins."""
+    seen = []
+    for words in (
+        ["--help"],
+        ["init", folder, "--db-type", "sqlite"],
+        ["init", folder, "--db-type", "sqlite3"],
+        ["app", "sim", "--executable", "true", "--db", folder],
+        ["job", "--app", "sim", "--name", "one", "--db", folder],
+        ["run", "--db", folder, "--", "true"],
+        ["ls", "-o", "json", "--db", folder],
+        ["launcher", "--consume-all", "--db", folder, "-o", "json"],
+        ["ls", "--db", folder],
+        ["kill", "1", "--db", folder],
+        ["backup", f"{folder}.backup", "--db", folder],
+        ["restore", f"{folder}.backup", f"{folder}2"],
+        ["status", "--db", folder],
+        ["nonsense"],
+        ["init", f"{folder}3", "--db-type", "nonsense"],
+    ):
+        done = run(*words)
+        text = f"{done.out}{done.err}".replace(str(folder), "DB")
+        text = re.sub(r"installed: [^)]*", "installed: ...", text)
+        seen.append((words[0], done.code, re.sub(r"\d", "9", re.sub(r"[0-9a-f]{32}|\"\w+\": *[0-9.e-]+", "ID", text))))
+    return seen
+
+
+def test_no_command_that_is_not_theirs_notices(site, balsam, tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    before = session(balsam, tmp_path / "1" / "db")
+    install_all(site)
+    after = session(balsam, tmp_path / "2" / "db")
+    for old, new in zip(before, after, strict=True):
+        assert new == old
+
+
+def test_the_listing_tells_of_each_and_the_check_too(site, balsam):
+    install_all(site)
+    good_before = {row["db_type"]: row for row in balsam("plugins", "list", "-o", "json").json}
+    assert good_before["sqlite"]["status"] == "ok"
+    for command, code in (("list", 0), ("check", 1)):
+        done = balsam("plugins", command, "-o", "json")
+        assert done.code == code, done.err[-2000:]
+        rows = {row["db_type"]: row for row in done.json}
+        for name, (_, words) in UNUSABLE.items():
+            row = rows[name]
+            assert row["status"] in {"broken", "incompatible", "driver missing"}, row
+            assert words in row["detail"] + row["remedy"], row
+            assert row["package"] == f"acme-{name}"
+            assert row["remedy"]
+            assert len(row["detail"]) < 1500
+        assert {rows[name]["status"] for name in MEDDLES} == {"ok"}
+        assert "acme-twice" in rows["twice"]["package"]
+        assert "other-twice" in rows["twice"]["package"]
+        assert rows["sqlite"]["status"] == "ok"
+        for form in ("table", "csv", "ids"):
+            done = balsam("plugins", command, "-o", form)
+            assert done.code == code
+            assert "HELLO" not in done.out
+            assert form == "csv" or done.out.replace("\n", "").isprintable()  # CSV holds texts as they are
+            assert "Traceback" not in done.err, done.err[-2000:]
+
+
+def test_a_listing_leaves_the_process_as_it_was(site, tmp_path, monkeypatch):
+    import logging
+    import warnings
+
+    for name, code in MEDDLES.items():
+        site.add(name, f"{code}\n{engine(name)}")
+    monkeypatch.syspath_prepend(site.path)
+    monkeypatch.chdir(tmp_path)
+
+    def state():
+        umask = os.umask(0o077)
+        os.umask(umask)
+        root = logging.getLogger()
+        return [
+            dict(os.environ), list(sys.path), list(sys.meta_path), list(sys.path_hooks), sys.argv[:], Path.cwd(), umask,
+            sys.excepthook, sys.stdout, sys.stderr, sys.getrecursionlimit(), root.level, root.handlers[:],
+            logging.root.manager.disable, warnings.filters[:],
+        ]  # fmt: skip
+
+    before = state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = {row.db_type: row.status for row in backends.Registry().statuses()}
+    assert {found[name] for name in MEDDLES} == {"ok"}
+    assert state() == before
+    for name in MEDDLES:
+        sys.modules.pop(f"acme_{name}_plugin")
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_who_uses_one_is_told_what_to_do(site, inside, tmp_path, name):
+    code, words = UNUSABLE[name]
+    site.add(name, code, version="2.7")
+    line = told(inside("init", tmp_path / "db", "--db-type", name))
+    assert f"acme-{name} 2.7" in line
+    assert words in line
+    assert "pip install" in line
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("deed", MISDEEDS)
+def test_a_hook_that_misbehaves_is_one_line_about_its_package(site, inside, tmp_path, hook, deed):
+    body = f"\n@hookimpl\ndef {hook}{HOOKS[hook]}:\n    {deed}\n"
+    site.add("toy", more=body)
+    made = inside("init", tmp_path / "db", "--db-type", "toy")
+    if hook in {"balsam_init_db", "balsam_create_engine", "balsam_server_policy"}:
+        line = told(made)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["site"], "something is left"
+    elif hook == "balsam_commands":
+        line = told(inside("toy", "--help"))
+    else:
+        assert made.code == 0, made
+        line = told(inside("ls"))
+    assert "acme-toy 1.0 " + MISDEEDS[deed].format(hook=hook) in line
+
+
+@pytest.mark.parametrize(
+    "settings", ["{1: 2}", "{'a': None}", "{'a': 'x' * 10**6}", "{'a\\ud800': 'b'}", "[]", "None", "dict"]
+)
+def test_settings_that_can_not_be_stored_leave_no_db(site, inside, tmp_path, settings):
+    site.add("toy", engine("toy", "return real.balsam_init_db(db, options)", f"return {settings}"))
+    line = told(inside("init", tmp_path / "db", "--db-type", "toy"))
+    assert "acme-toy 1.0 is broken: balsam_init_db returned " in line
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "argv=None", "argv=[]", "argv='sleep 60'", "argv=[1, 2]", "port='x'", "port=-1", "port=70000", "host=None",
+        "host=''", "is_ready=None", "stop=5", "stop=['x']", "env={1: 2}", "env=3", "cwd='/no'", "user=0",
+        "ready_timeout='x'", "details=7", "protocol=None",
+    ],
+)  # fmt: skip
+def test_a_plan_of_nonsense_can_not_be_made(fields):
+    good = {"argv": ["true"], "host": "h", "port": 1, "protocol": "toy", "is_ready": lambda seconds: True}
+    ServerPlan(**good)
+    with pytest.raises((TypeError, AttributeError)):
+        ServerPlan(**good | eval(f"dict({fields})"))
+
+
+@pytest.mark.parametrize(
+    "fields", ["argv=None", "argv=['/no/such/program']", "is_ready=lambda seconds: 1 / 0", "user='no-such-user'"]
+)
+def test_a_plan_that_can_not_work_is_told_in_a_line(site, balsam, tmp_path, fields):
+    plan = """
+        @hookimpl
+        def balsam_start_server(db, host, port):
+            from balsam_core.plugin import ServerPlan
+
+            fields = dict(argv=["sleep", "60"], host=host, port=port, protocol="toy", is_ready=lambda seconds: False)
+            return ServerPlan(**(fields | dict(FIELDS)))
+    """
+    code = engine("toy", "server=ServerPolicy.NONE", "server=ServerPolicy.OPTIONAL")
+    site.add("toy", code, more=plan.replace("FIELDS", fields))
+    assert balsam("init", tmp_path / "db", "--db-type", "toy").code == 0
+    done = balsam("dbserver", "--path", tmp_path / "db")
+    assert done.code not in {0, 1}, done
+    assert (done.out, done.err.count("\n")) == ("", 1), done
+    assert balsam("ls", "-o", "json").json == []
+
+
+HANGS = {
+    "hangs": "import threading; threading.Event().wait()",
+    "spins": "while True: pass",
+    "hangsinidentity": "def balsam_db_type():\n    import time\n    while True: time.sleep(1)",
+}
+
+
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_one_that_never_loads_delays_the_listing_and_no_more(site, balsam, command):
+    some = HANGS if command == "list" else ["hangs"]
+    for name in some:
+        site.add(name, HANGS[name])
+    site.add("zzz")
+    done = balsam("plugins", command, "-o", "json")
+    assert done.code == int(command == "check")
+    rows = {row["db_type"]: row for row in done.json}
+    for name in some:
+        assert "still loading after" in rows[name]["detail"]
+        assert f"acme-{name}" in rows[name]["remedy"]
+    assert rows["sqlite"]["status"] == rows["zzz"]["status"] == "ok"
+    assert balsam("--help").code == 0
