@@ -1,0 +1,167 @@
+"""Finding the programs of a MySQL or MariaDB server, and telling which of the two and which series they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from balsam_core.plugin import BackendError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["BINDIR_VARIABLE", "TITLES", "Programs", "Variant", "client", "find", "title_of"]
+
+BINDIR_VARIABLE = "BALSAM_MYSQL_BINDIR"
+Variant = Literal["mariadb", "mysql"]
+TITLES: dict[str, str] = {"mariadb": "MariaDB", "mysql": "MySQL"}
+
+_SERVERS = ("mariadbd", "mysqld")
+# Debian, Red Hat, the vendors' archives, Homebrew, MacPorts.
+_USUAL = (
+    "/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/mysql/bin", "/usr/local/mariadb/bin",
+    "/opt/mysql*/bin", "/opt/mariadb*/bin", "/opt/homebrew/opt/mariadb*/bin", "/opt/homebrew/opt/mysql*/bin",
+    "/opt/local/lib/mariadb*/bin", "/opt/local/lib/mysql*/bin",
+)  # fmt: skip
+_VERSION = re.compile(r"\bVer (\d+\.\d+)\.\d+")
+_INSTALL = (
+    f"install MariaDB's server programs (Debian, Ubuntu: apt-get install mariadb-server-core mariadb-client), or name "
+    f"their folder in the variable {BINDIR_VARIABLE} or with --option bindir=FOLDER"
+)
+_TIMEOUT = 20.0  # seconds for a program to say its version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """A server's program and what it is.
+
+    Attributes:
+        server: Path of ``mariadbd`` or ``mysqld``.
+        variant: Which of the two.
+        series: The version that data directories are bound to, e.g. ``10.11``.
+    """
+
+    server: Path
+    variant: Variant
+    series: str
+
+    @property
+    def title(self) -> str:
+        """Name and series, for people."""
+        return title_of(self.variant, self.series)
+
+    @property
+    def basedir(self) -> Path:
+        """Prefix of the installation."""
+        return self.server.resolve().parent.parent
+
+
+def title_of(variant: str, series: str) -> str:
+    """Return name and series, for people."""
+    return f"{TITLES.get(variant, variant)} {series}"
+
+
+def find(bindir: str = "", *, strict: bool = False, wanted: tuple[str, str] | None = None) -> Programs:
+    """Return the server's program to use: the first that suits.
+
+    Args:
+        bindir: A folder to look in first, as an option or a setting named it.
+        strict: Whether to look nowhere else.
+        wanted: Variant and series of existing data; None where any will do.
+
+    Raises:
+        BackendError: There is none.
+    """
+    unsuitable = []
+    for folders, must in _places(bindir, strict=strict):
+        seen = 0
+        for program in _programs(folders):
+            found = _identify(program)
+            if found is None:
+                continue
+            seen += 1
+            if wanted is None or (found.variant, found.series) == wanted:
+                return found
+            unsuitable.append(f"{found.title} ({shown(found.server)})")
+        if must and not seen:
+            raise BackendError(f"{shown(must)} holds neither mariadbd nor mysqld that works: {_INSTALL}")
+        if must:
+            break
+    if unsuitable and wanted:
+        raise BackendError(
+            f"the data of this DB were made with {title_of(*wanted)}, and here is only {', '.join(unsuitable)}: name "
+            f"the folder of the old version's programs in the variable {BINDIR_VARIABLE}, or copy the jobs to a new DB"
+        )
+    raise BackendError(f"no MySQL or MariaDB server program is found: {_INSTALL}")
+
+
+def client(names: Sequence[str], programs: Programs | None, package: str) -> str:
+    """Return the path of a client program, from beside the server's or from PATH.
+
+    Args:
+        names: Its names, the best first.
+        programs: The server's program, where there is one.
+        package: The package that brings it, for the error.
+
+    Raises:
+        BackendError: It is not installed.
+    """
+    folders = [str(folder) for folder in ([programs.server.parent, programs.basedir / "bin"] if programs else [])]
+    given = os.environ.get(BINDIR_VARIABLE, "")
+    path = os.pathsep.join([*folders, *([given] if given else []), os.environ.get("PATH", os.defpath)])
+    for name in names:
+        if found := shutil.which(name, path=path):
+            return found
+    raise BackendError(f"the program {names[0]} is not found: install it (Debian, Ubuntu: apt-get install {package})")
+
+
+def _places(bindir: str, *, strict: bool) -> Iterator[tuple[list[Path], str]]:
+    """Yield groups of folders to look in, each with the name under which a user demanded it, else an empty one."""
+    if bindir:
+        yield _around(Path(bindir)), bindir if strict else ""
+    if given := os.environ.get(BINDIR_VARIABLE, ""):
+        yield _around(Path(given)), given
+    on_path = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
+    yield [place for folder in on_path for place in _around(Path(folder))], ""
+    yield [place for usual in _USUAL for place in sorted(Path("/").glob(usual.lstrip("/")), reverse=True)], ""
+
+
+def _around(folder: Path) -> list[Path]:
+    """Return a folder and those where the same installation may keep its servers; a prefix will do, too."""
+    if not os.path.isdir(folder):  # noqa: PTH112  (Path's own fails on one that is closed to us)
+        return []
+    return [folder, folder.parent / "sbin", folder.parent / "libexec", folder / "bin", folder / "sbin"]
+
+
+def _programs(folders: Sequence[Path]) -> Iterator[Path]:
+    known = set()
+    for folder in folders:
+        for name in _SERVERS:
+            program = folder.expanduser() / name
+            if os.access(program, os.X_OK) and program.is_file() and (real := program.resolve()) not in known:
+                known.add(real)
+                yield program.absolute()
+
+
+def _identify(program: Path) -> Programs | None:
+    """Ask a program what it is; None where it doesn't say."""
+    try:
+        said = subprocess.run(
+            [program, "--no-defaults", "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    text = said.stdout.decode(errors="replace")
+    version = _VERSION.search(text)
+    if said.returncode or not version:
+        return None
+    return Programs(server=program, variant="mariadb" if "MariaDB" in text else "mysql", series=version[1])
