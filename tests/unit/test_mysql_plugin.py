@@ -1,0 +1,243 @@
+"""The parts of the MySQL plugin that need no server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from balsam_core import backends
+from balsam_core.dbdir import DBDir
+from balsam_core.errors import BackendError, Corrupt, InvalidInput, Unavailable
+from balsam_core.plugin_types import ServerPolicy
+
+pytest.importorskip("balsam_mysql")
+from balsam_mysql import adopt, faults, making, options, programs
+from balsam_mysql.accounts import wanted_owner
+from balsam_mysql.programs import Programs
+from balsam_mysql.url import Target
+
+
+class DriverError(Exception):
+    """As the driver's: a number and a text."""
+
+
+def test_loading_the_plugin_loads_no_driver_and_no_sqlalchemy():
+    code = "import sys, balsam_mysql.backend; print({'MySQLdb', 'sqlalchemy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_an_adopted_db_needs_no_server(tmp_path):
+    backend = backends.load("mariadb")
+    for settings, policy in (({}, ServerPolicy.REQUIRED), ({"url": "mysql://u@h/d"}, ServerPolicy.NONE)):
+        db = DBDir(path=tmp_path, db_type="mysql", id="0" * 32, settings=settings)
+        assert backend.server_policy(db) is policy
+
+
+@pytest.mark.parametrize(
+    ("url", "parameters", "words"),
+    [
+        (
+            "mysql://me@db.example/jobs",
+            {"host": "db.example", "port": 3306, "user": "me", "database": "jobs"},
+            ["--user=me", "--host=db.example", "--port=3306"],
+        ),
+        (
+            "mariadb+mysqldb://m%40e@localhost:99/a%20b?ssl_mode=REQUIRED",
+            {"host": "127.0.0.1", "port": 99, "user": "m@e", "database": "a b", "ssl_mode": "REQUIRED"},
+            ["--user=m@e", "--host=127.0.0.1", "--port=99", "--ssl"],
+        ),
+        (
+            "mysql://me@/jobs?unix_socket=/run/s",
+            {"unix_socket": "/run/s", "user": "me", "database": "jobs"},
+            ["--user=me", "--socket=/run/s"],
+        ),
+        (
+            "mysql://me@h/jobs?ssl_ca=/",
+            {
+                "host": "h",
+                "port": 3306,
+                "user": "me",
+                "database": "jobs",
+                "ssl": {"ca": "/"},
+                "ssl_mode": "VERIFY_CA",
+            },
+            [
+                "--user=me",
+                "--host=h",
+                "--port=3306",
+                "--ssl-ca=/",
+                "--ssl",
+                "--ssl-verify-server-cert",
+            ],
+        ),
+    ],
+)
+def test_urls_become_parameters_and_arguments(url, parameters, words):
+    assert Target.parse(url).parameters() == parameters
+    assert Target.parse(url).arguments("mariadb") == words
+    assert ("--ssl-mode=" in " ".join(Target.parse(url).arguments("mysql"))) == ("ssl_mode" in parameters)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "mysql:",
+        "mysql://me@h",
+        "mysql://h/d",
+        "mysql://me@h:99999/d",
+        "mysql://me@h/d/e",
+        "mysql://me@h/d#x",
+        "mysql://me:secret@h/d",
+        "mysql://me@h/d?ssl_mode",
+        "mysql://me@h/d?ssl_mode=REQUIRED&ssl_mode=DISABLED",
+        "mysql://me@[::1/d",
+    ],
+)
+def test_wrong_urls_are_refused_without_showing_a_password(url):
+    with pytest.raises(InvalidInput) as caught:
+        Target.parse(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_errors_are_told_apart():
+    for code in (1205, 1213, 1020, 3572):
+        assert faults.is_retryable(DriverError(code, "x"))
+        assert not faults.is_broken(DriverError(code, "x"))
+    for code in (1053, 1927, 2006, 2013, 2055, 4031, 1180):
+        assert faults.is_broken(DriverError(code, "x"))
+        assert not faults.is_retryable(DriverError(code, "x"))
+    for code, kind, text in (
+        (1114, Unavailable, "disk is full"),
+        (1030, None, None),
+        (1290, Unavailable, "takes no writes"),
+        (1142, Unavailable, "lacks a right"),
+        (1153, InvalidInput, "max_allowed_packet"),
+        (1406, InvalidInput, "can't hold"),
+        (1034, Corrupt, "damaged"),
+        (1062, None, None),
+    ):
+        found = faults.translate(DriverError(code, "two\nlines"))
+        assert (type(found) if found else None) is kind
+        assert found is None or (text in str(found) and "\n" not in str(found))
+    full = faults.translate(DriverError(1030, 'Got error 28 "No space left on device" from storage engine InnoDB'))
+    assert "disk is full" in str(full)
+    assert faults.hopeless(DriverError(2003, "Can't connect"), {"host": "h"}) is None
+    assert faults.hopeless(DriverError(2026, "TLS/SSL error: unexpected eof while reading"), {"host": "h"}) is None
+    assert "trusted" in str(faults.hopeless(DriverError(2026, "TLS/SSL error: self-signed certificate"), {"host": "h"}))
+    assert "refused me" in str(faults.hopeless(DriverError(1045, "Access denied"), {"host": "h", "user": "me"}))
+
+
+def test_a_client_program_that_is_missing_is_named_with_its_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendError, match=r"mariadb-dump is not found: .*apt-get install mariadb-client"):
+        programs.client(("mariadb-dump", "mysqldump"), None, "mariadb-client")
+
+
+SAFE = {
+    "version": "10.11.19-MariaDB",
+    "engines": "InnoDB,Aria",
+    "collation": "('utf8mb4_bin',)",
+    "tls": "TLS_AES_256_GCM_SHA384",
+    "log_bin": "ON",
+    "binlog_format": "MIXED",
+    "sync_binlog": "1",
+    "innodb_flush_log_at_trx_commit": "1",
+    "innodb_doublewrite": "ON",
+    "max_allowed_packet": str(64 * 1024 * 1024),
+}
+TARGET = Target.parse("mysql://me@db.example/jobs")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"version": "10.5.9-MariaDB"}, "MariaDB 10.6, MySQL 8.0 or newer is needed"),
+        ({"version": "5.5.5-10.5.9-MariaDB"}, "or newer is needed"),
+        ({"version": "5.7.44-log"}, "or newer is needed"),
+        ({"version": "?"}, "or newer is needed"),
+        ({"engines": "Aria"}, "lacks InnoDB"),
+        ({"binlog_format": "STATEMENT"}, "binlog_format to ROW or MIXED"),
+    ],
+)
+def test_servers_that_are_not_fit_are_refused(change, fault):
+    with pytest.raises(InvalidInput, match=fault):
+        adopt._check({**SAFE, **change}, TARGET)
+
+
+def test_servers_that_are_fit_are_told_apart():
+    assert adopt._check(SAFE, TARGET) == "mariadb"
+    assert adopt._check({**SAFE, "version": "8.4.3"}, TARGET) == "mysql"
+    assert adopt._check({**SAFE, "version": "5.5.5-10.11.4-MariaDB-log"}, TARGET) == "mariadb"
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({}, None),
+        ({"innodb_flush_log_at_trx_commit": "2"}, "innodb_flush_log_at_trx_commit=2"),
+        ({"sync_binlog": "0"}, "sync_binlog=0"),
+        ({"sync_binlog": "0", "log_bin": "OFF"}, None),
+        ({"innodb_doublewrite": "OFF"}, "innodb_doublewrite off"),
+        ({"max_allowed_packet": "16777216"}, "max_allowed_packet=16777216"),
+        ({"tls": ""}, "not encrypted"),
+    ],
+)
+def test_each_risk_is_warned_about(change, warning):
+    found = list(adopt._risks({**SAFE, **change}, TARGET, full=True))
+    assert len(found) == (warning is not None)
+    assert warning is None or warning in found[0]
+
+
+# MySQL's half has never been run: that the commands are those of its manual is checked on a program that notes them.
+
+NOTES = """#!/bin/sh
+echo "$@" >> {notes}
+case "$*" in
+    *--version*) echo "mysqld  Ver 8.4.3 for Linux on x86_64 (MySQL Community Server - GPL)";;
+    *--init-file=*)
+        for word; do case "$word" in --init-file=*) cat "${{word#*=}}" >> {notes}.sql; esac; done
+        trap 'exit 0' TERM
+        echo "[System] [MY-010931] mysqld: ready for connections."
+        while :; do sleep 0.05; done;;
+esac
+"""
+
+
+@pytest.fixture
+def mysql(tmp_path):
+    program = tmp_path / "bin" / "mysqld"
+    program.parent.mkdir()
+    program.write_text(NOTES.format(notes=tmp_path / "notes"))
+    program.chmod(0o755)
+    return programs.find(str(program.parent), strict=True)
+
+
+def test_mysqls_data_are_made_as_its_manual_says(mysql, tmp_path):
+    assert (mysql.variant, mysql.series) == ("mysql", "8.4")
+    making.make_data(mysql, tmp_path / "home", wanted_owner(""), "5ecret")
+    version, initialise, accounts = (tmp_path / "notes").read_text().splitlines()
+    assert version == "--no-defaults --version"
+    assert initialise.startswith("--no-defaults --initialize-insecure ")
+    assert "--skip-networking" in accounts
+    assert "--mysqlx=OFF" in accounts
+    statements = (tmp_path / "notes.sql").read_text().splitlines()
+    assert statements[0] == "CREATE DATABASE balsam CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;"
+    assert statements[1] == "CREATE USER balsam@'%' IDENTIFIED BY '5ecret';"
+    assert statements[-1].startswith("ALTER USER root@localhost IDENTIFIED BY '5ecret-")
+    assert statements[-1].endswith("ACCOUNT LOCK;")
+    assert "5ecret" not in (tmp_path / "notes").read_text()
+
+
+def test_options_that_only_one_of_the_two_knows(tmp_path):
+    for variant, has, lacks in (("mariadb", "--log-warnings=1", "mysqlx"), ("mysql", "--mysqlx=OFF", "log-warnings")):
+        program = Programs(server=tmp_path / "bin" / "mysqld", variant=variant, series="8.0")
+        words = options.server_options(program, tmp_path, durable=True)
+        assert has in words
+        assert lacks not in " ".join(words)
+        assert "--socket=" in words
+    assert os.sep in str(program.basedir)

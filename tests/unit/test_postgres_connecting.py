@@ -1,0 +1,121 @@
+"""What the PostgreSQL plugin tells libpq, and what it reads from URLs, passwords and refusals."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from balsam_core.address import Address
+from balsam_core.dbdir import DBDir
+from balsam_core.errors import Corrupt, InvalidInput, Unavailable
+
+psycopg = pytest.importorskip("psycopg")
+adopting = pytest.importorskip("balsam_postgres.adopting")
+from balsam_postgres import cluster, connecting, faults  # noqa: E402
+
+
+def test_the_verifier_is_that_of_rfc_7677():
+    salt = "W22ZaJ0SNY7soEsUEjb6gQ=="
+    assert cluster.scram_verifier("pencil", base64.b64decode(salt)) == (
+        f"SCRAM-SHA-256$4096:{salt}$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("mysql://user@host/db", "has the form"),
+        ("postgresql://host/db", "doesn't name the user"),
+        ("postgresql://user@/db", "doesn't name the host"),
+        ("postgresql://user@host", "doesn't name the database"),
+        ("postgresql://user@[host/db", "not well formed"),
+        ("postgresql://user@host/db?colour=red", "query parameter"),
+        ("postgresql://user:secret@host/db", "must not stand in the URL"),
+        ("postgresql://user@host/db?password=secret", "must not stand in the URL"),
+        ("postgresql://user@host/db?sslpassword=secret", "must not stand in the URL"),
+        ("postgresql://user@host/db?service=other", "has the parameter service"),
+        ("postgresql://user@host/db?replication=true", "has the parameter replication"),
+        ("postgresql://user@host/db?sslrootcert=ca.pem", "write the path in full"),
+    ],
+)
+def test_a_wrong_url_is_refused_without_its_secrets(url, why):
+    with pytest.raises(InvalidInput, match=why) as caught:
+        adopting.check_url(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user@host:5433/db?sslmode=verify-full&sslrootcert=/etc/ca.pem",
+        "postgres://user@[::1]/db?sslrootcert=system&sslmode=verify-full",
+        "postgresql://user@one,two:5433/db?target_session_attrs=read-write",
+        "postgresql://user@%2Fvar%2Frun%2Fpostgresql/db",
+    ],
+)
+def test_a_good_url_passes(url):
+    adopting.check_url(url)
+    parameters = connecting.adopted_parameters({"url": url}, psycopg.pq.version())
+    assert parameters["dbname"] == "db"
+    assert parameters["hostaddr"] == ""
+
+
+def test_a_server_of_ours_is_pinned_and_gets_no_password_in_clear(tmp_path):
+    db = DBDir(path=tmp_path, db_type="postgres", id="0" * 32)
+    address = Address(state="running", host="host", port=5, protocol="postgresql", details={"tls": "on"})
+    found = connecting.own_parameters(db, address, 180000)
+    assert (found["sslmode"], found["sslrootcert"]) == ("verify-ca", str(tmp_path / "keys" / "postgres.crt"))
+    assert found["require_auth"] == "scram-sha-256"
+    assert "require_auth" not in connecting.own_parameters(db, address, 150000)
+    assert "password" not in found
+    with pytest.raises(Unavailable, match="speaks balsam/1, not postgresql"):
+        connecting.connect(db, Address(state="running", host="host", port=5, protocol="balsam/1"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'FATAL:  password authentication failed for user "x"',
+        'FATAL:  role "x" does not exist',
+        'FATAL:  database "x" does not exist',
+        "fe_sendauth: no password supplied",
+        'FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "x", database "y", no encryption',
+        "server does not support SSL, but SSL was required",
+        "SSL error: certificate verify failed",
+        'server certificate for "a" does not match host name "b"',
+        'root certificate file "/x" does not exist',
+        'authentication method requirement "scram-sha-256" failed: server requested a cleartext password',
+    ],
+)
+def test_what_cannot_succeed_is_known(said):
+    assert " ".join(said.split()) in faults.hopeless(psycopg.OperationalError(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Connection refused",
+        "FATAL:  the database system is starting up",
+        "FATAL:  sorry, too many clients already",
+        "server closed the connection unexpectedly",
+        "connection timeout expired",
+    ],
+)
+def test_what_may_succeed_is_repeated(said):
+    assert faults.hopeless(psycopg.OperationalError(said)) is None
+
+
+def test_the_servers_troubles_are_told_apart():
+    errors = psycopg.errors
+    assert isinstance(faults.translate(errors.DiskFull("x")), Unavailable)
+    assert isinstance(faults.translate(errors.DataCorrupted("x")), Corrupt)
+    assert isinstance(faults.translate(errors.NumericValueOutOfRange("x")), InvalidInput)
+    assert faults.translate(errors.UniqueViolation("x")) is None
+    assert [
+        faults.is_retryable(one("x"))
+        for one in (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable, errors.DiskFull)
+    ] == [True, True, True, False]
+    assert faults.is_lost(errors.AdminShutdown("x"))
+    assert faults.is_lost(errors.IdleInTransactionSessionTimeout("x"))
+    assert not faults.is_lost(errors.QueryCanceled("x"))
