@@ -15,7 +15,7 @@ from pathlib import Path
 
 from balsam_core.errors import DBDirError
 
-__all__ = ["atomic_write", "expand", "force_to_disk", "read_regular", "reason", "shown"]
+__all__ = ["atomic_write", "expand", "force_to_disk", "give_to_owner", "read_regular", "reason", "shown"]
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -91,10 +91,16 @@ def force_to_disk(directory: Path) -> None:
         os.close(descriptor)
 
 
+def give_to_owner(descriptor: int, folder: Path) -> None:
+    """Give a new file that root makes in a folder to the folder's owner, who could not read it otherwise."""
+    if os.geteuid() == 0 and (owner := folder.stat()).st_uid != 0:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace the file so that a reader, or a crash at any moment, finds the old content or the new, whole.
 
-    A symbolic link at ``path`` is replaced, not followed.
+    A symbolic link at ``path`` is replaced, not followed. What root writes into another user's folder is that user's.
 
     Args:
         path: The file; its directory exists.
@@ -108,6 +114,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         with open(os.open(temporary, flags, mode), "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
+            give_to_owner(file.fileno(), path.parent)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -13,6 +13,8 @@ import re
 import time
 from typing import TYPE_CHECKING
 
+from balsam_core.files import give_to_owner
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -54,7 +56,9 @@ def configure(
     if keep is not None:
         _prune(log_dir, name, keep)
     path = log_dir / f"{name}_{moment}_{host}_{os.getpid()}.log"
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    give_to_owner(descriptor, log_dir)
+    os.close(descriptor)
     handler = RotatingFileHandler(path, maxBytes=largest, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
     handler.setFormatter(_OneLine(context))
     close()

@@ -9,6 +9,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from balsam_core.files import give_to_owner
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -40,6 +42,8 @@ def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
         return
     deadline = time.monotonic() + seconds
     try:
+        with contextlib.suppress(OSError):
+            give_to_owner(descriptor, path.parent)
         while True:
             try:
                 # Not flock(): many network file systems have only the POSIX kind.

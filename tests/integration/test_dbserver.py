@@ -700,3 +700,15 @@ def test_init_removes_a_dead_publication(toy, db):
     assert address.read(db) is None
     assert address.last_epoch(db) == 3
     assert DBDir.open(db.path) == db
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can serve another user's DB")
+def test_what_root_writes_into_another_user_s_db_is_that_user_s(toy, db):
+    for path in (db.path, *db.path.rglob("*")):
+        os.chown(path, 65534, 65534)
+    dbserver.start(db)
+    toy.lease(db)
+    shared = [path for path in db.path.iterdir() if path.is_file()]
+    assert {".dbserver.lock", "dbserver.lease", "dbwriter_address"} <= {path.name for path in shared}
+    assert {path.stat().st_uid for path in (*shared, *db.log.iterdir())} == {65534}
+    dbserver.stop(db)

@@ -83,6 +83,7 @@ NEIGHBOURS = {
     ("address", "identity"),
     ("certificates", "private_files"),
     ("dbdir", "files"),
+    ("logs", "files"),
     ("private_files", "files"),
     ("publication", "address"),
     ("publication", "dbdir"),
