@@ -1,0 +1,98 @@
+"""Programs that tests run several of at once: ``python -m balsam_core.testing.programs NAME DB ...``.
+
+Each opens the DB as any program does, says ``ready``, and begins at the end of a line on its standard input.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+from balsam_core import Database, Job, open_db
+from balsam_core.errors import Conflict, NotFound
+from balsam_core.model import calls
+from balsam_core.model.calls import Update
+from balsam_core.testing.tools import DONE, claim, register
+
+
+def write(db: Database, name: str, count: str) -> None:
+    """Add jobs one by one, every fifth under a key that all writers use; say each id."""
+    for number in range(int(count)):
+        key = f"shared-{number}" if number % 5 == 0 else None
+        job = Job(command="x", workflow=f"flow-{number % 3}", name=f"{name}-{number}", key=key)
+        say(db.jobs.add(job)[0])
+
+
+def write_on(db: Database, name: str) -> None:
+    """Add jobs until standard input ends; say each name that was acknowledged."""
+    import threading
+
+    ended = threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    number = 0
+    while not ended.is_set():
+        db.jobs.add(Job(command="x", name=f"{name}-{number}"))
+        say(f"{name}-{number}")
+        number += 1
+
+
+def take(db: Database) -> None:
+    """Claim and finish jobs until there are none; say their ids."""
+    me = register(db)
+    empty = 0
+    while empty < 3:
+        taken = claim(db, me, 5)
+        empty = 0 if taken else empty + 1
+        finish(db, me, taken)
+        say(*(job.id for job in taken))
+
+
+def churn(db: Database, seed: str, rounds: str) -> None:
+    """Do everything at once that locks several jobs, in any order; nothing but a conflict may come of it."""
+    chance = random.Random(int(seed))  # noqa: S311  (not for secrets)
+    me = register(db)
+    for _ in range(int(rounds)):
+        ids = db.jobs.ids()
+        chosen = chance.sample(ids, min(6, len(ids)))
+        try:
+            match chance.randrange(5):
+                case 0:
+                    db.jobs.add([Job(command="x", parents=chosen[:2]) for _ in range(4)])
+                case 1:
+                    db.jobs.where(Job.id.in_(chosen[:2])).kill()
+                case 2:
+                    db.jobs.where(Job.id.in_(chosen)).retry()
+                case 3:
+                    db.jobs.add_dependency(min(chosen), max(chosen))
+                case _:
+                    finish(db, me, claim(db, me, 6)[::-1])
+        except (Conflict, NotFound, ValueError):
+            continue
+    db.run(calls.CloseLauncher(launcher=me))
+
+
+def finish(db: Database, launcher: int, jobs: list[Job]) -> None:
+    """Let claimed jobs succeed."""
+    hops = [(hop, 0.0) for hop in DONE]
+    updates = [Update(job=job.id or 0, attempt=job.attempt, hops=hops) for job in jobs]
+    db.run(calls.UpdateJobs(launcher=launcher, updates=updates))
+
+
+def say(*words: object) -> None:
+    """Print at once."""
+    print(*words, flush=True)  # noqa: T201
+
+
+PROGRAMS = {"write": write, "write-on": write_on, "take": take, "churn": churn}
+
+if __name__ == "__main__":
+    with open_db(sys.argv[2]) as opened:
+        opened.info()
+        say("ready")
+        sys.stdin.readline()
+        PROGRAMS[sys.argv[1]](opened, *sys.argv[3:])  # type: ignore[operator]

@@ -1,0 +1,248 @@
+"""Adding jobs: dependencies, keys, and inserts of many calls that appear at once or not at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from balsam_core.errors import Conflict, InvalidInput, NotFound
+from balsam_core.model import calls
+from balsam_core.model.app import App
+from balsam_core.model.calls import Update
+from balsam_core.model.job import Job
+from balsam_core.model.states import State
+from balsam_core.testing.tools import DONE, claim, register, update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from balsam_core import Database
+    from balsam_core.jobs import Jobs
+
+S = State
+
+
+def state(jobs: Jobs, job: Job) -> S:
+    return jobs.get(job.id or 0).state
+
+
+def test_an_unknown_app_and_an_unknown_parent_are_not_found(db: Database, jobs: Jobs) -> None:
+    db.apps.add(App("simulate", "x"))
+    with pytest.raises(NotFound, match="did you mean 'simulate'"):
+        jobs.add(Job(app="simulat"))
+    with pytest.raises(NotFound, match="no job 999999999"):
+        jobs.add(Job(command="x", parents=[999999999]))
+    assert jobs.count() == 0
+
+
+def test_a_circle_among_new_jobs_is_refused(jobs: Jobs) -> None:
+    first, second, third = (Job(name=name, command="x") for name in "abc")
+    first.parents, second.parents, third.parents = [third], [first], [second]
+    with pytest.raises(InvalidInput, match="circle"):
+        jobs.add([first, second, third])
+    assert jobs.count() == 0
+
+
+def test_a_dependency_that_closes_a_circle_is_refused(jobs: Jobs) -> None:
+    first = Job(command="x")
+    second = Job(command="x", parents=[first])
+    third = Job(command="x", parents=[second])
+    jobs.add([first, second, third])
+    with pytest.raises(InvalidInput, match="circle"):
+        jobs.add_dependency(third, first)
+    with pytest.raises(InvalidInput, match="own parent"):
+        jobs.add_dependency(first, first)
+    assert jobs.add_dependency(first, third) is True
+    assert jobs.get(third.id or 0).parents == [first.id, second.id]
+
+
+def test_a_dependency_makes_a_ready_job_wait(db: Database, jobs: Jobs) -> None:
+    parent, child = Job(command="x"), Job(command="x")
+    jobs.add([parent, child])
+    jobs.add_dependency(parent, child)
+    assert state(jobs, child) == S.AWAITING_PARENTS
+    me = register(db)
+    (claimed,) = claim(db, me)
+    assert claimed.id == parent.id
+    update(db, me, claimed, *DONE)
+    (claimed,) = claim(db, me)
+    (late,) = jobs.add(Job(command="z"))
+    with pytest.raises(Conflict, match="started"):
+        jobs.add_dependency(late, claimed)
+
+
+def test_children_start_when_all_parents_have_finished(db: Database, jobs: Jobs) -> None:
+    parents = [Job(command="x") for _ in range(3)]
+    child = Job(command="y", parents=parents)
+    eager = Job(command="z", parents=parents, wait_for_parents=False)
+    jobs.add([child, *parents, eager])  # any order
+    assert (state(jobs, child), state(jobs, eager)) == (S.AWAITING_PARENTS, S.READY)
+    me = register(db)
+    taken = {job.id: job for job in claim(db, me)}
+    assert set(taken) == {*(job.id for job in parents), eager.id}
+    updates = [
+        Update(job=job.id or 0, attempt=1, hops=[(hop, 0.0) for hop in DONE])
+        for job in taken.values()
+        if job.id in {parents[0].id, parents[1].id}
+    ]
+    assert db.run(calls.UpdateJobs(launcher=me, updates=updates)) == {}
+    assert state(jobs, child) == S.AWAITING_PARENTS
+    update(db, me, taken[parents[2].id], *DONE)
+    assert state(jobs, child) == S.READY
+    (found,) = claim(db, me)
+    assert found.parents == sorted(job.id or 0 for job in parents)
+
+
+@pytest.mark.parametrize(("end", "words"), [(S.FAILED, "failed"), (S.USER_KILLED, "was killed")])
+def test_descendants_of_a_lost_job_end_and_say_why(db: Database, jobs: Jobs, end: S, words: str) -> None:
+    parent = Job(command="x")
+    child = Job(command="x", parents=[parent])
+    grandchild = Job(command="x", parents=[child])
+    bystander = Job(command="x")
+    jobs.add([parent, child, grandchild, bystander])
+    if end == S.FAILED:
+        me = register(db)
+        taken = {job.id: job for job in claim(db, me)}
+        update(db, me, taken[parent.id], S.FAILED, message="boom")
+        expected = S.FAILED
+    else:
+        jobs.where(id=parent.id).kill()
+        expected = S.PARENT_KILLED
+    assert [state(jobs, job) for job in (parent, child, grandchild, bystander)] == [end, expected, expected, S.READY]
+    assert jobs.history(child)[-1].message == f"parent {parent.id} {words}"
+    late = Job(command="x", parents=[grandchild])
+    jobs.add(late)
+    assert state(jobs, late) == expected, "a child added later shares the fate"
+
+
+def test_retry_starts_jobs_again_with_those_that_ended_because_of_them(db: Database, jobs: Jobs) -> None:
+    parent = Job(command="x")
+    child = Job(command="x", parents=[parent])
+    grandchild = Job(command="x", parents=[child])
+    jobs.add([parent, child, grandchild])
+    me = register(db)
+    (taken,) = claim(db, me)
+    update(db, me, taken, S.STAGED_IN, S.PREPROCESSED, S.RUNNING, S.RUN_ERROR, S.FAILED, return_code=3)
+    assert jobs.states() == {S.FAILED: 3}
+    with pytest.raises(Conflict, match="retry the parent"):
+        jobs.where(id=child.id).retry()
+    assert jobs.where(Job.state == "FAILED").retry() == 1
+    waiting = [state(jobs, job) for job in (parent, child, grandchild)]
+    assert waiting == [S.READY, S.AWAITING_PARENTS, S.AWAITING_PARENTS]
+    assert jobs.get(parent.id or 0).return_code is None
+    for expected in (parent, child, grandchild):
+        (taken,) = claim(db, me)
+        assert taken.id == expected.id
+        update(db, me, taken, *DONE)
+    assert jobs.states() == {S.JOB_FINISHED: 3}
+
+
+def test_remove_refuses_jobs_that_others_need(db: Database, jobs: Jobs) -> None:
+    parent = Job(command="x")
+    child = Job(command="x", parents=[parent], workflow="w", name="c")
+    jobs.add([parent, child])
+    with pytest.raises(Conflict, match="waits for job"):
+        jobs.where(id=parent.id).remove()
+    me = register(db)
+    claim(db, me)
+    with pytest.raises(Conflict, match="held by a launcher"):
+        jobs.remove()
+    db.run(calls.CloseLauncher(launcher=me))
+    removed = [(job.id, job.workflow, job.name) for job in jobs.remove()]
+    assert removed == [(child.id, "w", "c"), (parent.id, "default", "job")]
+    assert jobs.count() == 0
+    ids = [parent.id or 0, child.id or 0]
+    assert db.run(calls.GetHistory(jobs=ids)) == []
+    assert db.run(calls.GetEdges(jobs=ids)) == []
+
+
+def test_a_key_gives_the_same_job_back(jobs: Jobs) -> None:
+    first = Job(command="x", key="a")
+    (known,) = jobs.add(first)
+    again = [Job(command="x", key="b"), Job(command="y", key="a"), Job(command="z"), Job(command="x", key="b")]
+    child = Job(command="c", parents=[again[1], again[3]])
+    ids = list(jobs.add([*again, child]))
+    assert ids == [known + 1, known, known + 2, known + 1, known + 3]
+    assert jobs.get(ids[-1]).parents == [known, known + 1]
+    assert jobs.count() == 4
+
+
+def test_many_jobs_appear_at_once(db: Database, jobs: Jobs) -> None:
+    count = 2 * calls.MOST_JOBS + 10
+    seen: list[int] = []
+
+    def stream() -> Iterator[Job]:
+        parent = Job(command="p")
+        yield parent
+        for number in range(1, count):
+            if number % 1500 == 0:
+                seen.append(jobs.count())
+            yield Job(command="c", parents=[parent] if number % 2 else [])
+
+    ids = jobs.add(stream())
+    assert seen == [0, 0], "nothing was visible before the end"
+    assert list(ids) == list(range(ids[0], ids[0] + count)), "ids are dense"
+    assert jobs.states() == {S.READY: count // 2, S.AWAITING_PARENTS: count // 2}
+    assert db.run(calls.PromoteBatch()) is False
+    assert {event.job_id: event.hops for event in jobs.history(ids[1], ids[2])} == {
+        ids[1]: [(S.CREATED, 0.0), (S.AWAITING_PARENTS, 0.0)],
+        ids[2]: [(S.CREATED, 0.0), (S.READY, 0.0)],
+    }
+
+
+def test_an_insert_that_fails_in_the_middle_leaves_nothing(jobs: Jobs) -> None:
+    (before,) = jobs.add(Job(command="x"))
+    many = [Job(command="x", key=f"k{i}") for i in range(calls.MOST_JOBS + 5)]
+    many[-1].num_nodes = -1
+    with pytest.raises(InvalidInput, match="num_nodes"):
+        jobs.add(many)
+    assert jobs.ids() == [before]
+    many[-1].num_nodes = 1
+    assert len(jobs.add(many)) == calls.MOST_JOBS + 5
+
+
+def test_keys_of_a_killed_insert_can_be_used_again(db: Database, jobs: Jobs) -> None:
+    dead = db.run(calls.OpenBatch())
+    db.run(calls.AddJobs(jobs=[Job(command="old", key="k"), Job(command="old", parents=[-1])], batch=dead))
+    assert jobs.count() == 0
+    assert claim(db, register(db)) == []
+    jobs.add(Job(command="new", key="k"))
+    assert [(job.command, job.key) for job in jobs] == [("new", "k")]
+    with pytest.raises(Conflict, match="run again"):
+        db.run(calls.PublishBatch(batch=dead))
+    while db.run(calls.AbandonBatch(batch=dead)):
+        pass
+    assert jobs.count() == 1
+
+
+def test_a_batch_published_by_a_killed_process_is_promoted_by_others(db: Database, jobs: Jobs) -> None:
+    batch = db.run(calls.OpenBatch())
+    answer = db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(5)], batch=batch))
+    db.run(calls.AddJobs(jobs=[Job(command="y", parents=[answer.first])], batch=batch))
+    assert jobs.count() == 0
+    db.run(calls.PublishBatch(batch=batch))
+    assert jobs.count() == 6
+    while db.run(calls.PromoteBatch(limit=2)):
+        pass
+    assert jobs.states() == {S.READY: 5, S.AWAITING_PARENTS: 1}
+
+
+def test_apps_are_defined_once(db: Database, jobs: Jobs) -> None:
+    app = App("sim", "a {x}", description="d", preprocess="p", postprocess="q", environ={"A": "1"})
+    db.apps.add(app, app)
+    with pytest.raises(Conflict, match="differs"):
+        db.apps.add(App("sim", "b"))
+    assert db.apps.get("sim") == app
+    db.apps.add(App("sim", "b"), replace=True)
+    assert list(db.apps) == [App("sim", "b")]
+    (job,) = jobs.add(Job(app="sim"))
+    with pytest.raises(Conflict, match=f"used by job {job}"):
+        db.apps.remove("sim")
+    jobs.remove()
+    db.apps.remove("sim")
+    with pytest.raises(NotFound):
+        db.apps.remove("sim")
+    for wrong in (App("", "x"), App("a", " "), App("a", "x '"), App("a\0", "x"), App("n" * 256, "x")):
+        with pytest.raises(InvalidInput):
+            db.apps.add(wrong)

@@ -1,0 +1,119 @@
+"""``balsam_create_engine``: its roles, snapshots, and the tables that the migrations make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from balsam_core.errors import BalsamError, Busy, Conflict, SchemaMismatch
+from balsam_core.model import calls
+from balsam_core.model.job import Job
+from balsam_core.schema import migrate, tables
+from balsam_core.schema.version import SCHEMA, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
+    from balsam_core import Database
+    from balsam_core.plugin_types import EngineRole
+    from balsam_core.testing.fixtures import Place
+
+    MakeEngine = Callable[[EngineRole], Engine]
+
+COUNT = sa.select(sa.func.count()).select_from(tables.jobs)
+
+
+def test_a_reader_cannot_write(db: Database, engine: MakeEngine) -> None:
+    db.jobs.add(Job(command="x"))
+    reader = engine("reader")
+    with pytest.raises((DBAPIError, BalsamError)), reader.begin() as conn:
+        conn.execute(tables.jobs.delete())
+    with pytest.raises((DBAPIError, BalsamError)), reader.begin() as conn:
+        conn.execute(sa.text("CREATE TABLE no_such_thing (x INTEGER)"))
+    with reader.begin() as conn:
+        assert conn.execute(COUNT).scalar_one() == 1
+
+
+@pytest.mark.parametrize("role", ["reader", "writer"])
+def test_a_reading_transaction_sees_one_state(db: Database, engine: MakeEngine, role: EngineRole) -> None:
+    if role == "writer" and db.directory.address_file.exists():
+        engine(role)  # skips where only the server may write
+    with engine(role).connect() as plain, plain.execution_options(balsam_reads=True) as conn:
+        with conn.begin():
+            assert conn.execute(COUNT).scalar_one() == 0
+            try:
+                db.run(calls.AddJobs(jobs=[Job(command="x")]), timeout=3)
+            except Busy:
+                pytest.skip("a reading transaction keeps writers waiting")
+            assert conn.execute(COUNT).scalar_one() == 0, "another's commit is seen in the middle"
+        with conn.begin():
+            assert conn.execute(COUNT).scalar_one() == 1
+
+
+@pytest.mark.once
+def test_a_writer_commits_or_leaves_nothing(db: Database, engine: MakeEngine) -> None:
+    db.jobs.add(Job(command="x"))
+    writer = engine("writer")
+    with writer.connect() as conn, conn.begin() as transaction:
+        conn.execute(tables.jobs.update().values(priority=5))
+        transaction.rollback()
+    assert [row[0] for row in db.jobs.rows("priority")] == [0]
+    with writer.begin() as conn:
+        conn.execute(tables.jobs.update().values(priority=5))
+    assert [row[0] for row in db.jobs.rows("priority")] == [5]
+
+
+@pytest.mark.once
+def test_an_owner_may_change_tables(engine: MakeEngine) -> None:
+    scratch = sa.Table("conformance_scratch", sa.MetaData(), sa.Column("x", sa.Integer))
+    owner = engine("owner")
+    scratch.create(owner)
+    try:
+        assert sa.inspect(owner).has_table("conformance_scratch")
+    finally:
+        scratch.drop(owner)
+
+
+@pytest.mark.once
+def test_migrations_make_the_declared_tables(engine: MakeEngine) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    owner = engine("owner")
+    assert migrate.pending(owner) == []
+    with owner.connect() as conn:
+        context = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE, "compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+        indexes = {index["name"] for index in sa.inspect(conn).get_indexes("jobs")}
+    assert {"ix_jobs_claim", "ix_jobs_workflow_claim", "ix_jobs_state_id", "ix_jobs_workflow_id_id"} <= indexes
+
+
+@pytest.mark.once
+def test_the_database_belongs_to_its_directory(place: Place, engine: MakeEngine) -> None:
+    owner = engine("owner")
+    migrate.upgrade(owner, db_id=place.directory.id)
+    with pytest.raises(Conflict, match="another DB directory"):
+        migrate.upgrade(owner, db_id="b" * 32)
+
+
+@pytest.mark.once
+def test_a_newer_schema_is_refused_and_left_alone(place: Place, engine: MakeEngine) -> None:
+    def become(version: str) -> None:
+        with engine("owner").begin() as conn:
+            conn.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '{version}'"))  # noqa: S608  (ours)
+
+    become("9999")
+    try:
+        with pytest.raises(SchemaMismatch, match="newer"), place.open() as other:
+            other.info()
+        with pytest.raises(SchemaMismatch, match="newer"):
+            migrate.upgrade(engine("owner"), db_id=place.directory.id)
+    finally:
+        become(SCHEMA)
+    with place.open() as other:
+        other.info()

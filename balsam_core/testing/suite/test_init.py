@@ -1,0 +1,131 @@
+"""``balsam_init_db``, and ``balsam init`` around it."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from balsam_core import dbserver, open_db
+from balsam_core.dbdir import CONFIG_NAME, DBDir
+from balsam_core.model.job import Job
+from balsam_core.plugin_types import ServerPolicy
+from balsam_core.testing.tools import balsam, one_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from balsam_core.backends import Backend
+    from balsam_core.testing.fixtures import Spare
+    from balsam_core.testing.run import Run
+
+INVALID_INPUT = 5  # exit code
+OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+ODD = 'it\'s "odd" (50%) $HOME; ünï 🎈?#[x]'
+
+
+def serve(backend: Backend, db: DBDir) -> None:
+    """Start what open_db needs."""
+    if backend.identity.server is ServerPolicy.REQUIRED or "served-only" in backend.identity.capabilities:
+        dbserver.start(db)
+
+
+def test_init_makes_a_db(spare: Spare, backend: Backend) -> None:
+    said = json.loads(spare.said)
+    assert (said["db_type"], said["created"], said["server"]) == (backend.identity.name, True, None)
+    assert said["id"] == spare.directory.id
+
+
+def test_init_leaves_no_process(spare: Spare, run: Run) -> None:
+    assert not run.left(spare.path)
+
+
+def test_what_holds_secrets_is_open_to_nobody_else(spare: Spare) -> None:
+    folders = [spare.path, *(path for path in spare.path.iterdir() if path.is_dir())]
+    for path in [*folders, *spare.directory.keys.iterdir()]:
+        assert not stat.S_IMODE(path.lstat().st_mode) & OPEN_TO_OTHERS, f"{path} has mode {path.lstat().st_mode:o}"
+
+
+def test_an_unknown_option_is_refused_and_nothing_is_made(run: Run, backend: Backend) -> None:
+    path = run.directory / "refused"
+    done = balsam("init", path, "--db-type", backend.identity.name, "--option", "no_such_option=1")
+    assert "no_such_option" in one_line(done)
+    assert done.returncode == INVALID_INPUT
+    assert not path.exists()
+
+
+def test_a_refresh_changes_nothing(spare: Spare, backend: Backend) -> None:
+    before = spare.directory
+    serve(backend, before)
+    with open_db(spare.path) as db:
+        (job,) = db.jobs.add(Job(command="x", name="kept"))
+    for stop in (False, True):  # beside its server, and without
+        if stop:
+            dbserver.stop(before)
+        for _ in range(2):
+            done = balsam("init", spare.path, "-o", "json")
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["created"] is False
+    assert spare.directory == before, "the settings changed"
+    serve(backend, before)
+    with open_db(spare.path) as db:
+        assert db.jobs.get(job).name == "kept"
+
+
+def test_a_moved_directory_is_the_same_db_at_any_path(spare: Spare, backend: Backend, run: Run) -> None:
+    serve(backend, spare.directory)
+    with open_db(spare.path) as db:
+        (job,) = db.jobs.add(Job(command="x", name="moved"))
+    dbserver.stop(spare.directory)
+    odd = run.directory / ODD / "db"
+    odd.parent.mkdir()
+    spare.path.rename(odd)
+    try:
+        directory = DBDir.open(odd)
+        if backend.identity.server is not ServerPolicy.NONE:
+            dbserver.start(directory)
+        with open_db(odd) as db:
+            assert db.jobs.get(job).name == "moved"
+            db.jobs.add(Job(command="x"))
+        assert dbserver.stop(directory) == ("none" if backend.identity.server is ServerPolicy.NONE else "stopped")
+        done = balsam("init", odd)  # a refresh there
+        assert done.returncode == 0, done.stderr
+    finally:
+        dbserver.stop(DBDir.open(odd))
+        odd.rename(spare.path)
+
+
+def test_init_killed_at_any_moment_leaves_nothing_or_a_db(run: Run, backend: Backend, options: dict[str, str]) -> None:
+    words = [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
+
+    def init(path: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "balsam_core.cli", "init", path, "--db-type", backend.identity.name, *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    began = time.monotonic()
+    with init(run.directory / "whole") as whole:
+        _, error = whole.communicate()
+        assert whole.returncode == 0, error
+    lasts = time.monotonic() - began
+    for part in (0.4, 0.6, 0.8, 0.95):
+        path = run.directory / f"killed-{part}"
+        with init(path) as process:
+            try:
+                process.wait(lasts * part)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        left = run.left(path, seconds=30)
+        assert not left, f"killed after {part:.0%}, it leaves processes: {left}"
+        if (path / CONFIG_NAME).exists():
+            DBDir.open(path)
+        else:
+            assert not path.exists() or not any(one.name[0] != "." for one in path.iterdir()), list(path.iterdir())
+        with init(path) as again:
+            _, error = again.communicate()
+            assert again.returncode == 0, f"after a kill at {part:.0%}, init fails: {error.decode()}"

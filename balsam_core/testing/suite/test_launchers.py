@@ -1,0 +1,142 @@
+"""Claiming jobs and recording what happened to them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from balsam_core.errors import Conflict
+from balsam_core.model import calls
+from balsam_core.model.calls import Resources, Update
+from balsam_core.model.job import Job
+from balsam_core.model.states import State
+from balsam_core.testing.tools import claim, register, update
+
+if TYPE_CHECKING:
+    from balsam_core import Database
+    from balsam_core.jobs import Jobs
+
+S = State
+
+
+def test_claims_go_by_priority_then_age_and_only_what_fits(db: Database, jobs: Jobs) -> None:
+    jobs.add(
+        [
+            Job(command="x", name="low"),
+            Job(command="x", name="wide", num_nodes=2, priority=9),
+            Job(command="x", name="long", wall_time_minutes=100, priority=9),
+            Job(command="x", name="threads", threads_per_rank=2, priority=1),
+            Job(command="x", name="high", priority=5),
+            Job(command="x", name="gpu", gpus_per_rank=0.5, priority=9),
+            Job(command="x", name="low2", wall_time_minutes=10),
+            Job(command="x", name="middle", priority=1),
+        ]
+    )
+    me = register(db)
+    some = Resources(minutes_left=50)
+    assert db.run(calls.CountWaiting(resources=some)) == {"fits": 5, "does not fit": 3}
+    assert [job.name for job in claim(db, me, 2, resources=some)] == ["high", "middle"]
+    assert [job.name for job in claim(db, me, 9, resources=some)] == ["threads", "low", "low2"]
+    assert claim(db, me, 9, resources=some) == []
+    everything = Resources(nodes=2, gpus_per_node=1)
+    assert {job.name for job in claim(db, me, 9, resources=everything)} == {"wide", "long", "gpu"}
+
+
+def test_claims_of_one_workflow_or_of_given_jobs(db: Database, jobs: Jobs) -> None:
+    ids = jobs.add([Job(command="x", workflow=flow) for flow in ("a", "b", "a", "b")])
+    me = register(db)
+    assert [job.id for job in claim(db, me, 1, workflow="b")] == [ids[1]]
+    assert claim(db, me, workflow="none") == []
+    assert [job.id for job in claim(db, me, only=[ids[1], ids[2]])] == [ids[2]]
+    assert [job.id for job in claim(db, me, workflow="b")] == [ids[3]]
+
+
+def test_updates_by_a_stale_launcher_are_refused(db: Database, jobs: Jobs) -> None:
+    jobs.add([Job(command="x"), Job(command="y")])
+    old = register(db, lease=-1)
+    taken = claim(db, old)
+    ids = [job.id or 0 for job in taken]
+    update(db, old, taken[0], S.STAGED_IN, S.PREPROCESSED, S.RUNNING)
+    new = register(db)  # finds the first one's lease over
+    assert [jobs.get(number).state for number in ids] == [S.RESTART_READY, S.READY]
+    with pytest.raises(Conflict, match="lease"):
+        db.run(calls.RenewLease(launcher=old, lease_seconds=9))
+    with pytest.raises(Conflict, match="lease"):
+        claim(db, old)
+    again = claim(db, new)
+    assert [job.attempt for job in again] == [2, 2]
+    assert "no longer" in update(db, old, taken[0], S.RUN_DONE)[ids[0]]
+    assert update(db, new, again[0], S.RUNNING, S.RUN_DONE) == {}
+    assert "can't go from" in update(db, new, again[0], S.RUNNING)[ids[0]]
+    assert jobs.get(ids[0]).state == S.RUN_DONE
+
+
+def test_a_killed_job_stays_with_its_launcher_until_it_is_stopped(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    (job,) = claim(db, me)
+    update(db, me, job, S.STAGED_IN, S.PREPROCESSED, S.RUNNING)
+    assert jobs.where(id=number).kill("enough") == 1
+    assert db.run(calls.GetKilled(launcher=me)) == [number]
+    assert db.run(calls.RenewLease(launcher=me, lease_seconds=9)).killed == [number]
+    assert update(db, me, job, S.RUN_DONE) == {number: "the job was killed by the user"}
+    assert update(db, me, job, release=True) == {}
+    assert db.run(calls.GetKilled(launcher=me)) == []
+    found = jobs.get(number)
+    assert (found.state, found.launcher_id) == (S.USER_KILLED, None)
+    assert claim(db, me) == []
+    assert jobs.history(number)[-1].message == "enough"
+
+
+def test_a_released_job_can_be_claimed_again(db: Database, jobs: Jobs) -> None:
+    jobs.add([Job(command="x"), Job(command="y")])
+    me = register(db)
+    first, second = claim(db, me)
+    assert update(db, me, first, release=True) == {}
+    hops = (S.STAGED_IN, S.PREPROCESSED, S.RUNNING, S.RUN_ERROR, S.RESTART_READY)
+    assert update(db, me, second, *hops, return_code=1) == {}
+    assert [(job.id, job.state, job.attempt, job.retries) for job in claim(db, me)] == [
+        (first.id, S.READY, 2, 0),
+        (second.id, S.RESTART_READY, 2, 1),
+    ]
+
+
+def test_only_errors_use_up_the_retries(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    (job,) = claim(db, me)
+    update(db, me, job, S.STAGED_IN, S.PREPROCESSED, S.RUNNING, S.RUN_TIMEOUT, S.RESTART_READY)
+    (job,) = claim(db, me)
+    update(db, me, job, S.RUNNING, S.RUN_ERROR)
+    assert jobs.get(number).retries == 0
+    update(db, me, job, S.RESTART_READY)
+    assert jobs.get(number).retries == 1
+
+
+def test_hops_keep_their_own_times(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    claim(db, me)
+    told = Update(job=number, attempt=1, hops=[(S.STAGED_IN, 3.5), (S.PREPROCESSED, 2.25)], message="m")
+    db.run(calls.UpdateJobs(launcher=me, updates=[told]))
+    last = jobs.history(number)[-1]
+    assert (last.hops, last.message, last.attempt) == ([(S.STAGED_IN, 3.5), (S.PREPROCESSED, 2.25)], "m", 1)
+    since = jobs.get(number).state_since
+    assert since is not None
+    assert last.at - since == timedelta(seconds=2.25)
+
+
+def test_launchers_are_listed_and_say_goodbye(db: Database, jobs: Jobs) -> None:
+    parents = [Job(command="x"), Job(command="x")]
+    jobs.add([Job(command="c", parents=parents), *parents])
+    me, other = register(db), register(db)
+    claim(db, me, 1)
+    claim(db, other, 1)
+    listed = [(info.id, info.jobs, info.alive) for info in db.run(calls.GetLaunchers())]
+    assert listed == [(me, 1, True), (other, 1, True)]
+    assert db.run(calls.Unfinished(launcher=me)) == 1
+    db.run(calls.CloseLauncher(launcher=other))
+    assert db.run(calls.Unfinished(launcher=me)) == 0
+    assert [info.id for info in db.run(calls.GetLaunchers())] == [me]

@@ -1,0 +1,97 @@
+"""Our backends keep the contract: each goes through the one command that a stranger would run on his."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from waiting import wait_until
+
+from balsam_core.errors import BackendError
+from balsam_core.initialise import initialise
+from balsam_core.testing.run import processes_of
+from balsam_core.watchdog import child
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+REQUIRE = "BALSAM_REQUIRE_BACKENDS"
+COMMAND = [sys.executable, "-m", "balsam_core.testing"]
+
+
+def start(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    """Start the command so that it ends with this process, even when that is killed; its files are in the folder."""
+    # A process of Linux: it asks the kernel for SIGTERM at the death of its parent, then becomes the command.
+    tied = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), str(int(signal.SIGTERM)), ""]
+    return subprocess.Popen(
+        [*(tied if sys.platform == "linux" else []), *COMMAND, *words],
+        env={**os.environ, "TMPDIR": str(folder)},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("db_type", ["sqlite", "postgres", "mysql"])
+def test_backend_keeps_the_contract(db_type: str, tmp_path: Path) -> None:
+    try:
+        initialise(tmp_path / "probe", db_type)
+    except BackendError as err:
+        if db_type in os.environ.get(REQUIRE, "").replace(" ", "").split(","):
+            pytest.fail(f"{REQUIRE} asks for {db_type}, but {err}", pytrace=False)
+        pytest.skip(f"{db_type}: {err}")
+    with start([db_type, "-q", "-W", "error"], tmp_path) as process:
+        out, _ = process.communicate()
+    if process.returncode:
+        pytest.fail(f"the suite fails for {db_type}:\n{out[-20_000:]}", pytrace=False)
+    assert not list(tmp_path.glob("balsam-testing-*")), "the run has left its directory"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with start(["sqlite", "-k", "test_server"], tmp_path) as process:
+
+        def run_with_server() -> Path | None:
+            for directory in tmp_path.glob("balsam-testing-*"):
+                if any("balsam_core.proxy" in one.cmdline() for one in processes_of(directory)):
+                    return directory
+            return None
+
+        directory = wait_until(run_with_server, "a running server")
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.kill()
+        process.communicate()
+    assert process.returncode != 0
+    wait_until(lambda: not directory.exists(), "the removal of the run's directory")
+    assert not processes_of(directory)
+
+
+def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
+    def said(*words: str, env: dict[str, str] | None = None) -> str:
+        done = subprocess.run(
+            [*COMMAND, *words], env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode != 0
+        return done.stdout + done.stderr
+
+    assert "there is no db type 'nosuch'" in said("nosuch")
+    assert "usage: python -m balsam_core.testing DBTYPE" in said()
+    (tmp_path / "pytest.py").write_text("raise ImportError")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u; old = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'pytest' else old(name, *more)"
+    )
+    told = said("sqlite", env={"PYTHONPATH": str(tmp_path)})
+    assert told == "balsam_core.testing: pytest is not installed; run: pip install 'balsam-core[testing]'\n"

@@ -1,0 +1,164 @@
+"""The suite can fail: each fault that an author may make in the template fails the test that is there for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TEMPLATE = Path(__file__).parents[1] / "template" / "balsam-tiny" / "balsam_tiny"
+SUBCLASS = """
+
+from balsam_core.plugin import BalsamError, ServedTransport
+
+class Own(ServedTransport):
+    {}
+
+@hookimpl
+def balsam_open_transport(db):
+    from balsam_tiny.engine import single_writer
+
+    return Own(db, single_writer(db))
+"""
+LOSSY = """
+    def perform(self, kind, data, ticket, deadline):
+        if ticket is None or ticket.seq % 10 != 9:
+            self.last = super().perform(kind, data, ticket, deadline)
+        return self.last  # the answer to the write before, and this one is not made
+"""
+LEAKY = """
+    def run(self, call, *, timeout=None):
+        try:
+            return super().run(call, timeout=timeout)
+        except BalsamError as err:
+            raise OSError(str(err)) from err
+"""
+BEHIND = """
+
+@hookimpl
+def balsam_open_transport(db):
+    from balsam_core.plugin import NativeTransport
+    from balsam_tiny.engine import is_retryable, make_engine
+
+    return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable)
+"""
+BULK = """
+
+@hookimpl
+def balsam_bulk_insert(connection, table, columns, rows):
+    marks = ", ".join("?" * len(columns))
+    clean = [tuple(v.replace(chr(9), " ") if isinstance(v, str) else v for v in row) for row in rows]
+    connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", clean)
+"""
+PROCESS = """import subprocess
+    subprocess.Popen(["sleep", "600"], cwd=db.path, stdout=-3, stderr=-3, start_new_session=True)
+    make_file(db)"""
+
+# What the author has done: (module, its right text or "" for the end, the wrong text), ...; and the test for it.
+FAULTS: dict[str, tuple[Any, ...]] = {
+    "init is done twice": ("a_refresh_changes_nothing", ("engine", "if not (db.path / NAME).exists():", "if True:")),
+    "init fails the second time": (
+        "a_refresh_changes_nothing",
+        (
+            "engine",
+            "    if not (db.path / NAME).exists():",
+            "    if db.settings: raise FileExistsError(NAME)\n    else:",
+        ),
+    ),
+    "init leaves a process": ("init_leaves_no_process", ("backend", "make_file(db)", PROCESS)),
+    "a secret is open to all": (
+        "what_holds_secrets_is_open_to_nobody_else",
+        ("backend", "make_file(db)", '(db.keys / "p").touch(); (db.keys / "p").chmod(0o644); make_file(db)'),
+    ),
+    "an absolute path is kept": (
+        "a_moved_directory_is_the_same_db",
+        ("engine", "(db.path / NAME).as_uri()", '__import__("pathlib").Path(db.settings["at"], NAME).as_uri()'),
+        ("backend", '{"cache": cache}', '{"cache": cache, "at": db.settings.get("at", str(db.path))}'),
+    ),
+    "the import is heavy": ("its_import_loads_neither", ("backend", "from typing", "import sqlalchemy\nfrom typing")),
+    "a capability is mistyped": (
+        "its_capabilities_are_words",
+        ("backend", "plugin_api=1,", 'plugin_api=1, capabilities=frozenset({"fast"}),'),
+    ),
+    "a reader writes": ("a_reader_cannot_write", ("engine", "query_only=ON", "query_only=OFF")),
+    "a reader sees changes": (
+        "a_reading_transaction_sees_one_state",
+        ("engine", '"BEGIN" if reads', '"SELECT 1" if reads'),
+    ),
+    "nothing is rolled back": ("a_writer_commits_or_leaves_nothing", ("engine", "conn.exec_driver_sql(", "str(")),
+    "claims overlap": ("claims_of_many_processes_are_disjoint", ("engine", "conn.exec_driver_sql(", "str(")),
+    "a busy database is an error": (
+        "many_writers_lose_and_double_nothing",
+        ("engine", "in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}", "in set()"),
+        ("engine", "timeout=1.0", "timeout=0.0"),
+    ),
+    "writes are lost": ("many_writers_lose_and_double_nothing", ("backend", "", SUBCLASS.format(LOSSY))),
+    "errors are its own": ("faults_of_the_caller_are_told_apart", ("backend", "", SUBCLASS.format(LEAKY))),
+    "the server is passed by": ("nothing_passes_by_a_server_that_hangs", ("backend", "", BEHIND)),
+    "a bulk insert changes texts": ("a_bulk_insert_stores_what_a_plain_one_does", ("backend", "", BULK)),
+}
+
+
+def install(site: Path) -> Path:
+    """Make the template's distribution in a folder; who has it on ``PYTHONPATH`` has the backend."""
+    info = site / "balsam_tiny-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: balsam-tiny\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[balsam.backends]\ntiny = balsam_tiny.backend\n")
+    return Path(shutil.copytree(TEMPLATE, site / "balsam_tiny", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def run(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "balsam_core.testing", "tiny", "-q", *words],
+        env={**os.environ, "PYTHONPATH": str(site), "TMPDIR": str(site)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_fails_its_test(fault: str, tmp_path: Path) -> None:
+    package = install(tmp_path)
+    test, *edits = FAULTS[fault]
+    for name, right, wrong in edits:
+        module = package / f"{name}.py"
+        text = module.read_text()
+        assert right in text, "the template has changed"
+        module.write_text(text.replace(right, wrong) if right else text + wrong)
+    done = run(tmp_path, "-x", "-k", test)
+    assert done.returncode == 1, done.stdout
+    assert f"::test_{test}" in done.stdout, done.stdout
+    assert not list(tmp_path.glob("balsam-testing-*"))
+
+
+def test_an_engine_whose_files_nobody_else_may_open_passes(tmp_path: Path) -> None:
+    """The other kind of single writer: the capability ``served-only``."""
+    package = install(tmp_path)
+    backend, engine = package / "backend.py", package / "engine.py"
+    backend.write_text(
+        backend.read_text().replace("plugin_api=1,", 'plugin_api=1, capabilities=frozenset({"served-only"}),')
+    )
+    refusal = (
+        '    if role in ("reader", "writer"):\n'
+        "        from balsam_core.plugin import ServerNotRunning\n"
+        '        raise ServerNotRunning(f"no server runs; start it: balsam dbserver --path={db.path}")\n'
+        "\n    def connect("
+    )
+    engine.write_text(
+        engine.read_text()
+        .replace("    def connect(", refusal, 1)
+        .replace('version="PRAGMA data_version",', "shared=False,")
+        .replace("journal_mode=WAL", "locking_mode=EXCLUSIVE")
+    )
+    done = run(tmp_path, "-k", "test_operation or test_server or test_engine or test_exactly_once")
+    assert done.returncode == 0, done.stdout
+    assert "[served" not in done.stdout

@@ -1,0 +1,63 @@
+"""The guide for authors of backends says what the code says."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+from balsam_core import hookspecs, plugin
+from balsam_core.plugin_types import DBType
+from balsam_core.proxy.serving import SingleWriter
+from balsam_core.testing import CAPABILITIES, suite
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "how-to" / "write-a-backend.md").read_text()
+TEMPLATE = ROOT / "tests" / "template" / "balsam-tiny"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+
+
+def test_the_template_is_tiny() -> None:
+    files = [TEMPLATE / "pyproject.toml", *TEMPLATE.glob("balsam_tiny/*.py")]
+    assert sum(bool(line.strip()) for file in files for line in file.read_text().splitlines()) <= 150
+
+
+def test_snippets_are_the_templates_or_use_the_door() -> None:
+    texts = [file.read_text() for file in (TEMPLATE / "pyproject.toml", *TEMPLATE.glob("balsam_tiny/*.py"))]
+    for language, block in BLOCKS:
+        if language == "console" or any(block in text for text in texts):
+            continue
+        assert language == "python", block
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), block
+
+
+def test_every_hook_is_in_the_table() -> None:
+    named = dict(re.findall(r"^\| `(balsam_\w+)` \| (required|optional)", GUIDE, re.MULTILINE))
+    hooks = {name for name, one in vars(hookspecs).items() if name.startswith("balsam_") and inspect.isfunction(one)}
+    assert named == {name: "optional" if name in hookspecs.OPTIONAL else "required" for name in hooks}
+
+
+def test_every_part_of_the_suite_is_explained() -> None:
+    modules = {path.stem for path in Path(suite.__file__).parent.glob("test_*.py")}
+    assert set(re.findall(r"^\| `(test_\w+)` \|", GUIDE, re.MULTILINE)) == modules
+
+
+def test_capabilities_and_fields_are_explained() -> None:
+    assert set(re.findall(r"^\* `([\w-]+)`: ", GUIDE, re.MULTILINE)) == set(CAPABILITIES)
+    words = set(re.findall(r"\w+", GUIDE))
+    for kind in (DBType, SingleWriter):
+        assert {field.name for field in dataclasses.fields(kind)} <= words
+
+
+def test_what_it_names_of_the_door_is_there() -> None:
+    for name in re.findall(r"^\| `([A-Z]\w+)` \|", GUIDE, re.MULTILINE):
+        assert issubclass(getattr(plugin, name), plugin.BalsamError)
+    for name in ("write_private", "private_file", "make_certificate", "seconds_left", "ServerConnector"):
+        assert f"`{name}" in GUIDE
+        assert hasattr(plugin, name)

@@ -1,0 +1,135 @@
+"""How the databases carry out what a claim asks: by the claim indexes, in their order, locking what they return."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+from native import make_transport
+
+from balsam_core import Job
+from balsam_core.inserting import insert
+from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Ticket, Update, UpdateJobs
+from balsam_core.model.codec import decode_result
+from balsam_core.operations.execution import DatabaseClock, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from balsam_core.transport import NativeTransport
+
+CLAIM_INDEXES = {"ix_jobs_claim", "ix_jobs_workflow_claim"}
+JOBS = 1800
+EXPLAIN = {"sqlite": "EXPLAIN QUERY PLAN", "postgresql": "EXPLAIN (COSTS OFF)", "mysql": "EXPLAIN"}
+ANALYZE = {"sqlite": "ANALYZE", "postgresql": "ANALYZE", "mysql": "ANALYZE TABLE jobs, resource_classes"}
+
+
+@pytest.fixture
+def transport(engine_url: str) -> Iterator[NativeTransport]:
+    with make_transport(engine_url) as made:
+        fill(made)
+        yield made
+
+
+def fill(transport: NativeTransport) -> None:
+    """Add jobs of three workflows, two priorities and two resource classes, of which one fits few launchers."""
+    insert(
+        transport,
+        [Job(command="x", workflow=f"w{i % 3}", num_nodes=1 + i % 2 * 63, priority=i // 2 % 2) for i in range(JOBS)],
+    )
+
+
+def register(transport: NativeTransport) -> int:
+    return transport.run(RegisterLauncher(host="h", pid=1, boot_id="b", process_start=0.0, lease_seconds=900))
+
+
+def questions(transport: NativeTransport, launcher: int) -> list[tuple[str, Any]]:
+    """Return the statements that look for claimable jobs, in all shapes that there are, as they were executed."""
+    seen: dict[str, Any] = {}
+
+    def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+        if statement.startswith("SELECT") and "claim_class" in statement and "priority" in statement:
+            seen.setdefault(statement, parameters)
+
+    sa.event.listen(transport.engine, "before_cursor_execute", note)
+    for nodes in (1, 64):  # one class fits, or several: then with a lowest priority
+        for workflow in ("", "w1"):
+            for limit in (4, JOBS):  # or so many that those below a priority are asked for
+                call = ClaimJobs(launcher=launcher, limit=limit, resources=Resources(nodes=nodes), workflow=workflow)
+                taken = transport.run(call).jobs
+                assert len({job.id for job in taken}) == len(taken)
+                assert len(taken) == min(limit, JOBS // (2 if nodes == 1 else 1) // (3 if workflow else 1))
+                back = [Update(job=job.id or 0, attempt=job.attempt, release=True) for job in taken]
+                for start in range(0, len(back), 1000):
+                    assert transport.run(UpdateJobs(launcher=launcher, updates=back[start : start + 1000])) == {}
+    sa.event.remove(transport.engine, "before_cursor_execute", note)
+    return list(seen.items())
+
+
+def faults(kind: str, plan: list[Any], *, analyzed: bool) -> list[str]:
+    """Return the steps of a plan that look through jobs, or sort them."""
+    if kind == "mysql":
+        steps = [row._mapping for row in plan if row._mapping["table"] == "jobs"]
+        return [
+            str(dict(step))
+            for step in steps
+            if step["key"] not in {*CLAIM_INDEXES, "PRIMARY"}
+            or (step["key"] == "PRIMARY" and step["type"] != "eq_ref")
+            or "filesort" in step["Extra"]
+        ]
+    lines = [str(row[-1]) for row in plan]
+    if kind == "sqlite":
+        bad = [line for line in lines if "TEMP B-TREE" in line or "SCAN jobs" in line]
+        searched = [line for line in lines if "SEARCH jobs" in line]
+        return bad + [line for line in searched if "ix_jobs_" in line and not any(i in line for i in CLAIM_INDEXES)]
+    # Without statistics PostgreSQL takes any list for a short one, which it may sort after the index has filtered.
+    bad = [line for line in lines if "Seq Scan on jobs" in line or (analyzed and "Sort" in line)]
+    return bad + [
+        line
+        for line in lines
+        if "Scan" in line and " ix_jobs_" in line and not any(f" {index}" in line for index in CLAIM_INDEXES)
+    ]
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_the_claim_index_serves_filter_and_order(transport: NativeTransport, analyzed: bool) -> None:
+    kind = transport.engine.dialect.name
+    launcher = register(transport)
+    if analyzed:
+        with transport.engine.connect() as conn:
+            conn.exec_driver_sql(ANALYZE[kind])
+            conn.commit()
+    asked = questions(transport, launcher)
+    # Heads, first with and without bounds of priority, below: each for all jobs and for a workflow.
+    assert len(asked) == 8, [statement for statement, _ in asked]
+    for statement, parameters in asked:
+        with transport.engine.connect() as conn:
+            plan = conn.exec_driver_sql(f"{EXPLAIN[kind]} {statement}", parameters).all()
+        text = " ".join(str(row) for row in plan)
+        assert any(index in text for index in CLAIM_INDEXES), (statement, plan)
+        assert faults(kind, list(plan), analyzed=analyzed) == [], (statement, plan)
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+@pytest.mark.parametrize("workflow", ["", "w2"])
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_claims_at_the_same_moment_lock_only_what_they_return(
+    database_url: Callable[[str], str], kind: str, workflow: str, analyzed: bool
+) -> None:
+    with make_transport(database_url(kind)) as transport, contextlib.ExitStack() as stack:
+        fill(transport)
+        launchers = [register(transport) for _ in range(3)]
+        if analyzed:
+            with transport.engine.connect() as conn:
+                conn.exec_driver_sql(ANALYZE[transport.engine.dialect.name])
+                conn.commit()
+        taken = []
+        for launcher in launchers:  # each transaction stays open beside the next ones
+            conn = stack.enter_context(transport.engine.connect())
+            call = ClaimJobs(launcher=launcher, limit=5, resources=Resources(), workflow=workflow)
+            answer = write(conn, call, Ticket(f"{launcher:032}", 1, 0), DatabaseClock())
+            taken.append([job.id for job in decode_result(ClaimJobs, answer).jobs])
+        assert [len(ids) for ids in taken] == [5, 5, 5]
+        assert len({number for ids in taken for number in ids}) == 15

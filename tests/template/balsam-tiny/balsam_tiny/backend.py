@@ -1,0 +1,66 @@
+"""The hooks. Every Balsam command that uses a tiny DB imports this module, so it imports nothing heavy itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balsam_core.plugin import DBType, InvalidInput, ServerPolicy, Unavailable, hookimpl, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Engine
+
+    from balsam_core.plugin import Address, DBDir, EngineRole, ServerPlan, Transport
+
+
+@hookimpl
+def balsam_db_type() -> DBType:
+    """Return the identity card."""
+    return DBType(
+        name="tiny",  # the same word as the entry point's name
+        title="Tiny",
+        server=ServerPolicy.OPTIONAL,  # it works without a server, and better with the core's write server
+        plugin_api=1,  # the contract this was written for: a literal, not the core's constant
+        driver="_sqlite3",  # if this module can't be found, `balsam plugins list` says so
+        options={"cache": "kilobytes of memory for each connection, 1000 by default"},
+    )
+
+
+@hookimpl
+def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
+    """Make the engine's file, without tables; for each refresh again, then with the settings of the last time."""
+    from balsam_tiny.engine import make_file
+
+    cache = options.get("cache", db.settings.get("cache", "1000"))
+    if not cache.isdecimal():
+        raise InvalidInput(f"the option cache is {cache!r}; it must be a number of kilobytes")
+    make_file(db)
+    return {"cache": cache}
+
+
+@hookimpl
+def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:
+    """Run the core's write server on the file: one process that writes for all. It always speaks CURVE, so no TLS."""
+    from balsam_core.plugin import write_server_plan
+
+    return write_server_plan(db, host, port, engine="balsam_tiny.engine:single_writer")
+
+
+@hookimpl
+def balsam_open_transport(db: DBDir) -> Transport:
+    """Go through the write server while one is published, else open the file."""
+    from balsam_core.plugin import ServedTransport
+    from balsam_tiny.engine import single_writer
+
+    return ServedTransport(db, single_writer(db))
+
+
+@hookimpl
+def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+    """Return an SQLAlchemy engine; beside a running server only to look."""
+    from balsam_tiny.engine import make_engine
+
+    if address is not None and role != "reader":
+        raise Unavailable(f"{shown(db.path)} is served: stop the server first with balsam dbserver --stop")
+    return make_engine(db, role)
