@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, overload
@@ -130,10 +132,26 @@ def _add_halving(transport: Transport, chunk: list[Job], ids: Ids, *, batch: int
 
 
 def _add(transport: Transport, chunk: list[Job], ids: Ids, *, batch: int) -> None:
-    answer = transport.run(AddJobs(jobs=_with_parent_ids(chunk), batch=batch))
+    with _no_collection():
+        answer = transport.run(AddJobs(jobs=_with_parent_ids(chunk), batch=batch))
     for job, number in zip(chunk, _numbers(answer, len(chunk)), strict=True):
         job.id = number
         ids.append(number)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage while a call is made of thousands of objects, which are none of it.
+
+    It would look through the whole program for every few thousand jobs, a quarter of the time of adding them.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _numbers(answer: Added, count: int) -> Iterator[int]:

@@ -117,6 +117,8 @@ class ServerPlan:
         cwd: The child's working directory; None for the DB directory.
         user: Account to run as when the core runs as root; None for the present one.
         stop: Signals to send in turn, each with the seconds to wait for the exit; then SIGKILL.
+        orphaned: Signal that the system sends to the child when the watchdog dies, where there is such a thing (Linux);
+            None for the first of ``stop``. SIGKILL for a server that a signal may hang, if it bears that.
         ready_timeout: Seconds until a child that isn't ready counts as failed.
 
     Raises:
@@ -133,6 +135,7 @@ class ServerPlan:
     cwd: Path | None = None
     user: str | None = None
     stop: Sequence[tuple[signal.Signals, float]] = ((signal.SIGTERM, 30.0),)
+    orphaned: signal.Signals | None = None
     ready_timeout: float = 60.0
 
     def __post_init__(self) -> None:
@@ -147,6 +150,7 @@ class ServerPlan:
             "cwd": _all((PurePath, NoneType), [self.cwd]),
             "user": _all((str, NoneType), [self.user]),
             "stop": _all((int, float), *self.stop),
+            "orphaned": _all((int, NoneType), [self.orphaned]),
             "ready_timeout": _all((int, float), [self.ready_timeout]),
         }
         wrong = [name for name, is_right in right.items() if not is_right]

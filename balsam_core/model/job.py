@@ -15,13 +15,13 @@ from balsam_core.model.states import State
 from balsam_core.model.text import check_document, check_environ, check_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     Parents = Field[Sequence["Job | int"]]
 else:
     Parents = list[int]
 
-__all__ = ["FIELDS", "Job"]
+__all__ = ["FIELDS", "Job", "check_columns"]
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -132,24 +132,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
     def check(self) -> None:
         """Raise InvalidInput where a value can never work; numbers' ranges are checked by the codec."""
         what = f"job {self.name!r}" if len(self.name) < 80 else f"job {self.name[:77]!r}..."  # noqa: PLR2004
-        values = self.values()
-        if bool(self.app) == bool(self.command):
-            msg = f"{what}: give either an app or a command" + (", not both" if self.app else "")
-            raise InvalidInput(msg)
-        check_text(what, "name", self.name, longest=LONGEST_NAME)
-        check_text(what, "workflow", self.workflow, longest=LONGEST_WORKFLOW, empty=False)
-        if self.key is not None:
-            check_text(what, "key", self.key, longest=LONGEST_KEY, empty=False)
-        for field in _TEXTS:
-            value = values[field]
-            if value:
-                check_text(what, field, value)
-        for field in _DOCUMENTS:
-            value = values[field]
-            if value:
-                check_document(what, field, value)
-        if self.environ:
-            check_environ(what, self.environ)
+        check_columns(what, {name: (value,) for name, value in self.values().items()})
 
     def __repr__(self) -> str:
         number = "new" if self.id is None else self.id
@@ -169,6 +152,35 @@ _TEXTS = (
     "cpu_affinity",
 )
 _DOCUMENTS = ("parameters", "input_files", "stage_out_files", "data")
+
+
+def check_columns(what: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Raise InvalidInput where a value of some jobs can never work. Each different text is looked at once.
+
+    Args:
+        what: The jobs in words, for the message.
+        columns: The jobs' values, by field.
+    """
+    for app, command in set(zip(columns["app"], columns["command"], strict=True)):
+        if bool(app) == bool(command):
+            msg = f"{what}: give either an app or a command" + (", not both" if app else "")
+            raise InvalidInput(msg)
+    for name in columns["name"]:
+        check_text(what, "name", name, longest=LONGEST_NAME)
+    for workflow in set(columns["workflow"]):
+        check_text(what, "workflow", workflow, longest=LONGEST_WORKFLOW, empty=False)
+    for key in columns["key"]:
+        if key is not None:
+            check_text(what, "key", key, longest=LONGEST_KEY, empty=False)
+    for field in _TEXTS:
+        for value in filter(None, set(columns[field])):
+            check_text(what, field, value)
+    for field in _DOCUMENTS:
+        for value in filter(None, columns[field]):
+            check_document(what, field, value)
+    for environ in filter(None, columns["environ"]):
+        check_environ(what, environ)
+
 
 FIELDS: tuple[str, ...] = Job.__struct_fields__
 """The names of all fields of a job."""

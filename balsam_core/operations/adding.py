@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import astuple
 from sqlalchemy import BigInteger, and_, delete, insert, literal, or_, select, update
 
 from balsam_core.errors import Conflict, InvalidInput, NotFound
 from balsam_core.model.calls import Added, AddEdge, AddJobs
 from balsam_core.model.command import split
+from balsam_core.model.job import FIELDS, check_columns
 from balsam_core.model.states import END, PARENT_LOST, State
 from balsam_core.operations.batches import extend_batch, lock_open_batch
-from balsam_core.operations.dimensions import app_needs, check_parameters, class_ids, shape, workflow_ids
-from balsam_core.operations.events import record
+from balsam_core.operations.dimensions import app_needs, check_parameters, class_ids, shapes_of, workflow_ids
+from balsam_core.operations.events import INSERT_EVENTS, record
 from balsam_core.operations.execution import operation
 from balsam_core.operations.family import lose_children
 from balsam_core.operations.rows import DOCUMENTS, OPTIONAL_TEXTS, in_chunks, visible
-from balsam_core.schema.prepared import Prepared
+from balsam_core.schema.prepared import Insertion, Rows
 from balsam_core.schema.tables import batches, counters, job_edges, job_events, jobs
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ COPIED = (
     "post_error_handler",
     "post_timeout_handler",
     "auto_timeout_retry",
-    "name",
 )
 """Fields that are stored as they are."""
 
@@ -54,13 +56,13 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     if not call.jobs:
         return Added(first=0)
     batch = lock_open_batch(tx, call.batch) if call.batch else None
-    for job in call.jobs:
-        _check(job)
-    needs = app_needs(tx, {job.app for job in call.jobs if job.app})
-    for job in call.jobs:
+    given = _columns(call.jobs)
+    _check(call.jobs, given)
+    needs = app_needs(tx, set(given["app"]) - {""})
+    for job in call.jobs if needs else ():
         if job.app:
             check_parameters(job, needs[job.app].parameters)
-    existing = _existing_keys(tx, call)
+    existing = _existing_keys(tx, call) if any(given["key"]) else {}
     new = [(place, job) for place, job in enumerate(call.jobs) if place not in existing]
     if not new:
         return Added(first=0, existing=existing)
@@ -69,29 +71,49 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     for place, twin in existing.items():
         ids[place] = ids[twin.place] if isinstance(twin, _Twin) else twin
     parents = _Parents(tx, call, ids, {place for place, twin in existing.items() if not isinstance(twin, _Twin)})
-    rows = _rows(tx, call.batch, new, ids, needs, parents)
-    tx.run(_INSERT_JOBS, rows)
+    if existing:
+        given = _columns([job for _, job in new])
+    rows = _rows(tx, call.batch, given, [ids[place] for place, _ in new], needs, parents)
+    tx.insert(_INSERT_JOBS, rows)
     parents.write(tx)
+    if events := _events(tx, rows):
+        tx.insert(INSERT_EVENTS, events)
     if batch is None:
-        tx.run(_INSERT_EVENTS, _events(tx, rows))
         lose_children(tx, parents.lost)
     else:
         extend_batch(tx, batch, first, first + len(new) - 1)
     return Added(first=first, existing={place: ids[place] for place in existing})
 
 
-_INSERT_JOBS = Prepared(insert(jobs), [column.name for column in jobs.columns])
+_INSERT_JOBS = Insertion(jobs)
 _INSERT_EDGES = insert(job_edges)
-_INSERT_EVENTS = Prepared(insert(job_events).inline(), ["job_id", "at", "hops", "message", "attempt"])
 
 
-def _check(job: Job) -> None:
-    job.check()
-    if job.command and not split(job.command, what=f"job {job.name!r}: command"):
-        msg = f"job {job.name!r}: the command is blank"
-        raise InvalidInput(msg)
-    if job.id is not None:
-        msg = f"job {job.name!r} has the id {job.id} already: ids are given by the database"
+def _columns(given: Sequence[Job]) -> dict[str, tuple[Any, ...]]:
+    """Return the jobs' values by field."""
+    return dict(zip(FIELDS, zip(*[astuple(job) for job in given], strict=True), strict=True))
+
+
+def _check(jobs_: Sequence[Job], given: dict[str, tuple[Any, ...]]) -> None:
+    try:
+        check_columns("jobs", given)
+        for command in set(given["command"]) - {""}:
+            _check_command("jobs", command)
+        if not any(given["id"]):
+            return
+    except InvalidInput:
+        pass
+    for job in jobs_:  # for a message that names the job
+        job.check()
+        _check_command(f"job {job.name!r}", job.command)
+        if job.id is not None:
+            msg = f"job {job.name!r} has the id {job.id} already: ids are given by the database"
+            raise InvalidInput(msg)
+
+
+def _check_command(what: str, command: str) -> None:
+    if command and not split(command, what=f"{what}: command"):
+        msg = f"{what}: the command is blank"
         raise InvalidInput(msg)
 
 
@@ -145,6 +167,7 @@ def _rob(tx: Tx, stolen: dict[int, int]) -> None:
     tx.execute(update(batches).where(batches.c.id.in_(sorted(set(stolen.values())))).values(robbed=True))
     ids = sorted(stolen)
     tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(ids), job_edges.c.parent_id.in_(ids))))
+    tx.execute(delete(job_events).where(job_events.c.job_id.in_(ids)))
     tx.execute(delete(jobs).where(jobs.c.id.in_(ids)))
 
 
@@ -210,64 +233,61 @@ class _Parents:
 def _rows(
     tx: Tx,
     batch: int,
-    new: Sequence[tuple[int, Job]],
-    ids: dict[int, int],
+    given: dict[str, tuple[Any, ...]],
+    ids: list[int],
     needs: dict[str, AppNeeds],
     parents: _Parents,
-) -> list[dict[str, Any]]:
-    """Return the rows of new jobs; those of a batch stay CREATED until it is published."""
-    parents.only_new({ids[place] for place, _ in new})
-    flows = workflow_ids(tx, {job.workflow for _, job in new})
-    shapes = [shape(job) for _, job in new]
+) -> Rows:
+    """Return the rows of new jobs. Those of a batch are not claimable yet, and with parents stay CREATED so long."""
+    parents.only_new(set(ids))
+    flows = workflow_ids(tx, set(given["workflow"]))
+    shapes = shapes_of(given)
     classes = class_ids(tx, set(shapes))
-    fixed = {
-        "launcher_id": None,
-        "claim_call": None,
-        "attempt": 0,
-        "retries": 0,
-        "batch_id": batch,
-        "created_at": tx.now,
-        "state_since": tx.now,
-        "return_code": None,
-    }
-    rows = []
-    for (place, job), its_shape in zip(new, shapes, strict=True):
-        number = ids[place]
-        values = job.values()
-        row: dict[str, Any] = {name: values[name] for name in COPIED}
-        row.update(fixed)
-        for name in EMPTY_AS_NULL:
-            row[name] = values[name] or None
-        row["id"] = number
-        row["name"] = row["name"] or job.app or "job"
-        row["workflow_id"] = flows[job.workflow]
-        row["app_id"] = needs[job.app].id if job.app else None
-        row["resource_class_id"] = row["claim_class"] = classes[its_shape]
-        left = row["parents_left"] = parents.left(number) if job.parents else 0
+    names = zip(given["name"], given["app"], strict=True)
+    rows = Rows(
+        len(ids),
+        same={"attempt": 0, "retries": 0, "batch_id": batch, "created_at": tx.now, "state_since": tx.now},
+        columns={"id": ids, "name": [name or app or "job" for name, app in names]},
+    )
+    for name in COPIED:
+        rows.put(name, given[name])
+    for name in EMPTY_AS_NULL:
+        if any(given[name]):
+            rows.columns[name] = [value or None for value in given[name]]
+    rows.put("workflow_id", [flows[name] for name in given["workflow"]])
+    rows.put("app_id", [needs[name].id if name else None for name in given["app"]])
+    its_class: list[int | None] = [classes[one] for one in shapes]
+    rows.put("resource_class_id", its_class)
+    if any(given["parents"]):
+        left = [parents.left(number) for number in ids]
         if batch:
-            state = State.CREATED
-        elif left and job.wait_for_parents:
-            state = State.AWAITING_PARENTS
+            states = [State.CREATED.value if of else State.READY.value for of in given["parents"]]
         else:
-            state = State.READY
-        row["state"] = state
-        if state is not State.READY:
-            row["claim_class"] = None
-        rows.append(row)
+            waits = zip(left, given["wait_for_parents"], strict=True)
+            states = [State.AWAITING_PARENTS.value if n and wait else State.READY.value for n, wait in waits]
+        rows.put("parents_left", left)
+        rows.columns["state"] = states
+        ready = zip(its_class, states, strict=True)
+        claim = [one if state == State.READY.value else None for one, state in ready]
+    else:
+        rows.same.update(parents_left=0, state=State.READY.value)
+        claim = its_class
+    if not batch:
+        rows.put("claim_class", claim)
     return rows
 
 
-def _events(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "job_id": row["id"],
-            "at": tx.now,
-            "hops": f"CREATED 0, {row['state']} 0",
-            "message": None,
-            "attempt": 0,
-        }
-        for row in rows
-    ]
+def _events(tx: Tx, rows: Rows) -> Rows:
+    """Return the first events of new jobs; a CREATED one gets it when it is promoted."""
+    events = Rows(len(rows), same={"at": tx.now, "attempt": 0}, columns={"job_id": rows.columns["id"]})
+    if "state" in rows.same:
+        events.same["hops"] = f"CREATED 0, {rows.same['state']} 0"
+        return events
+    states = zip(rows.columns["id"], rows.columns["state"], strict=True)
+    known = [(number, state) for number, state in states if state != State.CREATED]
+    events.columns["job_id"] = [number for number, _ in known]
+    events.columns["hops"] = [f"CREATED 0, {state} 0" for _, state in known]
+    return replace(events, count=len(known))
 
 
 @operation(AddEdge)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, delete, insert, not_, or_, select, update
+from sqlalchemy import and_, case, delete, func, insert, not_, or_, select, update
 
 from balsam_core.errors import Conflict, NotFound
 from balsam_core.model.calls import AbandonBatch, OpenBatch, PromoteBatch, PublishBatch
@@ -12,7 +12,8 @@ from balsam_core.model.states import State
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
 from balsam_core.operations.family import lock_parents, lose_children
-from balsam_core.schema.tables import batches, job_edges, jobs
+from balsam_core.operations.rows import in_chunks
+from balsam_core.schema.tables import batches, job_edges, job_events, jobs
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -90,8 +91,9 @@ def abandon_slice(tx: Tx, number: int, limit: int) -> int:
         tx.execute(delete(batches).where(batches.c.id == number))
         return 0
     ours = and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.batch_id == number)
-    mine = select(jobs.c.id).where(ours)
-    tx.execute(delete(job_edges).where(job_edges.c.child_id.in_(mine)))
+    for some in in_chunks(ids):
+        tx.execute(delete(job_edges).where(job_edges.c.child_id.in_(some)))
+        tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
     tx.execute(delete(jobs).where(ours))
     tx.execute(update(batches).where(batches.c.id == number).values(first_id=ids[-1] + 1))
     return len(ids)
@@ -105,25 +107,32 @@ def promote_batch(tx: Tx, call: PromoteBatch) -> bool:
     if row is None:
         return False
     slice_ = (
-        select(jobs.c.id)
+        select(jobs.c.id, jobs.c.state)
         .where(jobs.c.id.between(row.first_id, row.last_id), jobs.c.batch_id == row.id)
         .order_by(jobs.c.id)
         .limit(call.limit)
-        .with_for_update()
+        .subquery()
     )
-    ids = list(tx.execute(slice_).scalars())
-    if ids:
-        _promote(tx, and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.batch_id == row.id), ids)
-    if len(ids) < call.limit:
+    created = func.max(case((slice_.c.state == State.CREATED, 1), else_=0))
+    last, count, some_created = tx.execute(select(func.max(slice_.c.id), func.count(), created)).one()
+    if count:
+        which = and_(jobs.c.id.between(row.first_id, last), jobs.c.batch_id == row.id)
+        # Nobody holds it and nobody can claim it: so it has waited for this alone.
+        ready = and_(which, jobs.c.state == State.READY, jobs.c.launcher_id.is_(None), jobs.c.claim_class.is_(None))
+        tx.execute(update(jobs).where(ready).values(claim_class=jobs.c.resource_class_id))
+        if some_created:
+            _promote(tx, which)
+    if count < call.limit:
         tx.execute(delete(batches).where(batches.c.id == row.id))
         return not call.batch
-    tx.execute(update(batches).where(batches.c.id == row.id).values(first_id=ids[-1] + 1))
+    tx.execute(update(batches).where(batches.c.id == row.id).values(first_id=last + 1))
     return True
 
 
-def _promote(tx: Tx, which: ColumnElement[bool], ids: list[int]) -> None:
-    """Move CREATED jobs, whose rows are locked, to READY, or to AWAITING_PARENTS where parents have not finished."""
+def _promote(tx: Tx, which: ColumnElement[bool]) -> None:
+    """Move CREATED jobs to READY, or to AWAITING_PARENTS where parents have not finished."""
     created = and_(which, jobs.c.state == State.CREATED)
+    ids = list(tx.execute(select(jobs.c.id).where(created).order_by(jobs.c.id).with_for_update()).scalars())
     free = and_(created, or_(jobs.c.parents_left == 0, not_(jobs.c.wait_for_parents)))
     record_where(tx, free, [State.CREATED, State.READY])
     changes = {"state": State.READY, "state_since": tx.now, "claim_class": jobs.c.resource_class_id}

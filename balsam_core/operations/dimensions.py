@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import bindparam, insert, select
 
@@ -12,14 +12,14 @@ from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import apps, resource_classes, workflows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Column, Table
 
     from balsam_core.model.job import Job
     from balsam_core.operations.execution import Tx
 
-__all__ = ["RESOURCES", "AppNeeds", "app_needs", "class_ids", "shape", "workflow_ids"]
+__all__ = ["RESOURCES", "AppNeeds", "app_needs", "class_ids", "shapes_of", "workflow_ids"]
 
 RESOURCES = (
     "num_nodes",
@@ -87,22 +87,16 @@ def _rounded(minutes: int) -> int:
 Shape = tuple[float, ...]
 
 
-def shape(job: Job) -> Shape:
-    """Return what a job's resource class is made of: :data:`RESOURCES`, then minutes."""
-    return (
-        job.num_nodes,
-        job.ranks_per_node,
-        job.threads_per_rank,
-        job.threads_per_core,
-        float(job.gpus_per_rank),
-        job.node_packing_count,
-        _rounded(job.wall_time_minutes),
-    )
+def shapes_of(given: Mapping[str, Sequence[Any]]) -> list[Shape]:
+    """Return what the jobs' resource classes are made of: :data:`RESOURCES`, then minutes; of columns by field."""
+    columns = [given[name] for name in RESOURCES]
+    columns.append([_rounded(minutes) if minutes else 0 for minutes in given["wall_time_minutes"]])
+    return list(zip(*columns, strict=True))
 
 
 def class_ids(tx: Tx, shapes: set[Shape]) -> dict[Shape, int]:
     """Return the ids of resource classes by shape; new ones are created."""
-    texts = {",".join(f"{part:g}" for part in one): one for one in shapes}
+    texts = {",".join(str(int(part)) if part == int(part) else repr(part) for part in one): one for one in shapes}
     known = _ids_by_name(tx, resource_classes, resource_classes.c.shape, texts)
     found = {texts[text]: number for text, number in known.items()}
     missing = sorted(text for text, one in texts.items() if one not in found)

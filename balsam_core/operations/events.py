@@ -8,6 +8,7 @@ from sqlalchemy import bindparam, insert, literal, select
 
 from balsam_core.model.calls import Event
 from balsam_core.model.states import State
+from balsam_core.schema.prepared import Insertion, Rows
 from balsam_core.schema.tables import job_events, jobs
 from balsam_core.schema.types import UTCDateTime
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["encode_hops", "event", "record", "record_where"]
+__all__ = ["INSERT_EVENTS", "encode_hops", "event", "record", "record_where"]
 
 Hops = "Iterable[tuple[State, float]]"
 
@@ -42,17 +43,16 @@ def event(row: Any) -> Event:  # noqa: ANN401  (a database row)
 
 def record(tx: Tx, rows: Sequence[tuple[int, Iterable[tuple[State, float]], str, int]]) -> None:
     """Write events: (job, hops, message, attempt) each."""
-    if rows:
-        tx.execute(
-            _INSERT,
-            [
-                {"job_id": job, "at": tx.now, "hops": encode_hops(hops), "message": message or None, "attempt": attempt}
-                for job, hops, message, attempt in rows
-            ],
-        )
+    if not rows:
+        return
+    events = Rows(len(rows), same={"at": tx.now}, columns={"job_id": [row[0] for row in rows]})
+    events.put("hops", [encode_hops(row[1]) for row in rows])
+    events.put("message", [row[2] or None for row in rows])
+    events.put("attempt", [row[3] for row in rows])
+    tx.insert(INSERT_EVENTS, events)
 
 
-_INSERT = insert(job_events)
+INSERT_EVENTS = Insertion(job_events)
 
 
 def record_where(tx: Tx, where: ColumnElement[bool], hops: Sequence[State], message: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy import bindparam, delete, insert, literal_column, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -18,19 +18,23 @@ from balsam_core.schema.tables import applied, counters
 from balsam_core.schema.types import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, CursorResult, Executable
 
     from balsam_core.model.calls import Call, Ticket
     from balsam_core.operations.sole import SoleWriter
-    from balsam_core.schema.prepared import RawResult
+    from balsam_core.schema.prepared import Insertion, RawResult, Rows
+
+    BulkInsert: TypeAlias = Callable[[Connection, str, Sequence[str], Sequence[Sequence[Any]]], None]
 
 __all__ = ["AlreadyApplied", "DatabaseClock", "Tx", "operation", "read", "replay", "write"]
 
 R = TypeVar("R")
 C = TypeVar("C", bound="Call[Any]")
+
+BULK = 50  # rows from which a bulk insert pays
 
 HOMES = ("adding", "apps", "batches", "changing", "claiming", "launchers", "reading", "upkeep")
 """The modules that hold operations; imported when the first call runs."""
@@ -57,7 +61,7 @@ class Tx:
         cursor: A driver's cursor on the connection, for an engine inside this process; else None.
     """
 
-    __slots__ = ("_clock", "_now", "conn", "cursor", "names", "ticket")
+    __slots__ = ("_bulk_insert", "_clock", "_now", "conn", "cursor", "names", "ticket")
 
     def __init__(
         self,
@@ -65,11 +69,13 @@ class Tx:
         clock: DatabaseClock,
         ticket: Ticket | None = None,
         sole: SoleWriter | None = None,
+        bulk_insert: BulkInsert | None = None,
     ) -> None:
         self.conn = conn
         self.ticket = ticket
         self.names = sole.names if sole else None
         self.cursor = sole.cursor if sole else None
+        self._bulk_insert = bulk_insert
         self._clock = clock
         self._now: datetime | None = None
 
@@ -93,6 +99,15 @@ class Tx:
         if self.cursor is not None:
             return statement.run_raw(self.cursor, self.conn.dialect, parameters)
         return statement.run(self.conn, parameters)
+
+    def insert(self, statement: Insertion, rows: Rows) -> None:
+        """Insert rows, as fast as the database can."""
+        if self.cursor is not None:
+            statement.run_raw(self.cursor, self.conn.dialect, rows)
+        elif self._bulk_insert is None or len(rows) < BULK:
+            statement.run(self.conn, rows)
+        else:
+            self._bulk_insert(self.conn, *statement.as_rows(self.conn.dialect, rows))
 
     def take_ids(self, table: str, count: int = 1) -> int:
         """Return the first of ``count`` new consecutive ids of a table; given back if the transaction fails."""
@@ -162,7 +177,7 @@ def rebuilds(kind: type[C]) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C]
 
 
 def _body(call: Call[R]) -> Callable[[Tx, Any], R]:
-    if not _OPERATIONS:
+    if type(call) not in _OPERATIONS:
         for home in HOMES:
             import_module(f"balsam_core.operations.{home}")
     try:
@@ -178,7 +193,12 @@ def read(conn: Connection, call: Call[R], clock: DatabaseClock) -> R:
 
 
 def write(
-    conn: Connection, call: Call[R], ticket: Ticket, clock: DatabaseClock, sole: SoleWriter | None = None
+    conn: Connection,
+    call: Call[R],
+    ticket: Ticket,
+    clock: DatabaseClock,
+    sole: SoleWriter | None = None,
+    bulk_insert: BulkInsert | None = None,
 ) -> bytes:
     """Run a writing call inside the open transaction, once for its ticket, and return the encoded answer.
 
@@ -189,7 +209,7 @@ def write(
         AlreadyApplied: The write took effect before. Roll back, then :func:`replay`.
     """
     body = _body(call)
-    tx = Tx(conn, clock, ticket, sole)
+    tx = Tx(conn, clock, ticket, sole, bulk_insert)
     row = {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now}
     if sole is not None:
         # Nobody else can insert it meanwhile, so it may be looked for first and written once, with the answer.

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, func, select, update
 from balsam_core.model.states import PARENT_LOST, State
 from balsam_core.operations.events import record
 from balsam_core.operations.rows import in_chunks
+from balsam_core.schema.prepared import PreparedList
 from balsam_core.schema.tables import job_edges, jobs
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def free_children(tx: Tx, finished: Iterable[int]) -> None:
     that would miss the news.
     """
     for parents in in_chunks(sorted(finished)):
-        counts = {child: count for child, count in tx.execute(_CHILD_COUNTS, {"parents": parents})}  # noqa: C416
+        counts = {child: count for child, count in tx.run(*_CHILD_COUNTS.fill(parents)).all()}  # noqa: C416
         if not counts:
             continue
         for count in sorted(set(counts.values())):
@@ -46,10 +47,12 @@ def free_children(tx: Tx, finished: Iterable[int]) -> None:
             record(tx, [(job, [(State.READY, 0)], "", attempt) for job, attempt in free])
 
 
-_CHILD_COUNTS = (
-    select(job_edges.c.child_id, func.count())
-    .where(job_edges.c.parent_id.in_(bindparam("parents", expanding=True)))
-    .group_by(job_edges.c.child_id)
+_CHILD_COUNTS = PreparedList(
+    lambda parents: (
+        select(job_edges.c.child_id, func.count())
+        .where(job_edges.c.parent_id.in_(parents))
+        .group_by(job_edges.c.child_id)
+    )
 )
 _LESS = (
     update(jobs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, not_, select
 
 from balsam_core.model.calls import (
     CountJobs,
@@ -83,7 +83,8 @@ def get_history(tx: Tx, call: GetHistory) -> list[Event]:
     """Read the events of jobs."""
     events = []
     for some in in_chunks(sorted(set(call.jobs))):
-        query = select(job_events).where(job_events.c.job_id.in_(some))
+        hidden = select(jobs.c.id).where(jobs.c.id.in_(some), not_(visible()))
+        query = select(job_events).where(job_events.c.job_id.in_(some), job_events.c.job_id.not_in(hidden))
         events += [event(row) for row in tx.execute(query.order_by(job_events.c.id))]
     return events
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import DecodeError, ValidationError, convert
@@ -14,18 +14,30 @@ from balsam_core.model.filters import AllOf, AnyOf, Compare
 from balsam_core.model.job import FIELDS, Job
 from balsam_core.model.states import State
 from balsam_core.operations.dimensions import RESOURCES
+from balsam_core.schema.prepared import PreparedList
 from balsam_core.schema.tables import apps, batches, job_edges, jobs, resource_classes, workflows
 from balsam_core.schema.types import Document, position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, FromClause, Select
 
     from balsam_core.model.calls import Order, Where
     from balsam_core.operations.execution import Tx
 
-__all__ = ["DOCUMENTS", "OPTIONAL_TEXTS", "condition", "in_chunks", "page", "read_jobs", "read_rows", "visible"]
+__all__ = [
+    "DOCUMENTS",
+    "OPTIONAL_TEXTS",
+    "WHOLE",
+    "condition",
+    "in_chunks",
+    "jobs_of",
+    "page",
+    "read_jobs",
+    "read_rows",
+    "visible",
+]
 
 OPTIONAL_TEXTS = (
     "description",
@@ -205,6 +217,7 @@ def _order_column(field: str) -> ColumnElement[Any]:
     return column
 
 
+_REFERS = {"workflows": "workflow_id", "apps": "app_id", "resource_classes": "resource_class_id"}
 _DIMENSION = {"workflow": "workflow_id", "app": "app_id"} | dict.fromkeys(RESOURCES, "resource_class_id")
 """Fields that come from a small table, and the column that refers to it."""
 
@@ -230,51 +243,88 @@ def read_rows(tx: Tx, fields: Sequence[str], narrow: Callable[[Select[Any]], Sel
             msg = f"a job has no field {field!r}; fields are: {', '.join(FIELDS)}"
             raise InvalidInput(msg)
     found = tx.execute(narrow(select(*_columns(fields)))).mappings().all()
-    if not found:
-        return []
-    columns = [_column_values(tx, field, found) for field in fields]
+    return _fields_of(tx, fields, found) if found else []
+
+
+Known = dict[str, dict[int | None, Any]]
+"""Values by id of fields that come from small tables; "parents" there: the jobs have none."""
+
+
+def _fields_of(
+    tx: Tx, fields: Sequence[str], found: Sequence[Mapping[Any, Any]], known: Known | None = None
+) -> list[list[Any]]:
+    """Return fields of jobs, of which the rows are given."""
+    small: Known = dict(known or {})
+    small.update(_small_values(tx, [field for field in fields if field not in small], found))
+    columns = []
+    for field in fields:
+        if field == "parents":
+            columns.append([[] for _ in found] if field in small else _parents(tx, [row["id"] for row in found]))
+        elif field in small:
+            refers, values = _DIMENSION[field], small[field]
+            columns.append([values[row[refers]] for row in found])
+        elif field in OPTIONAL_TEXTS or field in DOCUMENTS:
+            default = _DEFAULTS[field] if field in OPTIONAL_TEXTS else list if field.endswith("files") else dict
+            new = default if callable(default) else lambda default=default: default
+            columns.append([new() if row[field] is None else row[field] for row in found])
+        else:
+            columns.append([row[field] for row in found])
     return [list(values) for values in zip(*columns, strict=True)] if columns else [[] for _ in found]
 
 
-def _column_values(tx: Tx, field: str, found: Sequence[Any]) -> list[Any]:
-    if field == "parents":
-        return _parents(tx, [row["id"] for row in found])
-    if field in _DIMENSION:
-        refers = [row[_DIMENSION[field]] for row in found]
-        table = {"workflow": workflows, "app": apps}.get(field, resource_classes)
-        column = field if field in RESOURCES else "name"
-        wanted = {refer for refer in refers if refer is not None}
-        values: dict[int | None, Any] = {None: ""}
-        for some in in_chunks(sorted(wanted)):
-            query = select(table.c.id, table.c[column]).where(table.c.id.in_(some))
-            values.update((row[0], row[1]) for row in tx.execute(query))
-        return [values[refer] for refer in refers]
-    if field in OPTIONAL_TEXTS or field in DOCUMENTS:
-        empty = _DEFAULTS[field] if field in OPTIONAL_TEXTS else [] if field.endswith("files") else {}
-        return [empty if row[field] is None else row[field] for row in found]
-    return [row[field] for row in found]
+def _small_values(
+    tx: Tx, fields: Sequence[str], found: Sequence[Mapping[Any, Any]]
+) -> dict[str, dict[int | None, Any]]:
+    """Return the values, by id, of the fields that come from small tables."""
+    small: dict[str, dict[int | None, Any]] = {}
+    for table, refers in _REFERS.items():
+        of_table = tuple(field for field in fields if _DIMENSION.get(field) == refers)
+        if of_table:
+            small.update((field, {None: ""}) for field in of_table)
+            for some in in_chunks({row[refers] for row in found} - {None}):
+                for number, *values in tx.run(*_small_query(table, of_table).fill(some)).all():
+                    for field, value in zip(of_table, values, strict=True):
+                        small[field][number] = value
+    return small
+
+
+@lru_cache(maxsize=100)
+def _small_query(table: str, fields: tuple[str, ...]) -> PreparedList:
+    columns = jobs.metadata.tables[table].c
+    wanted = [columns[field if field in RESOURCES else "name"] for field in fields]
+    return PreparedList(lambda ids: select(columns.id, *wanted).where(columns.id.in_(ids)))
 
 
 def _parents(tx: Tx, ids: Sequence[int]) -> list[list[int]]:
     parents: dict[int, list[int]] = {number: [] for number in ids}
     for some in in_chunks(ids):
-        query = (
-            select(job_edges.c.child_id, job_edges.c.parent_id)
-            .where(job_edges.c.child_id.in_(some))
-            .order_by(job_edges.c.parent_id)
-        )
-        for child, parent in tx.execute(query):
+        for child, parent in tx.run(*_EDGES.fill(some)).all():
             parents[child].append(parent)
     return [parents[number] for number in ids]
 
 
+_EDGES = PreparedList(
+    lambda ids: (
+        select(job_edges.c.child_id, job_edges.c.parent_id)
+        .where(job_edges.c.child_id.in_(ids))
+        .order_by(job_edges.c.parent_id)
+    )
+)
+
+
 def read_jobs(tx: Tx, narrow: Callable[[Select[Any]], Select[Any]]) -> list[Job]:
     """Read whole jobs."""
-    rows = read_rows(tx, FIELDS, narrow)
+    return jobs_of(tx, tx.execute(narrow(select(*WHOLE))).mappings().all())
+
+
+def jobs_of(tx: Tx, found: Sequence[Mapping[Any, Any]], known: Known | None = None) -> list[Job]:
+    """Return jobs, of which the rows are given with the columns :data:`WHOLE`."""
+    rows = _fields_of(tx, FIELDS, found, known) if found else []
     state = FIELDS.index("state")
     for row in rows:
         row[state] = State(row[state])
     return [Job(**dict(zip(FIELDS, row, strict=True))) for row in rows]
 
 
+WHOLE = _columns(FIELDS)
 assert all(isinstance(jobs.c[name].type, Document) for name in DOCUMENTS)  # noqa: S101  (a typo here would lose data)

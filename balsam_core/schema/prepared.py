@@ -6,17 +6,21 @@ prepared one costs 6 us: its text and the conversions of its parameters are work
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, bindparam, insert
 
 from balsam_core.schema.types import UTCDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Connection, CursorResult, Dialect, Executable
+    from sqlalchemy import BindParameter, Connection, CursorResult, Dialect, Executable, Table
     from sqlalchemy.engine.interfaces import DBAPICursor
 
-__all__ = ["Prepared", "RawResult"]
+__all__ = ["Insertion", "Prepared", "PreparedList", "RawResult", "Rows"]
 
 
 class Prepared:
@@ -53,17 +57,136 @@ class Prepared:
         compiled = self._compiled.get(dialect.name)
         if compiled is None:
             compiled = self._compiled[dialect.name] = _Compiled(self._statement, self._columns, dialect)
-        try:
-            if type(parameters) is list and len(parameters) != 1:
-                cursor.executemany(compiled.text, [compiled.bind(one) for one in parameters])
-            else:
-                one = parameters[0] if type(parameters) is list else parameters or {}
-                cursor.execute(compiled.text, compiled.bind(one))
-        except Exception as err:
-            from sqlalchemy.exc import DBAPIError
+        if type(parameters) is list:
+            return _raw(cursor, dialect, compiled.text, [compiled.bind(one) for one in parameters])
+        return _raw(cursor, dialect, compiled.text, [compiled.bind(parameters or {})])
 
-            raise DBAPIError.instance(compiled.text, None, err, dialect.loaded_dbapi.Error) from err
-        return RawResult(cursor)
+
+class PreparedList:
+    """A prepared statement with a list of numbers: prepared for lengths that are powers of two.
+
+    Args:
+        make: Makes the statement for the parameters that stand for the numbers; a number may come more than once.
+    """
+
+    def __init__(self, make: Callable[[list[BindParameter[int]]], Executable]) -> None:
+        self._make = make
+        self._by_length: dict[int, tuple[Prepared, list[str]]] = {}
+
+    def fill(self, numbers: Sequence[int], **parameters: Any) -> tuple[Prepared, dict[str, Any]]:  # noqa: ANN401
+        """Return the statement and its parameters, for at least one number."""
+        length = 1 << (len(numbers) - 1).bit_length()
+        found = self._by_length.get(length)
+        if found is None:
+            names = [f"number_{place}" for place in range(length)]
+            made = Prepared(self._make([bindparam(name, type_=BigInteger()) for name in names]))
+            found = self._by_length[length] = (made, names)
+        statement, names = found
+        parameters.update(zip(names, chain(numbers, repeat(numbers[-1])), strict=False))
+        return statement, parameters
+
+
+def _raw(cursor: DBAPICursor, dialect: Dialect, text: str, rows: list[Any]) -> RawResult:
+    try:
+        if len(rows) == 1:
+            cursor.execute(text, rows[0])
+        else:
+            cursor.executemany(text, rows)
+    except Exception as err:
+        from sqlalchemy.exc import DBAPIError
+
+        raise DBAPIError.instance(text, None, err, dialect.loaded_dbapi.Error) from err
+    return RawResult(cursor)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table, given by columns: whole columns are converted and put together much faster than single values.
+
+    Attributes:
+        count: How many there are.
+        same: Values that all rows share, by column.
+        columns: The values of the other columns; at least one.
+    """
+
+    count: int
+    same: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def put(self, name: str, values: Sequence[Any]) -> None:
+        """Set a column of values that can be hashed, which may turn out to be all the same."""
+        if len(set(values)) == 1:
+            self.same[name] = values[0]
+        else:
+            self.columns[name] = values
+
+
+class Insertion:
+    """An INSERT into a table. Columns that would be NULL in all rows are left out.
+
+    Args:
+        table: The table; a key that the database gives is not filled.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._names = [column.name for column in table.columns]
+        self._texts: dict[tuple[str, tuple[str, ...]], str] = {}
+        self._converts: dict[str, dict[str, Callable[[Any], Any]]] = {}
+
+    def run(self, conn: Connection, rows: Rows) -> CursorResult[*tuple[Any, ...]]:
+        """Insert rows."""
+        _, columns, values = self.as_rows(conn.dialect, rows)
+        text = self._text(conn.dialect, columns)
+        if len(values) > ONE_STATEMENT:
+            return conn.exec_driver_sql(text, values)
+        # One statement with all rows: a driver's executemany costs about as much as one for each.
+        marks = text.rpartition(" VALUES ")[2]
+        more = f", {marks}" * (len(values) - 1)
+        return conn.exec_driver_sql(text + more, tuple(chain.from_iterable(values)))
+
+    def run_raw(self, cursor: DBAPICursor, dialect: Dialect, rows: Rows) -> RawResult:
+        """Insert rows with a driver's cursor; see :meth:`Prepared.run_raw`."""
+        _, columns, values = self.as_rows(dialect, rows)
+        return _raw(cursor, dialect, self._text(dialect, columns), values)
+
+    def as_rows(self, dialect: Dialect, rows: Rows) -> tuple[str, tuple[str, ...], list[tuple[Any, ...]]]:
+        """Return the table's name, columns, and rows of values in the driver's form."""
+        convert = self._converts.get(dialect.name)
+        if convert is None:
+            found = {one.name: one.type.dialect_impl(dialect).bind_processor(dialect) for one in self.table.columns}
+            convert = self._converts[dialect.name] = {name: one for name, one in found.items() if one}
+        names = []
+        columns: list[Any] = []
+        for name in self._names:  # in the table's order, as in the statement
+            if name in rows.columns:
+                values = rows.columns[name]
+                columns.append(map(convert[name], values) if name in convert else values)
+            elif rows.same.get(name) is not None:
+                value = rows.same[name]
+                columns.append(repeat(convert[name](value) if name in convert else value, rows.count))
+            else:
+                continue
+            names.append(name)
+        return self.table.name, tuple(names), list(zip(*columns, strict=True))
+
+    def _text(self, dialect: Dialect, columns: tuple[str, ...]) -> str:
+        key = (dialect.name, columns)
+        text = self._texts.get(key)
+        if text is None:
+            if len(self._texts) > MOST_TEXTS:
+                self._texts.clear()
+            compiled: Any = insert(self.table).inline().compile(dialect=dialect, column_keys=list(columns))
+            text = str(compiled) if compiled.positional else str(compiled) % dict.fromkeys(columns, "%s")
+            self._texts[key] = text
+        return text
+
+
+ONE_STATEMENT = 64  # rows
+MOST_TEXTS = 200  # sets of columns whose INSERT is kept
 
 
 class RawResult:
@@ -82,6 +205,10 @@ class RawResult:
     def first(self) -> Any:  # noqa: ANN401
         """Return the first row, None where there is none."""
         return self._cursor.fetchone()
+
+    def all(self) -> Sequence[Any]:
+        """Return all rows."""
+        return self._cursor.fetchall()
 
     def scalar(self) -> Any:  # noqa: ANN401
         """Return the first row's first value, None where there is no row."""

@@ -22,7 +22,7 @@ from sqlalchemy import (
     Table,
 )
 
-from balsam_core.schema.types import TABLE_OPTIONS, Blob, Document, Id, LongText, UTCDateTime, Words
+from balsam_core.schema.types import TABLE_OPTIONS, Blob, Document, Id, LongText, UTCDateTime, Words, sparse_index
 
 __all__ = [
     "applied",
@@ -176,13 +176,14 @@ jobs = Table(
     Column("postprocess", LongText()),
     Column("cpu_affinity", LongText()),
     Column("data", Document()),
-    Index(None, "key", unique=True),
+    sparse_index(None, "key", without="key", unique=True),
     Index(None, "state", "id"),
     Index(None, "workflow_id", "id"),
-    Index(None, "launcher_id"),
+    sparse_index(None, "launcher_id", without="launcher_id"),
 )
-Index("ix_jobs_claim", jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
-Index("ix_jobs_workflow_claim", jobs.c.workflow_id, jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
+_claim = (jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
+sparse_index("ix_jobs_claim", *_claim, without="claim_class")
+sparse_index("ix_jobs_workflow_claim", jobs.c.workflow_id, *_claim, without="claim_class")
 
 job_edges = Table(
     "job_edges",

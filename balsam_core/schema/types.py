@@ -8,32 +8,52 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Integer, LargeBinary, String, Text
+import msgspec
+from sqlalchemy import JSON, BigInteger, DateTime, Index, Integer, LargeBinary, String, Text
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Dialect
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["TABLE_OPTIONS", "Blob", "Document", "Id", "LongText", "UTCDateTime", "Words", "position", "utc_now"]
+__all__ = [
+    "TABLE_OPTIONS",
+    "Blob",
+    "Document",
+    "Id",
+    "LongText",
+    "UTCDateTime",
+    "Words",
+    "position",
+    "sparse_index",
+    "utc_now",
+]
 
 MYSQL = ("mysql", "mariadb")
 TABLE_OPTIONS = {"mysql": " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"}
 """What metadata adds to its CREATE TABLE statements, by dialect; as keywords of a table they would load the dialect."""
 
-_COLLATION = {"postgresql": "C", "mysql": "utf8mb4_bin", "mariadb": "utf8mb4_bin"}
-"""Collations that compare byte by byte, as SQLite does by itself."""
+def _collation(dialect: Dialect) -> str | None:
+    """Return the collation that compares byte by byte, spaces at the end included, as SQLite does by itself."""
+    if dialect.name in MYSQL:
+        return "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+    return "C" if dialect.name == "postgresql" else None
 
 
-def Words(length: int) -> String:  # noqa: N802  (reads as a type)
-    """Return a string type of at most ``length`` characters that compares byte by byte."""
-    kind = String(length)
-    for dialect, collation in _COLLATION.items():
-        kind = kind.with_variant(String(length, collation=collation), dialect)
-    return kind
+class Words(TypeDecorator[str]):
+    """A string type of at most ``length`` characters that compares byte by byte."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type."""
+        return dialect.type_descriptor(String(self.impl.length, collation=_collation(dialect)))
 
 
 class LongText(TypeDecorator[str]):
@@ -44,7 +64,7 @@ class LongText(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Choose the column type."""
-        collation = _COLLATION.get(dialect.name)
+        collation = _collation(dialect)
         if dialect.name in MYSQL:
             from sqlalchemy.dialects import mysql
 
@@ -53,18 +73,24 @@ class LongText(TypeDecorator[str]):
 
 
 class Document(TypeDecorator[Any]):
-    """A JSON type; SQL NULL stands for the empty document."""
+    """A JSON type; SQL NULL stands for the empty document.
+
+    On PostgreSQL JSON and not JSONB, which turns the number 1e22 into an integer, and takes longer to write.
+    """
 
     impl = JSON(none_as_null=True)
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Choose the column type."""
-        if dialect.name == "postgresql":
-            from sqlalchemy.dialects import postgresql
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002
+        """Give text to every driver: a tenth of the time that their own conversions take."""
+        return _json_text
 
-            return dialect.type_descriptor(postgresql.JSONB(none_as_null=True))
-        return dialect.type_descriptor(JSON(none_as_null=True))
+
+def _json_text(value: Any) -> str | None:  # noqa: ANN401
+    return None if value is None else _to_json(value).decode()
+
+
+_to_json = msgspec.json.Encoder().encode
 
 
 class Blob(TypeDecorator[bytes]):
@@ -86,6 +112,21 @@ class Blob(TypeDecorator[bytes]):
 def _create_table_mysql(element: CreateTable, compiler: Any, **kw: Any) -> str:  # noqa: ANN401
     text: str = compiler.visit_create_table(element, **kw)
     return text.rstrip() + str(element.element.metadata.info.get("mysql", ""))
+
+
+def sparse_index(name: str | None, *columns: Any, without: str, unique: bool = False) -> Index:  # noqa: ANN401
+    """Return an index that leaves out the rows in which the column ``without`` is NULL, where the database can.
+
+    Such rows cost nothing then when they are written. A keyword argument for a dialect would load the dialect.
+    """
+    return Index(name, *columns, unique=unique, info={"without": without})
+
+
+@compiles(CreateIndex, "postgresql", "sqlite")
+def _create_index(element: CreateIndex, compiler: Any, **kw: Any) -> str:  # noqa: ANN401
+    text: str = compiler.visit_create_index(element, **kw)
+    without = element.element.info.get("without")
+    return f"{text} WHERE {compiler.preparer.quote(without)} IS NOT NULL" if without else text
 
 
 def Id() -> BigInteger:  # noqa: N802

@@ -141,7 +141,7 @@ def test_a_client_program_that_is_missing_is_named_with_its_package(tmp_path, mo
 SAFE = {
     "version": "10.11.19-MariaDB",
     "engines": "InnoDB,Aria",
-    "collation": "('utf8mb4_bin',)",
+    "collation": "('utf8mb4_nopad_bin',)",
     "tls": "TLS_AES_256_GCM_SHA384",
     "log_bin": "ON",
     "binlog_format": "MIXED",

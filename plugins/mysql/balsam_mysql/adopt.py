@@ -76,7 +76,7 @@ def _look(db: DBDir, target: Target, password: str) -> dict[str, str]:
             found = {str(name): str(value) for name, value in cursor if name in _VARIABLES}
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             found["tls"] = str(cursor.fetchone()[1])
-            cursor.execute("SHOW COLLATION LIKE 'utf8mb4_bin'")
+            cursor.execute("SHOW COLLATION WHERE Collation IN ('utf8mb4_nopad_bin', 'utf8mb4_0900_bin')")
             found["collation"] = str(cursor.fetchone())
             cursor.execute("SHOW ENGINES")
             found["engines"] = ",".join(str(row[0]) for row in cursor if row[1] in {"YES", "DEFAULT"})
@@ -98,7 +98,7 @@ def _check(found: Mapping[str, Any], target: Target) -> str:
             f"the server at {_place(target)} has version {version!a}: MariaDB 10.6, MySQL 8.0 or newer is needed"
         )
     if "InnoDB" not in found["engines"] or found["collation"] == "None":
-        raise InvalidInput(f"the server at {_place(target)} lacks InnoDB or the collation utf8mb4_bin")
+        raise InvalidInput(f"the server at {_place(target)} lacks InnoDB or a collation that compares bytes")
     if found.get("log_bin") == "ON" and found.get("binlog_format") == "STATEMENT":
         raise InvalidInput(
             f"the server at {_place(target)} keeps its binary log by statements, which it can't do for the isolation "

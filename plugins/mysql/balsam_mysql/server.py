@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 import ssl
 import subprocess
 import time
@@ -86,6 +87,8 @@ def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
         env=ENVIRONMENT,
         cwd=home / "data",
         user=owner.name if owner.is_other else None,
+        # SIGTERM hangs it while it starts, when nobody is left to say more. It recovers from this.
+        orphaned=signal.SIGKILL,
         ready_timeout=_READY_TIMEOUT,
     )
 

@@ -15,7 +15,7 @@ from sqlalchemy import (
     Table,
 )
 
-from balsam_core.schema.types import TABLE_OPTIONS, Blob, Document, Id, LongText, UTCDateTime, Words
+from balsam_core.schema.types import TABLE_OPTIONS, Blob, Document, Id, LongText, UTCDateTime, Words, sparse_index
 
 revision = "0001"
 down_revision = None
@@ -159,13 +159,14 @@ _jobs = Table(
     Column("postprocess", LongText()),
     Column("cpu_affinity", LongText()),
     Column("data", Document()),
-    Index(None, "key", unique=True),
+    sparse_index(None, "key", without="key", unique=True),
     Index(None, "state", "id"),
     Index(None, "workflow_id", "id"),
-    Index(None, "launcher_id"),
+    sparse_index(None, "launcher_id", without="launcher_id"),
 )
-Index("ix_jobs_claim", _jobs.c.claim_class, _jobs.c.priority.desc(), _jobs.c.id)
-Index("ix_jobs_workflow_claim", _jobs.c.workflow_id, _jobs.c.claim_class, _jobs.c.priority.desc(), _jobs.c.id)
+_claim = (_jobs.c.claim_class, _jobs.c.priority.desc(), _jobs.c.id)
+sparse_index("ix_jobs_claim", *_claim, without="claim_class")
+sparse_index("ix_jobs_workflow_claim", _jobs.c.workflow_id, *_claim, without="claim_class")
 
 Table(
     "job_edges",
