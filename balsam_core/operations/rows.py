@@ -124,17 +124,30 @@ def _comparison(column: ColumnElement[Any], op: str, value: Any) -> Any:  # noqa
         case "ge":
             return column >= value
         case "in":
-            return column.in_(value)
+            among = column.in_([one for one in value if one is not None])
+            return or_(among, column.is_(None)) if None in value else among
         case "contains":
             # LIKE folds case on SQLite; a position in the text does not.
-            return _position(column, value) > 0
+            return position(column, value) > 0
         case _:
             return func.substr(column, 1, len(value)) == value
 
 
-def _position(column: ColumnElement[Any], text: str) -> ColumnElement[int]:
-
-    return position(column, text)
+def _holds_for_nothing(op: str, value: Any) -> bool:  # noqa: ANN401
+    """Say whether a comparison is true of the empty text."""
+    match op:
+        case "ne":
+            return bool(value != "")
+        case "lt":
+            return bool(value > "")
+        case "in":
+            return "" in value
+        case "le":
+            return True
+        case "gt":
+            return False
+        case _:  # eq, ge, contains, startswith
+            return bool(value == "")
 
 
 def _simple(table: FromClause, part: Compare) -> ColumnElement[bool]:
@@ -155,11 +168,15 @@ def _simple(table: FromClause, part: Compare) -> ColumnElement[bool]:
         value: Any = [_value(part.field, item) for item in part.value]
     else:
         value = part.value if text_op else _value(part.field, part.value)
+        if value is None and part.op in {"lt", "le", "gt", "ge"}:
+            msg = f"{part.field} can't be compared with None by size"
+            raise InvalidInput(msg)
     if part.field == "workflow":
         inner = select(workflows.c.id).where(_compare(workflows.c.name, part.op, value))
         return table.c.workflow_id == inner.scalar_subquery() if part.op == "eq" else table.c.workflow_id.in_(inner)
     if part.field == "app":
-        return table.c.app_id.in_(select(apps.c.id).where(_compare(apps.c.name, part.op, value)))
+        some = table.c.app_id.in_(select(apps.c.id).where(_compare(apps.c.name, part.op, value)))
+        return or_(some, table.c.app_id.is_(None)) if _holds_for_nothing(part.op, value) else some
     if part.field in RESOURCES:
         inner = select(resource_classes.c.id).where(_compare(resource_classes.c[part.field], part.op, value))
         return table.c.resource_class_id.in_(inner)
@@ -182,7 +199,8 @@ def condition(where: Where, table: FromClause = jobs) -> ColumnElement[bool]:
         return and_(true(), *parts)
     if isinstance(where, AnyOf):
         return or_(false(), *parts)
-    return not_(or_(false(), *parts))
+    # What compares with NULL is neither true nor false, and its opposite would be neither, too.
+    return not_(func.coalesce(or_(false(), *parts), false()))
 
 
 # ---- reading

@@ -49,6 +49,15 @@ def three(db: Database) -> Jobs:
         (Job.workflow == "one", "1"),
         (Job.workflow.in_(["one", "two", "none"]), "13"),
         (Job.app == "sim", "1"),
+        (Job.app == "", "23"),
+        (Job.app != "sim", "23"),
+        (Job.app != "", "1"),
+        (Job.app.in_(["", "other"]), "23"),
+        (~(Job.app == "sim"), "23"),
+        (~(Job.key == "K"), "12"),
+        (~~(Job.key == "K"), "3"),
+        (~(Job.key > "A"), "12"),
+        (Job.key.in_(["K", None]), "123"),
         (~(Job.workflow == "one"), "23"),
         (Job.num_nodes > 1, "1"),
         ((Job.priority > 2) | (Job.key == "K"), "13"),
@@ -81,7 +90,15 @@ def test_order_and_limit(three: Jobs) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [Job.state == "NONSENSE", Job.priority == "high", Job.parameters == {}, Job.name == 3]
+    "wrong",
+    [
+        Job.state == "NONSENSE",
+        Job.priority == "high",
+        Job.parameters == {},
+        Job.name == 3,
+        Job.id > None,
+        Job.key < None,
+    ],
 )
 def test_nonsense_is_refused(jobs: Jobs, wrong: Where) -> None:
     with pytest.raises(InvalidInput):
