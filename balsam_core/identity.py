@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Identity",
     "Machine",
+    "children_of",
     "cpu_seconds",
+    "descendants",
     "end_process",
     "is_alive",
     "open_process",
@@ -174,6 +176,16 @@ def end_process(pid: int, start: float, signals: Iterable[tuple[int, float]]) ->
     return not is_alive(pid, start)
 
 
+def descendants(pid: int) -> list[tuple[int, float]]:
+    """Return process ids and starts of what a process and its children have started; on Linux only."""
+    found = []
+    for child in children_of(pid) if _LINUX else ():
+        if (start := start_of(child)) is not None:
+            found.append((child, start))
+        found += descendants(child)
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process and its descendants have used, seconds; what is gone counts as nothing."""
     if not _LINUX:
@@ -182,7 +194,15 @@ def cpu_seconds(pid: int) -> float:
     if fields is None:
         return 0.0
     own = sum(map(int, fields[11:15])) / _ticks()  # user and system time, of this process and its dead children
-    return own + sum(map(cpu_seconds, _children(pid)))
+    return own + sum(map(cpu_seconds, children_of(pid)))
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the process ids of a process's children; on Linux only."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
+    except OSError:  # gone, or a kernel without this file
+        return []
 
 
 def _stat(pid: int) -> list[bytes] | None:
@@ -192,13 +212,6 @@ def _stat(pid: int) -> list[bytes] | None:
     except OSError:
         return None
     return data.rpartition(b")")[2].split()  # the name before it may hold anything
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
-    except OSError:  # gone, or a kernel without this file
-        return []
 
 
 @cache

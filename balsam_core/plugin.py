@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from balsam_core.certificates import make_certificate
     from balsam_core.connector import ServerConnector
     from balsam_core.dbdir import DBDir
+    from balsam_core.deadlines import seconds_left
     from balsam_core.errors import (
         BackendError,
         BalsamError,
@@ -72,6 +73,7 @@ __all__ = [
     "is_network",
     "make_certificate",
     "private_file",
+    "seconds_left",
     "shown",
     "write_private",
     "write_server_plan",
@@ -82,6 +84,7 @@ _HOMES = {
     "balsam_core.certificates": ("make_certificate",),
     "balsam_core.connector": ("ServerConnector",),
     "balsam_core.dbdir": ("DBDir",),
+    "balsam_core.deadlines": ("seconds_left",),
     "balsam_core.errors": (
         "BackendError",
         "BalsamError",

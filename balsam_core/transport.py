@@ -16,7 +16,8 @@ from datetime import datetime  # noqa: TC003  (msgspec reads the annotation)
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
-from balsam_core.errors import Busy, Conflict, InvalidInput, OutcomeUnknown, SchemaMismatch, Unavailable
+from balsam_core.deadlines import Cutter, bounded
+from balsam_core.errors import BalsamError, Busy, Conflict, InvalidInput, OutcomeUnknown, SchemaMismatch, Unavailable
 from balsam_core.model.calls import WINDOW, Ticket
 from balsam_core.model.codec import decode_call, decode_result, encode, encode_call
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from balsam_core.errors import BalsamError
     from balsam_core.model.calls import Call
+    from balsam_core.operations.execution import BulkInsert
 
 __all__ = ["ClientSession", "EncodedTransport", "NativeTransport", "ServerStatus", "Transport", "fault_of"]
 
@@ -183,6 +184,10 @@ class NativeTransport(EncodedTransport):
         translate: The engine's own reading of a driver's error, None where it has none.
         session: Numbers the writes, where another transport to the same database shares the numbers.
         guard: Called inside each transaction before anything else; what it raises ends the transaction.
+
+    Attributes:
+        bulk_insert: Inserts many rows faster than the driver's ``executemany``; see ``balsam_bulk_insert``. Set by the
+            core where the plugin has that hook.
     """
 
     def __init__(
@@ -201,49 +206,57 @@ class NativeTransport(EncodedTransport):
         self._is_retryable = is_retryable
         self._translate = translate
         self._guard = guard
+        self.bulk_insert: BulkInsert | None = None
         self._clock = DatabaseClock()
+        self._cutter = Cutter()
         self._checked = False
 
     def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
         self.check_open()
         call = decode_call(kind, data)
-        if ticket is None:
-            return self._repeat(lambda: self._read(call), deadline, writes=False)
-        return self._repeat(lambda: self._write(call, ticket), deadline, writes=True)
+        with bounded(deadline):
+            if ticket is None:
+                return self._repeat(lambda: self._read(call, deadline), deadline, writes=False)
+            return self._repeat(lambda: self._write(call, ticket, deadline), deadline, writes=True)
 
     def close(self) -> None:
         """Close all connections."""
         if not self._closed:
             self._closed = True
+            self._cutter.close()
             self.engine.dispose()
 
-    def _read(self, call: Call[R]) -> bytes:
+    def _read(self, call: Call[R], deadline: float) -> bytes:
         from balsam_core.operations.execution import read
 
-        with self._connect() as plain, plain.execution_options(balsam_reads=True) as conn, conn.begin():
+        with self._connect(deadline) as plain, plain.execution_options(balsam_reads=True) as conn, conn.begin():
             self._check(conn)
             return encode(read(conn, call, self._clock))
 
-    def _write(self, call: Call[R], ticket: Ticket) -> bytes:
+    def _write(self, call: Call[R], ticket: Ticket, deadline: float) -> bytes:
         from balsam_core.operations.execution import AlreadyApplied, replay, write
 
         try:
-            with self._connect() as conn, conn.begin():
+            with self._connect(deadline) as conn, conn.begin():
                 self._check(conn)
-                return write(conn, call, ticket, self._clock)
+                return write(conn, call, ticket, self._clock, bulk_insert=self.bulk_insert)
         except AlreadyApplied:
-            with self._connect() as conn, conn.begin():
+            with self._connect(deadline) as conn, conn.begin():
                 self._check(conn)
                 return replay(conn, call, ticket)
 
-    def _connect(self) -> Connection:
+    @contextlib.contextmanager
+    def _connect(self, deadline: float) -> Iterator[Connection]:
         from sqlalchemy.exc import DBAPIError
 
         try:
-            return self.engine.connect()
-        except DBAPIError as err:
+            conn = self.engine.connect()
+        except (DBAPIError, BalsamError) as err:
             raise _NotConnectedError from err
+        # Outermost, since the end of a connection waits for the server, too.
+        with self._cutter.watching(conn.connection.driver_connection, deadline), conn:
+            yield conn
 
     def _check(self, conn: Connection) -> None:
         if self._guard:
@@ -270,15 +283,20 @@ class NativeTransport(EncodedTransport):
                 raise InvalidInput(f"a number is out of the database's range: {err}") from err
             except (SQLAlchemyError, _NotConnectedError) as err:
                 cause = err.__cause__ if isinstance(err, _NotConnectedError) and err.__cause__ else err
+                if isinstance(cause, BalsamError):  # a plugin's or connector's last word, which ends the call
+                    if not (unknown and writes):
+                        raise cause from cause.__cause__
+                    raise _unknown(cause) from cause
                 fault = fault_of(cause, self._is_retryable, self._translate)
+                if cause is not err and isinstance(fault, OutcomeUnknown):  # nothing was sent
+                    fault = Unavailable(fault.message)
                 unknown = unknown or isinstance(fault, OutcomeUnknown)
                 collisions += isinstance(fault, Conflict)
                 connecting = cause is not err and type(fault) is Unavailable
                 repeat = connecting or isinstance(fault, (Busy, OutcomeUnknown)) or 0 < collisions <= COLLISIONS
                 if not repeat or time.monotonic() + pause > deadline:
                     if unknown and writes:
-                        msg = f"the connection broke, and the write may or may not have been applied ({_text(cause)})"
-                        fault = OutcomeUnknown(msg)
+                        fault = _unknown(cause)
                     elif isinstance(fault, OutcomeUnknown):
                         fault = Unavailable(fault.message)
                     raise fault from cause
@@ -300,6 +318,9 @@ def fault_of(
     text = _text(err)
     if not isinstance(err, DBAPIError) or err.orig is None:
         return Unavailable(f"the database did not do what it was asked ({text})")
+    # First of all: a COMMIT that the server answered by an error and its own end may be found committed.
+    if err.connection_invalidated:
+        return OutcomeUnknown(f"the connection broke ({text})")
     fault: BalsamError | None = None
     if is_retryable(err.orig):
         fault = Busy(f"the database was kept busy by others until the time was over ({text})")
@@ -307,8 +328,6 @@ def fault_of(
         fault = translate(err.orig)
     if fault is not None:
         return fault
-    if err.connection_invalidated:
-        return OutcomeUnknown(f"the connection broke ({text})")
     if isinstance(err, IntegrityError):
         return Conflict(f"the database refused the write ({text})")
     if isinstance(err, (OperationalError, ProgrammingError)) and "schema_version" in text:
@@ -318,6 +337,11 @@ def fault_of(
 
 class _NotConnectedError(Exception):
     """No connection could be made; the cause says why."""
+
+
+def _unknown(cause: BaseException) -> OutcomeUnknown:
+    """Return the error for a write that an earlier attempt may have done."""
+    return OutcomeUnknown(f"the connection broke, and the write may or may not have been applied ({_text(cause)})")
 
 
 def _text(err: BaseException) -> str:

@@ -51,9 +51,13 @@ class Words(TypeDecorator[str]):
     impl = String
     cache_ok = True
 
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Choose the column type."""
-        return dialect.type_descriptor(String(self.impl.length, collation=_collation(dialect)))
+        return dialect.type_descriptor(String(self.length, collation=_collation(dialect)))
 
 
 class LongText(TypeDecorator[str]):

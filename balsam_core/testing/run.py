@@ -30,7 +30,7 @@ def processes_of(directory: Path) -> list[psutil.Process]:
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == str(directory) and process.status() != psutil.STATUS_ZOMBIE:
+            if _is_of(process, directory) and process.status() != psutil.STATUS_ZOMBIE:
                 found[process.pid] = process
                 # A server may write over its environment to show what it does.
                 found.update((child.pid, child) for child in process.children(recursive=True))
@@ -38,6 +38,11 @@ def processes_of(directory: Path) -> list[psutil.Process]:
             continue
     found.pop(os.getpid(), None)
     return [process for process in found.values() if _lives(process)]
+
+
+def _is_of(process: psutil.Process, directory: Path) -> bool:
+    """Say whether a process has the mark, or works in the directory as orphans do that wrote over their environment."""
+    return process.environ().get(MARK) == str(directory) or Path(process.cwd()).is_relative_to(directory)
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -17,15 +17,13 @@ NOT_FOUND = 127  # as a shell says it
 
 def main(parent: int, number: int, user: str, argv: list[str]) -> None:
     """Become the server."""
-    library = None
-    if sys.platform == "linux":
-        import ctypes  # now: the account may have no way to Python's modules
+    import ctypes  # now: the account may have no way to Python's modules
 
-        library = ctypes.CDLL(None, use_errno=True)
+    library = ctypes.CDLL(None, use_errno=True)
     # Before the tie, which a change of the account loosens.
     if user:
         become(user)
-    if library is not None and library.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+    if sys.platform == "linux" and library.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         sys.stderr.write("the server will not notice when its watchdog dies\n")
     if os.getppid() != parent:  # it died before the tie
         sys.exit(1)

@@ -25,6 +25,7 @@ from balsam_core.plugin_types import ServerPolicy
 from balsam_core.stopping import StopRequests
 from balsam_core.watchdog.lease import HeldLease, Sighting, State, Watch, new_lease
 from balsam_core.watchdog.options import ServerOptions
+from balsam_core.watchdog.server_process import adopt_orphans
 from balsam_core.watchdog.supervisor import Outcome, Supervisor
 from balsam_core.watchdog.takeover import acquire
 
@@ -74,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
     pipe = os.fdopen(os.dup(2), "wb", buffering=0)  # dup() makes it private: the server does not get it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
+    adopt_orphans()
 
     def tell(report: Report) -> None:
         with contextlib.suppress(OSError, ValueError):  # the starter is gone

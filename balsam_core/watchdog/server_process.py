@@ -13,20 +13,37 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from balsam_core.files import reason
-from balsam_core.identity import cpu_seconds, open_process, start_of
+from balsam_core.identity import children_of, cpu_seconds, descendants, open_process, send_signal, start_of
 from balsam_core.watchdog import child
 
 if TYPE_CHECKING:
     from balsam_core.dbdir import DBDir
     from balsam_core.plugin_types import ServerPlan
 
-__all__ = ["ServerProcess"]
+__all__ = ["ServerProcess", "adopt_orphans"]
 
 logger = logging.getLogger(__name__)
 
 _KEPT_LINES = 20  # of the output, for error messages
 _LONGEST_LINE = 2000  # characters; the rest of a line is not logged
 _CHUNK = 64 * 1024  # bytes read from the output in one turn
+_ORPHANS = 5.0  # seconds that what a dead server has left may take to go, once it is killed
+_PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
+
+_adopting = False  # whether all children of this process are servers, or what dead ones have left behind
+
+
+def adopt_orphans() -> None:
+    """Let the children of a server that dies become this process's, which ends them then.
+
+    A frozen process of a dead server, or one that has not noticed, would keep the next one out: they share memory. Only
+    for a process that has no children but the server.
+    """
+    global _adopting  # noqa: PLW0603
+    if sys.platform == "linux":
+        import ctypes
+
+        _adopting = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 class ServerProcess:
@@ -52,10 +69,10 @@ class ServerProcess:
     def __init__(self, db: DBDir, plan: ServerPlan) -> None:
         watchdog = os.getpid()
         user = plan.user or "" if os.geteuid() == 0 else ""
-        first = plan.stop[0][0] if plan.stop else signal.SIGTERM
+        last = plan.orphaned or (plan.stop[0][0] if plan.stop else signal.SIGTERM)
         self._process = subprocess.Popen(
             # -I -S: nothing of the user's Python settings, and nothing that takes time.
-            [sys.executable, "-I", "-S", child.__file__, str(watchdog), str(int(first)), user, *map(str, plan.argv)],
+            [sys.executable, "-I", "-S", child.__file__, str(watchdog), str(int(last)), user, *map(str, plan.argv)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -95,6 +112,8 @@ class ServerProcess:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
             self._status = self._process.wait()
+            if _adopting:
+                _end_orphans()
             self.read()
             self._take_line(self._rest)
             self._close()
@@ -115,14 +134,19 @@ class ServerProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)  # our child and not reaped: the number is its own
                 os.kill(self.pid, signal.SIGCONT)  # a stopped process takes no other signal
+                for pid, start in descendants(self.pid):  # for which it would wait
+                    send_signal(pid, start, signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill it and its process group."""
+        """Kill it, its process group and its children."""
         if self._status is None:
+            children = descendants(self.pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, signal.SIGKILL)
+            for pid, start in children:
+                send_signal(pid, start, signal.SIGKILL)
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that it and its descendants have used."""
@@ -173,3 +197,15 @@ class ServerProcess:
         if self.ending is not None:
             os.close(self.ending)
             self.ending = None
+
+
+def _end_orphans() -> None:
+    """Kill and reap all children of this process, after its server was reaped."""
+    deadline = time.monotonic() + _ORPHANS
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            for pid in children_of(os.getpid()):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)  # our child and not reaped: the number is its own
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(_ORPHANS / 1000)

@@ -48,6 +48,7 @@ READY_POLL = 0.02  # seconds between two questions whether a starting server is 
 READY_PROBE = 0.25  # seconds that such a question may take
 PUBLISH_AGAIN = 1.0  # seconds until an address that could not be written is tried again
 QUICK = 0.5  # seconds for each stop signal when there is no time for more
+_FAULTS = ("ERROR", "FATAL", "PANIC")  # words of the line of a server's output that tells most; the first of them
 KILLED = 10.0  # seconds that a killed server may take to go; longer means that the kernel holds it
 
 
@@ -339,8 +340,9 @@ class Supervisor:
         self._start_at = monotonic() + pause
 
     def _never_started(self, why: str, lines: list[str]) -> str:
-        last = f": {lines[-1]}" if lines else ""
-        return f"the server of {shown(self._db.path)} {why}{last}; its log is in {shown(self._db.log)}"
+        telling = [line for line in lines if any(word in line for word in _FAULTS)] or lines[-1:]
+        said = f": {telling[0]}" if telling else ""
+        return f"the server of {shown(self._db.path)} {why}{said}; its log is in {shown(self._db.log)}"
 
     def _end_server(self, *, quick: bool) -> None:
         """Stop the server by the signals of its plan, then by force, and wait until it has ended."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from balsam_core.errors import Conflict
-from balsam_core.files import force_to_disk, shown
-from balsam_core.identity import end_process, this_machine
+from balsam_core.files import force_to_disk, give_to_owner, shown
+from balsam_core.identity import descendants, end_process, is_alive, send_signal, this_machine
 from balsam_core.watchdog.lease import HeldLease, State, encoded, lease_file, load, locked, parse
 
 if TYPE_CHECKING:
@@ -157,21 +158,24 @@ def _end_orphan(db: DBDir, seen: Sighting) -> None:
         Conflict: It can't be ended.
     """
     lease = seen.lease
-    if (
-        seen.state is State.DEAD
-        and lease is not None
-        and lease.child_pid
-        and not end_process(lease.child_pid, lease.child_start, lease.stop)
-    ):
+    if seen.state is not State.DEAD or lease is None or not lease.child_pid:
+        return
+    children = descendants(lease.child_pid) if is_alive(lease.child_pid, lease.child_start) else []
+    for pid, start in children:  # the server would wait for frozen ones
+        send_signal(pid, start, signal.SIGCONT)
+    if not end_process(lease.child_pid, lease.child_start, lease.stop):
         raise Conflict(
             f"the server of {shown(db.path)}, process {lease.child_pid}, has lost its watchdog and can't be ended: "
             f"end it by hand, or ask the user who started it"
         )
+    for pid, start in children:  # they would keep the next server out
+        end_process(pid, start, ())
 
 
 def _write(path: Path, data: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:  # noqa: PTH123
         try:
+            give_to_owner(file.fileno(), path.parent)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -6,12 +6,14 @@ Each gives a line of the table in ``docs/reference/fault-tests.md``, whose rows 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from backend_dbs import KINDS, make_db, marked, run_directory
 from served_db import ServedDB
 
 if TYPE_CHECKING:
@@ -63,3 +65,48 @@ def served(make_served: Callable[..., Served]) -> Served:
     db = make_served()
     db.start()
     return db
+
+
+# ---------------------------------------------------------------------------------- backends with a server of their own
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[Path]:
+    """A directory for DBs. However the run ends, kill -9 included, it is removed, and no server of ours is left."""
+    with run_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _marked(guarded: Path) -> Iterator[None]:
+    """Mark what the fault tests start, detached servers of SQLite's DBs too."""
+    with marked(guarded):
+        yield
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each db type whose server is somebody else's program."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def make_backend(guarded: Path, kind: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Served]]:
+    """``make_backend(name="db", env={...})``: a DB of the kind, not yet served."""
+    with contextlib.ExitStack() as stack:
+        yield lambda name="db", **settings: stack.enter_context(make_db(kind, guarded / f"{kind} {name}", **settings))
+
+
+@pytest.fixture(scope="module")
+def lasting_backend(guarded: Path, kind: str) -> Iterator[Served]:
+    """A DB of the kind, not stopped, which the tests of a module share; each names its jobs by itself."""
+    with make_db(kind, guarded / f"{kind} lasting") as db:
+        yield db
+
+
+@pytest.fixture
+def backend(lasting_backend: Served) -> Served:
+    """The same; its server runs."""
+    lasting_backend.start()
+    return lasting_backend

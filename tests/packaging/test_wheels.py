@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 SOURCES = {"balsam_core": ROOT, **{f"balsam_{path.name}": path for path in ROOT.glob("plugins/*/")}}
 BACKEND_ERROR = 12
+UNAVAILABLE = 6
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +178,30 @@ def test_init_on_a_database_refreshes_it(with_sqlite):
     with_sqlite.works("init", "again")
     with_sqlite.works("init", "again")
     with_sqlite.works("--db", "again", "ls")
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+def test_a_db_with_a_server_of_its_own_runs_an_ensemble(core_only, wheels, original_environ, kind):
+    environment, _ = core_only
+    wanted = kind in original_environ.get("BALSAM_REQUIRE_BACKENDS", "")
+    try:
+        environment.install(wheels[f"balsam_{kind}"])
+    except AssertionError as err:  # mysqlclient is compiled
+        if wanted:
+            raise
+        pytest.skip(f"the driver of {kind} can't be installed: {str(err)[-200:]}")
+    made = environment.balsam("init", kind, "--db-type", kind)
+    if made.returncode == BACKEND_ERROR and not wanted:
+        pytest.skip(made.stderr)
+    assert made.returncode == 0, made.stderr
+    db = ("--db", kind)
+    refused = environment.balsam(*db, "ls")
+    assert refused.returncode == UNAVAILABLE
+    assert f"start it with balsam dbserver --path={environment.home / kind}" in refused.stderr
+    environment.works("dbserver", "--path", kind)
+    try:
+        environment.works(*db, "run", "--", "echo", "hello")
+        environment.works(*db, "launcher", "--consume-all")
+        assert [job["state"] for job in json.loads(environment.works(*db, "ls", "-o", "json"))] == ["JOB_FINISHED"]
+    finally:
+        environment.works("dbserver", "--stop", "--path", kind)

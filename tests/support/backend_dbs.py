@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from exact import Report, Writers
 
-    from balsam_core.address import Address
-
 __all__ = [
     "BALSAM",
     "KINDS",
@@ -42,6 +40,7 @@ __all__ = [
     "hold",
     "lacking",
     "make_db",
+    "marked",
     "one_line",
     "processes_of",
     "report_of",
@@ -59,21 +58,24 @@ _REQUIRE = "BALSAM_REQUIRE_BACKENDS"
 
 @contextlib.contextmanager
 def run_directory() -> Iterator[Path]:
-    """Give a directory for DBs; with the end of this process it is removed, and what runs there is ended."""
+    """Give a directory for DBs; with the end of this process it is removed, and what was :func:`marked` is ended."""
     directory = Path(tempfile.mkdtemp(prefix="balsam-faults-")).resolve()
     guard = subprocess.Popen(
         [sys.executable, "-P", run.__file__, str(directory)], stdin=subprocess.PIPE, cwd="/", start_new_session=True
     )
-    before = os.environ.get(run.MARK)
-    os.environ[run.MARK] = str(directory)
     try:
         yield directory
     finally:
         guard.stdin.close()
         guard.wait()
-        os.environ.pop(run.MARK)
-        if before is not None:
-            os.environ[run.MARK] = before
+
+
+@contextlib.contextmanager
+def marked(directory: Path) -> Iterator[None]:
+    """Let all processes that are started inside the block end with the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(run.MARK, str(directory))
+        yield
 
 
 def lacking(kind: str, why: object) -> NoReturn:
@@ -119,13 +121,12 @@ def send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
             process.send_signal(number)
 
 
-def stop_all(db: ServedDB) -> Address:
-    """SIGKILL the watchdog and all of its server at once; returns the address that stays behind."""
-    before, everybody = db.address, processes_of(db)
+def stop_all(db: ServedDB) -> None:
+    """SIGKILL the watchdog and all of its server at once; the address stays behind."""
+    everybody = processes_of(db)
     send(signal.SIGSTOP, everybody)
     send(signal.SIGKILL, everybody)
     wait_until(lambda: not any(is_alive(process.pid) for process in everybody), "their end", seconds=10)
-    return before
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:

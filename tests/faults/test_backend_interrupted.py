@@ -1,0 +1,72 @@
+"""A test run that is interrupted, or killed, leaves no server, no port and no directory behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from backend_dbs import ROOT, lacking
+from resources import is_alive
+from waiting import wait_until
+
+QUICK = os.environ.get("BALSAM_FAULTS") != "full"
+VICTIM = """
+import json, signal
+import backend_dbs
+
+def test_victim():
+    with (
+        backend_dbs.run_directory() as directory,
+        backend_dbs.marked(directory),
+        backend_dbs.make_db({kind!r}, directory / "db") as db,
+    ):
+        db.start()
+        pids = [process.pid for process in backend_dbs.processes_of(db)]
+        print(json.dumps([str(directory), db.address.port, pids]), flush=True)
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL] if QUICK else [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_run_leaves_nothing(kind, tmp_path, verdict, signum):
+    """The servers are detached from the run."""
+    test = tmp_path / "test_victim.py"
+    test.write_text(VICTIM.format(kind=kind))
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        tmp_path,
+        "-p",
+        "no:cacheprovider",
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support")}
+    with subprocess.Popen(
+        [*words, test], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=tmp_path
+    ) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("["):
+                break
+        if process.poll() is not None or not lines[-1].startswith("["):
+            lacking(kind, lines)
+        directory, port, pids = json.loads(lines[-1])
+        process.send_signal(signum)
+        process.stdout.read()
+    wait_until(lambda: not any(map(is_alive, pids)), "the end of the servers")
+    wait_until(lambda: not Path(directory).exists(), "the end of the directory")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 5)
+    verdict("T07", f"{kind}: test run ended by {signum.name}", "no process, port or directory is left")
