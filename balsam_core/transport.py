@@ -215,10 +215,11 @@ class NativeTransport(EncodedTransport):
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
         self.check_open()
         call = decode_call(kind, data)
+        commit = _Commit()
         with bounded(deadline):
             if ticket is None:
-                return self._repeat(lambda: self._read(call, deadline), deadline, writes=False)
-            return self._repeat(lambda: self._write(call, ticket, deadline), deadline, writes=True)
+                return self._repeat(lambda: self._read(call, deadline), deadline, commit)
+            return self._repeat(lambda: self._write(call, ticket, deadline, commit), deadline, commit)
 
     def close(self) -> None:
         """Close all connections."""
@@ -234,13 +235,16 @@ class NativeTransport(EncodedTransport):
             self._check(conn)
             return encode(read(conn, call, self._clock))
 
-    def _write(self, call: Call[R], ticket: Ticket, deadline: float) -> bytes:
+    def _write(self, call: Call[R], ticket: Ticket, deadline: float, commit: _Commit) -> bytes:
         from balsam_core.operations.execution import AlreadyApplied, replay, write
 
+        commit.sent = False
         try:
             with self._connect(deadline) as conn, conn.begin():
                 self._check(conn)
-                return write(conn, call, ticket, self._clock, bulk_insert=self.bulk_insert)
+                reply = write(conn, call, ticket, self._clock, bulk_insert=self.bulk_insert)
+                commit.sent = True  # in a moment
+            return reply
         except AlreadyApplied:
             with self._connect(deadline) as conn, conn.begin():
                 self._check(conn)
@@ -267,7 +271,7 @@ class NativeTransport(EncodedTransport):
             check(conn)
             self._checked = True
 
-    def _repeat(self, attempt: Callable[[], bytes], deadline: float, *, writes: bool) -> bytes:
+    def _repeat(self, attempt: Callable[[], bytes], deadline: float, commit: _Commit) -> bytes:
         """Run until it works, fails for good, or the deadline has passed."""
         import random
 
@@ -284,18 +288,18 @@ class NativeTransport(EncodedTransport):
             except (SQLAlchemyError, _NotConnectedError) as err:
                 cause = err.__cause__ if isinstance(err, _NotConnectedError) and err.__cause__ else err
                 if isinstance(cause, BalsamError):  # a plugin's or connector's last word, which ends the call
-                    if not (unknown and writes):
+                    if not unknown:
                         raise cause from cause.__cause__
                     raise _unknown(cause) from cause
                 fault = fault_of(cause, self._is_retryable, self._translate)
                 if cause is not err and isinstance(fault, OutcomeUnknown):  # nothing was sent
                     fault = Unavailable(fault.message)
-                unknown = unknown or isinstance(fault, OutcomeUnknown)
+                unknown = unknown or (isinstance(fault, OutcomeUnknown) and commit.sent)
                 collisions += isinstance(fault, Conflict)
                 connecting = cause is not err and type(fault) is Unavailable
                 repeat = connecting or isinstance(fault, (Busy, OutcomeUnknown)) or 0 < collisions <= COLLISIONS
                 if not repeat or time.monotonic() + pause > deadline:
-                    if unknown and writes:
+                    if unknown:
                         fault = _unknown(cause)
                     elif isinstance(fault, OutcomeUnknown):
                         fault = Unavailable(fault.message)
@@ -333,6 +337,12 @@ def fault_of(
     if isinstance(err, (OperationalError, ProgrammingError)) and "schema_version" in text:
         return SchemaMismatch(f"the database has no tables ({text}); run: balsam init PATH")
     return Unavailable(f"the database reported an error ({text})")
+
+
+class _Commit:
+    """Whether the present attempt may have been committed: a transaction whose connection breaks earlier is not."""
+
+    sent = False
 
 
 class _NotConnectedError(Exception):

@@ -18,7 +18,7 @@ from tcp_faults import FaultyLink
 from waiting import wait_until
 
 from balsam_core import BalsamError, Job, address, open_db
-from balsam_core.errors import OutcomeUnknown
+from balsam_core.errors import OutcomeUnknown, ServerNotRunning
 
 
 def one_of_many(served):
@@ -166,14 +166,17 @@ def test_write_in_flight_when_the_server_ends_for_good(make_backend, kind, tmp_p
             link.refuse()
             adding.join(30)
             disk.off()
-            assert [type(err) for err in errors] == [OutcomeUnknown]
-            assert "may or may not" in str(errors[0])
-            assert "start it with balsam dbserver" in str(errors[0])
+            (error,) = errors
+            unknown = type(error) is OutcomeUnknown
+            # MariaDB's slow log may hold up a statement before the COMMIT: then it is known that nothing was changed.
+            assert unknown or (kind == "mysql" and type(error) is ServerNotRunning)
+            assert ("may or may not" in str(error)) is unknown
+            assert "start it with balsam dbserver" in str(error)
         stop_all(served)
     served.start()
     with open_db(served.path) as db:
         assert db.jobs.where(name="before").count() == 1
-        assert db.jobs.where(name="open").count() <= 1
+        assert db.jobs.where(name="open").count() <= unknown
     verdict("T03", f"{kind}: server ends for good amid a COMMIT", "outcome-unknown, with the way to start it again")
 
 
