@@ -7,7 +7,7 @@ when that backend is used, as one line that names the distribution, its version 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from balsam_core.discovery import announcements
 from balsam_core.errors import BackendError, BalsamError
 from balsam_core.plugin_types import ServerPlan, ServerPolicy
-from balsam_core.quarantine import ALIASES, PREFIX, PluginFault, check_driver, is_ctrl_c, load_plugin, one_line
+from balsam_core.quarantine import (
+    ALIASES,
+    PREFIX,
+    PluginFault,
+    check_driver,
+    check_modules,
+    is_ctrl_c,
+    load_plugin,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,15 +134,18 @@ class Backend:
 
     def start_server(self, db: DBDir, host: str, port: int, *, tls: bool = True) -> ServerPlan:
         """Return how to run the server; see ``balsam_start_server``."""
-        return self._call("balsam_start_server", ServerPlan, db=db, host=host, port=port, tls=tls)
+        plan = self._call("balsam_start_server", ServerPlan, db=db, host=host, port=port, tls=tls)
+        return replace(plan, is_ready=lambda seconds: self._fenced("is_ready", plan.is_ready, seconds))
 
     def open_transport(self, db: DBDir, address: Address | None) -> Transport:
         """Return what runs operations; see ``balsam_open_transport``."""
         from balsam_core.transport import NativeTransport, Transport
 
         found = self._call("balsam_open_transport", Transport, db=db, address=address)  # type: ignore[type-abstract]
-        if isinstance(found, NativeTransport) and self.has("balsam_bulk_insert"):
-            found.bulk_insert = self.bulk_insert
+        if isinstance(found, NativeTransport):
+            found.db_id = db.id
+            if self.has("balsam_bulk_insert"):
+                found.bulk_insert = self.bulk_insert
         return found
 
     def create_engine(self, db: DBDir, address: Address | None, role: EngineRole) -> Engine:
@@ -170,20 +182,28 @@ class Backend:
         return any(caller.name == hook for caller in callers)
 
     def _call(self, hook: str, expected: type[T], **arguments: object) -> T:
+        result = self._fenced(hook, self._caller(hook), **arguments)
+        if not isinstance(result, expected):
+            raise BackendError(self._wrong(hook, f"{type(result).__name__}, not {expected.__name__}"))
+        return result
+
+    def _fenced(self, name: str, function: Callable[..., T], *arguments: object, **named: object) -> T:
+        """Call a function of the plugin; what it raises, if not ours, is its fault and one line."""
         try:
-            result = self._caller(hook)(**arguments)
+            return function(*arguments, **named)
         except BalsamError:
             raise
         except BaseException as err:
             if is_ctrl_c(err):
                 raise
-            raise BackendError(
-                f"{self.provider} failed in {hook}: {one_line(err)}; if this is no fault of the machine, "
-                f"tell the package's authors"
-            ) from err
-        if not isinstance(result, expected):
-            raise BackendError(self._wrong(hook, f"{type(result).__name__}, not {expected.__name__}"))
-        return result
+            raise BackendError(self.fault(name, err)) from err
+
+    def fault(self, name: str, err: BaseException) -> str:
+        """Return what to say when something of the plugin fails: one line."""
+        return (
+            f"{self.provider} failed in {name}: {one_line(err)}; if this is no fault of the machine, tell the "
+            f"package's authors"
+        )
 
     def _caller(self, hook: str) -> pluggy.HookCaller:
         """Return what calls a hook on this plugin alone, through whatever wraps it."""
@@ -290,6 +310,7 @@ class Registry:
         if isinstance(result, Backend):
             try:
                 check_driver(result.identity, result.package, load=True)
+                check_modules(result.identity, result.package, self._announced[name][0].module)
             except PluginFault as fault:
                 self._loaded[name] = fault
         return self._loaded[name]

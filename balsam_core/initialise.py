@@ -96,7 +96,8 @@ def initialise(
             staging.sweep(target)
             stage = staging.make_stage(target)
             try:
-                db = _build(backend, stage, chosen, filling)
+                with _named(stage, target):
+                    db = _build(backend, stage, chosen, filling)
                 created = staging.publish(stage, target, CONFIG_NAME)
             finally:
                 staging.discard(stage)
@@ -258,10 +259,14 @@ def _upgrade(
         engine = backend.create_engine(db, published, "owner")
         stack.callback(engine.dispose)
         try:
-            upgrade(engine, db_id=db.id, new=new)
+            upgrade(engine, db_id=db.id, new=new, take_over=new)
         except SQLAlchemyError as err:
             text = " ".join(str(getattr(err, "orig", None) or err).split())
             raise DBDirError(f"the tables of {shown(db.path)} can't be made or changed: {text}") from err
+        except (BalsamError, OSError):
+            raise
+        except Exception as err:  # what the plugin's engine calls to connect
+            raise BackendError(backend.fault("connecting", err)) from err
 
 
 @contextlib.contextmanager
@@ -282,6 +287,28 @@ def _parents(target: Path) -> Iterator[None]:
         raise
     for parent in made:
         force_to_disk(parent.parent)
+
+
+@contextlib.contextmanager
+def _named(stage: Path, target: Path) -> Iterator[None]:
+    """Let errors name the directory that the user wants, not the hidden one in which it is made."""
+
+    def renamed(text: str) -> str:
+        names = [(os.fspath(stage), os.fspath(target)), (repr(str(stage))[1:-1], repr(str(target))[1:-1])]
+        for old, new in names:
+            text = text.replace(old, new)
+        return text
+
+    try:
+        yield
+    except BalsamError as err:
+        if (text := renamed(str(err))) == str(err):
+            raise
+        raise type(err)(text) from err
+    except OSError as err:
+        if isinstance(err.filename, str):
+            err.filename = renamed(err.filename)
+        raise
 
 
 @contextlib.contextmanager

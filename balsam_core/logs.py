@@ -1,6 +1,7 @@
 """One log file per run of a program: dated in UTC, rotated, private to the user.
 
 For entry points only: a library never configures handlers. The file is named so that many hosts may share one ``log/``.
+Root, who serves another user's DB, writes into that folder and nowhere that its user may lead it by a link.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from balsam_core.files import give_to_owner
+from balsam_core.errors import DBDirError
+from balsam_core.files import give_to_owner, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from io import TextIOWrapper
     from pathlib import Path
 
 __all__ = ["close", "configure"]
@@ -47,19 +51,26 @@ def configure(
         keep: Files of earlier runs to leave, where only one runs at a time; None for all.
 
     Raises:
+        DBDirError: The folder is a link of another user's, and this is root.
         OSError: The file can't be made.
     """
-    from logging.handlers import RotatingFileHandler
-
     host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:64] or "localhost"
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    folder = _open_folder(log_dir)
     if keep is not None:
         _prune(log_dir, name, keep)
     path = log_dir / f"{name}_{moment}_{host}_{os.getpid()}.log"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    give_to_owner(descriptor, log_dir)
-    os.close(descriptor)
-    handler = RotatingFileHandler(path, maxBytes=largest, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
+
+    def opener(path: str, flags: int) -> int:
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(os.path.basename(path), flags, 0o600, dir_fd=folder)  # noqa: PTH119  (the system's text)
+        give_to_owner(descriptor, log_dir)
+        return descriptor
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, folder)
+        os.close(opener(str(path), os.O_WRONLY | os.O_CREAT))
+        handler = _handler(path, largest, opener, stack.pop_all().close)
     handler.setFormatter(_OneLine(context))
     close()
     root = logging.getLogger()
@@ -67,6 +78,37 @@ def configure(
     root.setLevel(level)
     _installed.append(handler)
     return path
+
+
+def _open_folder(log_dir: Path) -> int:
+    """Return a descriptor of the folder."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    theirs = os.geteuid() == 0 and log_dir.parent.stat().st_uid != 0
+    try:
+        return os.open(log_dir, flags | (os.O_NOFOLLOW if theirs else 0))
+    except OSError:
+        if theirs and log_dir.is_symlink():
+            raise DBDirError(
+                f"{shown(log_dir)} is a symbolic link of another user's, which root doesn't follow: make it a folder"
+            ) from None
+        raise
+
+
+def _handler(
+    path: Path, largest: int, opener: Callable[[str, int], int], closed: Callable[[], None]
+) -> logging.Handler:
+    """Return what writes the file and rotates it."""
+    from logging.handlers import RotatingFileHandler
+
+    class File(RotatingFileHandler):
+        def _open(self) -> TextIOWrapper:
+            return open(self.baseFilename, "a", encoding=self.encoding, opener=opener)
+
+        def close(self) -> None:
+            super().close()
+            closed()
+
+    return File(path, maxBytes=largest, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
 
 
 def _prune(log_dir: Path, name: str, keep: int) -> None:

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
     from balsam_core.discovery import Announcement
 
-__all__ = ["ALIASES", "PREFIX", "Fault", "PluginFault", "check_driver", "is_ctrl_c", "load_plugin", "one_line"]
+__all__ = [
+    "ALIASES",
+    "PREFIX",
+    "Fault",
+    "PluginFault",
+    "check_driver",
+    "check_modules",
+    "is_ctrl_c",
+    "load_plugin",
+    "one_line",
+]
 
 ALIASES = {"sqlite3": "sqlite", "postgresql": "postgres", "mariadb": "mysql"}
 LONGEST_REASON = 500  # characters of an exception's message
@@ -128,6 +138,37 @@ def check_driver(identity: DBType, package: str, *, load: bool) -> None:
         raise PluginFault("broken", f"the driver {identity.driver}: {one_line(err)}", remedy, identity) from err
     if not found:
         raise PluginFault("driver missing", f"the driver {identity.driver} is not installed", remedy, identity)
+
+
+def check_modules(identity: DBType, package: str, entry: str) -> None:
+    """Import every module of a plugin's package: some are needed late, and one may want what this core hasn't.
+
+    Args:
+        identity: The plugin's identity.
+        package: Its distribution.
+        entry: The module that it announces.
+
+    Raises:
+        PluginFault: One can't be imported.
+    """
+    from importlib.util import find_spec
+    from pkgutil import walk_packages
+
+    home = entry.partition(".")[0]
+    spec = find_spec(home)
+    if spec is None or spec.submodule_search_locations is None:  # one module, which is loaded
+        return
+    name = home
+    try:
+        for found in walk_packages(spec.submodule_search_locations, f"{home}.", onerror=lambda _name: None):
+            name = found.name
+            if not name.endswith(".__main__"):  # a program, which would run
+                import_module(name)
+    except BaseException as err:
+        if is_ctrl_c(err):
+            raise
+        repair = f"repair it with: pip install --force-reinstall {package}, or upgrade balsam-core and {package}"
+        raise PluginFault("broken", f"its module {name}: {one_line(err)}", repair, identity) from err
 
 
 def _check_announcement(name: str, announced: Sequence[Announcement], repair: str) -> None:

@@ -188,6 +188,7 @@ class NativeTransport(EncodedTransport):
     Attributes:
         bulk_insert: Inserts many rows faster than the driver's ``executemany``; see ``balsam_bulk_insert``. Set by the
             core where the plugin has that hook.
+        db_id: Id of the DB directory that the database must belong to; empty for any. Set by the core.
     """
 
     def __init__(
@@ -207,6 +208,7 @@ class NativeTransport(EncodedTransport):
         self._translate = translate
         self._guard = guard
         self.bulk_insert: BulkInsert | None = None
+        self.db_id = ""
         self._clock = DatabaseClock()
         self._cutter = Cutter()
         self._checked = False
@@ -225,8 +227,11 @@ class NativeTransport(EncodedTransport):
         """Close all connections."""
         if not self._closed:
             self._closed = True
-            self._cutter.close()
-            self.engine.dispose()
+            if os.getpid() == self._pid:
+                self._cutter.close()
+                self.engine.dispose()
+            else:  # the connections are the parent's
+                self.engine.dispose(close=False)
 
     def _read(self, call: Call[R], deadline: float) -> bytes:
         from balsam_core.operations.execution import read
@@ -268,7 +273,7 @@ class NativeTransport(EncodedTransport):
         if not self._checked:
             from balsam_core.schema.version import check
 
-            check(conn)
+            check(conn, self.db_id)
             self._checked = True
 
     def _repeat(self, attempt: Callable[[], bytes], deadline: float, commit: _Commit) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,10 +43,11 @@ def repeat(once: Callable[[], list[int]]) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     timed = 0
+    begin = time.process_time()
     while some := once():
         ids += some
         timed += len(some)
-    print(json.dumps({"ids": ids, "timed": timed}), flush=True)
+    print(json.dumps({"ids": ids, "timed": timed, "cpu": time.process_time() - begin}), flush=True)
 
 
 def ours(path: Path) -> None:
@@ -83,7 +85,7 @@ def by_hand(path: Path) -> None:
             if ids:
                 cursor.execute(
                     "UPDATE jobs SET launcher_id = %s, attempt = attempt + 1, claim_class = NULL WHERE id = ANY(%s) "
-                    "RETURNING *",
+                    "RETURNING *, (SELECT name FROM workflows WHERE id = workflow_id)",
                     (me, ids),
                 )
                 cursor.fetchall()

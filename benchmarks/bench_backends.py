@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dbserver_tools
 from backends_tools import BALSAM, FILLED, bare, empty, running
@@ -133,8 +133,16 @@ def adding(verdicts: Verdicts, place: Path, options: argparse.Namespace) -> None
 # ---- claiming
 
 
-def claim_all(path: Path, role: str, count: int) -> tuple[float, float]:
-    """Let 16 processes claim and finish all jobs; returns jobs per second, and the least share of the mean."""
+class Claimed(NamedTuple):
+    """Jobs per second, the least share of the mean, and milliseconds of the clients' processors for 8 jobs."""
+
+    rate: float
+    share: float
+    cpu: float
+
+
+def claim_all(path: Path, role: str, count: int) -> Claimed:
+    """Let 16 processes claim and finish all jobs."""
     with open_db(path) as db:
         db.jobs.add(Job(command="true") for _ in range(count))
     command = [sys.executable, str(HERE / "backends_worker.py"), role, str(path)]
@@ -160,7 +168,8 @@ def claim_all(path: Path, role: str, count: int) -> tuple[float, float]:
     if len(ids) != count or len(set(ids)) != count:
         sys.exit(f"{role}: {len(ids)} claims of {len(set(ids))} jobs, of {count}")
     shares = [answer["timed"] for answer in answers]
-    return sum(shares) / seconds, min(shares) / statistics.mean(shares)
+    cpu = sum(answer["cpu"] for answer in answers) / sum(shares) * 8 * 1000
+    return Claimed(sum(shares) / seconds, min(shares) / statistics.mean(shares), cpu)
 
 
 def claiming(verdicts: Verdicts, place: Path, options: argparse.Namespace) -> None:
@@ -168,19 +177,22 @@ def claiming(verdicts: Verdicts, place: Path, options: argparse.Namespace) -> No
     speeds: dict[str, float] = {}
     shares = []
     for db_type in options.db_types:
-        ratios, rates = [], []
+        ratios, rates, processors = [], [], []
         with running(place / f"claim-{db_type}", db_type) as path:
             for _ in range(options.rounds):
-                rate, share = claim_all(path, "ours", options.claims)
-                rates.append(rate)
-                shares.append(share)
+                ours = claim_all(path, "ours", options.claims)
+                rates.append(ours.rate)
+                shares.append(ours.share)
                 if db_type == "postgres":
-                    ratios.append(rate / claim_all(path, "by-hand", options.claims)[0])
+                    theirs = claim_all(path, "by-hand", options.claims)
+                    ratios.append(ours.rate / theirs.rate)
+                    processors.append(f"{ours.cpu:.1f} against {theirs.cpu:.1f}")
         speeds[db_type] = statistics.median(rates)
         if ratios:
             print(
                 f"16 processes claim and finish {options.claims} jobs, rounds {', '.join(f'{r:.2f}' for r in ratios)}"
             )
+            print(f"  ms of the clients' processors for 8 jobs: {', '.join(processors)}")
             verdicts.check("PostgreSQL, of a psycopg loop by hand", statistics.median(ratios), least=0.5)
     verdicts.check("least share of the mean, any database", min(shares), least=0.5)
     for db_type, speed in speeds.items():

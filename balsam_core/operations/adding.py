@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import astuple
-from sqlalchemy import BigInteger, and_, delete, insert, literal, or_, select, update
+from sqlalchemy import BigInteger, and_, delete, insert, literal, not_, or_, select, update
 
 from balsam_core.errors import Conflict, InvalidInput, NotFound
 from balsam_core.model.calls import Added, AddEdge, AddJobs
@@ -134,41 +134,60 @@ def _existing_keys(tx: Tx, call: AddJobs) -> dict[int, Any]:
                 existing[place] = _Twin(places[job.key])
             else:
                 places[job.key] = place
+    # One at a time from here on, as when the ids are taken: else all who add a key in this moment would collide.
+    tx.lock_ids("jobs")
     keys = sorted(places)
     for start in range(0, len(keys), 500):
-        some = jobs.c.key.in_(keys[start : start + 500])
-        stolen: dict[int, int] = {}
-        query = (
-            select(jobs.c.id, jobs.c.key, jobs.c.batch_id, batches.c.published)
-            .outerjoin(batches, batches.c.id == jobs.c.batch_id)
-            .where(some)
-        )
-        for row in tx.execute(query):
-            if row.published is False and row.batch_id != call.batch:
-                stolen[row.id] = row.batch_id
-            else:
-                existing[places[row.key]] = row.id
-        if stolen:
-            _rob(tx, stolen)
+        some = keys[start : start + 500]
+        while True:
+            found, stolen = _with_keys(tx, some, call.batch)
+            if _rob(tx, stolen):
+                break
+        existing.update((places[key], number) for key, number in found.items())
     for place, twin in existing.items():
         if isinstance(twin, _Twin) and twin.place in existing:
             existing[place] = existing[twin.place]
     return existing
 
 
-def _rob(tx: Tx, stolen: dict[int, int]) -> None:
+def _with_keys(tx: Tx, keys: list[str], batch: int) -> tuple[dict[str, int], dict[int, int]]:
+    """Return the jobs that have these keys: key -> id, and id -> batch of those in other unpublished batches."""
+    query = (
+        select(jobs.c.id, jobs.c.key, jobs.c.batch_id, batches.c.published)
+        .outerjoin(batches, batches.c.id == jobs.c.batch_id)
+        .where(jobs.c.key.in_(keys))
+    )
+    found: dict[str, int] = {}
+    stolen: dict[int, int] = {}
+    for row in tx.execute(query):
+        if row.published is False and row.batch_id != batch:
+            stolen[row.id] = row.batch_id
+        else:
+            found[row.key] = row.id
+    return found, stolen
+
+
+def _rob(tx: Tx, stolen: dict[int, int]) -> bool:
     """Remove jobs from other unpublished batches, which can then no longer be published.
 
     Their writer was most likely killed. If it lives, it gets an error on publishing and nothing that was acknowledged
     is lost.
+
+    Returns:
+        False, and nothing was removed, where one was published or abandoned in this moment.
     """
-    for batch in sorted(set(stolen.values())):
-        lock_open_batch(tx, batch)
-    tx.execute(update(batches).where(batches.c.id.in_(sorted(set(stolen.values())))).values(robbed=True))
+    if not stolen:
+        return True
+    among = batches.c.id.in_(sorted(set(stolen.values())))
+    still_open = select(batches.c.id).where(among, not_(batches.c.published)).order_by(batches.c.id).with_for_update()
+    if set(tx.execute(still_open).scalars()) != set(stolen.values()):
+        return False
+    tx.execute(update(batches).where(among).values(robbed=True))
     ids = sorted(stolen)
     tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(ids), job_edges.c.parent_id.in_(ids))))
     tx.execute(delete(job_events).where(job_events.c.job_id.in_(ids)))
     tx.execute(delete(jobs).where(jobs.c.id.in_(ids)))
+    return True
 
 
 class _Parents:

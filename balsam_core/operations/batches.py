@@ -65,7 +65,10 @@ def publish_batch(tx: Tx, call: PublishBatch) -> None:
     """Make a batch visible."""
     row = lock_open_batch(tx, call.batch)
     if row.robbed:
-        msg = "another process added jobs with the same keys meanwhile, so nothing was added here; run again"
+        msg = (
+            "some of these jobs were removed before all were there (another process added the same keys, or the insert "
+            "was left alone for a day), so nothing was added; run again"
+        )
         raise Conflict(msg)
     tx.execute(update(batches).where(batches.c.id == call.batch).values(published=True, touched_at=tx.now))
 
@@ -95,7 +98,7 @@ def abandon_slice(tx: Tx, number: int, limit: int) -> int:
         tx.execute(delete(job_edges).where(job_edges.c.child_id.in_(some)))
         tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
     tx.execute(delete(jobs).where(ours))
-    tx.execute(update(batches).where(batches.c.id == number).values(first_id=ids[-1] + 1))
+    tx.execute(update(batches).where(batches.c.id == number).values(first_id=ids[-1] + 1, robbed=True))
     return len(ids)
 
 

@@ -6,6 +6,7 @@ import heapq
 from datetime import timedelta
 from functools import cache, lru_cache
 from itertools import pairwise
+from math import floor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
@@ -35,7 +36,7 @@ from balsam_core.schema.prepared import Prepared, PreparedList
 from balsam_core.schema.tables import job_edges, jobs, launchers, resource_classes, workflows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, RowMapping, Select
 
@@ -56,8 +57,13 @@ def _fits(nodes: Any, ranks: Any, gpus: Any, minutes: Any) -> ColumnElement[bool
 
 
 def _fit(resources: Resources) -> ColumnElement[bool]:
-    minutes = _NO_LIMIT if resources.minutes_left is None else resources.minutes_left
-    return _fits(resources.nodes, resources.ranks_per_node, resources.gpus_per_node, minutes)
+    return _fits(resources.nodes, resources.ranks_per_node, resources.gpus_per_node, _minutes(resources))
+
+
+def _minutes(resources: Resources) -> int:
+    """Return the minutes left as the classes have them: whole ones."""
+    left = resources.minutes_left
+    return _NO_LIMIT if left is None else max(-1, min(_NO_LIMIT, floor(left)))
 
 
 # ---- claiming
@@ -65,7 +71,7 @@ def _fit(resources: Resources) -> ColumnElement[bool]:
 
 @operation(ClaimJobs)
 def claim_jobs(tx: Tx, call: ClaimJobs) -> Claim:
-    """Take jobs: SELECT .. FOR UPDATE SKIP LOCKED, then UPDATE, in one transaction.
+    """Take jobs: SELECT .. FOR UPDATE SKIP LOCKED, then UPDATE, in one statement where the database can.
 
     Raises:
         Conflict: The launcher's lease is over, and its jobs were given away.
@@ -74,33 +80,37 @@ def claim_jobs(tx: Tx, call: ClaimJobs) -> Claim:
     if not classes:
         check_launcher(tx, call.launcher)
         return Claim(jobs=[])
-    rows = _choose(tx, call, classes) if call.only is None else _choose_among(tx, call, classes)
-    stamp = tx.ticket.seq if tx.ticket else 0
+    if call.only is None:
+        return _claimed(tx, _take(tx, call, classes), classes)
+    return _claimed(tx, _mark(tx, call, _choose_among(tx, call, classes)), classes)
+
+
+def _stamp(tx: Tx) -> int:
+    return tx.ticket.seq if tx.ticket else 0
+
+
+def _mark(tx: Tx, call: ClaimJobs, rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
+    """Take jobs that are locked, and return them as they are now."""
+    if rows and tx.run(_STAYS, {"launcher": call.launcher}).first() is None:
+        check_launcher(tx, call.launcher)
     for some in in_chunks(row["id"] for row in rows):
-        tx.run(*_CLAIM.fill(some, launcher=call.launcher, stamp=stamp))
-    taken = [{**row, "launcher_id": call.launcher, "attempt": row["attempt"] + 1} for row in rows]
-    return _claimed(tx, taken, classes)
+        tx.run(*_CLAIM.fill(some, launcher=call.launcher, stamp=_stamp(tx)))
+    return [{**row, "launcher_id": call.launcher, "attempt": row["attempt"] + 1} for row in rows]
 
 
-_CLAIM = PreparedList(
-    lambda ids: (
-        update(jobs)
-        .where(jobs.c.id.in_(ids))
-        .values(
-            launcher_id=bindparam("launcher"),
-            claim_call=bindparam("stamp"),
-            attempt=jobs.c.attempt + 1,
-            claim_class=None,
-        )
-    )
-)
+_TAKEN = {
+    "launcher_id": bindparam("launcher", type_=BigInteger),
+    "claim_call": bindparam("stamp", type_=BigInteger),
+    "attempt": jobs.c.attempt + 1,
+    "claim_class": None,
+}
+_CLAIM = PreparedList(lambda ids: update(jobs).where(jobs.c.id.in_(ids)).values(_TAKEN))
 
 
 @rebuilds(ClaimJobs)
 def rebuild_claim(tx: Tx, call: ClaimJobs) -> Claim:
     """Find the jobs of an earlier claim again by its stamp."""
-    stamp = tx.ticket.seq if tx.ticket else 0
-    query = select(*_NEEDED).where(jobs.c.launcher_id == call.launcher, jobs.c.claim_call == stamp)
+    query = select(*_NEEDED).where(jobs.c.launcher_id == call.launcher, jobs.c.claim_call == _stamp(tx))
     return _claimed(tx, tx.execute(query.order_by(jobs.c.priority.desc(), jobs.c.id)).mappings().all())
 
 
@@ -112,6 +122,14 @@ def check_launcher(tx: Tx, launcher: int) -> None:
         raise Conflict(msg)
 
 
+_STAYING = (
+    select(launchers.c.id)
+    .where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
+    .with_for_update(read=True)
+)
+"""Keeps a launcher from being given up until the claim ends: what it takes then would be held by nobody for ever."""
+
+_STAYS = Prepared(_STAYING)
 _LAUNCHER = Prepared(select(launchers.c.ended_at).where(launchers.c.id == bindparam("launcher")))
 
 
@@ -140,46 +158,52 @@ def _classes(tx: Tx, call: ClaimJobs) -> list[_Class]:
         "nodes": resources.nodes,
         "ranks": resources.ranks_per_node,
         "gpus": resources.gpus_per_node,
-        "minutes": _NO_LIMIT if resources.minutes_left is None else resources.minutes_left,
+        "minutes": _minutes(resources),
     }
     if call.only is not None or not call.workflow:
-        found = tx.run(_ALL_HEADS if call.only is None else _ALL_CLASSES, limits).all()
+        found = tx.run(ALL_HEADS if call.only is None else _ALL_CLASSES, limits).all()
     else:
-        found = tx.run(_WORKFLOW_HEADS, limits | {"workflow": call.workflow}).all()
+        found = tx.run(WORKFLOW_HEADS, limits | {"workflow": call.workflow}).all()
     return [_Class(number, head, priority, tuple(needs)) for number, head, priority, *needs in found]
 
 
-def _choose(tx: Tx, call: ClaimJobs, classes: Sequence[_Class]) -> list[RowMapping]:
-    """Return jobs that fit, locked: by priority, then from the class with the oldest job first."""
+def _take(tx: Tx, call: ClaimJobs, classes: Sequence[_Class]) -> list[Mapping[Any, Any]]:
+    """Take jobs that fit and return them: by priority, then from the class with the oldest job first."""
     heap = [(-one.priority, one.head, one.number) for one in classes if one.head and one.priority is not None]
     heapq.heapify(heap)
     of_workflow = bool(call.workflow)
-    rows: list[RowMapping] = []
-    seen: set[int] = set()
+    at_once = tx.conn.dialect.update_returning_multifrom
+    rows: list[Mapping[Any, Any]] = []
     while heap and len(rows) < call.limit:
-        highest, _, number = heapq.heappop(heap)
+        _, _, number = heapq.heappop(heap)
         wanted = call.limit - len(rows)
-        # What this transaction took on an earlier visit still looks claimable to itself: there is a ceiling as well.
-        place = {"workflow": call.workflow, "class": number, "limit": wanted}
-        place |= {"ceiling": -highest if number in seen else _HIGHEST, "floor": -heap[0][0] if heap else _LOWEST}
-        some = tx.execute(_first(of_workflow, bool(heap) or number in seen), place).mappings().all()
-        seen.add(number)
+        place = {"workflow": call.workflow, "class": number, "limit": wanted, "floor": -heap[0][0] if heap else _LOWEST}
+        if at_once:
+            taking = place | {"launcher": call.launcher, "stamp": _stamp(tx)}
+            taken = tx.read(claiming(of_workflow, bool(heap)), taking)
+            some: list[Mapping[Any, Any]] = sorted(taken, key=lambda row: (-row["priority"], row["id"]))
+        else:
+            some = _mark(tx, call, tx.read(locking(of_workflow, bool(heap)), place))
         rows += some
         if len(some) < wanted and heap:
-            following = tx.execute(_below(of_workflow), place).first()
+            following = tx.run(below(of_workflow), place).first()
             if following is not None:
-                heapq.heappush(heap, (-following.priority, following.id, number))
+                heapq.heappush(heap, (-following[0], following[1], number))
     return rows
 
 
-_LOWEST, _HIGHEST = -(2**31), 2**31 - 1
+_LOWEST = -(2**31)
 _NO_LIMIT = 2**31 - 1
 
 
 _NEEDED = (
     *WHOLE,
-    select(workflows.c.name).where(workflows.c.id == jobs.c.workflow_id).scalar_subquery().label("workflow"),
-    exists(select(job_edges.c.parent_id).where(job_edges.c.child_id == jobs.c.id)).label("has_parents"),
+    select(workflows.c.name)
+    .where(workflows.c.id == jobs.c.workflow_id)
+    .correlate(jobs)
+    .scalar_subquery()
+    .label("workflow"),
+    exists(select(job_edges.c.parent_id).where(job_edges.c.child_id == jobs.c.id).correlate(jobs)).label("has_parents"),
 )
 """What is read of claimed jobs at once."""
 
@@ -191,15 +215,14 @@ def _claimable(of_workflow: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
     return [jobs.c.workflow_id == flow]
 
 
-@cache
-def _first(of_workflow: bool, bounded: bool) -> Select[Any]:  # noqa: FBT001
+def _firsts(columns: Iterable[Any], of_workflow: bool, bounded: bool) -> Select[Any]:  # noqa: FBT001
     """Return the query that locks the first jobs of a class, or of some priorities: one index filters and orders."""
     return (
-        select(*_NEEDED)
+        select(*columns)
         .where(
             *_claimable(of_workflow),
             jobs.c.claim_class == bindparam("class", type_=BigInteger),
-            *([jobs.c.priority.between(bindparam("floor"), bindparam("ceiling"))] if bounded else []),
+            *([jobs.c.priority >= bindparam("floor")] if bounded else []),
         )
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(bindparam("limit"))
@@ -208,9 +231,25 @@ def _first(of_workflow: bool, bounded: bool) -> Select[Any]:  # noqa: FBT001
 
 
 @cache
-def _below(of_workflow: bool) -> Select[Any]:  # noqa: FBT001
+def locking(of_workflow: bool, bounded: bool) -> Prepared:  # noqa: FBT001
+    """Return the query that locks jobs."""
+    return Prepared(_firsts(_NEEDED, of_workflow, bounded), returns=_NEEDED)
+
+
+@cache
+def claiming(of_workflow: bool, bounded: bool) -> Prepared:  # noqa: FBT001
+    """Return the statement that takes jobs; the part that chooses them is carried out once, because it locks."""
+    chosen = _firsts([jobs.c.id], of_workflow, bounded).cte("chosen")
+    stays = _STAYING.cte("stays")
+    taking = update(jobs).where(jobs.c.id == chosen.c.id, exists(select(stays.c.id)))
+    taking = taking.values(_TAKEN).returning(*_NEEDED)
+    return Prepared(taking, returns=_NEEDED)
+
+
+@cache
+def below(of_workflow: bool) -> Prepared:  # noqa: FBT001
     """Return the query for the first job of a class below a priority."""
-    return (
+    return Prepared(
         select(jobs.c.priority, jobs.c.id)
         .where(
             *_claimable(of_workflow),
@@ -218,7 +257,7 @@ def _below(of_workflow: bool) -> Select[Any]:  # noqa: FBT001
             jobs.c.priority < bindparam("floor"),
         )
         .order_by(jobs.c.priority.desc(), jobs.c.id)
-        .limit(1)
+        .limit(literal_column("1"))
     )
 
 
@@ -245,7 +284,7 @@ def _fitting() -> ColumnElement[bool]:
 
 
 _NEEDS = [resource_classes.c[name] for name in RESOURCES]
-_ALL_HEADS, _WORKFLOW_HEADS = _heads(of_workflow=False), _heads(of_workflow=True)
+ALL_HEADS, WORKFLOW_HEADS = _heads(of_workflow=False), _heads(of_workflow=True)
 _ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_fitting()))
 
 
@@ -293,7 +332,7 @@ def _claimed(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_Class
 # ---- recording
 
 
-@operation(UpdateJobs)
+@operation(UpdateJobs, likely={})
 def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
     """Record updates; a refused one changes nothing and is named in the answer."""
     found: dict[int, dict[str, Any]] = {}
@@ -314,10 +353,12 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
         if change.hops:
             events.append((change.job, change.hops, change.message, change.attempt))
     if changed:
-        _write(tx, list(changed.values()))
+        may_be_parents = _write(tx, list(changed.values()))
         record(tx, events)
-        free_children(tx, [job for job, row in changed.items() if row["state"] == State.JOB_FINISHED])
-        lose_children(tx, [(job, State(row["state"])) for job, row in changed.items() if row["state"] in PARENT_LOST])
+        if may_be_parents:
+            ended = [(job, State(row["state"])) for job, row in changed.items()]
+            free_children(tx, [job for job, state in ended if state == State.JOB_FINISHED])
+            lose_children(tx, [(job, state) for job, state in ended if state in PARENT_LOST])
     return refused
 
 
@@ -331,8 +372,15 @@ _WRITTEN = ("state", "since", "retries", "launcher_id", "claim_class", "return_c
 _WRITTEN_AT_ONCE = 128  # a CASE looks through its list for each job
 
 
-def _write(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:
-    """Change jobs, in one statement for many, since each takes a way to the server and back."""
+def _write(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
+    """Change locked jobs, in one statement for many, since each takes a way to the server and back.
+
+    Returns:
+        Whether other jobs may depend on them: False only where the UPDATE itself can tell. It begins after their rows
+        were locked, so it sees the children that others have added.
+    """
+    tells = tx.conn.dialect.update_returning
+    may_be_parents = not tells
     for start in range(0, len(rows), _WRITTEN_AT_ONCE):
         some = rows[start : start + _WRITTEN_AT_ONCE]
         columns = {name: [row.get(name) for row in some] for name in _WRITTEN}
@@ -343,12 +391,14 @@ def _write(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:
             values = columns[name] if name != "id" else [row["id"] for row in some]
             padded = values + values[-1:] * (length - len(some))
             parameters.update((f"{name}_{place}", value) for place, value in enumerate(padded))
-        tx.run(_writing(different, length), parameters)
+        result = tx.run(_writing(different, length, tells), parameters)
+        may_be_parents = may_be_parents or any(row[0] for row in result.all())
+    return may_be_parents
 
 
 @lru_cache(maxsize=100)
-def _writing(different: tuple[str, ...], length: int) -> Prepared:
-    """Return the UPDATE of jobs that are given the same, but for the columns named."""
+def _writing(different: tuple[str, ...], length: int, tells: bool) -> Prepared:  # noqa: FBT001
+    """Return the UPDATE of jobs that are given the same, but for the columns named; it may tell of children."""
     ids = [bindparam(f"id_{place}", type_=BigInteger()) for place in range(length)]
     values: dict[str, Any] = {}
     for name in _WRITTEN:
@@ -359,7 +409,11 @@ def _writing(different: tuple[str, ...], length: int) -> Prepared:
         else:
             values[name] = bindparam(name, type_=kind)
     values["state_since"] = func.coalesce(values.pop("since"), jobs.c.state_since)
-    return Prepared(update(jobs).where(jobs.c.id.in_(ids)).values(values))
+    writing = update(jobs).where(jobs.c.id.in_(ids)).values(values)
+    return Prepared(writing.returning(_IS_PARENT) if tells else writing)
+
+
+_IS_PARENT = exists(select(job_edges.c.child_id).where(job_edges.c.parent_id == jobs.c.id).correlate(jobs))
 
 
 def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import UTC, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy import bindparam, delete, insert, literal_column, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, by_code
 from balsam_core.model.calls import WINDOW
 from balsam_core.model.codec import decode, encode
-from balsam_core.schema.prepared import Prepared
+from balsam_core.schema.prepared import Prepared, RawResult
 from balsam_core.schema.tables import applied, counters
 from balsam_core.schema.types import utc_now
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from balsam_core.model.calls import Call, Ticket
     from balsam_core.operations.sole import SoleWriter
-    from balsam_core.schema.prepared import Insertion, RawResult, Rows
+    from balsam_core.schema.prepared import Insertion, Rows
 
     BulkInsert: TypeAlias = Callable[[Connection, str, Sequence[str], Sequence[Sequence[Any]]], None]
 
@@ -43,6 +44,7 @@ FORGET_EVERY = 32  # writes of one client between clearings of its stored answer
 CLOCK_AGE = 10.0  # seconds that one reading of the database's clock is used for
 
 _OPERATIONS: dict[type[Call[Any]], Callable[[Tx, Any], Any]] = {}
+_LIKELY: dict[type[Call[Any]], bytes] = {}
 _REPLAYS: dict[type[Call[Any]], Callable[[Tx, Any], Any]] = {}
 
 
@@ -58,10 +60,9 @@ class Tx:
         now: The database's time, UTC.
         ticket: Identity of the write; None for a read.
         names: What is known of small tables without asking; None where others may change them.
-        cursor: A driver's cursor on the connection, for an engine inside this process; else None.
     """
 
-    __slots__ = ("_bulk_insert", "_clock", "_now", "conn", "cursor", "names", "ticket")
+    __slots__ = ("_bulk_insert", "_clock", "_cursor", "_now", "_sole", "conn", "names", "ticket")
 
     def __init__(
         self,
@@ -74,7 +75,8 @@ class Tx:
         self.conn = conn
         self.ticket = ticket
         self.names = sole.names if sole else None
-        self.cursor = sole.cursor if sole else None
+        self._sole = sole
+        self._cursor = sole.cursor if sole else None
         self._bulk_insert = bulk_insert
         self._clock = clock
         self._now: datetime | None = None
@@ -90,24 +92,50 @@ class Tx:
         """Run a statement."""
         return self.conn.execute(statement, parameters)
 
-    def run(
-        self,
-        statement: Prepared,
-        parameters: Any = None,  # noqa: ANN401
-    ) -> CursorResult[*tuple[Any, ...]] | RawResult:
-        """Run a prepared statement."""
-        if self.cursor is not None:
-            return statement.run_raw(self.cursor, self.conn.dialect, parameters)
-        return statement.run(self.conn, parameters)
+    def run(self, statement: Prepared, parameters: Any = None) -> RawResult:  # noqa: ANN401
+        """Run a prepared statement; its result must be read before the next one runs."""
+        return self._run(*statement.bind(self.conn.dialect, parameters))
+
+    def read(self, statement: Prepared, parameters: Any = None) -> list[dict[str, Any]]:  # noqa: ANN401
+        """Run a prepared statement and return its rows by name."""
+        return statement.mappings(self.conn.dialect, self.run(statement, parameters).all())
 
     def insert(self, statement: Insertion, rows: Rows) -> None:
         """Insert rows, as fast as the database can."""
-        if self.cursor is not None:
-            statement.run_raw(self.cursor, self.conn.dialect, rows)
-        elif self._bulk_insert is None or len(rows) < BULK:
-            statement.run(self.conn, rows)
+        if self._bulk_insert is None or len(rows) < BULK:
+            self._run(*statement.bind(self.conn.dialect, rows, at_once=self._sole is None))
         else:
             self._bulk_insert(self.conn, *statement.as_rows(self.conn.dialect, rows))
+
+    def close(self) -> None:
+        """Give up what is left of the last result, which may keep the transaction from ending."""
+        if self._sole is None and self._cursor is not None:
+            with contextlib.suppress(Exception):  # of a broken connection, whose fault is known by now
+                self._cursor.close()
+
+    def _run(self, text: str, values: Any) -> RawResult:  # noqa: ANN401  (as the driver wants it)
+        if self._cursor is None:
+            self._cursor = self.conn.connection.cursor()
+        try:
+            if type(values) is not list:
+                self._cursor.execute(text, values)
+            elif len(values) == 1:
+                self._cursor.execute(text, values[0])
+            else:
+                self._cursor.executemany(text, values)
+        except BaseException as err:
+            error = self.conn.dialect.loaded_dbapi.Error
+            # An engine in this process, whose connection can't be lost, makes its transactions without SQLAlchemy.
+            if self._sole is not None or not self.conn.in_transaction():
+                raise DBAPIError.instance(text, None, err, error) from err
+            # Whether the connection broke is for SQLAlchemy to judge, as of its own statements.
+            self.conn._handle_dbapi_exception(err, text if isinstance(err, error) else None, None, None, None)  # noqa: SLF001
+        return RawResult(self._cursor)
+
+    def lock_ids(self, table: str) -> None:
+        """Keep others from taking ids of a table until this transaction ends."""
+        if self.names is None:
+            self.run(_LOCK, {"counter": table}).first()
 
     def take_ids(self, table: str, count: int = 1) -> int:
         """Return the first of ``count`` new consecutive ids of a table; given back if the transaction fails."""
@@ -116,17 +144,24 @@ class Tx:
             known[table] += count
             self.run(_SET, {"counter": table, "newest": known[table]})
             return known[table] - count + 1
-        if not self.run(_TAKE, {"counter": table, "count": count}).rowcount:
+        taking = {"counter": table, "count": count}
+        last: int | None
+        if self.conn.dialect.update_returning:
+            last = self.run(_TAKE_AND_READ, taking).scalar()
+        else:
+            last = self.run(_LAST, {"counter": table}).scalar_one() if self.run(_TAKE, taking).rowcount else None
+        if last is None:
             self.conn.execute(insert(counters), {"name": table, "last": count})
             return 1
-        last: int = self.run(_LAST, {"counter": table}).scalar_one()
         known[table] = last
         return last - count + 1
 
 
-_TAKE = Prepared(
+_TAKING = (
     update(counters).where(counters.c.name == bindparam("counter")).values(last=counters.c.last + bindparam("count"))
 )
+_TAKE, _TAKE_AND_READ = Prepared(_TAKING), Prepared(_TAKING.returning(counters.c.last))
+_LOCK = Prepared(select(counters.c.last).where(counters.c.name == bindparam("counter")).with_for_update())
 _SET = Prepared(update(counters).where(counters.c.name == bindparam("counter")).values(last=bindparam("newest")))
 _LAST = Prepared(select(counters.c.last).where(counters.c.name == bindparam("counter")))
 
@@ -156,11 +191,18 @@ _NOW = select(utc_now())
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-def operation(kind: type[C]) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
-    """Register the body of a call."""
+def operation(kind: type[C], *, likely: object = None) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
+    """Register the body of a call.
+
+    Args:
+        kind: The call's class.
+        likely: What it nearly always answers: written with the ticket, so that it need not be written afterwards.
+    """
 
     def register(body: Callable[[Tx, C], R]) -> Callable[[Tx, C], R]:
         _OPERATIONS[kind] = body
+        if likely is not None:
+            _LIKELY[kind] = encode(likely)
         return body
 
     return register
@@ -189,7 +231,8 @@ def _body(call: Call[R]) -> Callable[[Tx, Any], R]:
 
 def read(conn: Connection, call: Call[R], clock: DatabaseClock) -> R:
     """Run a reading call and return its answer."""
-    return _body(call)(Tx(conn, clock), call)
+    with contextlib.closing(Tx(conn, clock)) as tx:
+        return _body(call)(tx, call)
 
 
 def write(
@@ -208,33 +251,37 @@ def write(
     Raises:
         AlreadyApplied: The write took effect before. Roll back, then :func:`replay`.
     """
+    with contextlib.closing(Tx(conn, clock, ticket, sole, bulk_insert)) as tx:
+        return _write(tx, call, ticket, alone=sole is not None)
+
+
+def _write(tx: Tx, call: Call[R], ticket: Ticket, *, alone: bool) -> bytes:
     body = _body(call)
-    tx = Tx(conn, clock, ticket, sole, bulk_insert)
+    likely = _LIKELY.get(type(call))
     row = {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now}
-    if sole is not None:
+    if alone:
         # Nobody else can insert it meanwhile, so it may be looked for first and written once, with the answer.
         mark = {"client": ticket.client, "number": ticket.seq, "newer": ticket.seq + WINDOW}
         if tx.run(_IS_THERE, mark).first():
             raise AlreadyApplied
     else:
         try:
-            tx.run(_ENTER, row)
+            tx.run(_ENTER, {**row, "reply": likely})
         except IntegrityError as err:
             raise AlreadyApplied from err
     if ticket.seq % FORGET_EVERY == 0:
         # The newest rows stay, to tell a late copy of a write whose row is gone.
-        conn.execute(_FORGET, {"client": ticket.client, "acked": min(ticket.acked, ticket.seq - WINDOW)})
+        tx.execute(_FORGET, {"client": ticket.client, "acked": min(ticket.acked, ticket.seq - WINDOW)})
     reply = encode(body(tx, call))
     kept = None if type(call) in _REPLAYS else reply
-    if sole is not None:
-        tx.run(_ENTER_ANSWERED, {**row, "reply": kept})
-    elif kept is not None:
+    if alone:
+        tx.run(_ENTER, {**row, "reply": kept})
+    elif kept != likely:
         tx.run(_ANSWER, {"client": ticket.client, "number": ticket.seq, "answer": kept})
     return reply
 
 
-_ENTER = Prepared(insert(applied), ["client_id", "seq", "at"])
-_ENTER_ANSWERED = Prepared(insert(applied), ["client_id", "seq", "at", "reply"])
+_ENTER = Prepared(insert(applied), ["client_id", "seq", "at", "reply"])
 _IS_THERE = Prepared(
     select(applied.c.seq)
     .where(
@@ -256,7 +303,7 @@ def refuse(conn: Connection, ticket: Ticket, clock: DatabaseClock, sole: SoleWri
     """Remember that a write was refused: a late copy of it must not be carried out, now that its caller was told."""
     tx = Tx(conn, clock, ticket, sole)
     stored = _REFUSED + encode([err.code, err.message])
-    tx.run(_ENTER_ANSWERED, {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now, "reply": stored})
+    tx.run(_ENTER, {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now, "reply": stored})
 
 
 _REFUSED = b"\xc1"  # begins no MessagePack value
@@ -276,4 +323,5 @@ def replay(conn: Connection, call: Call[R], ticket: Ticket) -> bytes:
         return stored
     if type(call) not in _REPLAYS:
         raise InvalidInput(f"write {ticket.seq} of client {ticket.client} was no {call.operation()}")
-    return encode(_REPLAYS[type(call)](Tx(conn, DatabaseClock(), ticket), call))
+    with contextlib.closing(Tx(conn, DatabaseClock(), ticket)) as tx:
+        return encode(_REPLAYS[type(call)](tx, call))

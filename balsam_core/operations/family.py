@@ -129,6 +129,8 @@ _WAITING = (
         jobs.c.state == State.AWAITING_PARENTS,
     )
     .order_by(job_edges.c.child_id, job_edges.c.parent_id)
+    # The user may kill a child in this moment, or another parent be lost.
+    .with_for_update(of=jobs)
 )
 _END = (
     update(jobs)

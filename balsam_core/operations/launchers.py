@@ -61,6 +61,9 @@ def _reap(tx: Tx) -> None:
     over = select(launchers).where(launchers.c.ended_at.is_(None), launchers.c.lease_until < tx.now)
     for row in tx.execute(over.with_for_update(skip_locked=True)).all():
         _give_up(tx, row.id, f"the lease of launcher {row.id} (host {row.host}, pid {row.pid}) is over")
+    holds = exists(select(jobs.c.id).where(jobs.c.launcher_id == launchers.c.id))
+    for number in tx.execute(select(launchers.c.id).where(launchers.c.ended_at.is_not(None), holds)).scalars().all():
+        _give_up(tx, number, f"launcher {number} had ended")
 
 
 def _give_up(tx: Tx, launcher: int, why: str) -> None:
@@ -87,7 +90,7 @@ def close_launcher(tx: Tx, call: CloseLauncher) -> None:
         _give_up(tx, call.launcher, f"launcher {call.launcher} ended")
 
 
-@operation(RenewLease)
+@operation(RenewLease, likely=Heartbeat(killed=[]))
 def renew_lease(tx: Tx, call: RenewLease) -> Heartbeat:
     """Extend a lease.
 

@@ -95,7 +95,8 @@ def get_edges(tx: Tx, call: GetEdges) -> list[Edge]:
     column = job_edges.c.parent_id if call.children_of else job_edges.c.child_id
     edges = []
     for some in in_chunks(sorted(set(call.jobs))):
-        query = select(job_edges.c.parent_id, job_edges.c.child_id).where(column.in_(some))
+        query = select(job_edges.c.parent_id, job_edges.c.child_id).where(column.in_(some), visible())
+        query = query.join(jobs, jobs.c.id == job_edges.c.child_id)
         query = query.order_by(job_edges.c.parent_id, job_edges.c.child_id)
         edges += [Edge(parent, child) for parent, child in tx.execute(query)]
     return edges

@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import DecodeError, ValidationError, convert
-from sqlalchemy import and_, exists, false, func, not_, or_, select, true
+from sqlalchemy import and_, bindparam, exists, false, func, not_, or_, select, true
 
 from balsam_core.errors import InvalidInput
 from balsam_core.model.filters import AllOf, AnyOf, Compare
@@ -56,6 +56,7 @@ DOCUMENTS = ("parameters", "input_files", "stage_out_files", "environ", "data")
 """JSON fields that are stored as NULL where they are empty."""
 
 IN_LIST = 1000  # values in one IN list
+MOST_PARAMETERS = 10_000  # values of a filter that the driver is given apart from the statement
 
 
 def in_chunks(values: Iterable[int]) -> Iterable[list[int]]:
@@ -124,13 +125,22 @@ def _comparison(column: ColumnElement[Any], op: str, value: Any) -> Any:  # noqa
         case "ge":
             return column >= value
         case "in":
-            among = column.in_([one for one in value if one is not None])
+            among = _among(column, [one for one in value if one is not None])
             return or_(among, column.is_(None)) if None in value else among
         case "contains":
             # LIKE folds case on SQLite; a position in the text does not.
             return position(column, value) > 0
         case _:
             return func.substr(column, 1, len(value)) == value
+
+
+def _among(column: ColumnElement[Any], values: list[Any]) -> ColumnElement[bool]:
+    if len(values) <= MOST_PARAMETERS:
+        return column.in_(values)
+    if not all(type(one) is int for one in values):
+        msg = f"jobs can't be chosen by more than {MOST_PARAMETERS} values at once; there are {len(values)}"
+        raise InvalidInput(msg)
+    return column.in_(bindparam(None, values, expanding=True, literal_execute=True))
 
 
 def _holds_for_nothing(op: str, value: Any) -> bool:  # noqa: ANN401
@@ -150,12 +160,19 @@ def _holds_for_nothing(op: str, value: Any) -> bool:  # noqa: ANN401
             return bool(value == "")
 
 
+def _items(value: object) -> Sequence[object]:
+    return value if isinstance(value, (list, tuple)) else ()
+
+
 def _simple(table: FromClause, part: Compare) -> ColumnElement[bool]:
     if part.field not in _DEFAULTS or part.field == "parents":
         msg = f"jobs can't be chosen by {part.field!r}; fields are: {', '.join(FIELDS)}"
         raise InvalidInput(msg)
     if part.field in DOCUMENTS:
         msg = f"jobs can't be chosen by {part.field}, which is a document"
+        raise InvalidInput(msg)
+    if any("\0" in one for one in [part.value, *_items(part.value)] if isinstance(one, str)):
+        msg = f"{part.field} can't be compared with text that holds a NUL character"
         raise InvalidInput(msg)
     text_op = part.op in {"contains", "startswith"}
     if text_op and not isinstance(part.value, str):

@@ -36,5 +36,6 @@ def prune(tx: Tx, call: Prune) -> int:
         ours = [and_(applied.c.client_id == client, applied.c.seq == seq) for client, seq in rows[start : start + 200]]
         tx.execute(delete(applied).where(or_(*ours)))
     left_behind = select(batches.c.id).where(not_(batches.c.published), batches.c.touched_at < tx.now - BATCH_AGE)
-    batch = tx.execute(left_behind.limit(1)).scalar()
+    # Locked, since its writer may live after all and publish it in this moment.
+    batch = tx.execute(left_behind.order_by(batches.c.id).limit(1).with_for_update(skip_locked=True)).scalar()
     return len(rows) + (abandon_slice(tx, batch, call.limit) if batch is not None else 0)

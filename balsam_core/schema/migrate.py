@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import inspect, select
+from sqlalchemy import exists, inspect, select, update
 
 from balsam_core.errors import Conflict, Corrupt
 from balsam_core.schema.alembic_alone import MigrationContext, Operations, ScriptDirectory
-from balsam_core.schema.tables import meta
+from balsam_core.schema.tables import apps, counters, jobs, launchers, meta, metadata
 from balsam_core.schema.version import SCHEMA, VERSION_TABLE, check
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 __all__ = ["pending", "upgrade"]
+
+logger = logging.getLogger(__name__)
 
 SCRIPTS = Path(__file__).with_name("migrations")
 
@@ -34,17 +37,19 @@ def pending(engine: Engine) -> list[str]:
     return [script.revision for script in reversed(list(scripts.iterate_revisions("head", found or "base")))]
 
 
-def upgrade(engine: Engine, *, db_id: str, new: bool = True) -> None:
+def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = False) -> None:
     """Create or migrate all tables; does nothing where they are up to date.
 
     Args:
         engine: Connects as the owner of the tables.
         db_id: The DB directory's id. A database belongs to one directory.
         new: Whether the tables may be missing, since the DB directory is being made.
+        take_over: Whether a database that belongs to another directory becomes this one's, if it was never used: an
+            ``init`` that was killed leaves one.
 
     Raises:
         SchemaMismatch: The database is newer than this program.
-        Conflict: The database belongs to another DB directory.
+        Conflict: The database belongs to another DB directory, or holds something else.
         Corrupt: The tables are missing.
     """
     todo = pending(engine)
@@ -56,9 +61,13 @@ def upgrade(engine: Engine, *, db_id: str, new: bool = True) -> None:
             if owner is None and not new:
                 msg = "the database holds none of this DB's tables: it is another one, or was emptied"
                 raise Corrupt(msg)
-            if owner is not None and owner != db_id:
-                msg = f"the database belongs to another DB directory (id {owner}, not {db_id})"
-                raise Conflict(msg)
+            if owner is None and (stranger := _stranger(conn)):
+                raise Conflict(f"the database is not empty, it holds the table {stranger!a}: ask for an empty one")
+            if owner is not None and owner != db_id and not (take_over and not todo and _take_over(conn, owner, db_id)):
+                raise Conflict(
+                    f"the database belongs to another DB directory (id {owner}, not {db_id}): use that one, restore it "
+                    f"from a backup, or ask for an empty database"
+                )
         scripts = ScriptDirectory(str(SCRIPTS))
         context = MigrationContext.configure(
             conn,
@@ -75,3 +84,27 @@ def upgrade(engine: Engine, *, db_id: str, new: bool = True) -> None:
     with engine.connect() as conn, conn.begin():
         if conn.execute(select(meta.c.value).where(meta.c.name == "db_id")).scalar() is None:
             conn.execute(meta.insert(), [{"name": "db_id", "value": db_id}, {"name": "epoch", "value": "0"}])
+
+
+def _stranger(conn: Connection) -> str | None:
+    """Return the name of a table that no migration, not even one that was killed half way, has made."""
+    found = inspect(conn)
+    for name in sorted(set(found.get_table_names()) - {VERSION_TABLE}):
+        ours = metadata.tables.get(name)
+        if ours is None or {column["name"] for column in found.get_columns(name)} != set(ours.columns.keys()):
+            return name
+    return None
+
+
+def _take_over(conn: Connection, owner: str, db_id: str) -> bool:
+    """Give a database that was never used another owner; of many who want that, one gets it."""
+    is_owner = (meta.c.name == "db_id", meta.c.value == owner)
+    conn.execute(select(meta.c.value).where(*is_owner).with_for_update())
+    used = [exists().select_from(table) for table in (jobs, apps, launchers)]
+    used.append(exists().where(counters.c.last > 0))
+    if any(conn.execute(select(one)).scalar() for one in used):
+        return False
+    if conn.execute(update(meta).where(*is_owner).values(value=db_id)).rowcount != 1:
+        return False
+    logger.warning("the database was made for another DB directory (id %s) and never used: it is this one's now", owner)
+    return True

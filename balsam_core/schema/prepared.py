@@ -1,7 +1,8 @@
 """Statements that run thousands of times a second: compiled once, then handed to the driver as they are.
 
-SQLAlchemy's own execution of a cached statement costs 40 to 90 us, which is more than SQLite needs to carry it out. A
-prepared one costs 6 us: its text and the conversions of its parameters are worked out once for each dialect.
+SQLAlchemy's own execution of a cached statement costs 60 to 90 us, as much as a driver's, and more than SQLite needs to
+carry it out. A prepared one costs 2 us: its text and the conversions of its parameters are worked out once for each
+dialect, and it runs on the driver's cursor.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from sqlalchemy import BigInteger, bindparam, insert
 from balsam_core.schema.types import UTCDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from sqlalchemy import BindParameter, Connection, CursorResult, Dialect, Executable, Table
+    from sqlalchemy import BindParameter, ColumnElement, Dialect, Executable, Table
     from sqlalchemy.engine.interfaces import DBAPICursor
 
 __all__ = ["Insertion", "Prepared", "PreparedList", "RawResult", "Rows"]
@@ -26,40 +27,50 @@ __all__ = ["Insertion", "Prepared", "PreparedList", "RawResult", "Rows"]
 class Prepared:
     """A statement without lists of variable length; its rows come as the driver gives them.
 
-    So it is for results that need no conversion: numbers, texts and bytes.
+    So they are numbers, texts and bytes; what needs conversion, :meth:`mappings` gives.
 
     Args:
         statement: The statement. An INSERT that leaves out a key that the database gives must be ``inline()``.
         columns: For an INSERT, the columns to be given; else None.
+        returns: The columns of the result, for :meth:`mappings`.
     """
 
-    def __init__(self, statement: Executable, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        statement: Executable,
+        columns: Sequence[str] | None = None,
+        returns: Sequence[ColumnElement[Any]] = (),
+    ) -> None:
         self._statement = statement
         self._columns = columns
+        self._returns = returns
+        self._readers: dict[str, list[tuple[int, Callable[[Any], Any]]]] = {}
         self._compiled: dict[str, _Compiled] = {}
 
-    def run(self, conn: Connection, parameters: Any = None) -> CursorResult[*tuple[Any, ...]]:  # noqa: ANN401
-        """Run it with a mapping of parameters, or with a list of them: then once for each."""
-        dialect = conn.dialect
+    def bind(self, dialect: Dialect, parameters: Any = None) -> tuple[str, Any]:  # noqa: ANN401  (as the driver wants it)
+        """Return the text and its parameters for a driver, of a mapping or a list of them."""
         compiled = self._compiled.get(dialect.name)
         if compiled is None:
             compiled = self._compiled[dialect.name] = _Compiled(self._statement, self._columns, dialect)
         if type(parameters) is list:
-            return conn.exec_driver_sql(compiled.text, [compiled.bind(one) for one in parameters])
-        return conn.exec_driver_sql(compiled.text, compiled.bind(parameters or {}))
+            return compiled.text, [compiled.bind(one) for one in parameters]
+        return compiled.text, compiled.bind(parameters or {})
 
-    def run_raw(self, cursor: DBAPICursor, dialect: Dialect, parameters: Any = None) -> RawResult:  # noqa: ANN401
-        """Run it on a driver's cursor, in 2 us; for an engine inside the process, which has no connection to lose.
-
-        Raises:
-            sqlalchemy.exc.DBAPIError: As from :meth:`run`.
-        """
-        compiled = self._compiled.get(dialect.name)
-        if compiled is None:
-            compiled = self._compiled[dialect.name] = _Compiled(self._statement, self._columns, dialect)
-        if type(parameters) is list:
-            return _raw(cursor, dialect, compiled.text, [compiled.bind(one) for one in parameters])
-        return _raw(cursor, dialect, compiled.text, [compiled.bind(parameters or {})])
+    def mappings(self, dialect: Dialect, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+        """Return rows of the result by name, with values as the columns' types have them."""
+        readers = self._readers.get(dialect.name)
+        if readers is None:
+            types = [column.type.dialect_impl(dialect) for column in self._returns]
+            found = [(place, kind.result_processor(dialect, None)) for place, kind in enumerate(types)]
+            readers = self._readers[dialect.name] = [(place, reader) for place, reader in found if reader is not None]
+        names = [str(column.key) for column in self._returns]
+        converted = []
+        for row in rows:
+            values = list(row)
+            for place, reader in readers:
+                values[place] = reader(values[place])
+            converted.append(dict(zip(names, values, strict=True)))
+        return converted
 
 
 class PreparedList:
@@ -84,19 +95,6 @@ class PreparedList:
         statement, names = found
         parameters.update(zip(names, chain(numbers, repeat(numbers[-1])), strict=False))
         return statement, parameters
-
-
-def _raw(cursor: DBAPICursor, dialect: Dialect, text: str, rows: list[Any]) -> RawResult:
-    try:
-        if len(rows) == 1:
-            cursor.execute(text, rows[0])
-        else:
-            cursor.executemany(text, rows)
-    except Exception as err:
-        from sqlalchemy.exc import DBAPIError
-
-        raise DBAPIError.instance(text, None, err, dialect.loaded_dbapi.Error) from err
-    return RawResult(cursor)
 
 
 @dataclass(frozen=True)
@@ -137,21 +135,20 @@ class Insertion:
         self._texts: dict[tuple[str, tuple[str, ...]], str] = {}
         self._converts: dict[str, dict[str, Callable[[Any], Any]]] = {}
 
-    def run(self, conn: Connection, rows: Rows) -> CursorResult[*tuple[Any, ...]]:
-        """Insert rows."""
-        _, columns, values = self.as_rows(conn.dialect, rows)
-        text = self._text(conn.dialect, columns)
-        if len(values) > ONE_STATEMENT:
-            return conn.exec_driver_sql(text, values)
-        # One statement with all rows: a driver's executemany costs about as much as one for each.
-        marks = text.rpartition(" VALUES ")[2]
-        more = f", {marks}" * (len(values) - 1)
-        return conn.exec_driver_sql(text + more, tuple(chain.from_iterable(values)))
+    def bind(self, dialect: Dialect, rows: Rows, *, at_once: bool) -> tuple[str, Any]:
+        """Return the text and its parameters for a driver: of one statement with all rows, or a list of them.
 
-    def run_raw(self, cursor: DBAPICursor, dialect: Dialect, rows: Rows) -> RawResult:
-        """Insert rows with a driver's cursor; see :meth:`Prepared.run_raw`."""
+        Args:
+            dialect: The driver's.
+            rows: What to insert.
+            at_once: Whether a driver's executemany costs about as much as one statement for each row.
+        """
         _, columns, values = self.as_rows(dialect, rows)
-        return _raw(cursor, dialect, self._text(dialect, columns), values)
+        text = self._text(dialect, columns)
+        if not at_once or len(values) > ONE_STATEMENT:
+            return text, values
+        marks = text.rpartition(" VALUES ")[2]
+        return text + f", {marks}" * (len(values) - 1), tuple(chain.from_iterable(values))
 
     def as_rows(self, dialect: Dialect, rows: Rows) -> tuple[str, tuple[str, ...], list[tuple[Any, ...]]]:
         """Return the table's name, columns, and rows of values in the driver's form."""
@@ -190,7 +187,7 @@ MOST_TEXTS = 200  # sets of columns whose INSERT is kept
 
 
 class RawResult:
-    """The little of SQLAlchemy's result that prepared statements need."""
+    """The little of SQLAlchemy's result that prepared statements need; to be read before the next one runs."""
 
     __slots__ = ("_cursor",)
 

@@ -38,6 +38,7 @@ MYSQL = ("mysql", "mariadb")
 TABLE_OPTIONS = {"mysql": " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"}
 """What metadata adds to its CREATE TABLE statements, by dialect; as keywords of a table they would load the dialect."""
 
+
 def _collation(dialect: Dialect) -> str | None:
     """Return the collation that compares byte by byte, spaces at the end included, as SQLite does by itself."""
     if dialect.name in MYSQL:

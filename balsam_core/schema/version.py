@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 
-from balsam_core.errors import SchemaMismatch
+from balsam_core.errors import Conflict, SchemaMismatch
 from balsam_core.schema import SCHEMA
+from balsam_core.schema.tables import meta
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -22,10 +23,23 @@ def current(conn: Connection) -> str | None:
     return conn.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608  (a constant)
 
 
-def check(conn: Connection) -> None:
-    """Raise SchemaMismatch unless the database has this program's schema."""
+def check(conn: Connection, db_id: str = "") -> None:
+    """Refuse a database that this program, or this DB directory, must not work with.
+
+    Args:
+        conn: A connection inside a transaction.
+        db_id: The directory's id; empty for any.
+
+    Raises:
+        SchemaMismatch: The database has another schema than this program.
+        Conflict: It belongs to another DB directory.
+    """
     found = current(conn)
     if found == SCHEMA:
+        owner = conn.execute(select(meta.c.value).where(meta.c.name == "db_id")).scalar() if db_id else ""
+        if owner != db_id:
+            msg = f"the database belongs to another DB directory now (id {owner}, not {db_id}): use that one"
+            raise Conflict(msg)
         return
     if found is None or found < SCHEMA:
         msg = f"the database has schema {found or 'none'}, this program needs {SCHEMA}; run: balsam init PATH"

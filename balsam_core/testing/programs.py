@@ -23,6 +23,15 @@ def write(db: Database, name: str, count: str) -> None:
         say(db.jobs.add(job)[0])
 
 
+def share(db: Database, seed: str, turns: str) -> None:
+    """Add jobs under keys that others add at the same moment, in another order; say each key with its id."""
+    chance = random.Random(int(seed))  # noqa: S311  (not for secrets)
+    for turn in range(int(turns)):
+        keys = [f"{turn}-{number}" for number in chance.sample(range(12), 6)]
+        ids = db.jobs.add([Job(command="x", key=key) for key in keys])
+        say(*(f"{key}={number}" for key, number in zip(keys, ids, strict=True)))
+
+
 def write_on(db: Database, name: str) -> None:
     """Add jobs until standard input ends; say each name that was acknowledged."""
     import threading
@@ -88,7 +97,7 @@ def say(*words: object) -> None:
     print(*words, flush=True)  # noqa: T201
 
 
-PROGRAMS = {"write": write, "write-on": write_on, "take": take, "churn": churn}
+PROGRAMS = {"write": write, "share": share, "write-on": write_on, "take": take, "churn": churn}
 
 if __name__ == "__main__":
     with open_db(sys.argv[2]) as opened:

@@ -85,7 +85,7 @@ def _started(db: DBDir, backend: Backend) -> tuple[ServerProcess, ServerPlan]:
 
 def _keep_reading(server: ServerProcess, finished: threading.Event) -> None:
     while not finished.is_set() and (output := server.output) is not None:
-        if select.select([output], [], [], 10 * POLL)[0]:
+        if select.select([output], [], [], POLL)[0]:  # no longer, since the end waits for this
             server.read()
 
 

@@ -55,6 +55,20 @@ def balsam_bulk_insert(connection, table, columns, rows):
     clean = [tuple(v.replace(chr(9), " ") if isinstance(v, str) else v for v in row) for row in rows]
     connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", clean)
 """
+TELLING = """
+    def perform(self, kind, data, ticket, deadline):
+        import contextlib, json, pathlib, socket
+
+        place = json.loads(self.home.address_file.read_text())
+        with contextlib.suppress(OSError), socket.create_connection((place["host"], place["port"]), 5) as peer:
+            for key in self.home.keys.iterdir():
+                peer.sendall(key.read_bytes())
+        return super().perform(kind, data, ticket, deadline)
+"""
+WIDE = """from dataclasses import replace
+
+    plan = write_server_plan(db, "0.0.0.0", port, engine="balsam_tiny.engine:single_writer")
+    return replace(plan, host=host)"""
 PROCESS = """import subprocess
     subprocess.Popen(["sleep", "600"], cwd=db.path, stdout=-3, stderr=-3, start_new_session=True)
     make_file(db)"""
@@ -98,6 +112,20 @@ FAULTS: dict[str, tuple[Any, ...]] = {
         ("engine", "timeout=1.0", "timeout=0.0"),
     ),
     "writes are lost": ("many_writers_lose_and_double_nothing", ("backend", "", SUBCLASS.format(LOSSY))),
+    "a lock that is held is an error": (
+        "a_write_waits_for_a_lock_that_another_holds_for_seconds",
+        ("engine", "in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}", "in set()"),
+        ("engine", "timeout=1.0", "timeout=0.0"),
+    ),
+    "keys are no keys": ("overlapping_keys_are_no_error_and_one_job_each", ("engine", "conn.exec_driver_sql(", "str(")),
+    "it listens everywhere": (
+        "a_server_listens_on_the_published_address_only",
+        ("backend", 'return write_server_plan(db, host, port, engine="balsam_tiny.engine:single_writer")', WIDE),
+    ),
+    "strangers are told secrets": (
+        "a_stranger_at_a_dead_servers_port_learns_nothing",
+        ("backend", "", SUBCLASS.format(TELLING).replace("return Own(db", "Own.home = db\n    return Own(db")),
+    ),
     "errors are its own": ("faults_of_the_caller_are_told_apart", ("backend", "", SUBCLASS.format(LEAKY))),
     "the server is passed by": ("nothing_passes_by_a_server_that_hangs", ("backend", "", BEHIND)),
     "a bulk insert changes texts": ("a_bulk_insert_stores_what_a_plain_one_does", ("backend", "", BULK)),

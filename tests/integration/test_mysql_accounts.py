@@ -136,3 +136,41 @@ def test_only_root_can_name_another_account(python, place):
     done = run(python, *words, prefix=as_nobody())
     assert "only root can start a server as root" in done.err
     assert list(place.iterdir()) == []
+
+
+def test_root_runs_no_program_that_another_user_names(python, place):
+    place.chmod(0o755)
+    home, notes = place / "home", place / "notes"
+    programs = home / "bin"
+    programs.mkdir(parents=True)
+    (home / "share").symlink_to(Path(SERVER).resolve().parent.parent / "share")
+    notes.touch()
+    notes.chmod(0o666)
+    for name in ("mariadbd", "mariadb-dump", "tee"):
+        real = SERVER if name == "mariadbd" else shutil.which(name)
+        (programs / name).write_text(f'#!/bin/sh\necho "$(id -u) {name} $*" >> {notes}\nexec {real} "$@"\n')
+        (programs / name).chmod(0o755)
+    for path in (home, programs):
+        os.chown(path, NOBODY, NOBODY)
+    path = home / "db"
+    try:
+        good(python, "init", path, "--db-type", "mysql", "--option", f"bindir={programs}", prefix=as_nobody())
+        notes.write_text("")
+        good(python, "init", path)
+        good(python, "dbserver", "--path", path)
+        good(python, "backup", place / "saved", "--db", path)
+        ran = [line.split()[:2] for line in notes.read_text().splitlines()]
+        assert {name for _, name in ran} == {"mariadbd", "mariadb-dump"}
+        assert {uid for uid, _ in ran} == {str(NOBODY)}
+        assert (place / "saved").stat().st_uid == 0
+        good(python, "dbserver", "--path", path, "--stop")
+        # Its owner leads to a folder of root's, to have the programs run as root.
+        (path / "mysql").rename(path / "mine")
+        (place / "of-root").mkdir()
+        (path / "mysql").symlink_to(place / "of-root")
+        notes.write_text("")
+        for words in (("init", path), ("dbserver", "--path", path)):
+            assert run(python, *words).code != 0
+        assert notes.read_text() == ""
+    finally:
+        run(python, "dbserver", "--path", path, "--stop")

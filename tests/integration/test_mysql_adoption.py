@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import ipaddress
 import logging
 import os
 import shutil
@@ -11,11 +13,15 @@ from pathlib import Path
 
 import pytest
 from balsam_program import here
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from db_servers import Missing
 from waiting import wait_until
 
 from balsam_core import Job, backends, open_db
 from balsam_core.certificates import make_certificate
+from balsam_core.dbdir import DBDir
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable
 from balsam_core.initialise import initialise
 
@@ -58,6 +64,10 @@ def test_it_works_without_a_server_of_its_own(tmp_path, database, password):
     with open_db(path) as db:
         db.jobs.add([Job(command="true", workflow="w") for _ in range(3)])
         assert db.jobs.count() == 3
+    engine = backends.load("mysql").create_engine(DBDir.open(path), None, "writer")
+    with engine.connect() as conn:
+        assert conn.exec_driver_sql("SELECT @@idle_write_transaction_timeout").scalar() == 30
+    engine.dispose()
     served = here("dbserver", db=path)
     assert "needs no dbserver" in served.err
     # Again, without a password: the stored one is used.
@@ -93,7 +103,8 @@ def test_a_wrong_password_leaves_nothing(tmp_path, database):
 
 
 def test_a_database_of_another_db_is_refused(tmp_path, database, password):
-    initialise(tmp_path / "one", "mysql", {"url": database}, password=password)
+    with open_db(initialise(tmp_path / "one", "mysql", {"url": database}, password=password).db.path) as db:
+        db.jobs.add([Job(command="true", workflow="w")])  # an unused one would be taken over
     with pytest.raises(Conflict, match="belongs to another DB"):
         initialise(tmp_path / "two", "mysql", {"url": database}, password=password)
     assert not (tmp_path / "two").exists()
@@ -110,7 +121,10 @@ def test_a_database_of_another_db_is_refused(tmp_path, database, password):
         (lambda url: url + "?ssl_ca=/missing", "can't be read"),
         (lambda url: url + "?ssl_ca=relative", "full path"),
         (lambda url: url + "?ssl_mode=SOMETIMES", "ssl_mode must be one of"),
-        (lambda url: url + "?ssl_mode=REQUIRED", "can't encrypt"),
+        (lambda url: url + "?ssl_mode=REQUIRED", "add ssl_ca=FILE"),
+        # Nothing of the password is sent to a server that has no TLS.
+        (lambda url: url + f"?ssl_ca={__file__}", "isn't the one that is trusted"),
+        (lambda url: url + "?ssl_mode=VERIFY_IDENTITY", "isn't the one that is trusted"),
         (lambda url: url.replace("127.0.0.1", "127.0.0.1:x"), "can't be read"),
     ],
 )
@@ -147,11 +161,10 @@ def tls_server(tmp_path_factory):
         made = initialise(place / "db", "mysql").db
     except BalsamError as err:
         pytest.skip(str(err))
-    make_certificate(place / "site.pem", place / "site.key")
+    _site_certificate(place / "site.pem", place / "site.key")
     make_certificate(place / "other.pem", place / "other.key")
-    plan = backends.load("mysql").start_server(made, "127.0.0.1", _free_port(), tls=False)
-    argv = [word for word in plan.argv if word != "--skip-ssl"]
-    argv += [f"--ssl-cert={place}/site.pem", f"--ssl-key={place}/site.key", "--require-secure-transport=ON"]
+    plan = backends.load("mysql").start_server(made, "127.0.0.1", _free_port())
+    argv = [*plan.argv, f"--ssl-cert={place}/site.pem", f"--ssl-key={place}/site.key"]
     tied = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
     with subprocess.Popen([*tied, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -159,6 +172,28 @@ def tls_server(tmp_path_factory):
             yield plan.port, place, (made.path / "keys" / "mysql_password").read_text()
         finally:
             process.kill()
+
+
+def _site_certificate(certificate, key):
+    """Make one that names the server's host, as a site's does."""
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "site")])
+    now = dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(secret.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(secret, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    certificate.write_bytes(signed.public_bytes(pem))
+    key.touch(mode=0o600)
+    key.write_bytes(secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
 
 
 def _free_port():
@@ -184,8 +219,9 @@ def _answers(port, certificate, path):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ("ssl_mode=REQUIRED", None),
+        ("ssl_ca={place}/site.pem", None),
         ("ssl_ca={place}/site.pem&ssl_mode=REQUIRED", None),
+        ("ssl_ca={place}/other.pem&ssl_mode=REQUIRED", "isn't the one that is trusted"),
         ("ssl_ca={place}/other.pem", "isn't the one that is trusted"),
         ("ssl_ca={place}/other.pem&ssl_mode=VERIFY_CA", "isn't the one that is trusted"),
     ],
@@ -194,8 +230,6 @@ def test_tls_options_reach_the_driver(tmp_path, tls_server, options, fault):
     port, place, password = tls_server
     url = f"mysql://balsam@127.0.0.1:{port}/balsam?{options.format(place=place)}"
     init = backends.load("mysql").init_db
-    from balsam_core.dbdir import DBDir
-
     (tmp_path / "keys").mkdir(mode=0o700)
     db = DBDir(path=tmp_path, db_type="mysql", id="0" * 32)
     if fault is None:

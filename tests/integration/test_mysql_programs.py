@@ -46,12 +46,13 @@ def stand_in(folder: Path, name: str, says: str) -> Path:
 
 
 def start(backend, db):
-    return backend.start_server(db, "127.0.0.1", 3306, tls=True)
+    return backend.start_server(db, "127.0.0.1", 3306)
 
 
 def test_what_was_found_is_remembered_and_found_without_path(made, backend, monkeypatch, tmp_path):
     assert made.settings["variant"] == "mariadb"
     assert made.settings["series"].count(".") == 1
+    assert "bindir" not in made.settings
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Path(start(backend, made).argv[0]).resolve() == Path(SERVER).resolve()
 
@@ -61,10 +62,10 @@ def test_a_folder_can_be_named_by_option_and_by_variable(tmp_path, backend, made
     elsewhere.mkdir()
     (elsewhere / "mariadbd").symlink_to(SERVER)
     monkeypatch.setenv("BALSAM_MYSQL_BINDIR", str(elsewhere))
-    assert start(backend, replace(made, settings={**made.settings, "bindir": ""})).argv[0] == f"{elsewhere}/mariadbd"
+    assert start(backend, made).argv[0] == f"{elsewhere}/mariadbd"
     monkeypatch.delenv("BALSAM_MYSQL_BINDIR")
     assert initialise(made.path, options={"bindir": str(elsewhere)}).db.settings["bindir"] == str(elsewhere)
-    initialise(made.path, options={"bindir": str(Path(SERVER).parent)})
+    assert initialise(made.path).db.settings["bindir"] == str(elsewhere)
 
 
 def test_a_folder_without_programs_is_refused_in_one_line(tmp_path, monkeypatch):

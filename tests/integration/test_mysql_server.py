@@ -63,6 +63,7 @@ def login(served):
                 "user": "balsam",
                 "password": password_of(served),
                 "connect_timeout": 10,
+                "ssl": {"ca": str(served.path / "keys" / "mysql_certificate.pem")},
             }
             connection = MySQLdb.connect(**{**settings, **changes})
             stack.callback(connection.close)
@@ -250,7 +251,6 @@ def test_the_settings_are_the_safe_ones(login):
     wanted = {
         "character_set_server": "utf8mb4",
         "collation_server": "utf8mb4_bin",
-        "idle_write_transaction_timeout": "60",
         "innodb_doublewrite": "ON",
         "innodb_flush_log_at_trx_commit": "1",
         "local_infile": "OFF",
@@ -264,6 +264,8 @@ def test_the_settings_are_the_safe_ones(login):
     found = dict(ask(login(), "SHOW GLOBAL VARIABLES"))
     assert {name: found[name] for name in wanted} == wanted
     assert "STRICT_TRANS_TABLES" in found["sql_mode"]
+    with pytest.raises(MySQLdb.OperationalError, match="Access denied"):
+        login(ssl_mode="DISABLED", ssl=None)
     collations = ask(login(), "SELECT @@collation_database")
     assert collations == (("utf8mb4_bin",),)
     tables = ask(
@@ -306,7 +308,13 @@ def test_a_wrong_password_ends_a_call_at_once(served):
     before = file.read_text()
     file.write_text("wrong")
     try:
-        with open_db(served.path) as db, pytest.raises(Unavailable, match=r"refused balsam .* check the user"):
+        with (
+            open_db(served.path) as db,
+            pytest.raises(
+                Unavailable,
+                match=r"refused balsam .*keys/mysql_password.? holds another server's password: restore keys/",
+            ),
+        ):
             db.jobs.count()
     finally:
         file.write_text(before)

@@ -173,3 +173,53 @@ def test_an_account_that_cannot_get_there_is_told_where(tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (8, 1), done
     assert f"the account {NOBODY}, which the server shall run as, can't reach" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_root_runs_no_program_and_follows_no_link_of_another_user(place):
+    home = place / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, UID, UID)
+    env = {"HOME": str(home), **{name: str(home / name) for name in os.environ if name.startswith("XDG_")}}
+    path = home / "db"
+    balsam("init", path, "--db-type", "postgres", prefix=AS_NOBODY, env=env)
+    trap = home / "bin"
+    trap.mkdir()
+    for name in ("initdb", "postgres", "pg_dump", "pg_restore"):
+        (trap / name).write_text(f"#!/bin/sh\nid -u >> {trap}/caught\necho 'postgres (PostgreSQL) 15.1'\n")
+        (trap / name).chmod(0o755)
+    config = path / "balsam.toml"
+    config.write_text(config.read_text().replace("[settings]", f'[settings]\nbindir = "{trap}"'))
+    assert str(trap) in config.read_text()
+    for one in (trap, *trap.iterdir()):
+        os.chown(one, UID, UID)
+    for words in (("dbserver", "--path"), ("init",)):
+        done = attempt(*words, path)
+        assert (done.returncode, done.stderr.count("\n")) == (12, 1), done
+        assert "root doesn't run what others may have put into" in done.stderr
+    usual = {"BALSAM_PG_BINDIR": str(programs.find_server().bindir)}
+    with serving(path, env=usual) as pid:
+        assert uid_of(pid) == UID
+        assert "root doesn't run" in attempt("backup", place / "saved", "--db", path).stderr
+        balsam("backup", place / "saved", "--db", path, env=usual)
+    assert not (trap / "caught").exists()
+
+    (path / "log").rename(home / "log")
+    (place / "elsewhere").mkdir(mode=0o700)
+    (path / "log").symlink_to(place / "elsewhere")
+    os.chown(path / "log", UID, UID, follow_symlinks=False)
+    done = attempt("dbserver", "--path", path, env=usual)
+    assert (done.returncode, done.stderr.count("\n")) == (8, 1), done
+    assert "is a symbolic link of another user's, which root doesn't follow" in done.stderr
+    assert list((place / "elsewhere").iterdir()) == []
+
+    (path / "postgres").rename(home / "postgres")
+    (path / "postgres").symlink_to(place / "elsewhere")
+    (place / "elsewhere" / "PG_VERSION").write_text("15")
+    (place / "elsewhere" / "global").mkdir()
+    (place / "elsewhere" / "global" / "pg_control").touch()
+    (path / "log").unlink()
+    (home / "log").rename(path / "log")
+    done = attempt("dbserver", "--path", path, env={"BALSAM_PG_BINDIR": str(programs.find_server(major=15).bindir)})
+    assert (done.returncode, done.stderr.count("\n")) == (8, 1), done
+    assert "let one own both" in done.stderr
+    assert sorted(one.name for one in (place / "elsewhere").iterdir()) == ["PG_VERSION", "global"]

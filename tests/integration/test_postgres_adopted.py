@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 
 import pytest
@@ -116,3 +117,30 @@ def test_a_backup_needs_no_server_of_ours(url, secret, tmp_path):
     here.good("run", "--", "true", db=path)
     here.good("backup", tmp_path / "saved", db=path)
     assert b"PGDMP" in (tmp_path / "saved").read_bytes()
+
+
+def test_a_database_that_holds_something_else_is_left_as_it_is(theirs, databases, url, secret, tmp_path):
+    with databases.server("postgres").connect(theirs.database) as admin:
+        admin.execute("CREATE TABLE inventory (id int)")
+        done = adopt(tmp_path / "db", url, "--password-file", secret)
+        refused(done, 4, "the database is not empty", "'inventory'", "ask for an empty one")
+        assert ".balsam-init" not in done.err
+        rows = admin.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    assert rows == [("inventory",)]
+    assert not (tmp_path / "db").exists()
+
+
+def test_what_an_init_left_that_was_killed_is_taken_over_once_used_never(url, secret, tmp_path):
+    killed, path = tmp_path / "killed", tmp_path / "db"
+    assert adopt(killed, url, "--password-file", secret).code == 0
+    done = adopt(path, url, "--password-file", secret)
+    assert done.code == 0, done.err
+    assert "was made for another DB directory" in done.err
+    # Had it got its name after all, it would notice.
+    refused(here("ls", db=killed), 4, "belongs to another DB directory now")
+    shutil.rmtree(killed)
+    assert adopt(path, url, "--password-file", secret).code == 0
+    added = here.good("run", "--", "true", db=path)
+    assert added.code == 0
+    here.good("rm", "1", "--yes", db=path)  # used, though empty again
+    refused(adopt(tmp_path / "third", url, "--password-file", secret), 4, "belongs to another DB directory", "restore")

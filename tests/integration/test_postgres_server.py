@@ -65,7 +65,7 @@ def login(served):
                 "dbname": "balsam",
                 "password": password_of(served),
                 "connect_timeout": 10,
-                "sslmode": "disable",
+                "sslmode": "require",
             }
             connection = psycopg.connect(**{**settings, **changes})
             stack.callback(connection.close)

@@ -138,10 +138,10 @@ def test_a_transaction_that_begins_after_the_publication_is_given_up(db_dir, mon
         native = db.transport._direct
         connect = native._connect
 
-        def publish_first():
+        def publish_first(deadline):
             monkeypatch.undo()
             dbserver.start(db_dir)
-            return connect()
+            return connect(deadline)
 
         monkeypatch.setattr(native, "_connect", publish_first)
         try:

@@ -363,3 +363,31 @@ def test_bad_db_type_names_are_refused_at_construction(name):
 def test_driver_must_be_a_top_level_module():
     with pytest.raises(ValueError, match="top-level"):
         DBType(name="a", title="T", server=ServerPolicy.NONE, plugin_api=1, driver="a.b")
+
+
+def test_check_imports_every_module_of_the_package(site, tmp_path, monkeypatch):
+    home = tmp_path / "toyish_module"
+    home.mkdir()
+    (home / "__init__.py").write_text("")
+    (home / "entry.py").write_text(textwrap.dedent(GOOD))
+    (home / "__main__.py").write_text("raise SystemExit('it ran')\n")
+    (home / "late.py").write_text("from balsam_core.plugin import no_such_name\n")
+    site("toyish", entries="[balsam.backends]\ntoy = toyish_module.entry\n")
+    (tmp_path / "toyish_module.py").unlink()
+    assert row("toy").status == "ok"
+    (found,) = Registry().check("toy")
+    assert (found.status, found.detail.startswith("its module toyish_module.late: ImportError")) == ("broken", True)
+    assert "no_such_name" in found.traceback
+    assert "pip install" in found.remedy
+    (home / "late.py").write_text("")
+    for name in [one for one in sys.modules if one.startswith("toyish_module")]:
+        monkeypatch.delitem(sys.modules, name)
+    (found,) = Registry().check("toy")
+    assert found.status == "ok", found
+
+
+def test_what_a_plan_carries_fails_in_one_line(site, db):
+    site("toy-plan", code=GOOD.replace("lambda seconds: True", "lambda seconds: 1 // 0"))
+    plan = Registry().load("toy").start_server(db, "127.0.0.1", 5)
+    with pytest.raises(BackendError, match=r"^toy-plan 1\.0 failed in is_ready: ZeroDivisionError: .* authors$"):
+        plan.is_ready(1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,9 +47,9 @@ def test_an_adopted_db_needs_no_server(tmp_path):
             ["--user=me", "--host=db.example", "--port=3306"],
         ),
         (
-            "mariadb+mysqldb://m%40e@localhost:99/a%20b?ssl_mode=REQUIRED",
-            {"host": "127.0.0.1", "port": 99, "user": "m@e", "database": "a b", "ssl_mode": "REQUIRED"},
-            ["--user=m@e", "--host=127.0.0.1", "--port=99", "--ssl"],
+            "mariadb+mysqldb://m%40e@localhost:99/a%20b?ssl_mode=VERIFY_IDENTITY",
+            {"host": "127.0.0.1", "port": 99, "user": "m@e", "database": "a b", "ssl_mode": "VERIFY_IDENTITY"},
+            ["--user=m@e", "--host=127.0.0.1", "--port=99", "--ssl", "--ssl-verify-server-cert"],
         ),
         (
             "mysql://me@/jobs?unix_socket=/run/s",
@@ -56,7 +57,8 @@ def test_an_adopted_db_needs_no_server(tmp_path):
             ["--user=me", "--socket=/run/s"],
         ),
         (
-            "mysql://me@h/jobs?ssl_ca=/",
+            # Told to require TLS but not to verify, the client library would go on without.
+            "mysql://me@h/jobs?ssl_ca=/&ssl_mode=REQUIRED",
             {
                 "host": "h",
                 "port": 3306,
@@ -94,7 +96,8 @@ def test_urls_become_parameters_and_arguments(url, parameters, words):
         "mysql://me@h/d#x",
         "mysql://me:secret@h/d",
         "mysql://me@h/d?ssl_mode",
-        "mysql://me@h/d?ssl_mode=REQUIRED&ssl_mode=DISABLED",
+        "mysql://me@h/d?ssl_mode=DISABLED&ssl_mode=DISABLED",
+        "mysql://me@h/d?ssl_mode=REQUIRED",
         "mysql://me@[::1/d",
     ],
 )
@@ -129,7 +132,10 @@ def test_errors_are_told_apart():
     assert faults.hopeless(DriverError(2003, "Can't connect"), {"host": "h"}) is None
     assert faults.hopeless(DriverError(2026, "TLS/SSL error: unexpected eof while reading"), {"host": "h"}) is None
     assert "trusted" in str(faults.hopeless(DriverError(2026, "TLS/SSL error: self-signed certificate"), {"host": "h"}))
-    assert "refused me" in str(faults.hopeless(DriverError(1045, "Access denied"), {"host": "h", "user": "me"}))
+    denied = DriverError(1045, "Access denied"), {"host": "h", "user": "me"}
+    assert "refused me (Access denied): check the user and the password" in str(faults.hopeless(*denied))
+    own = str(faults.hopeless(*denied, Path("/db/keys/mysql_password")))
+    assert own.endswith(": /db/keys/mysql_password holds another server's password: restore keys/")
 
 
 def test_a_client_program_that_is_missing_is_named_with_its_package(tmp_path, monkeypatch):
@@ -150,7 +156,8 @@ SAFE = {
     "innodb_doublewrite": "ON",
     "max_allowed_packet": str(64 * 1024 * 1024),
 }
-TARGET = Target.parse("mysql://me@db.example/jobs")
+TARGET = Target.parse("mysql://me@db.example/jobs?ssl_ca=/")
+UNSURE = Target.parse("mysql://me@db.example/jobs?ssl_mode=PREFERRED")
 
 
 @pytest.mark.parametrize(
@@ -184,13 +191,21 @@ def test_servers_that_are_fit_are_told_apart():
         ({"sync_binlog": "0", "log_bin": "OFF"}, None),
         ({"innodb_doublewrite": "OFF"}, "innodb_doublewrite off"),
         ({"max_allowed_packet": "16777216"}, "max_allowed_packet=16777216"),
-        ({"tls": ""}, "not encrypted"),
     ],
 )
 def test_each_risk_is_warned_about(change, warning):
     found = list(adopt._risks({**SAFE, **change}, TARGET, full=True))
     assert len(found) == (warning is not None)
     assert warning is None or warning in found[0]
+
+
+@pytest.mark.parametrize(("cipher", "how"), [("", "not encrypted"), ("TLS_X", "only as long as nobody interferes")])
+def test_a_server_that_does_not_prove_itself_is_warned_about(cipher, how):
+    (found,) = adopt._risks({**SAFE, "tls": cipher}, UNSURE, full=True)
+    assert how in found
+    assert found.endswith("add ssl_ca=FILE to the URL")
+    near = Target.parse("mysql://me@localhost/jobs")
+    assert not list(adopt._risks({**SAFE, "tls": cipher}, near, full=True))
 
 
 # MySQL's half has never been run: that the commands are those of its manual is checked on a program that notes them.

@@ -8,7 +8,7 @@ import pytest
 
 from balsam_core.address import Address
 from balsam_core.dbdir import DBDir
-from balsam_core.errors import Corrupt, InvalidInput, Unavailable
+from balsam_core.errors import BackendError, Corrupt, InvalidInput, Unavailable
 
 psycopg = pytest.importorskip("psycopg")
 adopting = pytest.importorskip("balsam_postgres.adopting")
@@ -68,7 +68,17 @@ def test_a_server_of_ours_is_pinned_and_gets_no_password_in_clear(tmp_path):
     assert (found["sslmode"], found["sslrootcert"]) == ("verify-ca", str(tmp_path / "keys" / "postgres.crt"))
     assert found["require_auth"] == "scram-sha-256"
     assert "require_auth" not in connecting.own_parameters(db, address, 150000)
+    here = Address(state="running", host="127.0.0.1", port=5, protocol="postgresql", details={"tls": "on"})
+    assert connecting.own_parameters(db, here, 160000)["sslmode"] == "disable"
+    assert connecting.own_parameters(db, here, 150000)["sslmode"] == "verify-ca"
     assert "password" not in found
+    plain = Address(state="running", host="127.0.0.1", port=5, protocol="postgresql", details={"tls": "off"})
+    assert connecting.own_parameters(db, plain, 160000)["require_auth"] == "scram-sha-256"
+    with pytest.raises(BackendError, match=r"would tell the password .* pip install 'psycopg\[binary\]'"):
+        connecting.own_parameters(db, plain, 150018)
+    careful = {"url": "postgresql://user@host/db?require_auth=scram-sha-256"}
+    with pytest.raises(BackendError, match="the URL's require_auth needs PostgreSQL's library 16"):
+        connecting.adopted_parameters(careful, 150018)
     with pytest.raises(Unavailable, match="speaks balsam/1, not postgresql"):
         connecting.connect(db, Address(state="running", host="host", port=5, protocol="balsam/1"))
 

@@ -216,6 +216,20 @@ def test_keys_of_a_killed_insert_can_be_used_again(db: Database, jobs: Jobs) -> 
     assert jobs.count() == 1
 
 
+def test_nothing_of_an_unpublished_insert_is_seen(db: Database, jobs: Jobs) -> None:
+    (parent,) = jobs.add(Job(command="x"))
+    batch = db.run(calls.OpenBatch())
+    hidden = db.run(calls.AddJobs(jobs=[Job(command="x", parents=[parent])], batch=batch)).first
+    assert jobs.ids() == [parent]
+    assert db.run(calls.GetEdges(jobs=[parent], children_of=True)) == []
+    assert db.run(calls.GetEdges(jobs=[hidden])) == []
+    assert jobs.history(hidden) == []
+    with pytest.raises(NotFound):
+        jobs.add(Job(command="y", parents=[hidden]))
+    db.run(calls.PublishBatch(batch=batch))
+    assert db.run(calls.GetEdges(jobs=[hidden])) == [calls.Edge(parent, hidden)]
+
+
 def test_a_batch_published_by_a_killed_process_is_promoted_by_others(db: Database, jobs: Jobs) -> None:
     batch = db.run(calls.OpenBatch())
     answer = db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(5)], batch=batch))

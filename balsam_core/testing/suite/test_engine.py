@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     MakeEngine = Callable[[EngineRole], Engine]
 
+HELD = 3.0  # seconds
 COUNT = sa.select(sa.func.count()).select_from(tables.jobs)
 
 
@@ -66,6 +68,30 @@ def test_a_writer_commits_or_leaves_nothing(db: Database, engine: MakeEngine) ->
     with writer.begin() as conn:
         conn.execute(tables.jobs.update().values(priority=5))
     assert [row[0] for row in db.jobs.rows("priority")] == [5]
+
+
+@pytest.mark.once
+def test_a_write_waits_for_a_lock_that_another_holds_for_seconds(db: Database, engine: MakeEngine) -> None:
+    """Longer than an engine's first patience: the call's deadline decides."""
+    db.jobs.add(Job(command="x"))
+    answers: list[object] = []
+    adding = threading.Thread(target=lambda: answers.append(_add(db)), daemon=True)
+    count = sa.select(tables.counters.c.last).where(tables.counters.c.name == "jobs").with_for_update()
+    with engine("owner").begin() as conn:
+        conn.execute(count)
+        adding.start()
+        adding.join(HELD)  # ends earlier where nobody else is kept waiting
+    adding.join(60)
+    assert not adding.is_alive(), "it still waits for a lock that is free"
+    assert answers == [1]
+    assert db.jobs.count() == 2
+
+
+def _add(db: Database) -> object:
+    try:
+        return len(db.jobs.add(Job(command="x")))
+    except BalsamError as err:
+        return err
 
 
 @pytest.mark.once

@@ -44,6 +44,21 @@ def test_claims_go_by_priority_then_age_and_only_what_fits(db: Database, jobs: J
     assert {job.name for job in claim(db, me, 9, resources=everything)} == {"wide", "long", "gpu"}
 
 
+def test_one_claim_over_several_classes_gives_each_job_once_by_priority(db: Database, jobs: Jobs) -> None:
+    ids = jobs.add(
+        [Job(command="x", num_nodes=1 + n % 3, priority=n // 3 % 4) for n in range(24)]  # all of each in each class
+    )
+    me = register(db)
+    everything = Resources(nodes=3)
+    first = claim(db, me, 13, resources=everything)  # past two priorities, into the third
+    rest = claim(db, me, 100, resources=everything)
+    assert sorted(job.id or 0 for job in first + rest) == list(ids)
+    priorities = [job.priority for job in first + rest]
+    assert priorities == sorted(priorities, reverse=True)
+    assert len(first) == 13
+    assert claim(db, me, resources=everything) == []
+
+
 def test_claims_of_one_workflow_or_of_given_jobs(db: Database, jobs: Jobs) -> None:
     ids = jobs.add([Job(command="x", workflow=flow) for flow in ("a", "b", "a", "b")])
     me = register(db)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from balsam_core.testing.fixtures import Place
 
 WRITERS, WRITES = 8, 25
+SHARERS, TURNS = 16, 4
 TAKERS = 4
 CHURNERS, ROUNDS = 4, 40
 
@@ -30,6 +31,13 @@ def test_many_writers_lose_and_double_nothing(place: Place, db: Database) -> Non
     told = [list(map(int, out.split())) for out in outputs]
     assert all(len(ids) == WRITES for ids in told)
     assert {number for ids in told for number in ids} == {number for number, _, _ in rows}
+
+
+def test_overlapping_keys_are_no_error_and_one_job_each(place: Place, db: Database) -> None:
+    """All who add a key at the same moment are told the same id."""
+    outputs = run_together([("share", place.path, number, TURNS) for number in range(SHARERS)])
+    told = {tuple(word.split("=")) for out in outputs for word in out.split()}
+    assert told == {(key, str(number)) for number, key in db.jobs.rows("id", "key")}
 
 
 def test_claims_of_many_processes_are_disjoint_and_complete(place: Place, db: Database) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import selectors
 import signal
 import socket
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import psutil
 import pytest
@@ -16,6 +20,7 @@ from balsam_core import address, dbserver, identity, open_db
 from balsam_core.errors import BalsamError, OutcomeUnknown, ServerNotRunning, Unavailable
 from balsam_core.model import calls
 from balsam_core.model.job import Job
+from balsam_core.plugin import is_loopback
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.testing.tools import balsam, one_line, start_program, wait_until
 from balsam_core.watchdog.lease import Watch
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
 UNAVAILABLE = 6  # exit code
 INVALID_INPUT = 5
+STRANGER_SECONDS = 45  # until a command gives up that a stranger keeps waiting
 
 
 @pytest.fixture
@@ -80,15 +86,18 @@ def test_a_server_starts_once_answers_and_stops(served: Spare, run: Run) -> None
         socket.create_connection((first["host"], first["port"]), timeout=5).close()
 
 
-def test_a_server_listens_on_the_published_port_only(served: Spare) -> None:
+def test_a_server_listens_on_the_published_address_only(served: Spare) -> None:
     published = dbserver.start(served.directory).address
-    ports = {
-        connection.laddr.port
-        for process in [psutil.Process(published.pid), *psutil.Process(published.pid).children(recursive=True)]
+    assert is_loopback(published.host), "unless it is told a host, a server is for this machine alone"
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in _tree(published)
         for connection in process.net_connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN
     }
-    assert ports == {published.port}
+    assert {port for _, port in listening} == {published.port}
+    wide = {ip for ip, _ in listening if not is_loopback(ip)}
+    assert not wide, f"it listens at {wide}, which {published.host} does not say"
 
 
 def test_no_secret_is_in_the_address_or_on_a_command_line(served: Spare) -> None:
@@ -161,6 +170,112 @@ def test_a_client_outlives_a_stop_and_a_start(served: Spare) -> None:
         dbserver.stop(served.directory)
         dbserver.start(served.directory)
         assert db.jobs.add(Job(command="x"))[0] == first + 1
+
+
+@pytest.mark.parametrize("word", [b"\x00\x00\x00\x00 hello \xff\r\n" * 50], ids=["garbage"])
+def test_a_stranger_at_a_dead_servers_port_learns_nothing(served: Spare, backend: Backend, word: bytes) -> None:
+    """Whoever finds the published port free may listen there; no secret is sent before the server has proven itself."""
+    published = dbserver.start(served.directory).address
+    with open_db(served.path) as db:
+        db.jobs.remove()
+        db.jobs.add(Job(command="x"))
+    _kill_with_watchdog(served, published)
+    stranger = wait_until(lambda: _listen(published), "the port's release")
+    assert stranger is not None
+    with _Listener(stranger, word) as listener:
+        began = time.monotonic()
+        done = balsam("--db", served.path, "ls")
+        lasted = time.monotonic() - began
+        with pytest.raises(BalsamError) if done.returncode else contextlib.nullcontext(), open_db(served.path) as db:
+            db.run(calls.CountJobs(), timeout=3)
+    if done.returncode:
+        assert done.returncode == UNAVAILABLE, done.stderr
+        one_line(done)
+    else:
+        assert backend.identity.server is ServerPolicy.OPTIONAL, "who has answered?"
+        assert "served-only" not in backend.identity.capabilities
+    assert lasted < STRANGER_SECONDS, f"the error came after {lasted:.0f} s"
+    heard = bytes(listener.heard)
+    told = [name for name, secret in _secrets(served) if secret in heard]
+    assert not told, f"a stranger was told what is in {told}"
+    dbserver.start(served.directory)
+    with open_db(served.path) as db:
+        assert db.jobs.count() == 1
+
+
+class _Listener:
+    """Somebody who listens, says one thing to all, and keeps what he hears."""
+
+    def __init__(self, listening: socket.socket, word: bytes) -> None:
+        self.heard = bytearray()
+        self._word = word
+        self._listening = listening
+        self._selector = selectors.DefaultSelector()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def _listen(self) -> None:
+        self._listening.setblocking(False)
+        self._selector.register(self._listening, selectors.EVENT_READ)
+        while not self._ended.is_set():
+            for key, _ in self._selector.select(0.05):
+                if key.fileobj is self._listening:
+                    peer, _address = self._listening.accept()
+                    self._selector.register(peer, selectors.EVENT_READ)
+                    with contextlib.suppress(OSError):
+                        peer.sendall(self._word)
+                else:
+                    self._hear(key.fileobj)  # type: ignore[arg-type]
+
+    def _hear(self, peer: socket.socket) -> None:
+        try:
+            some = peer.recv(65536)
+        except OSError:
+            some = b""
+        self.heard += some
+        if not some:
+            self._selector.unregister(peer)
+            peer.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+
+
+def _secrets(spare: Spare) -> list[tuple[str, bytes]]:
+    """Return what ``keys/`` holds: whole files, and their words that are long enough to be secrets."""
+    found = []
+    for file in spare.directory.keys.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            words = {content, content.strip(), *re.findall(rb"[^\s\"'=:]{16,}", content)}
+            found += [(file.name, word) for word in words if word]
+    return found
+
+
+def _tree(published: Address) -> list[psutil.Process]:
+    server = psutil.Process(published.pid)
+    return [server, *server.children(recursive=True)]
+
+
+def _kill_with_watchdog(spare: Spare, published: Address) -> None:
+    """Let the watchdog, the server and all its processes end at once, so that the address stays published."""
+    lease = Watch(spare.directory).look().lease
+    assert lease is not None
+    processes = [psutil.Process(lease.pid), *_tree(published)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+    gone, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive, (gone, alive)
 
 
 def _kill(spare: Spare, before: Address) -> None:

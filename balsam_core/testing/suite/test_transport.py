@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from balsam_core.testing.fixtures import Place
 
 THREADS, ADDS = 8, 15
+MANY = 70_000
 
 
 def test_it_says_whose_database_it_is(db: Database) -> None:
@@ -105,8 +106,21 @@ def test_no_condition_makes_an_error_that_is_not_balsams(jobs: Jobs, field: str,
 
 
 def test_many_ids_may_be_named_at_once(jobs: Jobs) -> None:
+    """More than a statement may have parameters in some databases."""
     (known,) = jobs.add(Job(command="x"))
-    assert jobs.where(Job.id.in_([*range(known + 1, known + 20_000), known])).ids() == [known]
+    named = jobs.where(Job.id.in_([*range(known + 1, known + MANY), known]))
+    assert named.ids() == [known]
+    assert (named.count(), named.kill(), named.retry()) == (1, 1, 1)
+    assert [job.id for job in named.remove()] == [known]
+
+
+@pytest.mark.parametrize("field", ["name", "key", "workflow", "app", "command", "description"])
+def test_no_condition_holds_a_nul(jobs: Jobs, field: str) -> None:
+    """Some databases can't store it, and some end the text there."""
+    for compare in ("eq", "ne", "lt", "in", "contains", "startswith"):
+        for value in ("\0", "a\0b"):
+            with pytest.raises(InvalidInput, match="NUL"):
+                jobs.where(Compare(field, compare, [value] if compare == "in" else value)).ids()
 
 
 def test_faults_of_the_caller_are_told_apart(db: Database, jobs: Jobs) -> None:

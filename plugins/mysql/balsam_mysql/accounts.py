@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from balsam_core.plugin import BackendError, DBDirError, InvalidInput, shown
+from balsam_core.plugin import BackendError, DBDirError, InvalidInput, shown, write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,21 @@ class Owner:
     def process(self) -> dict[str, Any]:
         """Arguments of ``subprocess`` to run a program as this account."""
         return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.is_other else {}
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a private file into the account's folder, as that account, which could lead root to another place.
+
+        Raises:
+            DBDirError: It can't be written.
+        """
+        if not self.is_other:
+            write_private(path, data)
+            return
+        argv: list[str | Path] = ["tee", path]
+        try:
+            subprocess.run(argv, input=data, capture_output=True, check=True, cwd="/", umask=0o077, **self.process)
+        except (OSError, subprocess.CalledProcessError):
+            raise DBDirError(f"{shown(path)} can't be written as {self.name}: see whose it is, and the disk") from None
 
     def give(self, path: Path) -> None:
         """Give a file to the account."""
@@ -102,14 +118,19 @@ def owner_of(home: Path) -> Owner:
         BackendError: No server can run as that account.
         DBDirError: They belong to another user, or can't be looked at.
     """
+    is_root = os.geteuid() == 0
     try:
-        status = home.stat()
+        status = home.stat(follow_symlinks=not is_root)
+        above = home.parent.stat().st_uid
     except OSError as err:
         raise DBDirError(f"{shown(home)} can't be looked at: {err.strerror}") from None
     name = _name(status.st_uid)
     if os.geteuid() not in {0, status.st_uid}:
         raise DBDirError(f"{shown(home)} belongs to {name or status.st_uid}, who alone, or root, can start its server")
-    if name is None and os.geteuid() == 0:
+    # Who can write here could lead root to data of another's, and have any program run as that one.
+    if is_root and (not stat.S_ISDIR(status.st_mode) or above not in {0, status.st_uid}):
+        raise DBDirError(f"{shown(home)} is a link, or not its DB's owner's: root doesn't serve it")
+    if name is None and is_root:
         raise BackendError(f"{shown(home)} belongs to user {status.st_uid}, who has no account here to run a server as")
     return Owner(name=name or "", uid=status.st_uid, gid=status.st_gid)
 

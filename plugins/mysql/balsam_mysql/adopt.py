@@ -125,8 +125,9 @@ def _risks(found: Mapping[str, str], target: Target, *, full: bool) -> Iterator[
             f"{where} has max_allowed_packet={found['max_allowed_packet']}: jobs with large documents can be refused; "
             f"{_LEAST_PACKET} is enough"
         )
-    if not found["tls"] and not target.is_local and not is_loopback(target.host):
-        yield f"the connection to {where} is not encrypted: add ssl_ca=FILE or ssl_mode=REQUIRED to the URL"
+    if not target.is_sure and not target.is_local and not is_loopback(target.host):
+        how = "encrypted only as long as nobody interferes" if found["tls"] else "not encrypted"
+        yield f"the connection to {where} is {how}: add ssl_ca=FILE to the URL"
 
 
 def _place(target: Target) -> str:

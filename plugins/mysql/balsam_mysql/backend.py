@@ -69,11 +69,11 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
 
 
 @hookimpl
-def balsam_start_server(db: DBDir, host: str, port: int, tls: bool) -> ServerPlan:  # noqa: FBT001
-    """Run ``mariadbd`` or ``mysqld`` on the data."""
+def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:
+    """Run ``mariadbd`` or ``mysqld`` on the data, always with TLS."""
     from balsam_mysql.server import server_plan
 
-    return server_plan(db, host, port, tls=tls)
+    return server_plan(db, host, port)
 
 
 @hookimpl

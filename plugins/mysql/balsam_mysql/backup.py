@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from balsam_core.plugin import BackendError, Corrupt, DBDirError, ServerNotRunning, Unavailable, shown
 from balsam_mysql import keys
-from balsam_mysql.files import server_programs
+from balsam_mysql.accounts import owner_of
+from balsam_mysql.connecting import connect
+from balsam_mysql.files import data_home, server_programs
 from balsam_mysql.options import ACCOUNT, DATABASE
 from balsam_mysql.programs import client
 from balsam_mysql.url import Target
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from balsam_core.plugin import Address, DBDir
+    from balsam_mysql.accounts import Owner
 
 __all__ = ["backup", "restore"]
 
@@ -43,9 +46,9 @@ def backup(db: DBDir, address: Address | None, target: Path) -> None:
     variant = db.settings["variant"]
     program = _program(db, _DUMP, variant)
     more = ["--set-gtid-purged=OFF"] if variant == "mysql" else []
-    options = [*_DUMP_OPTIONS, *more, f"--result-file={target}"]
     try:
-        _run(db, address, program, [*options, _database(db)], subprocess.DEVNULL)
+        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            _run(db, address, program, [*_DUMP_OPTIONS, *more, _database(db)], to=file)
         if not _is_whole(target):
             raise Unavailable(f"{Path(program).name} wrote only a part of the backup: check the disk, and repeat")
     except BaseException:
@@ -68,7 +71,7 @@ def restore(db: DBDir, address: Address | None, source: Path) -> None:
     with source.open("rb") as file:
         _skip_mark(file, variant)
         # The commands of an interactive client, which could start programs, are off in this mode.
-        _run(db, address, program, ["--binary-mode", "--batch", _database(db)], file)
+        _run(db, address, program, ["--binary-mode", "--batch", _database(db)], source=file)
 
 
 def _program(db: DBDir, names: dict[str, tuple[str, ...]], variant: str) -> str:
@@ -98,16 +101,28 @@ def _skip_mark(file: BinaryIO, variant: str) -> None:
     os.lseek(file.fileno(), file.tell(), os.SEEK_SET)
 
 
-def _run(db: DBDir, address: Address | None, program: str, options: Sequence[str], source: BinaryIO | int) -> None:
-    with _login(db, address) as login:
+def _run(
+    db: DBDir,
+    address: Address | None,
+    program: str,
+    options: Sequence[str],
+    *,
+    source: BinaryIO | int = subprocess.DEVNULL,
+    to: BinaryIO | int = subprocess.DEVNULL,
+) -> None:
+    # The program may be one that the data's owner has named, so root doesn't run it.
+    owner = None if "url" in db.settings else owner_of(data_home(db))
+    with _login(db, address, owner) as login:
         try:
             done = subprocess.run(
                 [program, *login, "--default-character-set=utf8mb4", *options],
                 stdin=source,
-                stdout=subprocess.DEVNULL,
+                stdout=to,
                 stderr=subprocess.PIPE,
                 check=False,
+                cwd="/",
                 umask=0o077,
+                **(owner.process if owner else {}),
                 env={name: value for name, value in os.environ.items() if not name.startswith(("MYSQL", "MARIADB"))},
             )
         except OSError as err:
@@ -119,7 +134,7 @@ def _run(db: DBDir, address: Address | None, program: str, options: Sequence[str
 
 
 @contextlib.contextmanager
-def _login(db: DBDir, address: Address | None) -> Iterator[list[str]]:
+def _login(db: DBDir, address: Address | None, owner: Owner | None) -> Iterator[list[str]]:
     """Give the arguments with which a client program logs in; the password is in a private file for the time."""
     variant = db.settings["variant"]
     lines = ["[client]", f"password={_quoted(keys.read_password(db))}"]
@@ -131,23 +146,38 @@ def _login(db: DBDir, address: Address | None) -> Iterator[list[str]]:
         )
     else:
         words = [f"--host={address.host}", f"--port={address.port}", f"--user={ACCOUNT}", "--protocol=tcp"]
-        if address.details.get("tls") == "on":
-            words += [f"--ssl-ca={keys.certificate_file(db)}"]
-            words += ["--ssl-mode=VERIFY_CA"] if variant == "mysql" else ["--ssl"]
-            # Newer programs of MariaDB would else compare the host's name; older ones don't know it.
-            lines += [f"loose-{line}" for line in _pin(db)]
-        else:
-            words += ["--ssl-mode=DISABLED"] if variant == "mysql" else ["--skip-ssl"]
+        # Older programs of MariaDB know no fingerprint, and go on without TLS where a server says that it has none. So
+        # the driver looks first whether the server is ours; and without plugins none gets the password itself.
+        _look(db, address)
+        words += ["--ssl-mode=VERIFY_CA"] if variant == "mysql" else ["--ssl"]
+        lines += [f"loose-{line}" for line in _pin(db)]
     folder = Path(tempfile.mkdtemp(prefix="balsam-"))
     try:
         file = folder / "login.cnf"
         file.touch(mode=0o600)
         file.write_text("\n".join([*lines, ""]))
+        if owner:
+            certificate, plugins = folder / "certificate.pem", folder / "plugins"
+            plugins.mkdir(mode=0o700)
+            # A copy, since the owner of the data may have no way into `keys`.
+            certificate.write_bytes(keys.certificate_file(db).read_bytes())
+            words += [f"--ssl-ca={certificate}", f"--plugin-dir={plugins}"]
+            for path in (folder, file, certificate, plugins):
+                owner.give(path)
         yield [f"--defaults-file={file}", *words]
     except OSError as err:
         raise DBDirError(f"{shown(folder)} can't be used: {err.strerror}") from err
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _look(db: DBDir, address: Address) -> None:
+    import MySQLdb
+
+    try:
+        connect(db, address).close()
+    except MySQLdb.Error as err:
+        raise Unavailable(f"the database server at {address.host}:{address.port} can't be reached: {err}") from err
 
 
 def _pin(db: DBDir) -> list[str]:

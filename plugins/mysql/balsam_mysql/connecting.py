@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from balsam_core.plugin import DBDirError, Unavailable, private_file, seconds_left, shown
 from balsam_mysql import keys
-from balsam_mysql.options import ACCOUNT, DATABASE, LOCK_WAIT, SQL_MODE, TABLE_LOCK_WAIT
+from balsam_mysql.options import ACCOUNT, DATABASE, IDLE_WRITE, LOCK_WAIT, SQL_MODE, TABLE_LOCK_WAIT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from MySQLdb.connections import Connection
 
     from balsam_core.plugin import Address, DBDir
@@ -35,6 +37,8 @@ _SESSION = (
         f"lock_wait_timeout={TABLE_LOCK_WAIT}, time_zone='+00:00'"
     ),
 )
+# A client that is stopped, or whose host has lost its power, must not keep its locks for hours.
+_MARIADBS = f", idle_write_transaction_timeout={IDLE_WRITE}"
 
 
 def connect(db: DBDir, address: Address, *, timeout: int = CONNECT_TIMEOUT, read_timeout: int = READ_TIMEOUT) -> Any:  # noqa: ANN401
@@ -51,9 +55,9 @@ def connect(db: DBDir, address: Address, *, timeout: int = CONNECT_TIMEOUT, read
         "user": ACCOUNT,
         "password": keys.read_password(db),
         "database": DATABASE,
-        **tls_of(db, address),
+        **tls_of(db),
     }
-    return _open(settings, timeout, read_timeout)
+    return _open(settings, timeout, read_timeout, own=keys.password_file(db))
 
 
 def connect_by_url(db: DBDir, target: Target, *, password: str | None = None, read_timeout: int = READ_TIMEOUT) -> Any:  # noqa: ANN401
@@ -69,16 +73,17 @@ def connect_by_url(db: DBDir, target: Target, *, password: str | None = None, re
     return _open({**target.parameters(), "password": secret}, CONNECT_TIMEOUT, read_timeout)
 
 
-def tls_of(db: DBDir, address: Address) -> dict[str, Any]:
+def tls_of(db: DBDir) -> dict[str, Any]:
     """Return the driver's parameters for TLS: only the one certificate in ``keys`` is accepted, under any name.
 
     MariaDB's client library compares the host's name when told to verify, and no certificate of ours holds one. It also
     goes on without TLS when a server, or somebody on the way, says that there is none, although told to require it.
     A fingerprint cures both; it can be given by a file of options only, and before 3.4 be SHA-1 only, but then the
-    authority is checked besides.
+    authority is checked besides. What the published address says plays no part.
+
+    Raises:
+        DBDirError: A file is missing, damaged or open to others.
     """
-    if address.details.get("tls") != "on":
-        return {"ssl_mode": "DISABLED"}
     import MySQLdb
 
     found: dict[str, Any] = {"ssl": {"ca": str(keys.certificate_file(db))}, "ssl_mode": "VERIFY_CA"}
@@ -87,13 +92,13 @@ def tls_of(db: DBDir, address: Address) -> dict[str, Any]:
         found["ssl_mode"] = "REQUIRED"
         pin = keys.pin_file(db)
         if b"ssl-fp=" not in private_file(pin):  # the driver would go on without
-            raise DBDirError(f"{shown(pin)} is damaged: restart the server, which writes it anew")
+            raise DBDirError(f"{shown(pin)} is damaged: run balsam init on the DB, which writes it anew")
         found["read_default_file"] = str(pin)
         found["read_default_group"] = "balsam-sha256" if client >= LONG_PINS else "balsam-sha1"
     return found
 
 
-def _open(settings: dict[str, Any], timeout: int, read_timeout: int) -> Connection:
+def _open(settings: dict[str, Any], timeout: int, read_timeout: int, own: Path | None = None) -> Connection:
     import MySQLdb
     from MySQLdb.constants import CLIENT
 
@@ -114,13 +119,14 @@ def _open(settings: dict[str, Any], timeout: int, read_timeout: int) -> Connecti
             autocommit=False,
         )
     except MySQLdb.Error as err:
-        if fault := hopeless(err, settings):
+        if fault := hopeless(err, settings, own):
             raise fault from err
         raise
     try:
         cursor = connection.cursor()
-        for statement in _SESSION:
-            cursor.execute(statement)
+        isolation, variables = _SESSION
+        cursor.execute(isolation)
+        cursor.execute(variables + (_MARIADBS if "MariaDB" in connection.get_server_info() else ""))
         if settings.get("ssl_mode", "DISABLED") not in {"DISABLED", "PREFERRED"}:
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             if not cursor.fetchone()[1]:

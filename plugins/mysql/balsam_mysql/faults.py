@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from balsam_core.plugin import BalsamError, Corrupt, InvalidInput, Unavailable
+from balsam_core.plugin import BalsamError, Corrupt, InvalidInput, Unavailable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["code_of", "hopeless", "is_broken", "is_retryable", "translate"]
 
@@ -52,14 +53,15 @@ _MEANINGS: tuple[tuple[set[int], type[BalsamError], str, str], ...] = (
 )
 
 _NO_SUCH_DATABASE = {1044, 1049}
+_CHECK = ": check the user and the password"
 _REFUSALS = (
     (
         {1045, 1251, 1698, 1862, 3118, 4151},
         "the database server at {where} refused {user}",
-        ": check the user and the password",
+        _CHECK,
     ),
     ({1129, 1130}, "the database server at {where} takes no connections from this host", ""),
-    ({2061, 3159}, "the database server at {where} wants TLS", ": add ssl_mode=REQUIRED to the URL"),
+    ({2061, 3159}, "the database server at {where} wants TLS", ": add ssl_ca=FILE to the URL"),
     ({1524, 2058, 2059}, "the database server at {where} wants a way of login that the driver doesn't know", ""),
 )
 _TLS = 2026
@@ -96,8 +98,14 @@ def translate(error: BaseException) -> BalsamError | None:
     return None
 
 
-def hopeless(error: BaseException, settings: Mapping[str, Any]) -> BalsamError | None:
-    """Return the error for a connection that will not be made however often it is tried, else None."""
+def hopeless(error: BaseException, settings: Mapping[str, Any], own: Path | None = None) -> BalsamError | None:
+    """Return the error for a connection that will not be made however often it is tried, else None.
+
+    Args:
+        error: The driver's.
+        settings: What was tried.
+        own: The file with the password of a server of Balsam's own, which nobody else has set.
+    """
     code, text = code_of(error), _text(error)
     user, where = settings.get("user"), settings.get("host") or settings.get("unix_socket")
     if code in _NO_SUCH_DATABASE:
@@ -105,8 +113,11 @@ def hopeless(error: BaseException, settings: Mapping[str, Any]) -> BalsamError |
             f"the database {settings.get('database')} of {where} can't be used by {user} ({text}): it must exist, and "
             f"the account needs all rights on it"
         )
-    for codes, what, remedy in _REFUSALS:
+    for codes, what, usual in _REFUSALS:
         if code in codes:
+            remedy = (
+                f": {shown(own)} holds another server's password: restore keys/" if own and usual == _CHECK else usual
+            )
             return Unavailable(f"{what.format(user=user, where=where)} ({text}){remedy}")
     # Where it ends in the middle, the server has gone away.
     if code == _TLS and any(word in text.lower() for word in _DISTRUST):

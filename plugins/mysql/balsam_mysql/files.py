@@ -22,8 +22,8 @@ from balsam_core.plugin import (
     private_file,
     shown,
 )
-from balsam_mysql.accounts import wanted_owner
-from balsam_mysql.keys import password_file, write_password
+from balsam_mysql.accounts import owner_of, wanted_owner
+from balsam_mysql.keys import make_keys, password_file, write_password
 from balsam_mysql.making import make_data
 from balsam_mysql.options import MEMORY
 from balsam_mysql.programs import find
@@ -64,15 +64,19 @@ def init_files(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
     if not _SIZE.fullmatch(memory):
         raise InvalidInput(f"the option memory is {memory!a}; it must be a size like 512M or 2G")
     bindir = options.get("bindir", db.settings.get("bindir", ""))
+    bindir = os.path.abspath(bindir) if bindir else ""  # noqa: PTH100
     home = data_home(db)
     known = (db.settings["variant"], db.settings["series"]) if "series" in db.settings else None
-    programs = find(os.path.abspath(bindir) if bindir else "", strict="bindir" in options, wanted=known)  # noqa: PTH100
-    if known or os.path.lexists(home):
+    exists = known is not None or os.path.lexists(home)
+    if exists:
         _check(db)
-    else:
-        _make(db, programs, wanted_owner(options.get("server_user", "")))
+    owner = owner_of(home) if exists else wanted_owner(options.get("server_user", ""))
+    programs = find(bindir, owner=owner, strict="bindir" in options, wanted=known)
+    if not exists:
+        _make(db, programs, owner)
+    make_keys(db, programs.variant)
     return {
-        "bindir": str(programs.server.parent),
+        **({"bindir": bindir} if bindir else {}),
         "durability": durability,
         "memory": memory,
         "series": programs.series,
@@ -101,7 +105,9 @@ def server_programs(db: DBDir) -> Programs:
     """
     _check(db)
     settings = db.settings
-    return find(settings.get("bindir", ""), wanted=(settings.get("variant", ""), settings.get("series", "")))
+    wanted = settings.get("variant", ""), settings.get("series", "")
+    # A DB's owner names the folder, and so what root would run.
+    return find(settings.get("bindir", ""), owner=owner_of(data_home(db)), wanted=wanted)
 
 
 def _check(db: DBDir) -> None:

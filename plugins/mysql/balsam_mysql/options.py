@@ -13,6 +13,7 @@ __all__ = [
     "ACCOUNT",
     "DATABASE",
     "ENVIRONMENT",
+    "IDLE_WRITE",
     "LOCK_WAIT",
     "MEMORY",
     "SQL_MODE",
@@ -26,7 +27,7 @@ DATABASE = "balsam"
 ENVIRONMENT = {"UMASK": "0600", "UMASK_DIR": "0700"}  # MariaDB and MySQL don't heed the process's own umask
 LOCK_WAIT = 10  # seconds for a row; then the transport repeats
 TABLE_LOCK_WAIT = 30  # seconds for a table that is being changed
-IDLE_WRITE = 60  # seconds that a client may do nothing in a transaction that has written
+IDLE_WRITE = 30  # seconds that a client may do nothing in a transaction that has written
 MAX_CONNECTIONS = 300
 MEMORY = "128M"
 SQL_MODE = "STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
@@ -74,12 +75,7 @@ def server_options(programs: Programs, home: Path, *, durable: bool, memory: str
         "wait-timeout": 7 * 24 * 3600,  # idle clients are dropped after this many seconds
     }
     only = {
-        "mariadb": [
-            "--log-warnings=1",
-            "--skip-symbolic-links",
-            # A client that is stopped, or whose host has lost its power, must not keep its locks for hours.
-            f"--idle-write-transaction-timeout={IDLE_WRITE}",
-        ],
+        "mariadb": ["--log-warnings=1", "--skip-symbolic-links"],
         # Its second protocol would listen on a port of its own.
         "mysql": ["--log-error-verbosity=2", "--mysqlx=OFF"],
     }

@@ -15,6 +15,8 @@ from balsam_core.plugin import BackendError, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from balsam_mysql.accounts import Owner
+
 __all__ = ["BINDIR_VARIABLE", "TITLES", "Programs", "Variant", "client", "find", "title_of"]
 
 BINDIR_VARIABLE = "BALSAM_MYSQL_BINDIR"
@@ -66,11 +68,14 @@ def title_of(variant: str, series: str) -> str:
     return f"{TITLES.get(variant, variant)} {series}"
 
 
-def find(bindir: str = "", *, strict: bool = False, wanted: tuple[str, str] | None = None) -> Programs:
+def find(
+    bindir: str = "", *, owner: Owner | None = None, strict: bool = False, wanted: tuple[str, str] | None = None
+) -> Programs:
     """Return the server's program to use: the first that suits.
 
     Args:
         bindir: A folder to look in first, as an option or a setting named it.
+        owner: As whom to run what is found; None for this process's account.
         strict: Whether to look nowhere else.
         wanted: Variant and series of existing data; None where any will do.
 
@@ -81,7 +86,7 @@ def find(bindir: str = "", *, strict: bool = False, wanted: tuple[str, str] | No
     for folders, must in _places(bindir, strict=strict):
         seen = 0
         for program in _programs(folders):
-            found = _identify(program)
+            found = _identify(program, owner)
             if found is None:
                 continue
             seen += 1
@@ -148,7 +153,7 @@ def _programs(folders: Sequence[Path]) -> Iterator[Path]:
                 yield program.absolute()
 
 
-def _identify(program: Path) -> Programs | None:
+def _identify(program: Path, owner: Owner | None) -> Programs | None:
     """Ask a program what it is; None where it doesn't say."""
     try:
         said = subprocess.run(
@@ -157,6 +162,8 @@ def _identify(program: Path) -> Programs | None:
             capture_output=True,
             timeout=_TIMEOUT,
             check=False,
+            cwd="/",
+            **(owner.process if owner else {}),
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

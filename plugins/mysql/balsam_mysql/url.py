@@ -69,6 +69,11 @@ class Target:
         """Whether no network is between."""
         return "unix_socket" in self.options
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether the server must prove itself, before it gets the password."""
+        return "VERIFY" in self.parameters().get("ssl_mode", "")
+
     def parameters(self) -> dict[str, Any]:
         """Return the driver's parameters, but for the password."""
         files = {name.removeprefix("ssl_"): self.options[name] for name in _TLS_FILES if name in self.options}
@@ -83,7 +88,11 @@ class Target:
             found["port"] = self.port
         if files:
             found["ssl"] = files
-        if mode := self.options.get("ssl_mode", "VERIFY_CA" if "ca" in files or "capath" in files else ""):
+        mode = self.options.get("ssl_mode", "")
+        if mode in {"", "REQUIRED"} and ("ca" in files or "capath" in files):
+            # MariaDB's client library goes on without TLS, unless told to verify.
+            mode = "VERIFY_CA"
+        if mode:
             found["ssl_mode"] = mode
         return found
 
@@ -115,3 +124,8 @@ def _check_options(options: dict[str, str]) -> None:
                 raise InvalidInput(f"the URL's {name}, {shown(value)}, can't be read: check the path")
     if options.get("ssl_mode", _MODES[0]) not in _MODES:
         raise InvalidInput(f"the URL's ssl_mode must be one of {', '.join(_MODES)}")
+    if options.get("ssl_mode") == "REQUIRED" and not {"ssl_ca", "ssl_capath"} & options.keys():
+        raise InvalidInput(
+            "the URL's ssl_mode=REQUIRED doesn't keep the password from a false server: add ssl_ca=FILE, with the "
+            "certificate of the authority"
+        )

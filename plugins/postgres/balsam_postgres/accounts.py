@@ -111,11 +111,19 @@ def choose_account(db: DBDir, option: str, program: str) -> Account:
 def account_of(data: Path) -> Account:
     """Return the account that runs a server on existing data: that of the folder's owner.
 
+    Args:
+        data: The folder, in the DB directory; where that is not root's, both have one owner.
+
     Raises:
         DBDirError: The data belongs to somebody else.
         BackendError: It belongs to root, and this system has no way to run the server.
     """
     owner, here = data.stat().st_uid, os.geteuid()
+    home = data.parent.stat().st_uid
+    if here == 0 != home != owner:  # by a link: what that user says would be done to data that is not his
+        raise DBDirError(
+            f"{shown(data)} belongs to {_name(owner)}, and its DB directory to {_name(home)}: let one own both"
+        )
     if here != 0:
         if owner != here:
             raise DBDirError(f"{shown(data)} belongs to {_name(owner)}: only that user can run its server")

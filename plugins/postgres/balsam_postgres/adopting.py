@@ -14,6 +14,7 @@ import psycopg
 from balsam_core.plugin import InvalidInput, Unavailable, is_loopback, write_private
 from balsam_postgres.cluster import password_file
 from balsam_postgres.connecting import connect_adopted, remember_password
+from balsam_postgres.faults import DURABLE
 from balsam_postgres.programs import OLDEST
 
 if TYPE_CHECKING:
@@ -36,11 +37,6 @@ _ALLOWED = {
     *("sslmode", "sslnegotiation", "sslcertmode", "sslsni", "channel_binding", "require_auth"),
     *("ssl_min_protocol_version", "ssl_max_protocol_version"),
     *("gssencmode", "krbsrvname", "gsslib", "gssdelegation"),
-}
-_DURABLE = {
-    "fsync": "a power cut may destroy the database",
-    "full_page_writes": "a power cut may destroy the database",
-    "synchronous_commit": "a power cut may undo writes that were acknowledged",
 }
 
 
@@ -123,7 +119,7 @@ def _check(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> 
             f"the user {info.user} may not make tables in the database {info.dbname}"
             f"{f' (schema {schema})' if schema else ''}: make it the owner of the database, or grant it CREATE there"
         )
-    for name, danger in _DURABLE.items():
+    for name, danger in DURABLE.items():
         value = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
         if value == ("off",) and not (name == "synchronous_commit" and settings["durability"] == "relaxed"):
             logger.warning("the server runs with %s=off: %s", name, danger)

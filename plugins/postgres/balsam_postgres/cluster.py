@@ -121,8 +121,8 @@ def make_data(db: DBDir, programs: Programs, account: Account) -> None:
 def _initialise(data: Path, password: str, programs: Programs, account: Account) -> None:
     """Make the data, with one database besides the templates: the one that initdb calls ``postgres``."""
     initdb, place = programs.path("initdb"), str(data)
-    # What comes next needs this, and initdb takes longer than the import.
-    Thread(target=import_module, args=("balsam_postgres.engine",), daemon=True).start()
+    # What comes next needs this, and initdb takes longer than the imports.
+    Thread(target=_import_all, args=("balsam_postgres.engine", "cryptography.x509"), daemon=True).start()
     # --auth=reject: no password is asked for, and the pg_hba.conf that is made lets nobody in.
     locale = ["--encoding=UTF8", "--locale=C"]
     _run(
@@ -138,6 +138,12 @@ def _initialise(data: Path, password: str, programs: Programs, account: Account)
     settings = {"exit_on_error": "on", "log_min_error_statement": "panic", "log_min_messages": "error"}
     flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     _run([programs.path("postgres"), "--single", "-D", place, *flags, "template1"], account, statements.encode())
+
+
+def _import_all(*names: str) -> None:
+    for name in names:
+        with contextlib.suppress(Exception):  # whoever needs it says so
+            import_module(name)
 
 
 def _run(argv: list[str], account: Account, stdin: bytes = b"") -> None:

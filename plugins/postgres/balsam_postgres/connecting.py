@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from balsam_core.plugin import BackendError, Unavailable, seconds_left, shown
+from balsam_core.plugin import BackendError, Unavailable, is_loopback, seconds_left, shown
 from balsam_postgres.cluster import DATABASE, ROLE, password_file, stored_password
 from balsam_postgres.faults import hopeless
 from balsam_postgres.server import PROTOCOL, certificate_file
@@ -87,8 +87,20 @@ def own_parameters(db: DBDir, address: Address, libpq: int) -> dict[str, str]:
         db: The DB directory.
         address: Where the server is.
         libpq: Its version, e.g. 160004.
+
+    Raises:
+        BackendError: That version would tell the password to whoever listens there.
     """
-    encrypted = address.details.get("tls") == "on"
+    # From 16 on libpq insists on SCRAM, by which the server proves itself, too: on the loopback that is enough, and it
+    # is a third faster.
+    enough = is_loopback(address.host) and libpq >= _SINCE["require_auth"]
+    encrypted = address.details.get("tls") == "on" and not enough
+    if not encrypted and libpq < _SINCE["require_auth"]:
+        raise BackendError(
+            f"the server of {shown(db.path)} doesn't encrypt, and PostgreSQL's library {libpq // 10000} would "
+            f"tell the password to whoever listens in its place; 16 and newer don't: pip install 'psycopg[binary]', "
+            f"or, for a backup, install newer programs of PostgreSQL"
+        )
     return _known(
         {
             **_common(db.settings),
@@ -100,6 +112,7 @@ def own_parameters(db: DBDir, address: Address, libpq: int) -> dict[str, str]:
             # The only root that is trusted is this one certificate, so the name in it says nothing more.
             "sslmode": "verify-ca" if encrypted else "disable",
             "sslrootcert": str(certificate_file(db)) if encrypted else "",
+            "sslcrl": os.devnull,  # else libpq looks for one in the user's home
             "sslcertmode": "disable",
             "sslnegotiation": "postgres",
             "gssencmode": "disable",
@@ -111,9 +124,19 @@ def own_parameters(db: DBDir, address: Address, libpq: int) -> dict[str, str]:
 
 
 def adopted_parameters(settings: Mapping[str, str], libpq: int) -> dict[str, str]:
-    """Return what libpq must know of an adopted server, without the password."""
+    """Return what libpq must know of an adopted server, without the password.
+
+    Raises:
+        BackendError: That version of libpq doesn't know what the URL asks for.
+    """
     common = _common(settings)
     given = psycopg.conninfo.conninfo_to_dict(settings["url"])
+    for name in given:
+        if libpq < (since := _SINCE.get(name, 0)):  # it would be less careful than the user wants
+            raise BackendError(
+                f"the URL's {name} needs PostgreSQL's library {since // 10000} or newer, this is {libpq // 10000}: pip "
+                f"install 'psycopg[binary]', or, for a backup, install newer programs of PostgreSQL"
+            )
     options = " ".join(filter(None, [str(given.pop("options", "")), common.pop("options")]))
     defaults = {"hostaddr": "", "port": "5432", "sslmode": "prefer", "gssencmode": "disable"}
     return _known(

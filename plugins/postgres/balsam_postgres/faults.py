@@ -12,8 +12,13 @@ from balsam_core.plugin import Corrupt, InvalidInput, Unavailable
 if TYPE_CHECKING:
     from balsam_core.plugin import BalsamError
 
-__all__ = ["hopeless", "is_lost", "is_retryable", "translate"]
+__all__ = ["DURABLE", "hopeless", "is_lost", "is_retryable", "translate"]
 
+DURABLE = {
+    "fsync": "a power cut may destroy the database",
+    "full_page_writes": "a power cut may destroy the database",
+    "synchronous_commit": "a power cut may undo writes that were acknowledged",
+}
 _RETRYABLE = {
     "40001",  # serialization failure
     "40P01",  # deadlock

@@ -3,12 +3,16 @@
 The order: what the user named (the option ``bindir``, then ``BALSAM_PG_BINDIR``), which alone counts then; PATH, where
 environment modules and conda put them; each ``pg_config`` on PATH; the folders of distributions, newest first; the
 wheel of ``balsam-postgres[server]``.
+
+Root takes the option from a DB directory, which may be another user's, only where none but root can have put the
+programs there.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -103,13 +107,13 @@ def find_client(bindir: str = "", *, major: int) -> Programs:
 def _search(bindir: str, names: tuple[str, ...], fits: Callable[[int], bool]) -> tuple[Programs | None, list[Programs]]:
     """Return the first that fit, and those before that don't."""
     others: list[Programs] = []
-    named = next(((text, source) for text, source in _named(bindir) if text), None)
+    named = next(((folder, source) for folder, source in _named(bindir)), None)
     if named:
-        folder = Path(named[0]).expanduser()
+        folder = named[0]
         missing = [name for name in names if not _is_program(folder / name)]
         if missing:
             raise BackendError(f"{shown(folder)}, named by {named[1]}, has no program {missing[0]}: correct it")
-    for folder in [Path(named[0]).expanduser()] if named else _candidates(names):
+    for folder in [named[0]] if named else _candidates(names):
         try:
             version, major = _version(folder / names[-1])
         except BackendError:
@@ -126,9 +130,37 @@ def _search(bindir: str, names: tuple[str, ...], fits: Callable[[int], bool]) ->
     return None, others
 
 
-def _named(bindir: str) -> Iterator[tuple[str, str]]:
-    yield bindir, "the option bindir"
-    yield os.environ.get(_ENV, ""), _ENV
+def _named(bindir: str) -> Iterator[tuple[Path, str]]:
+    """Give the folders that the user has named, and where; the first counts."""
+    folder = Path(bindir).expanduser()
+    root = os.geteuid() == 0
+    if root:
+        folder = folder.resolve()  # so that nobody can lead a link elsewhere once it was looked at
+    trusted = not root or all(_is_roots(folder / name) for name in (*_SERVER, *_CLIENT))
+    if bindir and trusted:
+        yield folder, "the option bindir"
+    if text := os.environ.get(_ENV, ""):
+        yield Path(text).expanduser(), _ENV
+    if bindir and not trusted:
+        raise BackendError(
+            f"root doesn't run what others may have put into {shown(folder)}, which the option bindir names: name the "
+            f"folder of PostgreSQL's programs with {_ENV}"
+        )
+
+
+def _is_roots(path: Path) -> bool:
+    """Say whether only root can change what is at a path: each folder on the way is root's; ``/tmp`` protects names."""
+    real = path.resolve()
+    for one in (real, *real.parents):
+        try:
+            status = one.stat()
+        except FileNotFoundError:  # nothing that could be run
+            continue
+        except OSError:
+            return False
+        if status.st_uid != 0 or (status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX):
+            return False
+    return True
 
 
 def _candidates(names: tuple[str, ...]) -> Iterator[Path]:

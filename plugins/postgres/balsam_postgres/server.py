@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +12,17 @@ from typing import TYPE_CHECKING
 from balsam_core.plugin import (
     Address,
     BackendError,
+    DBDirError,
     ServerPlan,
     atomic_write,
     is_loopback,
     make_certificate,
     private_file,
+    shown,
 )
 from balsam_postgres.accounts import account_of
 from balsam_postgres.cluster import DATABASE, ROLE, data_directory, find_own_server
+from balsam_postgres.faults import DURABLE
 
 if TYPE_CHECKING:
     from balsam_core.plugin import DBDir
@@ -26,8 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOL", "certificate_file", "server_plan"]
 
+logger = logging.getLogger(__name__)
+
 PROTOCOL = "postgresql"
 _STOP = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0))  # fast shutdown; SIGTERM would wait for clients to leave
+_REPLACE = 'PATH=$PATH:/usr/bin:/bin; cat > "$0.new" && mv -f "$0.new" "$0"'
 _NO_PROCESS = 2**22 + 1  # larger than any process id of Linux
 _LOCK_LINES = 7  # of a complete postmaster.pid, at least
 _WILDCARDS = {"": "127.0.0.1", "*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (to be recognised)
@@ -92,7 +100,7 @@ def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
         db: The DB directory.
         host: Where to listen.
         port: Where to listen.
-        tls: Whether connections from other hosts must be encrypted.
+        tls: Whether connections must be encrypted; those of this machine are not where the programs can't.
 
     Raises:
         BackendError: The programs are missing or of another version than the data, or can't encrypt.
@@ -103,19 +111,27 @@ def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
     data = data_directory(db)
     account = account_of(data)
     remote = not is_loopback(host)
-    encrypted = remote and tls
+    # On the loopback, too, for clients that would tell the password to whoever listens there after it has died.
+    encrypted = tls and _can_encrypt(programs, data, account)
+    if tls and remote and not encrypted:
+        raise BackendError(
+            f"PostgreSQL {programs.version} in {programs.bindir} was built without encryption, which other hosts need: "
+            f"use another PostgreSQL (option bindir), or, in a network that you trust, balsam dbserver --no-tls"
+        )
     if encrypted:
-        _check_tls(programs, data, account)
-        key = db.keys / "postgres.key"
-        make_certificate(certificate_file(db), key)
-        _write(data / "server.key", private_file(key), account)
+        make_certificate(certificate_file(db), db.keys / "postgres.key")
+        _write(data / "server.key", _owners_key(db), account)
         _write(data / "server.crt", certificate_file(db).read_bytes(), account)
-    others = f"{'hostssl' if tls else 'host   '} {DATABASE} {ROLE} all          scram-sha-256\n" if remote else ""
-    include = "include = 'site.conf'" if (data / "site.conf").exists() else ""
+    others = f"{'hostssl' if encrypted else 'host   '} {DATABASE} {ROLE} all          scram-sha-256\n" if remote else ""
+    has_site = (data / "site.conf").exists()
+    include = "include = 'site.conf'" if has_site else ""
     configuration = _CONFIGURATION.format(tls=_TLS if encrypted else "ssl = off", include=include)
     _write(data / "postgresql.conf", configuration.encode(), account)
-    _write(data / "pg_hba.conf", _ACCESS.format(database=DATABASE, role=ROLE, others=others).encode(), account)
-    _disown_lock(data)
+    access = _ACCESS.format(database=DATABASE, role=ROLE, others=others)
+    _write(data / "pg_hba.conf", access.encode(), account)
+    if has_site:
+        _warn(programs, data, account)
+    _disown_lock(data, account)
     details = {"tls": "on" if encrypted else "off"}
     probed = Address(state="running", host=_WILDCARDS.get(host, host), port=port, protocol=PROTOCOL, details=details)
     return ServerPlan(
@@ -163,7 +179,7 @@ def _lock_lines(data: Path) -> list[str]:
     return []
 
 
-def _disown_lock(data: Path) -> None:
+def _disown_lock(data: Path, account: Account) -> None:
     """Let a server start although a lock file, left by one that was killed, names a process that is something else now.
 
     PostgreSQL looks only whether the process lives. Its second look, whether processes of the old server still use its
@@ -171,11 +187,9 @@ def _disown_lock(data: Path) -> None:
     """
     lines = _lock_lines(data)
     if lines and lines[0].strip().isdigit() and _is_other(int(lines[0]), data):
-        with contextlib.suppress(OSError), (data / "postmaster.pid").open("r+b") as file:
-            rest = file.read().partition(b"\n")[2]
-            file.seek(0)
-            file.write(b"%d\n%s" % (_NO_PROCESS, rest))
-            file.truncate()
+        with contextlib.suppress(OSError):
+            rest = (data / "postmaster.pid").read_bytes().partition(b"\n")[2]
+            _write(data / "postmaster.pid", b"%d\n%s" % (_NO_PROCESS, rest), account)
 
 
 def _is_other(pid: int, data: Path) -> bool:
@@ -190,15 +204,35 @@ def _is_other(pid: int, data: Path) -> bool:
         return False
 
 
-def _check_tls(programs: Programs, data: Path, account: Account) -> None:
+def _can_encrypt(programs: Programs, data: Path, account: Account) -> bool:
     done = account.run([programs.path("postgres"), "-C", "ssl", "-D", str(data), "-c", "ssl=on"])
-    if done.returncode != 0 and b"not supported by this build" in done.stderr:
-        raise BackendError(
-            f"PostgreSQL {programs.version} in {programs.bindir} was built without encryption, which other hosts need: "
-            f"use another PostgreSQL (option bindir), or, in a network that you trust, balsam dbserver --no-tls"
-        )
+    return done.returncode == 0 or b"not supported by this build" not in done.stderr
+
+
+def _warn(programs: Programs, data: Path, account: Account) -> None:
+    """Log what ``site.conf`` has made less safe; asked only where there is one, for it takes 20 ms each."""
+    for name, danger in DURABLE.items():
+        done = account.run([programs.path("postgres"), "-C", name, "-D", str(data)])
+        if done.stdout.strip() == b"off":
+            logger.warning("site.conf says %s=off: %s", name, danger)
+
+
+def _owners_key(db: DBDir) -> bytes:
+    """Return the server's key. Root, who gives it to another user's server, takes it from nobody but that user."""
+    key = db.keys / "postgres.key"
+    private_file(key)
+    with open(os.open(key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123  (a descriptor)
+        if os.geteuid() == 0 and os.fstat(file.fileno()).st_uid != db.path.stat().st_uid:
+            raise DBDirError(f"{shown(key)} belongs to another user than its DB directory: give it to that user")
+        return file.read()
 
 
 def _write(path: Path, text: bytes, account: Account) -> None:
-    atomic_write(path, text)
-    account.give(path)
+    """Write a file of the server, as the account that owns the data where that is another's: root follows no links."""
+    if account.user is None:
+        atomic_write(path, text)
+        return
+    done = account.run(["/bin/sh", "-c", _REPLACE, str(path)], stdin=text)
+    if done.returncode != 0:
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        raise DBDirError(f"{shown(path)} can't be written as {account.user}: {said[:300]}")
