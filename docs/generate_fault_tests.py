@@ -10,9 +10,9 @@ from pathlib import Path
 PAGE = Path(__file__).with_name("reference") / "fault-tests.md"
 HEAD = """# Fault tests
 
-What is done to the write server and its clients, and what was seen. The criterion throughout: no acknowledged write
-lost, none applied twice, no manual clean-up, clients resume within 5 seconds. "Exact" means that the rows in the
-database are those that the clients' journals say, each once.
+What is done to the write server, to the servers of PostgreSQL and MariaDB, and to their clients, and what was seen.
+The criterion throughout: no acknowledged write lost, none applied twice, no manual clean-up, clients resume within 5
+seconds. "Exact" means that the rows in the database are those that the clients' journals say, each once.
 
 `make test` runs a quick form of each; `make test-faults` runs these amounts and writes this page. Times depend on the
 machine, here {machine}.
