@@ -10,7 +10,7 @@ from msgspec import DecodeError, ValidationError, convert
 from sqlalchemy import and_, bindparam, exists, false, func, not_, or_, select, true
 
 from balsam_core.errors import InvalidInput
-from balsam_core.model.filters import AllOf, AnyOf, Compare
+from balsam_core.model.filters import AllOf, AnyOf, Compare, NoneOf
 from balsam_core.model.job import FIELDS, Job
 from balsam_core.model.states import State
 from balsam_core.operations.dimensions import RESOURCES
@@ -56,6 +56,7 @@ DOCUMENTS = ("parameters", "input_files", "stage_out_files", "environ", "data")
 """JSON fields that are stored as NULL where they are empty."""
 
 IN_LIST = 1000  # values in one IN list
+DEEPEST = 25  # levels of a condition within conditions; SQL is made from it by recursion
 MOST_PARAMETERS = 10_000  # values of a filter that the driver is given apart from the statement
 
 
@@ -203,15 +204,31 @@ def _simple(table: FromClause, part: Compare) -> ColumnElement[bool]:
     return _compare(column, part.op, value)
 
 
-def condition(where: Where, table: FromClause = jobs) -> ColumnElement[bool]:
+def _flat(where: AllOf | AnyOf | NoneOf) -> list[Where]:
+    """Return the parts of a condition; ``a & b & c`` holds one of its kind in another."""
+    flat: list[Where] = []
+    waiting = list(reversed(where.parts))
+    while waiting:
+        part = waiting.pop()
+        if type(part) is type(where) and not isinstance(part, (Compare, NoneOf)):
+            waiting.extend(reversed(part.parts))
+        else:
+            flat.append(part)
+    return flat
+
+
+def condition(where: Where, table: FromClause = jobs, depth: int = 0) -> ColumnElement[bool]:
     """Return a filter as SQL.
 
     Raises:
-        InvalidInput: A field doesn't exist or is compared with a value of another type.
+        InvalidInput: A field doesn't exist or is compared with a value of another type, or the filter is too deep.
     """
     if isinstance(where, Compare):
         return _simple(table, where)
-    parts = [condition(part, table) for part in where.parts]
+    if depth > DEEPEST:
+        msg = f"a condition can't hold others more than {DEEPEST} levels deep"
+        raise InvalidInput(msg)
+    parts = [condition(part, table, depth + 1) for part in _flat(where)]
     if isinstance(where, AllOf):
         return and_(true(), *parts)
     if isinstance(where, AnyOf):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,10 +18,11 @@ from balsam_core.testing.run import processes_of
 from balsam_core.watchdog import child
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 REQUIRE = "BALSAM_REQUIRE_BACKENDS"
+DB_TYPES = ("sqlite", "postgres", "mysql")
 COMMAND = [sys.executable, "-m", "balsam_core.testing"]
 
 
@@ -40,21 +42,42 @@ def start(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, BackendError | subprocess.Popen[str]]]:
+    """The suite on each backend, all at once: they wait for disks and processes more than they compute."""
+    started: dict[str, BackendError | subprocess.Popen[str]] = {}
+    with contextlib.ExitStack() as stack:
+        for db_type in DB_TYPES:
+            folder = tmp_path_factory.mktemp(db_type)
+            try:
+                initialise(folder / "probe", db_type)
+            except BackendError as err:
+                started[db_type] = err
+            else:
+                process = start([db_type, "-q", "-W", "error"], folder)
+                stack.enter_context(process)
+                stack.callback(process.kill)
+                started[db_type] = process
+        yield started
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("db_type", ["sqlite", "postgres", "mysql"])
-def test_backend_keeps_the_contract(db_type: str, tmp_path: Path) -> None:
-    try:
-        initialise(tmp_path / "probe", db_type)
-    except BackendError as err:
+@pytest.mark.parametrize("db_type", DB_TYPES)
+def test_backend_keeps_the_contract(
+    db_type: str, runs: dict[str, BackendError | subprocess.Popen[str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = runs[db_type]
+    if isinstance(run, BackendError):
         if db_type in os.environ.get(REQUIRE, "").replace(" ", "").split(","):
-            pytest.fail(f"{REQUIRE} asks for {db_type}, but {err}", pytrace=False)
-        pytest.skip(f"{db_type}: {err}")
-    with start([db_type, "-q", "-W", "error"], tmp_path) as process:
-        out, _ = process.communicate()
-    if process.returncode:
+            pytest.fail(f"{REQUIRE} asks for {db_type}, but {run}", pytrace=False)
+        pytest.skip(f"{db_type}: {run}")
+    out, _ = run.communicate()
+    if run.returncode:
         pytest.fail(f"the suite fails for {db_type}:\n{out[-20_000:]}", pytrace=False)
-    assert not list(tmp_path.glob("balsam-testing-*")), "the run has left its directory"
+    assert not list(tmp_path_factory.getbasetemp().glob(f"{db_type}*/balsam-testing-*")), (
+        "the run has left its directory"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
