@@ -7,7 +7,6 @@ as it was then.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core import address, archive, backends
 from balsam_core.errors import BackendError, Conflict, InvalidInput, NotFound, SchemaMismatch
-from balsam_core.files import expand, force_to_disk, reason, shown
+from balsam_core.files import expand, force_to_disk, reason, rename_new, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -72,7 +71,7 @@ def backup(db: Database, file: str | os.PathLike[str]) -> Manifest:
             sha256=archive.digest(content),
         )
         archive.write_archive(place / "backup", manifest, content)
-        _rename_new(place / "backup", target)
+        rename_new(place / "backup", target)
         force_to_disk(target.parent)
     return manifest
 
@@ -164,15 +163,3 @@ def _as_file_errors(name: str, file: Path, verb: str = "written") -> Iterator[No
         if isinstance(err, FileNotFoundError) and verb == "read":
             raise NotFound(f"there is no file {name}") from None
         raise InvalidInput(f"{name} can't be {verb}: {reason(err)}") from err
-
-
-def _rename_new(source: Path, target: Path) -> None:
-    """Rename, but never over a file that came in the meantime."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError as err:  # a file system without hard links
-        if err.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK} or os.path.lexists(target):
-            raise
-        source.rename(target)

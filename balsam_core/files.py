@@ -15,7 +15,7 @@ from pathlib import Path
 
 from balsam_core.errors import DBDirError
 
-__all__ = ["atomic_write", "expand", "force_to_disk", "give_to_owner", "read_regular", "reason", "shown"]
+__all__ = ["atomic_write", "expand", "force_to_disk", "give_to_owner", "read_regular", "reason", "rename_new", "shown"]
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -126,3 +126,15 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             temporary.unlink()
         raise
     force_to_disk(path.parent)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename, but never over a file that came in the meantime."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError as err:  # a file system without hard links
+        if err.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK} or os.path.lexists(target):
+            raise
+        source.rename(target)

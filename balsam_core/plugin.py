@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         ServerNotRunning,
         Unavailable,
     )
-    from balsam_core.files import atomic_write, force_to_disk, shown
+    from balsam_core.files import atomic_write, force_to_disk, rename_new, shown
     from balsam_core.filesystems import filesystem_type, is_network
     from balsam_core.hookspecs import BackendModule, hookimpl
     from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
@@ -73,6 +73,7 @@ __all__ = [
     "is_network",
     "make_certificate",
     "private_file",
+    "rename_new",
     "seconds_left",
     "shown",
     "write_private",
@@ -99,7 +100,7 @@ _HOMES = {
         "ServerNotRunning",
         "Unavailable",
     ),
-    "balsam_core.files": ("atomic_write", "force_to_disk", "shown"),
+    "balsam_core.files": ("atomic_write", "force_to_disk", "rename_new", "shown"),
     "balsam_core.filesystems": ("filesystem_type", "is_network"),
     "balsam_core.hookspecs": ("BackendModule", "hookimpl"),
     "balsam_core.plugin_types": ("PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"),

@@ -37,7 +37,7 @@ C = TypeVar("C", bound="Call[Any]")
 
 BULK = 50  # rows from which a bulk insert pays
 
-HOMES = ("adding", "apps", "batches", "changing", "claiming", "launchers", "reading", "upkeep")
+HOMES = ("adding", "apps", "batches", "changing", "claiming", "launchers", "reading", "recording", "upkeep")
 """The modules that hold operations; imported when the first call runs."""
 
 FORGET_EVERY = 32  # writes of one client between clearings of its stored answers

@@ -11,7 +11,6 @@ instead: it takes no locks, ignores journals, and SQLite knows when the descript
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from balsam_core.plugin import (
     Unavailable,
     filesystem_type,
     force_to_disk,
+    rename_new,
     shown,
 )
 
@@ -211,7 +211,7 @@ def _make_file(db: DBDir) -> None:
             mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
             raise DBDirError(f"{shown(db.path)}: SQLite can't keep a write-ahead log there; use a local disk")
-        _rename_new(temporary, file)
+        rename_new(temporary, file)
         force_to_disk(file.parent)
     except (OSError, sqlite3.Error) as err:
         raise DBDirError(f"{shown(file)} can't be made: {err}") from err
@@ -219,18 +219,6 @@ def _make_file(db: DBDir) -> None:
         for suffix in ("", "-journal", "-wal", "-shm"):
             with contextlib.suppress(OSError):
                 temporary.with_name(temporary.name + suffix).unlink()
-
-
-def _rename_new(source: Path, target: Path) -> None:
-    """Rename, but never over a file that came in the meantime."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError as err:  # a file system without hard links
-        if err.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK} or os.path.lexists(target):
-            raise
-        source.rename(target)
 
 
 def check_locks(db: DBDir) -> None:

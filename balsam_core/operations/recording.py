@@ -1,0 +1,138 @@
+"""The hot path of launchers: recording what happened to the jobs that they hold."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, bindparam, case, exists, func, select, update
+
+from balsam_core.model.calls import UpdateJobs
+from balsam_core.model.states import END, PARENT_LOST, State, illegal_hop
+from balsam_core.operations.events import record
+from balsam_core.operations.execution import operation
+from balsam_core.operations.family import free_children, lose_children
+from balsam_core.operations.rows import in_chunks
+from balsam_core.schema.prepared import Prepared, PreparedList
+from balsam_core.schema.tables import job_edges, jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balsam_core.model.calls import Update
+    from balsam_core.operations.execution import Tx
+
+
+@operation(UpdateJobs, likely={})
+def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
+    """Record updates; a refused one changes nothing and is named in the answer."""
+    found: dict[int, dict[str, Any]] = {}
+    for some in in_chunks(sorted({change.job for change in call.updates})):
+        for row in tx.run(*_HELD.fill(some)).all():
+            found[row[0]] = dict(zip(_READ, row, strict=True))
+    refused: dict[int, str] = {}
+    events = []
+    changed: dict[int, dict[str, Any]] = {}
+    for change in call.updates:
+        held = found.get(change.job)
+        why = _refusal(held, change, call.launcher)
+        if held is None or why:
+            refused[change.job] = why
+            continue
+        _apply(tx, held, change)
+        changed[change.job] = held
+        if change.hops:
+            events.append((change.job, change.hops, change.message, change.attempt))
+    if changed:
+        may_be_parents = _write(tx, list(changed.values()))
+        record(tx, events)
+        if may_be_parents:
+            ended = [(job, State(row["state"])) for job, row in changed.items()]
+            free_children(tx, [job for job, state in ended if state == State.JOB_FINISHED])
+            lose_children(tx, [(job, state) for job, state in ended if state in PARENT_LOST])
+    return refused
+
+
+_READ = ("id", "state", "attempt", "retries", "launcher_id", "claim_class", "resource_class_id", "return_code")
+_HELD = PreparedList(
+    lambda ids: (
+        select(*[jobs.c[name] for name in _READ]).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update()
+    )
+)
+_WRITTEN = ("state", "since", "retries", "launcher_id", "claim_class", "return_code")
+_WRITTEN_AT_ONCE = 128  # a CASE looks through its list for each job
+
+
+def _write(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
+    """Change locked jobs, in one statement for many, since each takes a way to the server and back.
+
+    Returns:
+        Whether other jobs may depend on them: False only where the UPDATE itself can tell. It begins after their rows
+        were locked, so it sees the children that others have added.
+    """
+    tells = tx.conn.dialect.update_returning
+    may_be_parents = not tells
+    for start in range(0, len(rows), _WRITTEN_AT_ONCE):
+        some = rows[start : start + _WRITTEN_AT_ONCE]
+        columns = {name: [row.get(name) for row in some] for name in _WRITTEN}
+        different = tuple(name for name, values in columns.items() if len(set(values)) > 1)
+        length = 1 << (len(some) - 1).bit_length()
+        parameters = {name: values[0] for name, values in columns.items() if name not in different}
+        for name in ("id", *different):
+            values = columns[name] if name != "id" else [row["id"] for row in some]
+            padded = values + values[-1:] * (length - len(some))
+            parameters.update((f"{name}_{place}", value) for place, value in enumerate(padded))
+        result = tx.run(_writing(different, length, tells), parameters)
+        may_be_parents = may_be_parents or any(row[0] for row in result.all())
+    return may_be_parents
+
+
+@lru_cache(maxsize=100)
+def _writing(different: tuple[str, ...], length: int, tells: bool) -> Prepared:  # noqa: FBT001
+    """Return the UPDATE of jobs that are given the same, but for the columns named; it may tell of children."""
+    ids = [bindparam(f"id_{place}", type_=BigInteger()) for place in range(length)]
+    values: dict[str, Any] = {}
+    for name in _WRITTEN:
+        kind = jobs.c["state_since" if name == "since" else name].type
+        if name in different:
+            each = [bindparam(f"{name}_{place}", type_=kind) for place in range(length)]
+            values[name] = case(*[(jobs.c.id == one, value) for one, value in zip(ids, each, strict=True)])
+        else:
+            values[name] = bindparam(name, type_=kind)
+    values["state_since"] = func.coalesce(values.pop("since"), jobs.c.state_since)
+    writing = update(jobs).where(jobs.c.id.in_(ids)).values(values)
+    return Prepared(writing.returning(_IS_PARENT) if tells else writing)
+
+
+_IS_PARENT = exists(select(job_edges.c.child_id).where(job_edges.c.parent_id == jobs.c.id).correlate(jobs))
+
+
+def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
+    """Return why an update is refused, empty if it isn't."""
+    if row is None:
+        return "the job was removed"
+    if row["launcher_id"] != launcher or row["attempt"] != change.attempt:
+        return f"the job is no longer this launcher's (attempt {row['attempt']}, not {change.attempt})"
+    if row["state"] == State.USER_KILLED:
+        return "the job was killed by the user" if change.hops else ""
+    wrong = illegal_hop(State(row["state"]), [state for state, _ in change.hops])
+    return f"a job can't go from {wrong[0]} to {wrong[1]}" if wrong else ""
+
+
+def _apply(tx: Tx, row: dict[str, Any], change: Update) -> None:
+    """Change a row as the update says."""
+    if change.hops:
+        path = [row["state"], *(hop for hop, _ in change.hops)]
+        row["retries"] += sum(pair == (State.RUN_ERROR, State.RESTART_READY) for pair in pairwise(path))
+        state, age = change.hops[-1]
+        row["state"] = state.value
+        row["since"] = tx.now - timedelta(seconds=age)
+    if change.return_code is not None:
+        row["return_code"] = change.return_code
+    if row["state"] in END:
+        row["launcher_id"] = row["claim_class"] = None
+    elif change.release or row["state"] == State.RESTART_READY:
+        row["launcher_id"] = None
+        row["claim_class"] = row["resource_class_id"]
