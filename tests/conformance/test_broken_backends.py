@@ -105,7 +105,11 @@ FAULTS: dict[str, tuple[Any, ...]] = {
         ("engine", '"BEGIN" if reads', '"SELECT 1" if reads'),
     ),
     "nothing is rolled back": ("a_writer_commits_or_leaves_nothing", ("engine", "conn.exec_driver_sql(", "str(")),
-    "claims overlap": ("claims_of_many_processes_are_disjoint", ("engine", "conn.exec_driver_sql(", "str(")),
+    "claims overlap": (
+        "claims_of_many_processes_are_disjoint",
+        ("engine", "conn.exec_driver_sql(", "str("),
+        ("engine", "    return engine", "    engine.dialect.update_returning_multifrom = False\n    return engine"),
+    ),
     "a busy database is an error": (
         "many_writers_lose_and_double_nothing",
         ("engine", "in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}", "in set()"),
