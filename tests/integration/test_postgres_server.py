@@ -174,20 +174,6 @@ def _fails(conn):
     return conn.exec_driver_sql("SELECT 1").scalar() != 1
 
 
-def test_a_forked_child_makes_connections_of_its_own(engine):
-    with engine.connect() as conn:
-        number = conn.exec_driver_sql("SELECT pg_backend_pid()").scalar()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        with contextlib.suppress(BaseException), engine.connect() as own:
-            code = int(own.exec_driver_sql("SELECT pg_backend_pid()").scalar() == number)
-        os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    with engine.connect() as conn:
-        assert conn.exec_driver_sql("SELECT pg_backend_pid()").scalar() == number
-
-
 def test_libpqs_variables_lead_nobody_astray(served):
     misleading = {"PGHOST": "192.0.2.1", "PGHOSTADDR": "192.0.2.1", "PGPORT": "1", "PGUSER": "x", "PGDATABASE": "x"}
     misleading |= {"PGPASSWORD": "x", "PGSSLMODE": "require", "PGOPTIONS": "-c search_path=x", "PGCLIENTENCODING": "x"}

@@ -329,17 +329,6 @@ def test_savepoint_is_undone_alone(engine):
         assert conn.execute(text("SELECT number FROM tally")).scalar() == 1
 
 
-def test_connection_is_not_carried_over_a_fork(engine):
-    with engine.connect() as conn:
-        parents = id(conn.connection.dbapi_connection)
-
-    def other_connection():
-        with engine.connect() as conn:
-            return 10 if id(conn.connection.dbapi_connection) != parents else 20
-
-    assert ended(in_child(other_connection)) == 10
-
-
 # --------------------------------------------------------------------------------------------------------------- errors
 
 

@@ -13,7 +13,6 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, event
-from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerConnector
@@ -24,8 +23,6 @@ from balsam_mysql.url import Target
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine import ExceptionContext
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from balsam_core.plugin import Address, DBDir, EngineRole
 
@@ -71,27 +68,12 @@ def make_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
 
     event.listen(engine, "begin", begin)
     event.listen(engine, "handle_error", _judge)
-    event.listen(engine, "connect", _note_process)
-    event.listen(engine, "checkout", _refuse_other_process)
     return engine
 
 
 def _judge(context: ExceptionContext) -> None:
     if is_broken(context.original_exception):
         context.is_disconnect = True
-
-
-def _note_process(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-    entry.info["pid"] = os.getpid()
-
-
-def _refuse_other_process(
-    _connection: DBAPIConnection, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection
-) -> None:
-    """Let a forked child make connections of its own."""
-    if entry.info["pid"] != os.getpid():
-        entry.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
-        raise DisconnectionError("the connection belongs to the parent process")
 
 
 def _let_go() -> None:

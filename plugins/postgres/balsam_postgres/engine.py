@@ -7,12 +7,10 @@ BEGIN that it sends anyway.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from sqlalchemy import create_engine, event
-from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerConnector
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Connection, Engine, ExceptionContext
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from balsam_core.plugin import Address, DBDir, EngineRole
 
@@ -63,8 +59,6 @@ def make_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
     )
     event.listen(engine, "begin", _begin_reading if role == "reader" else _begin)
     event.listen(engine, "handle_error", _note_loss)
-    event.listen(engine, "connect", _note_process)
-    event.listen(engine, "checkout", _refuse_other_process)
     return engine
 
 
@@ -87,16 +81,3 @@ def _set_mode(conn: Connection, *, reads: bool) -> None:
 def _note_loss(context: ExceptionContext) -> None:
     if is_lost(context.original_exception):
         context.is_disconnect = True
-
-
-def _note_process(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-    entry.info["pid"] = os.getpid()
-
-
-def _refuse_other_process(
-    _connection: DBAPIConnection, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection
-) -> None:
-    """Let a forked child make connections of its own: two processes on one connection garble it."""
-    if entry.info["pid"] != os.getpid():
-        entry.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
-        raise DisconnectionError("the connection belongs to the parent process")

@@ -7,12 +7,10 @@ with BEGIN, which gives it one snapshot and never waits.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from typing import TYPE_CHECKING
 
 from sqlalchemy import create_engine, event
-from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerNotRunning, filesystem_type, is_network, shown
@@ -21,8 +19,6 @@ from balsam_sqlite.files import check_file, check_locks, database_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from balsam_core.plugin import DBDir, EngineRole
 
@@ -96,8 +92,6 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
     engine = create_engine("sqlite+pysqlite://", creator=connect, poolclass=QueuePool, **room)
     if role != "server":  # which begins by itself
         event.listen(engine, "begin", _begin_reading if role == "reader" else _begin)
-    event.listen(engine, "connect", _note_process)
-    event.listen(engine, "checkout", _refuse_other_process)
     return engine
 
 
@@ -108,16 +102,3 @@ def _begin(conn: Connection) -> None:
 
 def _begin_reading(conn: Connection) -> None:
     conn.exec_driver_sql("BEGIN")
-
-
-def _note_process(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-    entry.info["pid"] = os.getpid()
-
-
-def _refuse_other_process(
-    _connection: DBAPIConnection, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection
-) -> None:
-    """Let a forked child make connections of its own: SQLite's must not be carried over a fork."""
-    if entry.info["pid"] != os.getpid():
-        entry.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
-        raise DisconnectionError("the connection belongs to the parent process")
