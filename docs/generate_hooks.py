@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
-from balsam_core import hookspecs, plugin_types
-from balsam_core.plugin import DBType, ServerPlan
+from balsam_core import hookspecs, plugin, plugin_types
+from balsam_core.plugin import BalsamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "reference" / "hooks.md"
 FIRST_LINE = "<!-- Written by docs/generate_hooks.py from the program: change it there, then run `make docs`. -->"
 SECTIONS = {"Args:": "Arguments", "Returns:": "Returns", "Raises:": "Raises", "Attributes:": "Fields"}
-VALUES = {"DBType": DBType, "ServerPlan": ServerPlan}
+WORDS = {"PLUGIN_API", "EngineRole", "hookimpl", "BackendModule"}  # no docstrings of their own, or told elsewhere
 
 INTRODUCTION = """
 # Hooks of a backend
@@ -54,10 +55,84 @@ def page() -> str:
         for name, hook in hooks():
             if (name in hookspecs.OPTIONAL) is wanted:
                 parts += [f"### `{name}`", f"```python\n{signature(name, hook)}\n```", text(hook)]
-    parts.append("## Values")
-    for name, kind in VALUES.items():
-        parts += [f"### `{name}`", text(kind)]
+    parts += ["## Classes and functions", f"The other names in `balsam_core.plugin`.\n\n{words()}"]
+    for name in sorted(set(plugin.__all__) - WORDS, key=str.lower):
+        found = getattr(plugin, name)
+        if not _is_error(found):
+            parts += list(_described(name, found))
+    parts += ["## Errors", "Each takes its message, one line that says what was tried, what is wrong and what to do."]
+    parts.append("\n".join(f"* `{one.__name__}`: {_marked(_first(one))}" for one in _errors()))
     return "\n\n".join(parts) + "\n"
+
+
+def words() -> str:
+    """Return what is to be said of the names that are no classes or functions."""
+    roles = ", ".join(f'`"{role}"`' for role in get_args(plugin.EngineRole))
+    return (
+        f"* `hookimpl` marks a function as a hook.\n"
+        f"* `PLUGIN_API` is {plugin_types.PLUGIN_API}; a plugin writes the number itself.\n"
+        f"* `EngineRole` is one of {roles}.\n"
+        f"* `BackendModule` is a protocol for a static check: `_: BackendModule = sys.modules[__name__]`."
+    )
+
+
+def _is_error(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, BalsamError)
+
+
+def _errors() -> list[type[BalsamError]]:
+    found = [getattr(plugin, name) for name in plugin.__all__]
+    return [one for one in found if _is_error(one) and one is not BalsamError]
+
+
+def _first(thing: object) -> str:
+    return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+
+
+def _described(name: str, found: Any) -> Iterator[str]:  # noqa: ANN401  (a class or a function)
+    """Give a class with what a plugin calls of it, or a function."""
+    yield f"### `{name}`"
+    if isinstance(found, type) and issubclass(found, enum.Enum):
+        yield text(found)
+        yield "\n".join(f"* `{name}.{one.name}`" for one in found)
+        return
+    yield f"```python\n{_call(name, found)}\n```"
+    yield text(found)
+    if not isinstance(found, type):
+        return
+    base = next((one.__name__ for one in found.__mro__[1:] if one.__name__ in plugin.__all__), "")
+    if base:
+        yield f"It is a `{base}`, with the methods of one."
+        return
+    for member, kept in vars(found).items():
+        value = getattr(kept, "__func__", kept)  # of a class method
+        if inspect.isfunction(value) and not member.startswith("_"):
+            yield f"```python\n{_call(f'{name}.{member}', value, bound=True)}\n```"
+            yield text(value)
+        elif isinstance(value, property):
+            yield f"`{name}.{member}`: {_marked(_first(value))}"
+
+
+def _call(name: str, found: Any, *, bound: bool = False) -> str:  # noqa: ANN401
+    """Return how something is called; of what is bound, the first argument is not given."""
+    called = inspect.signature(found)
+    given = list(called.parameters.values())[bound:]
+    stars = [one for one in given if one.kind is one.KEYWORD_ONLY][:1]
+    parts = []
+    for one in given:
+        parts += ["*"] if one in stars else []
+        kind = getattr(one.annotation, "__forward_arg__", one.annotation)
+        default = ""
+        if one.default is not one.empty:
+            default = f" = {oct(one.default) if one.name == 'mode' else _plain(one.default)}"
+        parts.append(f"{one.name}: {kind if isinstance(kind, str) else inspect.formatannotation(kind)}{default}")
+    result = "" if isinstance(found, type) else f" -> {called.return_annotation}"
+    return f"{name}({', '.join(parts)}){result}".replace("collections.abc.", "").replace("typing.", "")
+
+
+def _plain(value: object) -> str:
+    """Return a default value as one writes it."""
+    return "..." if repr(value).startswith("<") or isinstance(value, tuple) else repr(value)
 
 
 def hooks() -> list[tuple[str, Callable[..., object]]]:
