@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,14 +14,38 @@ from balsam_core.cli.command import command, pass_session
 from balsam_core.cli.values import PAIR, mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from balsam_core.cli.command import Session
     from balsam_core.cli.output import Printer
 
-__all__ = ["backend_options", "given_password", "init", "shown_warnings"]
+__all__ = ["backend_options", "given_options", "given_password", "init", "shown_warnings"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 PASSWORD_VARIABLE = "BALSAM_DB_PASSWORD"  # noqa: S105  (a name, no password)
+
+
+def backend_options(function: F) -> F:
+    """Give a command the options of a database: ``option``, ``url`` and ``password_file``."""
+    for option in (
+        click.option(
+            "--password-file",
+            metavar="FILE",
+            help="File with the password for --url, private to you (0600).  "
+            "[default: BALSAM_DB_PASSWORD, or you are asked]",
+        ),
+        click.option("--url", metavar="URL", help="Use a database on a server that somebody else runs."),
+        click.option(
+            "--option",
+            type=PAIR,
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="An option of the database type. May be repeated.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 @command(
@@ -36,19 +60,7 @@ PASSWORD_VARIABLE = "BALSAM_DB_PASSWORD"  # noqa: S105  (a name, no password)
 @click.option(
     "--db-type", metavar="TYPE", help="Database type; see 'balsam plugins list'.  [default: sqlite, or what PATH has]"
 )
-@click.option(
-    "--option",
-    type=PAIR,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the database type. May be repeated.",
-)
-@click.option("--url", metavar="URL", help="Use a database on a server that somebody else runs.")
-@click.option(
-    "--password-file",
-    metavar="FILE",
-    help="File with the password for --url, private to you (0600).  [default: BALSAM_DB_PASSWORD, or you are asked]",
-)
+@backend_options
 @pass_session
 def init(
     session: Session,
@@ -67,7 +79,7 @@ def init(
         raise click.UsageError("init takes the directory as its argument, not by --db: balsam init PATH")
     from balsam_core.initialise import initialise
 
-    options = backend_options(option, url)
+    options = given_options(option, url)
     printer = session.printer()
     with shown_warnings(printer):
         done = initialise(path, db_type, options, password=given_password(options.get("url"), password_file))
@@ -88,7 +100,7 @@ def init(
     printer.one(result, lines)
 
 
-def backend_options(option: tuple[tuple[str, str], ...], url: str | None) -> dict[str, str]:
+def given_options(option: tuple[tuple[str, str], ...], url: str | None) -> dict[str, str]:
     """Return what ``--option`` and ``--url`` say.
 
     Raises:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balsam_core.cli.command import command, pass_session
-from balsam_core.cli.init import backend_options, given_password, shown_warnings
-from balsam_core.cli.values import PAIR
+from balsam_core.cli.init import backend_options, given_options, given_password, shown_warnings
 
 if TYPE_CHECKING:
     from balsam_core.cli.command import Session
@@ -24,19 +23,7 @@ __all__ = ["restore"]
 )
 @click.argument("file")
 @click.argument("path")
-@click.option(
-    "--option",
-    type=PAIR,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the database type, as for 'balsam init'. May be repeated.",
-)
-@click.option("--url", metavar="URL", help="Put it into an empty database on a server that somebody else runs.")
-@click.option(
-    "--password-file",
-    metavar="FILE",
-    help="File with the password for --url, private to you (0600).  [default: BALSAM_DB_PASSWORD, or you are asked]",
-)
+@backend_options
 @pass_session
 def restore(
     session: Session,
@@ -56,7 +43,7 @@ def restore(
     from balsam_core.backup import restore as load
     from balsam_core.cli.text import printable
 
-    options = backend_options(option, url)
+    options = given_options(option, url)
     printer = session.printer()
     with shown_warnings(printer):
         db, saved = load(file, path, options, password=given_password(options.get("url"), password_file))
