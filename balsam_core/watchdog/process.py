@@ -194,7 +194,7 @@ def _log(db: DBDir) -> Path:
 
 def _into(log: Path) -> None:
     """Send what the interpreter itself may print to the log."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

@@ -72,15 +72,19 @@ def _started(db: DBDir, backend: Backend) -> tuple[ServerProcess, ServerPlan]:
                 if plan.is_ready(PROBE):
                     return server, plan
                 if server.seconds > plan.ready_timeout:
-                    raise Unavailable(f"the database server was not ready after {plan.ready_timeout:g} s")
+                    raise _never_ready(db, server, f"was not ready after {plan.ready_timeout:g} s")
                 time.sleep(POLL)
         except BaseException:
             _end(server, plan)
             raise
         if attempt == ATTEMPTS:
-            last = server.last_lines[-1] if server.last_lines else "it said nothing"
-            raise Unavailable(f"the database server of {shown(db.path)} {server.describe_end()}: {last}")
+            raise _never_ready(db, server, server.describe_end())
     raise AssertionError  # for mypy
+
+
+def _never_ready(db: DBDir, server: ServerProcess, what: str) -> Unavailable:
+    last = server.last_lines[-1] if server.last_lines else "it said nothing"
+    return Unavailable(f"the database server of {shown(db.path)} {what}: {last}")
 
 
 def _keep_reading(server: ServerProcess, finished: threading.Event) -> None:
