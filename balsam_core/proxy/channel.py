@@ -37,7 +37,14 @@ HANGS_UP = 1.0  # seconds in which a stranger hangs up; an overloaded server doe
 CONNECT = 2.0  # seconds for a connection to come about
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_EVENTS = _FAILED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED
+_EVENTS = (
+    _FAILED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_DISCONNECTED
+)
 
 decode_welcome = msgspec.msgpack.Decoder(Welcome).decode
 decode_text = msgspec.msgpack.Decoder(str).decode
@@ -87,6 +94,7 @@ class Channel:
         self._timeout = -1
         self._connected = False
         self._connected_at = 0.0
+        self._agreed = False  # whether the handshake is over
         self._trying_since = time.monotonic()
         self._socket = socket = _context().socket(zmq.DEALER)
         try:
@@ -182,14 +190,17 @@ class Channel:
             return
         for event, _ in events(self._monitor):
             if event == zmq.EVENT_CONNECTED:
-                self._connected, self._connected_at = True, time.monotonic()
+                self._connected, self._connected_at, self._agreed = True, time.monotonic(), False
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._agreed = True
             elif event == zmq.EVENT_CONNECT_RETRIED:
                 self.refusals += not self._connected
                 self._connected, self._trying_since = False, time.monotonic()
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.unwelcome = True
-            else:
-                # libzmq doesn't say why: a stranger hangs up at once, a frozen process says nothing.
+            elif event != zmq.EVENT_DISCONNECTED or not self._agreed:
+                # Of one that speaks no ZMTP there is no other event, and libzmq gives it up, at times without a sign.
+                # It never says why: a stranger hangs up at once, a frozen process says nothing.
                 silent = time.monotonic() - self._connected_at > HANGS_UP
                 self.silences += silent
                 self.failures += not silent

@@ -1,0 +1,49 @@
+"""The client's end of a connection to the write server, and who may be at the other one."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+import zmq
+
+from balsam_core.proxy import channel as channels
+from balsam_core.proxy.channel import Channel
+from balsam_core.proxy.keys import ClientKeys
+
+
+def keys():
+    public, secret = zmq.curve_keypair()
+    server, _ = zmq.curve_keypair()
+    return ClientKeys(server=server.decode(), public=public.decode(), secret=secret.decode())
+
+
+@pytest.mark.parametrize("word", [b"\x00\x00\x00\x00 hello\r\n" * 50, b"HTTP/1.1 400 Bad Request\r\n\r\n" * 5])
+def test_a_stranger_is_known_by_its_hanging_up(word, monkeypatch):
+    """ZeroMQ tells of no failed handshake with a peer that speaks another protocol, and may keep what it can't send."""
+    monkeypatch.setattr(channels, "HELLO_LASTS", 60.0)  # the second greeting couldn't be sent, mostly
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(10)
+
+        def talk():
+            peer, _ = listening.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.settimeout(10)
+                peer.sendall(word)
+                while peer.recv(1000):
+                    pass
+
+        talking = threading.Thread(target=talk)
+        talking.start()
+        began = time.monotonic()
+        channel = Channel(*listening.getsockname(), keys())
+        try:
+            while not channel.failures and time.monotonic() - began < 10:
+                assert not channel.greet(0.05)
+            assert channel.failures
+        finally:
+            channel.close()
+            talking.join()
