@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Two at a time even where there are more processors: some tests load all of them.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ MAKEFLAGS += --no-print-directory
 
 help:
 	@echo "make demo    run the example ensemble in examples/lennard_jones (about a minute)"
-	@echo "make test    lint, types and all tests; PYTEST_ARGS='-k claim' for some"
+	@echo "make test    lint, types and all tests; PYTEST_ARGS='-k claim' for some, JOBS=0 one at a time"
 	@echo "make test-faults  the fault tests in full, an hour; renews the table in docs/reference/fault-tests.md"
 	@echo "make lint    ruff and mypy only          make format  let ruff reformat"
 	@echo "make bench   the benchmarks              make docs    regenerate the CLI reference"
@@ -28,7 +30,7 @@ demo: $(VENV)/.demo-installed
 
 # A target of its own, so that pytest's closing line is the last one printed.
 test: lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.tools-installed
 	@rm -f $(VENV)/fault-tests.jsonl

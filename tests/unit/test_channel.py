@@ -39,7 +39,8 @@ def test_a_stranger_is_known_by_its_hanging_up(word, monkeypatch):
         talking = threading.Thread(target=talk)
         talking.start()
         began = time.monotonic()
-        channel = Channel(*listening.getsockname(), keys())
+        host, port = listening.getsockname()
+        channel = Channel(host, port, keys())
         try:
             while not channel.failures and time.monotonic() - began < 10:
                 assert not channel.greet(0.05)
