@@ -124,8 +124,9 @@ def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
 def _apply(tx: Tx, row: dict[str, Any], change: Update) -> None:
     """Change a row as the update says."""
     if change.hops:
-        path = [row["state"], *(hop for hop, _ in change.hops)]
-        row["retries"] += sum(pair == (State.RUN_ERROR, State.RESTART_READY) for pair in pairwise(path))
+        path = [row["state"], *[hop for hop, _ in change.hops]]
+        if State.RESTART_READY in path:
+            row["retries"] += sum(pair == (State.RUN_ERROR, State.RESTART_READY) for pair in pairwise(path))
         state, age = change.hops[-1]
         row["state"] = state.value
         row["since"] = tx.now - timedelta(seconds=age)

@@ -315,10 +315,12 @@ def _fields_of(
         elif field in small:
             refers, values = _DIMENSION[field], small[field]
             columns.append([values[row[refers]] for row in found])
-        elif field in OPTIONAL_TEXTS or field in DOCUMENTS:
-            default = _DEFAULTS[field] if field in OPTIONAL_TEXTS else list if field.endswith("files") else dict
-            new = default if callable(default) else lambda default=default: default
-            columns.append([new() if row[field] is None else row[field] for row in found])
+        elif field in OPTIONAL_TEXTS:
+            default = _DEFAULTS[field]
+            columns.append([default if (value := row[field]) is None else value for row in found])
+        elif field in DOCUMENTS:
+            new = list if field.endswith("files") else dict
+            columns.append([new() if (value := row[field]) is None else value for row in found])
         else:
             columns.append([row[field] for row in found])
     return [list(values) for values in zip(*columns, strict=True)] if columns else [[] for _ in found]

@@ -44,6 +44,7 @@ class Prepared:
         self._statement = statement
         self._columns = columns
         self._returns = returns
+        self._names = [str(column.key) for column in returns]
         self._readers: dict[str, list[tuple[int, Callable[[Any], Any]]]] = {}
         self._compiled: dict[str, _Compiled] = {}
 
@@ -63,13 +64,12 @@ class Prepared:
             types = [column.type.dialect_impl(dialect) for column in self._returns]
             found = [(place, kind.result_processor(dialect, None)) for place, kind in enumerate(types)]
             readers = self._readers[dialect.name] = [(place, reader) for place, reader in found if reader is not None]
-        names = [str(column.key) for column in self._returns]
         converted = []
         for row in rows:
             values = list(row)
             for place, reader in readers:
                 values[place] = reader(values[place])
-            converted.append(dict(zip(names, values, strict=True)))
+            converted.append(dict(zip(self._names, values, strict=True)))
         return converted
 
 

@@ -139,6 +139,8 @@ def test_a_read_sees_one_state_whatever_others_commit(engine):
 def test_a_lock_that_is_held_too_long_is_an_error_that_is_repeated(served, backend, login):
     from balsam_core.model.calls import AddJobs
 
+    with open_db(served.path) as db:
+        db.jobs.add(Job(command="true"))  # so that there is something to be locked
     holder = login()
     holder.execute("SELECT * FROM counters FOR UPDATE")
     with backend.open_transport(served.dir, served.address) as transport:
