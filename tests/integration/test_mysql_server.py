@@ -146,6 +146,8 @@ def test_a_read_sees_one_state_whatever_others_commit(served, backend):
 
 
 def test_a_lock_that_is_held_too_long_is_an_error_that_is_repeated(served, backend, login):
+    with open_db(served.path) as db:
+        db.jobs.add(Job(command="true"))  # so that there is something to be locked
     holder, watcher = login(database="balsam"), login()
 
     def waits():
