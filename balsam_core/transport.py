@@ -16,7 +16,6 @@ from datetime import datetime  # noqa: TC003  (msgspec reads the annotation)
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
-from balsam_core.connections import Connections
 from balsam_core.deadlines import Cutter, bounded
 from balsam_core.errors import BalsamError, Busy, Conflict, InvalidInput, OutcomeUnknown, SchemaMismatch, Unavailable
 from balsam_core.model.calls import WINDOW, Ticket
@@ -212,7 +211,6 @@ class NativeTransport(EncodedTransport):
         self.db_id = ""
         self._clock = DatabaseClock()
         self._cutter = Cutter()
-        self._connections = Connections(engine)
         self._checked = False
 
     def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
@@ -231,19 +229,14 @@ class NativeTransport(EncodedTransport):
             self._closed = True
             if os.getpid() == self._pid:
                 self._cutter.close()
-                self.disconnect()
+                self.engine.dispose()
             else:  # the connections are the parent's
                 self.engine.dispose(close=False)
-
-    def disconnect(self) -> None:
-        """Close all connections that are not in use, and the others when they are no longer."""
-        self._connections.close()
-        self.engine.dispose()
 
     def _read(self, call: Call[R], deadline: float) -> bytes:
         from balsam_core.operations.execution import read
 
-        with self._connect(deadline, reads=True) as conn, conn.begin():
+        with self._connect(deadline) as plain, plain.execution_options(balsam_reads=True) as conn, conn.begin():
             self._check(conn)
             return encode(read(conn, call, self._clock))
 
@@ -263,23 +256,16 @@ class NativeTransport(EncodedTransport):
                 return replay(conn, call, ticket)
 
     @contextlib.contextmanager
-    def _connect(self, deadline: float, *, reads: bool = False) -> Iterator[Connection]:
+    def _connect(self, deadline: float) -> Iterator[Connection]:
         from sqlalchemy.exc import DBAPIError
 
         try:
-            conn = self._connections.take()
+            conn = self.engine.connect()
         except (DBAPIError, BalsamError) as err:
             raise _NotConnectedError from err
         # Outermost, since the end of a connection waits for the server, too.
-        with self._cutter.watching(conn.connection.driver_connection, deadline):
-            try:
-                if conn.get_execution_options().get("balsam_reads", False) is not reads:
-                    conn.execution_options(balsam_reads=reads)
-                yield conn
-            except BaseException:
-                conn.close()
-                raise
-            self._connections.give_back(conn)
+        with self._cutter.watching(conn.connection.driver_connection, deadline), conn:
+            yield conn
 
     def _check(self, conn: Connection) -> None:
         if self._guard:

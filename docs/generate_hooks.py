@@ -82,7 +82,7 @@ def _is_error(found: object) -> bool:
 
 def _errors() -> list[type[BalsamError]]:
     found = [getattr(plugin, name) for name in plugin.__all__]
-    return [one for one in found if _is_error(one) and one is not BalsamError]
+    return [one for one in found if _is_error(one)]
 
 
 def _first(thing: object) -> str:
@@ -103,10 +103,13 @@ def _described(name: str, found: Any) -> Iterator[str]:  # noqa: ANN401  (a clas
     base = next((one.__name__ for one in found.__mro__[1:] if one.__name__ in plugin.__all__), "")
     if base:
         yield f"It is a `{base}`, with the methods of one."
-        return
     for member, kept in vars(found).items():
         value = getattr(kept, "__func__", kept)  # of a class method
-        if inspect.isfunction(value) and not member.startswith("_"):
+        if (
+            inspect.isfunction(value)
+            and not member.startswith("_")
+            and not any(hasattr(one, member) for one in found.__mro__[1:])
+        ):
             yield f"```python\n{_call(f'{name}.{member}', value, bound=True)}\n```"
             yield text(value)
         elif isinstance(value, property):

@@ -36,7 +36,8 @@ def restore(
     """Make a DB of what 'balsam backup' has saved in FILE.
 
     PATH is a new or empty directory. The DB has the database type and the id of the one that was saved, and is brought
-    up to the schema of this version. Options of the database type are not in the backup; give them again.
+    up to the schema of this version. Options of the database type are not in the backup; give them again. With --url,
+    it is put into an empty database there.
     """
     if session.db is not None:
         raise click.UsageError("restore takes the directory as its argument, not by --db: balsam restore FILE PATH")

@@ -79,6 +79,7 @@ class Channel:
         failures: How often the handshake failed, before the greeting: another program, or a server with other keys.
         silences: How often the peer said nothing at all until the handshake's time was over: it is frozen or cut off.
         unwelcome: Whether the server refused our key.
+        agreed: Whether the peer of this connection has proven by the handshake that it has the server's key.
         welcomed: Whether the server has greeted us.
     """
 
@@ -87,6 +88,7 @@ class Channel:
         self.failures = 0
         self.silences = 0
         self.unwelcome = False
+        self.agreed = False
         self.welcomed = False
         self._clock_offset = 0.0
         self._last = 0
@@ -94,7 +96,6 @@ class Channel:
         self._timeout = -1
         self._connected = False
         self._connected_at = 0.0
-        self._agreed = False  # whether the handshake is over
         self._trying_since = time.monotonic()
         self._socket = socket = _context().socket(zmq.DEALER)
         try:
@@ -190,15 +191,16 @@ class Channel:
             return
         for event, _ in events(self._monitor):
             if event == zmq.EVENT_CONNECTED:
-                self._connected, self._connected_at, self._agreed = True, time.monotonic(), False
+                self._connected, self._connected_at, self.agreed = True, time.monotonic(), False
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._agreed = True
+                self.agreed = True
+                self.refusals = self.failures = self.silences = 0
             elif event == zmq.EVENT_CONNECT_RETRIED:
                 self.refusals += not self._connected
                 self._connected, self._trying_since = False, time.monotonic()
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.unwelcome = True
-            elif event != zmq.EVENT_DISCONNECTED or not self._agreed:
+            elif event != zmq.EVENT_DISCONNECTED or not self.agreed:
                 # Of one that speaks no ZMTP there is no other event, and libzmq gives it up, at times without a sign.
                 # It never says why: a stranger hangs up at once, a frozen process says nothing.
                 silent = time.monotonic() - self._connected_at > HANGS_UP

@@ -286,6 +286,9 @@ class _Exchange:
                 f"others; restart it with balsam dbserver --stop, then balsam dbserver"
             )
             raise Unavailable(msg)
+        if channel.agreed:
+            self._vain_since = None
+            return
         # A silent server may be frozen or cut off for a while: waited for, if it isn't proven dead.
         if not channel.refusals and not channel.failures and not (channel.silences and is_gone(address)):
             return

@@ -131,7 +131,7 @@ class ServedTransport(EncodedTransport):
             with self._lock:
                 direct, self._direct = self._direct, None
             if direct is not None:
-                direct.disconnect()
+                direct.engine.dispose()
 
     def _open_proxy(self) -> ProxyTransport:
         with self._lock:

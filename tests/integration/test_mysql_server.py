@@ -178,10 +178,13 @@ def test_a_forked_child_leaves_its_parents_connections_alone(served, backend):
         number = conn.exec_driver_sql("SELECT connection_id()").scalar()
         child = os.fork()
         if child == 0:
+            code = 1
             with contextlib.suppress(BaseException):
-                conn.connection.driver_connection.close()  # would say goodbye in the parent's name
-            os._exit(0)
-        os.waitpid(child, 0)
+                with contextlib.suppress(MySQLdb.Error):
+                    conn.connection.driver_connection.close()  # would say goodbye in the parent's name
+                code = 0
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert conn.exec_driver_sql("SELECT connection_id()").scalar() == number
     engine.dispose()
 

@@ -9,15 +9,16 @@ import time
 
 import pytest
 import zmq
+from waiting import wait_until
 
 from balsam_core.proxy import channel as channels
 from balsam_core.proxy.channel import Channel
 from balsam_core.proxy.keys import ClientKeys
 
 
-def keys():
+def keys(server=None):
     public, secret = zmq.curve_keypair()
-    server, _ = zmq.curve_keypair()
+    server = server or zmq.curve_keypair()[0]
     return ClientKeys(server=server.decode(), public=public.decode(), secret=secret.decode())
 
 
@@ -48,3 +49,21 @@ def test_a_stranger_is_known_by_its_hanging_up(word, monkeypatch):
         finally:
             channel.close()
             talking.join()
+
+
+def test_who_has_proven_its_key_is_no_stranger_whatever_was_before():
+    """A server that was started again at its port may greet late."""
+    public, secret = zmq.curve_keypair()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host, port = listening.getsockname()
+        channel = Channel(host, port, keys(public))
+        listening.settimeout(10)
+        peer, _ = listening.accept()
+        peer.close()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server, contextlib.closing(channel):
+        wait_until(lambda: not channel.greet(0.05) and channel.failures, "the first one's end", seconds=10)
+        server.curve_server, server.curve_secretkey, server.linger = True, secret, 0
+        server.bind(f"tcp://{host}:{port}")
+        wait_until(lambda: not channel.greet(0.05) and channel.agreed, "the second one's handshake", seconds=10)
+        assert not channel.failures
+        assert not channel.refusals

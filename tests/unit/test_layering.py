@@ -45,7 +45,6 @@ FLOORS = {
     "archive": 1,
     "certificates": 1,
     "dbdir": 1,
-    "connections": 1,
     "deadlines": 1,
     "files": 1,
     "filesystems": 1,
