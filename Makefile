@@ -30,7 +30,7 @@ demo: $(VENV)/.demo-installed
 
 # A target of its own, so that pytest's closing line is the last one printed.
 test: lint
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.tools-installed
 	@rm -f $(VENV)/fault-tests.jsonl

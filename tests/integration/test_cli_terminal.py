@@ -18,6 +18,7 @@ from balsam_program import TIMEOUT, here
 from balsam_core import Job, open_db
 
 WIDTH = 70
+CTRL_C = "\x03"
 
 
 @pytest.fixture
@@ -45,11 +46,13 @@ def on_a_terminal(*words, db, answer="", env=None):
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  (so that Ctrl-C reaches it)
     )
     os.close(theirs)
-    got = b""
+    got, sent = b"", ""
     deadline = time.monotonic() + TIMEOUT
     try:
         while time.monotonic() < deadline:
             if not select.select([ours], [], [], 1.0)[0]:
+                if sent == CTRL_C:  # as a person would: Python misses one between its prompt and its reading
+                    os.write(ours, CTRL_C.encode())
                 continue
             try:
                 some = os.read(ours, 65536)
@@ -60,7 +63,7 @@ def on_a_terminal(*words, db, answer="", env=None):
             got += some
             if answer and b"[y/N]: " in got:
                 os.write(ours, answer.encode())
-                answer = ""
+                sent, answer = answer, ""
         return program.wait(TIMEOUT), got.decode()
     finally:
         program.kill()
@@ -92,7 +95,7 @@ def test_formats_for_programs_are_the_same_on_a_terminal(db):
 
 
 @pytest.mark.parametrize(
-    ("answer", "left", "exit_code"), [("y\n", 2, 0), ("n\n", 3, 0), ("\n", 3, 0), ("\x04", 3, 1), ("\x03", 3, 1)]
+    ("answer", "left", "exit_code"), [("y\n", 2, 0), ("n\n", 3, 0), ("\n", 3, 0), ("\x04", 3, 1), (CTRL_C, 3, 1)]
 )
 def test_rm_asks_first(answer, left, exit_code, db):
     code, got = on_a_terminal("rm", "1", db=db, answer=answer)
