@@ -22,7 +22,17 @@ from sqlalchemy import (
     Table,
 )
 
-from balsam_core.schema.types import TABLE_OPTIONS, Blob, Document, Id, LongText, UTCDateTime, Words, sparse_index
+from balsam_core.schema.types import (
+    TABLE_OPTIONS,
+    Blob,
+    Document,
+    Id,
+    LongText,
+    UTCDateTime,
+    Words,
+    sparse_index,
+    without_statistics,
+)
 
 __all__ = [
     "applied",
@@ -184,6 +194,7 @@ jobs = Table(
 _claim = (jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
 sparse_index("ix_jobs_claim", *_claim, without="claim_class")
 sparse_index("ix_jobs_workflow_claim", jobs.c.workflow_id, *_claim, without="claim_class")
+without_statistics(jobs.c.claim_class)
 
 job_edges = Table(
     "job_edges",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CLAIM_INDEXES = {"ix_jobs_claim", "ix_jobs_workflow_claim"}
 JOBS = 1800
+MORE = 12_000  # PostgreSQL may rightly sort the few of a small workflow
 EXPLAIN = {"sqlite": "EXPLAIN QUERY PLAN", "postgresql": "EXPLAIN (COSTS OFF)", "mysql": "EXPLAIN"}
 ANALYZE = {"sqlite": "ANALYZE", "postgresql": "ANALYZE", "mysql": "ANALYZE TABLE jobs, resource_classes"}
 
@@ -35,11 +36,11 @@ def transport(engine_url: str) -> Iterator[NativeTransport]:
         yield made
 
 
-def fill(transport: NativeTransport) -> None:
+def fill(transport: NativeTransport, count: int = JOBS) -> None:
     """Add jobs of three workflows, two priorities and two resource classes, of which one fits few launchers."""
     insert(
         transport,
-        [Job(command="x", workflow=f"w{i % 3}", num_nodes=1 + i % 2 * 63, priority=i // 2 % 2) for i in range(JOBS)],
+        [Job(command="x", workflow=f"w{i % 3}", num_nodes=1 + i % 2 * 63, priority=i // 2 % 2) for i in range(count)],
     )
 
 
@@ -100,20 +101,24 @@ def faults(kind: str, plan: list[Any], *, analyzed: bool) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("analyzed", [False, True])
-def test_the_claim_index_serves_filter_and_order(transport: NativeTransport, analyzed: bool) -> None:
+@pytest.mark.parametrize("analyzed", ["never", "while they wait to be published", "afterwards"])
+def test_the_claim_index_serves_filter_and_order(transport: NativeTransport, analyzed: str) -> None:
     kind = transport.engine.dialect.name
     claim_and_release(transport, register(transport))
-    if analyzed:
+    if analyzed != "never":
+        fill(transport, MORE)
         with transport.engine.connect() as conn:
+            if analyzed != "afterwards":
+                conn.exec_driver_sql("UPDATE jobs SET claim_class = NULL")
             conn.exec_driver_sql(ANALYZE[kind])
+            conn.exec_driver_sql("UPDATE jobs SET claim_class = resource_class_id")
             conn.commit()
     for statement, parameters in questions(transport.engine.dialect):
         with transport.engine.connect() as conn:
             plan = conn.exec_driver_sql(f"{EXPLAIN[kind]} {statement}", parameters).all()
         text = " ".join(str(row) for row in plan)
         assert any(index in text for index in CLAIM_INDEXES), (statement, plan)
-        assert faults(kind, list(plan), analyzed=analyzed) == [], (statement, plan)
+        assert faults(kind, list(plan), analyzed=analyzed != "never") == [], (statement, plan)
 
 
 @pytest.mark.parametrize("kind", ["postgres", "mysql"])

@@ -15,7 +15,17 @@ from sqlalchemy import (
     Table,
 )
 
-from balsam_core.schema.types import TABLE_OPTIONS, Blob, Document, Id, LongText, UTCDateTime, Words, sparse_index
+from balsam_core.schema.types import (
+    TABLE_OPTIONS,
+    Blob,
+    Document,
+    Id,
+    LongText,
+    UTCDateTime,
+    Words,
+    sparse_index,
+    without_statistics,
+)
 
 revision = "0001"
 down_revision = None
@@ -167,6 +177,7 @@ _jobs = Table(
 _claim = (_jobs.c.claim_class, _jobs.c.priority.desc(), _jobs.c.id)
 sparse_index("ix_jobs_claim", *_claim, without="claim_class")
 sparse_index("ix_jobs_workflow_claim", _jobs.c.workflow_id, *_claim, without="claim_class")
+without_statistics(_jobs.c.claim_class)
 
 Table(
     "job_edges",
