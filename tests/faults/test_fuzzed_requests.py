@@ -236,7 +236,7 @@ def test_fuzzed_requests_are_answered_or_dropped(served, tmp_path, amount, verdi
     check(clients.journals, rows_by_sqlite(served.path)).assert_exact()
     assert not tracebacks(served)
     assert codes.keys() <= {"", "invalid-input", "not-found", "conflict", "unavailable", "schema-mismatch",
-                            "outcome-unknown", "busy", "too-large"}  # fmt: skip
+                            "outcome-unknown", "busy", "too-large", "expired"}  # fmt: skip
     log = "".join(file.read_text() for file in served.dir.log.glob("server_*"))
     dropped = int(log.split(" messages dropped")[-2].split()[-1])
     assert dropped > number / 10
