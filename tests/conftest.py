@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from db_servers import KINDS, Databases, Missing
+
+from balsam_core.testing import run as testing_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +53,19 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         }.items():
             patch.setenv(name, str(home / place))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_outlives_the_run(_clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """End what the tests have started, however the run ends: pytest may be killed before it has cleaned up."""
+    mark = str(tmp_path_factory.mktemp("run"))
+    guard = subprocess.Popen(
+        [sys.executable, "-P", testing_run.__file__, mark], stdin=subprocess.PIPE, cwd="/", start_new_session=True
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(testing_run.MARK, mark)
+        yield
+    guard.communicate()
 
 
 @pytest.fixture(scope="session")
