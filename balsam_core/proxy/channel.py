@@ -200,7 +200,9 @@ class Channel:
                 self._connected, self._trying_since = False, time.monotonic()
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.unwelcome = True
-            elif event != zmq.EVENT_DISCONNECTED or not self.agreed:
+            elif event == zmq.EVENT_DISCONNECTED and self.agreed:
+                self.agreed = False
+            else:
                 # Of one that speaks no ZMTP there is no other event, and libzmq gives it up, at times without a sign.
                 # It never says why: a stranger hangs up at once, a frozen process says nothing.
                 silent = time.monotonic() - self._connected_at > HANGS_UP

@@ -67,3 +67,6 @@ def test_who_has_proven_its_key_is_no_stranger_whatever_was_before():
         wait_until(lambda: not channel.greet(0.05) and channel.agreed, "the second one's handshake", seconds=10)
         assert not channel.failures
         assert not channel.refusals
+        server.close()
+        wait_until(lambda: not channel.greet(0.05) and channel.refusals, "the end of that one, too", seconds=10)
+        assert not channel.agreed
