@@ -1,15 +1,17 @@
 """Balsam, the ensemble-job database.
 
-``open_db()`` gives a :class:`~balsam_core.database.Database`; see the documentation's tutorial for the rest. The names
-are loaded when first used, so that importing the package costs next to nothing.
+``open_db()`` gives a :class:`~balsam_core.client.database.Database`; see the documentation's tutorial for the rest.
+The names are loaded when first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from balsam_core.version import __version__
+
 if TYPE_CHECKING:
-    from balsam_core.database import Database, current_job, open_db
+    from balsam_core.client.database import Database, current_job, open_db
     from balsam_core.errors import BalsamError
     from balsam_core.model.app import App
     from balsam_core.model.job import Job
@@ -17,16 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["App", "BalsamError", "Database", "Job", "State", "__version__", "current_job", "open_db"]
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "App": "balsam_core.model.app",
     "BalsamError": "balsam_core.errors",
-    "Database": "balsam_core.database",
+    "Database": "balsam_core.client.database",
     "Job": "balsam_core.model.job",
     "State": "balsam_core.model.states",
-    "current_job": "balsam_core.database",
-    "open_db": "balsam_core.database",
+    "current_job": "balsam_core.client.database",
+    "open_db": "balsam_core.client.database",
 }
 
 

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import click
     from sqlalchemy import Connection, Engine
 
-    from balsam_core.address import Address
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Event
     from balsam_core.plugin_types import DBType, EngineRole, ServerPlan, ServerPolicy
-    from balsam_core.transport import Transport
+    from balsam_core.transport.native import Transport
 
 __all__ = [
     "OPTIONAL",

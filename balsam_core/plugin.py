@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from balsam_core.address import Address
-    from balsam_core.certificates import make_certificate
-    from balsam_core.connector import ServerConnector
-    from balsam_core.dbdir import DBDir
-    from balsam_core.deadlines import seconds_left
+    from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.publication import is_loopback
     from balsam_core.errors import (
         BackendError,
         BalsamError,
@@ -28,15 +26,17 @@ if TYPE_CHECKING:
         ServerNotRunning,
         Unavailable,
     )
-    from balsam_core.files import atomic_write, force_to_disk, rename_new, shown
-    from balsam_core.filesystems import filesystem_type, is_network
     from balsam_core.hookspecs import BackendModule, hookimpl
     from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
-    from balsam_core.private_files import private_file, write_private
-    from balsam_core.proxy.routing import ServedTransport
-    from balsam_core.proxy.serving import SingleWriter, write_server_plan
-    from balsam_core.publication import is_loopback
-    from balsam_core.transport import NativeTransport, ServerStatus, Transport
+    from balsam_core.proxy.client.routing import ServedTransport
+    from balsam_core.proxy.single_writer import SingleWriter, write_server_plan
+    from balsam_core.system.certificates import make_certificate
+    from balsam_core.system.files import atomic_write, force_to_disk, rename_new, shown
+    from balsam_core.system.filesystems import filesystem_type, is_network
+    from balsam_core.system.private_files import private_file, write_private
+    from balsam_core.transport.connector import ServerConnector
+    from balsam_core.transport.deadlines import seconds_left
+    from balsam_core.transport.native import NativeTransport, ServerStatus, Transport
 
 __all__ = [
     "PLUGIN_API",
@@ -81,11 +81,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "balsam_core.address": ("Address",),
-    "balsam_core.certificates": ("make_certificate",),
-    "balsam_core.connector": ("ServerConnector",),
-    "balsam_core.dbdir": ("DBDir",),
-    "balsam_core.deadlines": ("seconds_left",),
+    "balsam_core.dbdir.address": ("Address",),
+    "balsam_core.system.certificates": ("make_certificate",),
+    "balsam_core.transport.connector": ("ServerConnector",),
+    "balsam_core.dbdir.directory": ("DBDir",),
+    "balsam_core.transport.deadlines": ("seconds_left",),
     "balsam_core.errors": (
         "BackendError",
         "BalsamError",
@@ -100,15 +100,15 @@ _HOMES = {
         "ServerNotRunning",
         "Unavailable",
     ),
-    "balsam_core.files": ("atomic_write", "force_to_disk", "rename_new", "shown"),
-    "balsam_core.filesystems": ("filesystem_type", "is_network"),
+    "balsam_core.system.files": ("atomic_write", "force_to_disk", "rename_new", "shown"),
+    "balsam_core.system.filesystems": ("filesystem_type", "is_network"),
     "balsam_core.hookspecs": ("BackendModule", "hookimpl"),
     "balsam_core.plugin_types": ("PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"),
-    "balsam_core.private_files": ("private_file", "write_private"),
-    "balsam_core.proxy.routing": ("ServedTransport",),
-    "balsam_core.proxy.serving": ("SingleWriter", "write_server_plan"),
-    "balsam_core.publication": ("is_loopback",),
-    "balsam_core.transport": ("NativeTransport", "ServerStatus", "Transport"),
+    "balsam_core.system.private_files": ("private_file", "write_private"),
+    "balsam_core.proxy.client.routing": ("ServedTransport",),
+    "balsam_core.proxy.single_writer": ("SingleWriter", "write_server_plan"),
+    "balsam_core.dbdir.publication": ("is_loopback",),
+    "balsam_core.transport.native": ("NativeTransport", "ServerStatus", "Transport"),
 }
 
 

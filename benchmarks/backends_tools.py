@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from balsam_core import open_db
-from balsam_core.initialise import initialise
-from balsam_core.transport import NativeTransport
+from balsam_core.admin.initialise import initialise
+from balsam_core.transport.native import NativeTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balsam_core import Job, open_db
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

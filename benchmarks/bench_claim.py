@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from backends_tools import running
 
 from balsam_core import Job, open_db
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
 from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Update, UpdateJobs
 
 if TYPE_CHECKING:

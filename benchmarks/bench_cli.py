@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from balsam_core import Job, open_db
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
 
 SMALL = 100  # jobs
 WORKFLOWS = 50

@@ -34,7 +34,7 @@ from dbserver_storms import MODES, part_a, part_b
 from dbserver_tools import Clients, Verdicts, dbserver, fsync_seconds, new_database, peer_server, quantile
 
 from balsam_core import Job, open_db
-from balsam_core.filesystems import filesystem_type
+from balsam_core.system.filesystems import filesystem_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable

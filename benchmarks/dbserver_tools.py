@@ -16,9 +16,10 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import psutil
 
-from balsam_core import Job, address, open_db
-from balsam_core.dbdir import DBDir
-from balsam_core.initialise import initialise
+from balsam_core import Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

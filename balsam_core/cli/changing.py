@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from balsam_core.cli.output import Printer
     from balsam_core.cli.selectors import Chosen
-    from balsam_core.database import Database
+    from balsam_core.client.database import Database
     from balsam_core.model.calls import Call, Changed
     from balsam_core.model.filters import Condition
 

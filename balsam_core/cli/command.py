@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from balsam_core.cli.output import Printer
-    from balsam_core.database import Database
-    from balsam_core.dbdir import DBDir
+    from balsam_core.client.database import Database
+    from balsam_core.dbdir.directory import DBDir
 
 __all__ = ["FORMATS", "Command", "Group", "Session", "command", "group", "pass_session"]
 
@@ -67,10 +67,10 @@ class Session:
             Conflict: It has another one.
             DBDirError: The directory is no usable DB.
         """
-        from balsam_core.dbdir import DBDir
+        from balsam_core.dbdir.directory import DBDir
+        from balsam_core.dbdir.settings import resolve_db_path
         from balsam_core.errors import Conflict
-        from balsam_core.files import shown
-        from balsam_core.settings import resolve_db_path
+        from balsam_core.system.files import shown
 
         found = DBDir.open(resolve_db_path(self.db).path)
         if db_type and found.db_type != db_type:
@@ -79,7 +79,7 @@ class Session:
 
     def open_db(self) -> Database:
         """Open the chosen DB; use it in a ``with`` statement."""
-        from balsam_core.database import open_db
+        from balsam_core.client.database import open_db
 
         return open_db(self.db)
 

@@ -22,7 +22,7 @@ from balsam_core.cli.values import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from balsam_core.database import Database
+    from balsam_core.client.database import Database
     from balsam_core.model.job import Job
 
 __all__ = ["add", "job_options"]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from balsam_core.cli.output import Printer
-    from balsam_core.database import Database
-    from balsam_core.jobs import JobQuery
+    from balsam_core.client.database import Database
+    from balsam_core.client.jobs import JobQuery
     from balsam_core.model.filters import Condition
 
 __all__ = ["Found", "conditions", "counts", "history", "jobs"]

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from balsam_core import backends
+from balsam_core.backends import registry
+from balsam_core.backends.discovery import announcements
+from balsam_core.backends.loading import one_line
 from balsam_core.cli.command import Group
 from balsam_core.cli.text import printable
-from balsam_core.discovery import announcements
 from balsam_core.errors import BackendError, BalsamError
-from balsam_core.quarantine import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balsam_core.backends import Backend
+    from balsam_core.backends.registry import Backend
 
 __all__ = ["find_group"]
 
@@ -72,11 +72,11 @@ def find_group(word: str, *, quiet: bool = False) -> Group | None:
         BackendError: The plugin is not installed or broken.
         click.UsageError: It has no commands.
     """
-    name = backends.canonical(word)
-    if name not in backends.OFFICIAL and all(one.db_type != name for one in announcements()):
+    name = registry.canonical(word)
+    if name not in registry.OFFICIAL and all(one.db_type != name for one in announcements()):
         return None
     try:
-        backend = backends.load(word)
+        backend = registry.load(word)
         if not backend.has("balsam_commands"):
             raise click.UsageError(f"{backend.provider} adds no commands for the db type {backend.identity.name}")
         group = PluginGroup(word, backend)

@@ -13,7 +13,7 @@ from balsam_core.model.job import FIELDS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from balsam_core.database import Database
+    from balsam_core.client.database import Database
     from balsam_core.model.calls import Event
     from balsam_core.model.job import Job
 
@@ -89,8 +89,8 @@ class JobRows:
     def _computed(self, name: str, values: dict[str, object]) -> object:
         if name == "runs":
             return values["app"] or values["command"]
+        from balsam_core.dbdir.workdirs import workdir
         from balsam_core.model.calls import ParentRef
-        from balsam_core.workdirs import workdir
 
         reference = ParentRef(*(values[part] for part in COMPUTED["workdir"]))  # type: ignore[arg-type]
         return str(workdir(self._directory, reference))

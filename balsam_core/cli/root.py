@@ -65,7 +65,7 @@ class Root(Group):
             from balsam_core.cli.plugin_commands import find_group
 
             return find_group(cmd_name, quiet=ctx.resilient_parsing)
-        found: click.Command = getattr(import_module(f"balsam_core.cli.{place.module}"), cmd_name)
+        found: click.Command = getattr(import_module(f"balsam_core.cli.commands.{place.module}"), cmd_name)
         return found
 
     def resolve_command(
@@ -93,7 +93,7 @@ class Root(Group):
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from balsam_core import __version__
+        from balsam_core.version import __version__
 
         click.echo(f"balsam {__version__}")
         ctx.exit()

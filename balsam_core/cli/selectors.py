@@ -15,8 +15,8 @@ from balsam_core.errors import NotFound
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from balsam_core.database import Database
-    from balsam_core.jobs import JobQuery
+    from balsam_core.client.database import Database
+    from balsam_core.client.jobs import JobQuery
     from balsam_core.model.filters import Condition
 
 __all__ = ["HELP", "Chosen", "Selection", "choose", "choose_one", "parse"]

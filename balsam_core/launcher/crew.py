@@ -10,8 +10,8 @@ from collections.abc import Generator  # noqa: TC003
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from balsam_core.launcher.job.task import Command, DiskFullError, Ended, Task, is_disk_full
 from balsam_core.launcher.processes import Processes, ShortageError
-from balsam_core.launcher.task import Command, DiskFullError, Ended, Task, is_disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable

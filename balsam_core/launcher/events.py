@@ -13,7 +13,7 @@ from threading import Condition, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from balsam_core import backends
+from balsam_core.backends import registry
 from balsam_core.errors import BackendError
 from balsam_core.launcher.options import HEAR_LAST
 from balsam_core.model.calls import Event, GetInfo
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
-    from balsam_core.database import Database
+    from balsam_core.client.database import Database
     from balsam_core.model.calls import Update
 
 __all__ = ["Teller", "telling"]
@@ -106,7 +106,7 @@ def telling(db: Database) -> Iterator[Teller | None]:
         BalsamError: The database can't be asked for the time.
     """
     try:
-        backend = backends.load(db.directory.db_type)
+        backend = registry.load(db.directory.db_type)
     except BackendError:  # an open database whose transport is no plugin's
         backend = None
     if backend is None or not backend.has("balsam_job_event"):

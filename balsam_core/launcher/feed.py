@@ -10,8 +10,8 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from balsam_core.launcher.job.task import Surroundings, Task
 from balsam_core.launcher.options import FIRST_IDLE, LARGEST_CLAIM, LONGEST_IDLE, QUEUE_SECONDS
-from balsam_core.launcher.task import Surroundings, Task
 from balsam_core.model.calls import (
     MOST_JOBS,
     ClaimJobs,

@@ -10,7 +10,7 @@ from balsam_core.errors import OutcomeUnknown, Unavailable
 from balsam_core.launcher.options import CALL_TIMEOUT, FIRST_BACK_OFF, LONGEST_BACK_OFF
 
 if TYPE_CHECKING:
-    from balsam_core.database import Database
+    from balsam_core.client.database import Database
     from balsam_core.launcher.counters import Counters
     from balsam_core.model.calls import Call
 

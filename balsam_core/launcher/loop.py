@@ -16,17 +16,16 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import BalsamError, Unavailable
-from balsam_core.identity import this_process
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.crew import Crew
 from balsam_core.launcher.events import telling
 from balsam_core.launcher.feed import Feed
+from balsam_core.launcher.job.task import Surroundings
+from balsam_core.launcher.job.words import base_environment
 from balsam_core.launcher.link import OUTAGES, Link
 from balsam_core.launcher.progress import NoProgress, Snapshot
 from balsam_core.launcher.reporter import Reporter
-from balsam_core.launcher.task import Surroundings
-from balsam_core.launcher.words import base_environment
 from balsam_core.model.calls import (
     CloseLauncher,
     CountWaiting,
@@ -37,16 +36,17 @@ from balsam_core.model.calls import (
     Resources,
 )
 from balsam_core.model.states import State
-from balsam_core.stopping import StopRequests
+from balsam_core.system.processes import this_process
+from balsam_core.system.signals import StopRequests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from balsam_core.database import Database
+    from balsam_core.client.database import Database
     from balsam_core.launcher.crew import Left
+    from balsam_core.launcher.job.task import Task
     from balsam_core.launcher.options import LauncherOptions
     from balsam_core.launcher.progress import Progress
-    from balsam_core.launcher.task import Task
 
 __all__ = ["Launcher", "Outcome"]
 

@@ -19,7 +19,7 @@ from balsam_core.model.states import END, State
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balsam_core.launcher.task import Task
+    from balsam_core.launcher.job.task import Task
     from balsam_core.model.calls import Call
 
 __all__ = ["Reporter", "Run"]

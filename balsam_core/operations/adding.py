@@ -14,10 +14,10 @@ from balsam_core.model.command import split
 from balsam_core.model.job import FIELDS, check_columns
 from balsam_core.model.states import END, PARENT_LOST, State
 from balsam_core.operations.batches import extend_batch, lock_open_batch
+from balsam_core.operations.dependencies import lose_children
 from balsam_core.operations.dimensions import app_needs, check_parameters, class_ids, shapes_of, workflow_ids
 from balsam_core.operations.events import INSERT_EVENTS, record
 from balsam_core.operations.execution import operation
-from balsam_core.operations.family import lose_children
 from balsam_core.operations.rows import DOCUMENTS, OPTIONAL_TEXTS, in_chunks, visible
 from balsam_core.schema.prepared import Insertion, Rows
 from balsam_core.schema.tables import batches, counters, job_edges, job_events, jobs

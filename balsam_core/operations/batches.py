@@ -9,9 +9,9 @@ from sqlalchemy import and_, case, delete, func, insert, not_, or_, select, upda
 from balsam_core.errors import Conflict, NotFound
 from balsam_core.model.calls import AbandonBatch, OpenBatch, PromoteBatch, PublishBatch
 from balsam_core.model.states import State
+from balsam_core.operations.dependencies import lock_parents, lose_children
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.operations.family import lock_parents, lose_children
 from balsam_core.operations.rows import in_chunks
 from balsam_core.schema.tables import batches, job_edges, job_events, jobs
 

@@ -9,9 +9,9 @@ from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, updat
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
 from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, State
+from balsam_core.operations.dependencies import lock_parents, lose_children
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.operations.family import lock_parents, lose_children
 from balsam_core.operations.rows import condition, in_chunks, visible
 from balsam_core.schema.tables import job_edges, job_events, jobs, workflows
 

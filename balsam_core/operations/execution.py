@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Executable
 
     from balsam_core.model.calls import Call, Ticket
-    from balsam_core.operations.sole import SoleWriter
+    from balsam_core.operations.writer_cache import SoleWriter
     from balsam_core.schema.prepared import Insertion, Rows
 
     BulkInsert: TypeAlias = Callable[[Connection, str, Sequence[str], Sequence[Sequence[Any]]], None]

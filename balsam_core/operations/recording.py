@@ -11,9 +11,9 @@ from sqlalchemy import BigInteger, bindparam, case, exists, func, select, update
 
 from balsam_core.model.calls import UpdateJobs
 from balsam_core.model.states import END, PARENT_LOST, State, illegal_hop
+from balsam_core.operations.dependencies import free_children, lose_children
 from balsam_core.operations.events import record
 from balsam_core.operations.execution import operation
-from balsam_core.operations.family import free_children, lose_children
 from balsam_core.operations.rows import in_chunks
 from balsam_core.schema.prepared import Prepared, PreparedList
 from balsam_core.schema.tables import job_edges, jobs

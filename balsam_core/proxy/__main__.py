@@ -18,18 +18,19 @@ from pathlib import Path
 
 import zmq
 
-from balsam_core import address, logs
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.publication import Publication
 from balsam_core.errors import BalsamError, Unavailable
-from balsam_core.files import reason, shown
-from balsam_core.identity import start_of
 from balsam_core.proxy.keys import make_keys
-from balsam_core.proxy.readers import ReaderLostError, Readers
-from balsam_core.proxy.server import OPERATIONS, Listener, WriteServer
-from balsam_core.proxy.serving import load_single_writer
-from balsam_core.proxy.writer import BatchLostError, FencedError, GroupWriter
-from balsam_core.proxy.zap import Gatekeeper
-from balsam_core.publication import Publication
+from balsam_core.proxy.server.readers import ReaderLostError, Readers
+from balsam_core.proxy.server.server import OPERATIONS, Listener, WriteServer
+from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter
+from balsam_core.proxy.server.zap import Gatekeeper
+from balsam_core.proxy.single_writer import load_single_writer
+from balsam_core.system import logs
+from balsam_core.system.files import reason, shown
+from balsam_core.system.processes import start_of
 
 logger = logging.getLogger(__name__)
 

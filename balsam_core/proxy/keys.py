@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from balsam_core.errors import DBDirError
-from balsam_core.files import atomic_write, reason, shown
-from balsam_core.private_files import private_file
+from balsam_core.system.files import atomic_write, reason, shown
+from balsam_core.system.private_files import private_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.directory import DBDir
 
 __all__ = ["ClientKeys", "ServerKeys", "client_keys", "make_keys"]
 

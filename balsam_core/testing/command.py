@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balsam_core import backends
+from balsam_core.backends import registry
 from balsam_core.errors import BackendError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if find_spec(package) is None:
             return _refuse(f"{package} is not installed; run: pip install 'balsam-core[testing]'")
     try:
-        backends.load(words[0])
+        registry.load(words[0])
     except BackendError as err:
         return _refuse(str(err))
     import pytest
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Neither settings nor plugins of the place where the command is given.
             *("-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE / "suite")),
             *("-p", "no:cacheprovider", "-p", "balsam_core.testing.fixtures"),
-            *("--db-type", backends.canonical(words[0])),
+            *("--db-type", registry.canonical(words[0])),
             *words[1:],
             *([] if _names_tests(words[1:]) else [str(HERE / "suite")]),
         ]

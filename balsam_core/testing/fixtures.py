@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balsam_core import address, backends, dbserver, open_db
-from balsam_core.dbdir import DBDir
+from balsam_core import open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.backends import registry
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import ServerNotRunning, Unavailable
-from balsam_core.initialise import initialise
 from balsam_core.model import calls
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.testing.run import Run
-from balsam_core.transport import EncodedTransport
+from balsam_core.transport.native import EncodedTransport
+from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balsam_core import Database
-    from balsam_core.backends import Backend
-    from balsam_core.jobs import Jobs
+    from balsam_core.backends.registry import Backend
+    from balsam_core.client.jobs import Jobs
     from balsam_core.plugin_types import EngineRole
 
 pytest.register_assert_rewrite("balsam_core.testing.tools")
@@ -61,7 +64,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Repeat what asks for ``place`` for each way in which the backend works."""
     if "place" in metafunc.fixturenames:
-        modes = _modes(backends.load(metafunc.config.getoption("--db-type")))
+        modes = _modes(registry.load(metafunc.config.getoption("--db-type")))
         if metafunc.definition.get_closest_marker("once"):
             modes = modes[:1]
         metafunc.parametrize("place", modes, indirect=True, scope="session")
@@ -104,7 +107,7 @@ def run(pytestconfig: pytest.Config) -> Iterator[Run]:
 @pytest.fixture(scope="session")
 def backend(pytestconfig: pytest.Config) -> Backend:
     """The backend that is tested."""
-    return backends.load(pytestconfig.getoption("--db-type"))
+    return registry.load(pytestconfig.getoption("--db-type"))
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +129,7 @@ def places(run: Run) -> Iterator[dict[str, Place]]:  # noqa: ARG001  (which ends
     yield made
     for place in made.values():
         if place.served:
-            dbserver.stop(place.directory)
+            control.stop(place.directory)
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +139,7 @@ def place(request: pytest.FixtureRequest, places: dict[str, Place], make_db: Cal
     if mode not in places:
         directory = make_db(mode)
         if mode == "served":
-            dbserver.start(directory)
+            control.start(directory)
         places[mode] = Place(directory, mode == "served")
     return places[mode]
 
@@ -217,11 +220,11 @@ def spare_db(run: Run, backend: Backend, options: dict[str, str]) -> Iterator[Sp
     assert done.returncode == 0, f"balsam init failed: {done.stderr}"
     made = Spare(path, done.stdout)
     yield made
-    dbserver.stop(made.directory)
+    control.stop(made.directory)
 
 
 @pytest.fixture
 def spare(spare_db: Spare) -> Spare:
     """The DB for tests that start, stop and move things, without a running server."""
-    dbserver.stop(spare_db.directory)
+    control.stop(spare_db.directory)
     return spare_db

@@ -6,13 +6,20 @@ Each opens the DB as any program does, says ``ready``, and begins at the end of 
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from balsam_core import Database, Job, open_db
 from balsam_core.errors import Conflict, NotFound
 from balsam_core.model import calls
 from balsam_core.model.calls import Update
-from balsam_core.testing.tools import DONE, claim, register
+from balsam_core.testing.tools import DONE, PATIENCE, claim, register
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["run_together", "start_program"]
 
 
 def write(db: Database, name: str, count: str) -> None:
@@ -95,6 +102,38 @@ def finish(db: Database, launcher: int, jobs: list[Job]) -> None:
 def say(*words: object) -> None:
     """Print at once."""
     print(*words, flush=True)  # noqa: T201
+
+
+def start_program(*words: object) -> subprocess.Popen[str]:
+    """Start one of these programs; it begins at the end of a line on its standard input."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "balsam_core.testing.programs", *map(str, words)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_together(programs: Sequence[Sequence[object]]) -> list[str]:
+    """Run programs side by side, which begin together, and return what they print."""
+    processes = [start_program(*words) for words in programs]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        results = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    failed = [error for process, (_, error) in zip(processes, results, strict=True) if process.returncode]
+    assert not failed, failed[0]
+    return [out for out, _ in results]
 
 
 PROGRAMS = {"write": write, "share": share, "write-on": write_on, "take": take, "churn": churn}

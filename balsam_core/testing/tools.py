@@ -12,12 +12,12 @@ from balsam_core.model.calls import Resources, Update
 from balsam_core.model.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from os import PathLike
 
     from balsam_core import Database, Job
 
-__all__ = ["DONE", "balsam", "claim", "one_line", "register", "run_together", "start_program", "update", "wait_until"]
+__all__ = ["DONE", "balsam", "claim", "one_line", "register", "update", "wait_until"]
 
 T = TypeVar("T")
 
@@ -105,35 +105,3 @@ def update(
         release=release,
     )
     return db.run(calls.UpdateJobs(launcher=launcher, updates=[told]))
-
-
-def start_program(*words: object) -> subprocess.Popen[str]:
-    """Start one of :mod:`balsam_core.testing.programs`; it begins at the end of a line on its standard input."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "balsam_core.testing.programs", *map(str, words)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run_together(programs: Sequence[Sequence[object]]) -> list[str]:
-    """Run programs side by side, which begin together, and return what they print."""
-    processes = [start_program(*words) for words in programs]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n", process.communicate()[1]
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        results = [process.communicate(timeout=PATIENCE) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    failed = [error for process, (_, error) in zip(processes, results, strict=True) if process.returncode]
-    assert not failed, failed[0]
-    return [out for out, _ in results]

@@ -1,7 +1,7 @@
 """The watchdog: one process for each served DB directory, which keeps its server alive and its address published.
 
 It runs the one foreground child that a backend's ``ServerPlan`` describes and knows nothing of databases.
-:mod:`balsam_core.dbserver` starts it, and asks it to stop.
+:mod:`balsam_core.watchdog.control` starts it, and asks it to stop.
 
     process.py         the process: detached, or in the foreground    lease.py, takeover.py  who may run the server
     supervisor.py      its loop: start, probe, publish, restart        stop_request.py        how it is asked to stop

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from balsam_core.address import is_copied
+from balsam_core.dbdir.address import is_copied
 from balsam_core.errors import SchemaMismatch
-from balsam_core.files import atomic_write, shown
-from balsam_core.identity import is_alive, start_of, this_machine
-from balsam_core.watchdog.locks import best_effort_lock
+from balsam_core.system.files import atomic_write, shown
+from balsam_core.system.locks import best_effort_lock
+from balsam_core.system.processes import is_alive, start_of, this_machine
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.directory import DBDir
 
 __all__ = [
     "EXPIRY",
@@ -59,7 +59,7 @@ _LARGEST = 64 * 1024  # bytes
 class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Who may run the server of a DB directory.
 
-    Starts are those of :func:`balsam_core.identity.start_of`.
+    Starts are those of :func:`balsam_core.system.processes.start_of`.
 
     Attributes:
         format: Version of the file's layout.

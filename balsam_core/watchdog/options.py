@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from balsam_core.watchdog import network
+from balsam_core.system import network
 
 __all__ = ["ServerOptions"]
 

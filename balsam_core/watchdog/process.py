@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from balsam_core import backends, logs
-from balsam_core.address import Address
-from balsam_core.dbdir import DBDir, make_tree
+from balsam_core.backends import registry
+from balsam_core.dbdir.address import Address
+from balsam_core.dbdir.directory import DBDir, make_tree
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable
-from balsam_core.files import reason, shown
 from balsam_core.plugin_types import ServerPolicy
-from balsam_core.stopping import StopRequests
+from balsam_core.system import logs
+from balsam_core.system.files import reason, shown
+from balsam_core.system.signals import StopRequests
 from balsam_core.watchdog.lease import HeldLease, Sighting, State, Watch, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.server_process import adopt_orphans
@@ -155,7 +156,7 @@ def _serve(
         ready: Called when the address is published.
         begin: Called once the lease is taken: opens the log.
     """
-    backend = backends.load(db.db_type)
+    backend = registry.load(db.db_type)
     policy = backend.server_policy(db)
     if policy is ServerPolicy.NONE:
         if backend.identity.server is ServerPolicy.NONE:

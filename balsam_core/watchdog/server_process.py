@@ -12,12 +12,12 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from balsam_core.files import reason
-from balsam_core.identity import children_of, cpu_seconds, descendants, open_process, send_signal, start_of
-from balsam_core.watchdog import child
+from balsam_core.system import tether
+from balsam_core.system.files import reason
+from balsam_core.system.processes import children_of, cpu_seconds, descendants, open_process, send_signal, start_of
 
 if TYPE_CHECKING:
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.plugin_types import ServerPlan
 
 __all__ = ["ServerProcess", "adopt_orphans"]
@@ -28,7 +28,6 @@ _KEPT_LINES = 20  # of the output, for error messages
 _LONGEST_LINE = 2000  # characters; the rest of a line is not logged
 _CHUNK = 64 * 1024  # bytes read from the output in one turn
 _ORPHANS = 5.0  # seconds that what a dead server has left may take to go, once it is killed
-_PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
 
 _adopting = False  # whether all children of this process are servers, or what dead ones have left behind
 
@@ -40,10 +39,7 @@ def adopt_orphans() -> None:
     for a process that has no children but the server.
     """
     global _adopting  # noqa: PLW0603
-    if sys.platform == "linux":
-        import ctypes
-
-        _adopting = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    _adopting = tether.become_subreaper()
 
 
 class ServerProcess:
@@ -58,7 +54,7 @@ class ServerProcess:
 
     Attributes:
         pid: Its process id, which stays its own until :meth:`ended` said so.
-        start: When it started; see :func:`balsam_core.identity.start_of`.
+        start: When it started; see :func:`balsam_core.system.processes.start_of`.
         output: Descriptor that becomes readable when it wrote something; None once it is closed.
         ending: Descriptor that becomes readable when it ended; None where the system has none.
 
@@ -72,7 +68,7 @@ class ServerProcess:
         last = plan.orphaned or (plan.stop[0][0] if plan.stop else signal.SIGTERM)
         self._process = subprocess.Popen(
             # -I -S: nothing of the user's Python settings, and nothing that takes time.
-            [sys.executable, "-I", "-S", child.__file__, str(watchdog), str(int(last)), user, *map(str, plan.argv)],
+            [sys.executable, "-I", "-S", tether.__file__, str(watchdog), str(int(last)), user, *map(str, plan.argv)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from balsam_core.files import atomic_write, read_regular
-from balsam_core.identity import this_machine
+from balsam_core.system.files import atomic_write, read_regular
+from balsam_core.system.processes import this_machine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.watchdog.lease import Lease
 
 __all__ = ["ask_to_stop", "forget_stop", "stop_asked"]

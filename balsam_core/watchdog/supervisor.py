@@ -15,12 +15,13 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from balsam_core import address
+from balsam_core.dbdir import address
 from balsam_core.errors import BalsamError, Unavailable
-from balsam_core.failpoints import failpoint
-from balsam_core.files import reason, shown
-from balsam_core.identity import this_machine
-from balsam_core.watchdog import network, stop_request, user_servers
+from balsam_core.system import network
+from balsam_core.system.failpoints import failpoint
+from balsam_core.system.files import reason, shown
+from balsam_core.system.processes import this_machine
+from balsam_core.watchdog import stop_request, user_servers
 from balsam_core.watchdog.health import Health
 from balsam_core.watchdog.lease import EXPIRY, HEARTBEAT
 from balsam_core.watchdog.server_process import ServerProcess
@@ -28,11 +29,11 @@ from balsam_core.watchdog.server_process import ServerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from balsam_core.address import Address
-    from balsam_core.backends import Backend
-    from balsam_core.dbdir import DBDir
+    from balsam_core.backends.registry import Backend
+    from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.plugin_types import ServerPlan
-    from balsam_core.stopping import StopRequests
+    from balsam_core.system.signals import StopRequests
     from balsam_core.watchdog.lease import HeldLease
     from balsam_core.watchdog.options import ServerOptions
 

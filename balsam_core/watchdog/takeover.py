@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from balsam_core.errors import Conflict
-from balsam_core.files import force_to_disk, give_to_owner, shown
-from balsam_core.identity import descendants, end_process, is_alive, send_signal, this_machine
+from balsam_core.system.files import force_to_disk, give_to_owner, shown
+from balsam_core.system.processes import descendants, end_process, is_alive, send_signal, this_machine
 from balsam_core.watchdog.lease import HeldLease, State, encoded, lease_file, load, locked, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.watchdog.lease import Lease, Sighting, Watch
 
 __all__ = ["acquire", "check_takeover", "take"]

@@ -8,17 +8,17 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from balsam_core.address import Address
+from balsam_core.dbdir.address import Address
 from balsam_core.errors import Unavailable
-from balsam_core.files import shown
-from balsam_core.watchdog import network
+from balsam_core.system import network
+from balsam_core.system.files import shown
 from balsam_core.watchdog.server_process import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balsam_core.backends import Backend
-    from balsam_core.dbdir import DBDir
+    from balsam_core.backends.registry import Backend
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.plugin_types import ServerPlan
 
 __all__ = ["private_server"]

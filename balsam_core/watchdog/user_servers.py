@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError
-from balsam_core.files import atomic_write, read_regular, reason
+from balsam_core.system.files import atomic_write, read_regular, reason
 from balsam_core.watchdog.lease import Watch
 
 if TYPE_CHECKING:

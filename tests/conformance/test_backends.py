@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 from waiting import wait_until
 
+from balsam_core.admin.initialise import initialise
 from balsam_core.errors import BackendError
-from balsam_core.initialise import initialise
+from balsam_core.system import tether
 from balsam_core.testing.run import processes_of
-from balsam_core.watchdog import child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ COMMAND = [sys.executable, "-m", "balsam_core.testing"]
 def start(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     """Start the command so that it ends with this process, even when that is killed; its files are in the folder."""
     # A process of Linux: it asks the kernel for SIGTERM at the death of its parent, then becomes the command.
-    tied = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), str(int(signal.SIGTERM)), ""]
+    tied = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), str(int(signal.SIGTERM)), ""]
     return subprocess.Popen(
         [*(tied if sys.platform == "linux" else []), *COMMAND, *words],
         env={**os.environ, "TMPDIR": str(folder)},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from balsam_core import hookspecs, plugin
 from balsam_core.plugin_types import DBType
-from balsam_core.proxy.serving import SingleWriter
+from balsam_core.proxy.single_writer import SingleWriter
 from balsam_core.testing import CAPABILITIES, suite
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,9 @@ import psutil
 import pytest
 from backend_dbs import BALSAM, make_db, one_line, processes_of
 
-from balsam_core import BalsamError, Job, address, open_db
-from balsam_core.dbdir import DBDir
+from balsam_core import BalsamError, Job, open_db
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Unavailable
 
 PASSWORD = {"postgres": "postgres_password", "mysql": "mysql_password"}

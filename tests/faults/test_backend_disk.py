@@ -15,8 +15,9 @@ from exact import writers
 from shims import FailIO, preload
 from waiting import wait_until
 
-from balsam_core import Job, dbserver, open_db
-from balsam_core.dbdir import DBDir
+from balsam_core import Job, open_db
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.watchdog import control
 
 LOG = {"postgres": "pg_wal/", "mysql": "ib_logfile"}  # what an acknowledgement waits for
 DATA = {"postgres": "base/", "mysql": "ibdata1"}
@@ -203,7 +204,7 @@ def test_damaged_or_foreign_files(healthy, other, guarded, kind, amount, verdict
         assert expected in {outcome, "either"}, (name, outcome)
         if before:
             assert digest_of(path / HOME[kind]) == before, name
-        assert not dbserver.has_server(DBDir.open(path)), name
+        assert not control.has_server(DBDir.open(path)), name
         log = "".join(file.read_text() for file in (path / "log").glob("*.log"))
         assert "Traceback" not in log, (name, log)
         shutil.rmtree(path)

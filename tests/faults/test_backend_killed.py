@@ -17,7 +17,8 @@ from shims import SlowFsync, preload
 from tcp_faults import FaultyLink
 from waiting import wait_until
 
-from balsam_core import BalsamError, Job, address, open_db
+from balsam_core import BalsamError, Job, open_db
+from balsam_core.dbdir import address
 from balsam_core.errors import OutcomeUnknown, ServerNotRunning
 
 

@@ -10,7 +10,7 @@ from backend_dbs import BALSAM, make_db, one_line
 from exact import check, rows_by_api, writers
 from namespaces import two_hosts
 
-from balsam_core import address
+from balsam_core.dbdir import address
 from balsam_core.watchdog.lease import EXPIRY, lease_file
 
 

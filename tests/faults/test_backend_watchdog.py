@@ -16,7 +16,8 @@ from exact import writers
 from resources import is_alive
 from waiting import wait_until
 
-from balsam_core import Job, address, open_db
+from balsam_core import Job, open_db
+from balsam_core.dbdir import address
 from balsam_core.watchdog.lease import EXPIRY, encoded, lease_file
 
 LOCKS = {"postgres": "postgres/postmaster.pid", "mysql": "mysql/server.pid"}  # the server's own files of its process id

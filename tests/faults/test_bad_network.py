@@ -12,8 +12,8 @@ from namespaces import cut_between, join_again, limit_rate, two_hosts
 from tcp_faults import FaultyLink
 from waiting import wait_until
 
-from balsam_core import address
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import address
 
 
 def wait(seconds):

@@ -12,10 +12,11 @@ from contextlib import closing
 import pytest
 from balsam_program import child
 
-from balsam_core import Job, dbserver, open_db
-from balsam_core.dbdir import DBDir
+from balsam_core import Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError, Corrupt
-from balsam_core.initialise import initialise
+from balsam_core.watchdog import control
 
 HEADER = 100  # bytes of SQLite's own
 
@@ -97,7 +98,7 @@ def test_damaged_or_foreign_files_are_refused_and_left_alone(healthy, tmp_path, 
             assert "db.sqlite3" in line, (damage.__name__, n, line)
             assert "restore it from a backup" in line, (damage.__name__, n, line)
             assert state_of(path) == before, (damage.__name__, n, line)
-        assert not dbserver.has_server(DBDir.open(path))
+        assert not control.has_server(DBDir.open(path))
         seen[damage.__name__] = seen.get(damage.__name__, 0) + 1
         shutil.rmtree(path)
     verdict("T17", "damaged or foreign database file", f"{variants} of {variants} refused, untouched: {seen}")

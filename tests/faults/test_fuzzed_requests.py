@@ -52,7 +52,7 @@ from balsam_core.model.filters import AllOf, AnyOf, Compare, NoneOf
 from balsam_core.model.states import State
 from balsam_core.proxy import protocol
 from balsam_core.proxy.protocol import PROTOCOL, Hello, Run, Status, catalogue, decode_request
-from balsam_core.proxy.server import OPERATIONS
+from balsam_core.proxy.server.server import OPERATIONS
 from balsam_core.schema import SCHEMA
 
 CLIENT = "0123456789abcdef" * 2

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from waiting import wait_until
 
 from balsam_core import BalsamError, Job, open_db
-from balsam_core.address import Address
-from balsam_core.dbdir import DBDir
-from balsam_core.identity import start_of, this_machine
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir.address import Address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.model.calls import CountJobs
 from balsam_core.proxy.keys import client_keys, make_keys
 from balsam_core.proxy.protocol import NAME
+from balsam_core.system.processes import start_of, this_machine
 
 SECRET = "the-payload-that-nobody-may-see"
 HELLO = 64 + 202  # bytes: what CURVE says before it knows the server

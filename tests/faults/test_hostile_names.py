@@ -9,9 +9,9 @@ import pytest
 from balsam_program import here
 
 from balsam_core import Job, open_db
+from balsam_core.dbdir.workdirs import make_workdir
 from balsam_core.errors import InvalidInput
 from balsam_core.model.job import LONGEST_NAME
-from balsam_core.workdirs import make_workdir
 
 PARTS = [
     *("..", "../", "/", "//", "\\", ".", "-", "--help", "-rf", "~", "~root", "etc/passwd", "/etc", "C:", "CON", "nul"),

@@ -11,7 +11,8 @@ from collections import Counter
 
 from waiting import wait_until
 
-from balsam_core import Job, address, open_db
+from balsam_core import Job, open_db
+from balsam_core.dbdir import address
 
 SPAWNING = """
 import sys

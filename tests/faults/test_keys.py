@@ -26,9 +26,10 @@ from raw_peers import greeting
 from served_db import ServedDB
 from tcp_faults import FaultyLink
 
-from balsam_core import BalsamError, Job, address, open_db
-from balsam_core.dbdir import DBDir
-from balsam_core.initialise import initialise
+from balsam_core import BalsamError, Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.proxy.keys import ClientKeys, client_keys
 from balsam_core.proxy.protocol import Status
 

@@ -12,13 +12,14 @@ from exact import check, rows_by_sqlite, writers
 from tcp_faults import FaultyLink
 from waiting import wait_until
 
-from balsam_core import Job, address, open_db
+from balsam_core import Job, open_db
+from balsam_core.dbdir import address
+from balsam_core.dbdir.publication import Publication
 from balsam_core.model.calls import AddJobs, Call, ClaimJobs, GetInfo, KillJobs, RegisterLauncher, Resources
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
-from balsam_core.proxy.client import ProxyTransport
-from balsam_core.publication import Publication
-from balsam_core.transport import ClientSession
+from balsam_core.proxy.client.transport import ProxyTransport
+from balsam_core.transport.native import ClientSession
 
 R = TypeVar("R")
 

@@ -26,7 +26,7 @@ CROWD = """
 import json, sys, time
 import zmq
 from curve_peers import Peer, call
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.model.calls import OpenBatch
 
 path, host, port, number, name = json.loads(sys.argv[1])

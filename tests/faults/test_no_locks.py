@@ -9,10 +9,11 @@ import shutil
 from balsam_program import child
 from shims import LUSTRE, NFS, FakeFS, NoLocks, preload
 
-from balsam_core import Job, address, open_db
+from balsam_core import Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import address
 from balsam_core.errors import DBDirError
-from balsam_core.filesystems import filesystem_type
-from balsam_core.initialise import initialise
+from balsam_core.system.filesystems import filesystem_type
 
 NAMES = {NFS: "nfs", LUSTRE: "lustre"}
 

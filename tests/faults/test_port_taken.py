@@ -18,8 +18,8 @@ from waiting import wait_until
 READER = """
 import sys
 from pathlib import Path
-from balsam_core import address
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 
 db, stop, least = DBDir.open(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 reads, epochs = 0, set()

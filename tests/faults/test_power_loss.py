@@ -15,9 +15,10 @@ from shims import FailIO, PowerLoss, preload
 from strace_check import RECEIVES, audit_answers, recorded
 from waiting import wait_until
 
-from balsam_core import Job, identity, open_db
-from balsam_core.dbdir import DBDir
-from balsam_core.initialise import initialise
+from balsam_core import Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.system import processes
 
 REQUEST = 100  # bytes at least, encrypted; two heartbeats have 82
 
@@ -101,8 +102,8 @@ def kill_both(served):
     """Kill watchdog and server."""
     lease = served.lease
     for pid, start in ((lease.pid, lease.start), (lease.child_pid, lease.child_start)):
-        identity.end_process(pid, start, [(int(signal.SIGKILL), 30.0)])
-        assert not identity.is_alive(pid, start)
+        processes.end_process(pid, start, [(int(signal.SIGKILL), 30.0)])
+        assert not processes.is_alive(pid, start)
 
 
 def test_power_cut_at_any_moment(cuttable, tmp_path, amount, verdict):

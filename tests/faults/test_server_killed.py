@@ -10,8 +10,9 @@ import pytest
 from exact import check, rows_by_sqlite, writers
 from waiting import wait_until
 
-from balsam_core import Job, address, open_db
-from balsam_core.identity import is_alive
+from balsam_core import Job, open_db
+from balsam_core.dbdir import address
+from balsam_core.system.processes import is_alive
 
 
 def test_server_killed_at_random(served, tmp_path, amount, verdict):

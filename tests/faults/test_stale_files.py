@@ -16,8 +16,10 @@ from balsam_program import here
 from resources import is_alive
 from waiting import wait_until
 
-from balsam_core import Job, address, identity, open_db
+from balsam_core import Job, open_db
+from balsam_core.dbdir import address
 from balsam_core.errors import Unavailable
+from balsam_core.system import processes
 from balsam_core.watchdog.lease import EXPIRY, encoded, lease_file
 
 # Notes each signal that it gets, and can't be ended by any but SIGKILL.
@@ -79,7 +81,7 @@ def test_reboot_leaves_files_of_another_boot(served, stranger, amount, verdict):
         db.jobs.add(Job(name="before", command="true"))
     lease, published = kill_both(served)
     # The machine came back, and the numbers belong to another process now, which even started at the same moment.
-    start = identity.start_of(process.pid)
+    start = processes.start_of(process.pid)
     age = amount(EXPIRY + 1, 0.0)
     leave(
         served,
@@ -120,7 +122,7 @@ def test_foreign_process_with_a_reused_number_is_never_signalled(served, strange
     """T10."""
     process, notes = stranger
     lease, published = kill_both(served)
-    other = identity.start_of(process.pid)
+    other = processes.start_of(process.pid)
     pids = {"pid": process.pid, "child_pid": process.pid}
     cases = [
         {**pids, "start": other - 5, "child_start": other - 5},

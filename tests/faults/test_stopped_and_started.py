@@ -15,14 +15,15 @@ from served_db import ServedDB
 from tcp_faults import FaultyLink
 from waiting import wait_until
 
-from balsam_core import Job, address, open_db
+from balsam_core import Job, open_db
+from balsam_core.dbdir import address
+from balsam_core.dbdir.publication import Publication
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.model.calls import WINDOW, AddJobs, CountJobs
 from balsam_core.model.codec import encode_call
 from balsam_core.model.filters import Compare
-from balsam_core.proxy.client import ProxyTransport
-from balsam_core.publication import Publication
-from balsam_core.transport import ClientSession
+from balsam_core.proxy.client.transport import ProxyTransport
+from balsam_core.transport.native import ClientSession
 
 
 def test_clients_write_while_the_server_comes_and_goes(served, tmp_path, amount, verdict):

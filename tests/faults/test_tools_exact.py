@@ -9,7 +9,7 @@ import pytest
 from exact import Report, Row, check, read_journal, rows_by_api, rows_by_sqlite, writers
 from waiting import wait_until
 
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
 
 WRITERS, COUNT = 3, 12
 

@@ -220,7 +220,7 @@ def test_file_system_seems_to_be_another(tmp_path):
     shim = FakeFS(tmp_path)
     code = """
     import sys
-    from balsam_core.filesystems import filesystem_type
+    from balsam_core.system.filesystems import filesystem_type
     print(filesystem_type(sys.argv[1]))
     """
     (honest,) = run(code, tmp_path, shims=[shim])

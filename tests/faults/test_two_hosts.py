@@ -16,10 +16,10 @@ from namespaces import two_hosts
 from resources import usage
 from waiting import wait_until
 
-from balsam_core import address
-from balsam_core.dbdir import DBDir
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Unavailable
-from balsam_core.initialise import initialise
 from balsam_core.watchdog.lease import EXPIRY, Watch, lease_file
 
 BALSAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
@@ -28,13 +28,13 @@ FIRST_PID = 5000  # of what starts a server: so the servers of both hosts have t
 # Knows one server for ever, by a copy of the files that lead to it, and writes when it is told to.
 PINNED = """
 import sys, time
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError
 from balsam_core import Job
 from balsam_core.model.calls import AddJobs, GetInfo
-from balsam_core.proxy.client import ProxyTransport
-from balsam_core.publication import Publication
-from balsam_core.transport import ClientSession
+from balsam_core.proxy.client.transport import ProxyTransport
+from balsam_core.dbdir.publication import Publication
+from balsam_core.transport.native import ClientSession
 
 with ProxyTransport(Publication(DBDir.open(sys.argv[1])), ClientSession()) as transport:
     transport.run(GetInfo())

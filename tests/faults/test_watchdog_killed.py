@@ -15,7 +15,8 @@ from exact import check, rows_by_sqlite, writers
 from resources import is_alive
 from waiting import wait_until
 
-from balsam_core import Job, address, open_db
+from balsam_core import Job, open_db
+from balsam_core.dbdir import address
 from balsam_core.errors import OutcomeUnknown, Unavailable
 
 

@@ -23,10 +23,13 @@ from plugin_site import PluginSite
 from served_db import ServedDB
 from waiting import wait_until
 
-from balsam_core import App, Job, archive, backends, filesystems, open_db
-from balsam_core.archive import Manifest
-from balsam_core.backup import backup, restore
-from balsam_core.dbdir import DBDir
+from balsam_core import App, Job, open_db
+from balsam_core.admin import archive
+from balsam_core.admin.archive import Manifest
+from balsam_core.admin.backup import backup, restore
+from balsam_core.admin.initialise import initialise
+from balsam_core.backends import registry
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import (
     BackendError,
     Conflict,
@@ -37,7 +40,7 @@ from balsam_core.errors import (
     SchemaMismatch,
     Unavailable,
 )
-from balsam_core.initialise import initialise
+from balsam_core.system import filesystems
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,7 @@ def db(tmp_path):
 def saved(db, tmp_path):
     file = tmp_path / "db.backup"
     with open_db(db) as opened:
-        backup(opened, file)
+        backup(opened.directory, file)
     return file
 
 
@@ -136,7 +139,7 @@ def test_nothing_is_written_over(db, saved, tmp_path):
     with open_db(db) as opened:
         for target in (saved, tmp_path / "link", tmp_path):
             with pytest.raises(Conflict, match="exists"):
-                backup(opened, target)
+                backup(opened.directory, target)
     assert saved.read_bytes() == before
     assert not (tmp_path / "nowhere").exists()
 
@@ -144,14 +147,14 @@ def test_nothing_is_written_over(db, saved, tmp_path):
 def test_a_target_that_can_not_be_made_is_told_in_a_line(db, tmp_path):
     with open_db(db) as opened:
         with pytest.raises(NotFound, match="no folder"):
-            backup(opened, tmp_path / "no" / "file")
+            backup(opened.directory, tmp_path / "no" / "file")
         (tmp_path / "file").touch()
         with pytest.raises((InvalidInput, NotFound)):
-            backup(opened, tmp_path / "file" / "x")
+            backup(opened.directory, tmp_path / "file" / "x")
         with pytest.raises(InvalidInput, match="name too long"):
-            backup(opened, tmp_path / ("x" * 300))
+            backup(opened.directory, tmp_path / ("x" * 300))
         with pytest.raises(DBDirError):
-            backup(opened, "")
+            backup(opened.directory, "")
 
 
 def test_a_full_disk_leaves_nothing(db, tmp_path):
@@ -259,7 +262,7 @@ def test_a_network_file_system_is_refused_with_advice(db, tmp_path, monkeypatch)
         opened.info()
         monkeypatch.setattr(filesystems, "statfs_magic", lambda _: 0x6969)  # NFS
         with pytest.raises(Unavailable, match=r"network file system.*copy the whole directory"):
-            backends.load("sqlite").backup(opened.directory, None, tmp_path / "x")
+            registry.load("sqlite").backup(opened.directory, None, tmp_path / "x")
 
 
 # ---- restoring

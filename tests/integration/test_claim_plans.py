@@ -9,7 +9,7 @@ import pytest
 from native import make_transport
 
 from balsam_core import Job
-from balsam_core.inserting import insert
+from balsam_core.client.inserting import insert
 from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Ticket, Update, UpdateJobs
 from balsam_core.model.codec import decode_result
 from balsam_core.operations import claiming
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from balsam_core.transport import NativeTransport
+    from balsam_core.transport.native import NativeTransport
 
 CLAIM_INDEXES = {"ix_jobs_claim", "ix_jobs_workflow_claim"}
 JOBS = 1800

@@ -19,13 +19,13 @@ from namespaces import two_hosts
 from toy_backend import toys
 from waiting import wait_until
 
-from balsam_core import address, dbserver
-from balsam_core import initialise as initialise_module
-from balsam_core.dbdir import DBDir
+from balsam_core.admin import initialise as initialise_module
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Conflict, Corrupt, Unavailable
-from balsam_core.identity import is_alive, send_signal, start_of
-from balsam_core.initialise import initialise
-from balsam_core.watchdog import user_servers
+from balsam_core.system.processes import is_alive, send_signal, start_of
+from balsam_core.watchdog import control, user_servers
 from balsam_core.watchdog.lease import EXPIRY, HeldLease, Watch, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.stop_request import ask_to_stop
@@ -154,21 +154,21 @@ def test_the_starter_leaves_a_daemon(toy, db):
 def test_publications_are_numbered_through_all_stops(toy, db):
     epochs = []
     for _ in range(2):
-        epochs.append(dbserver.start(db).address.epoch)
+        epochs.append(control.start(db).address.epoch)
         toy.lease(db)
-        dbserver.stop(db)
+        control.stop(db)
     assert epochs == [1, 2]
     assert address.last_epoch(db) == 2
 
 
 def test_each_db_has_its_own_server(toy):
     one, two = toy("one"), toy("two")
-    started = [dbserver.start(db) for db in (one, two)]
+    started = [control.start(db) for db in (one, two)]
     leases = [toy.lease(db) for db in (one, two)]
-    assert dbserver.stop(one) == "stopped"
+    assert control.stop(one) == "stopped"
     assert answers(started[1].address)
     assert is_alive(*watchdog_of(leases[1]))
-    assert dbserver.stop(two) == "stopped"
+    assert control.stop(two) == "stopped"
 
 
 def test_a_fixed_port_and_other_options(toy, db):
@@ -248,18 +248,18 @@ def test_an_unwritable_log_is_one_line(toy, db):
 
 
 def test_a_killed_server_comes_back(toy, db):
-    first = dbserver.start(db).address
+    first = control.start(db).address
     lease = toy.lease(db)
     send(server_of(lease), signal.SIGKILL)
     second = wait_until(lambda: (found := address.read(db)).epoch > first.epoch and found)
     toy.lease(db)
     assert answers(second)
     assert balsam("--status", "-o", "json", db=db.path).json["restarts"] == 1
-    assert dbserver.stop(db) == "stopped"
+    assert control.stop(db) == "stopped"
 
 
 def test_a_server_dies_with_its_watchdog_and_the_next_start_works(toy, db):
-    dbserver.start(db)
+    control.start(db)
     lease = toy.lease(db)
     kill(watchdog_of(lease))
     wait_until(lambda: not is_alive(*server_of(lease)), seconds=10)
@@ -267,26 +267,26 @@ def test_a_server_dies_with_its_watchdog_and_the_next_start_works(toy, db):
     done = here("status", db=db.path)
     assert done.code == 6
     assert "dead: 127.0.0.1" in done.out
-    started = dbserver.start(db)
+    started = control.start(db)
     toy.lease(db)
     assert not started.already
     assert answers(started.address)
-    dbserver.stop(db)
+    control.stop(db)
     assert_clean(db)
 
 
 @pytest.mark.parametrize("act", ["start", "stop", "reset"])
 def test_both_killed(toy, db, act):
-    dbserver.start(db)
+    control.start(db)
     lease = toy.lease(db)
     # The watchdog must not see the server's end.
     send(watchdog_of(lease), signal.SIGSTOP)
     kill(server_of(lease))
     kill(watchdog_of(lease))
     if act == "start":
-        assert not dbserver.start(db).already
+        assert not control.start(db).already
         toy.lease(db)
-        assert dbserver.stop(db) == "stopped"
+        assert control.stop(db) == "stopped"
     elif act == "stop":
         assert balsam("--stop", db=db.path).out == f"the server of {db.path} had died; what it left is removed\n"
     else:
@@ -297,27 +297,27 @@ def test_both_killed(toy, db, act):
 @pytest.mark.parametrize("act", ["start", "stop"])
 def test_an_orphan_that_hangs_is_ended_before_anything_else(toy, db, act):
     (db.path / "deaf").touch()  # to the signal that the watchdog's death sends
-    dbserver.start(db)
+    control.start(db)
     lease = toy.lease(db)
     kill(watchdog_of(lease))
     assert is_alive(*server_of(lease))
     assert "use balsam dbserver --stop" in here.refused("dbserver", "--reset", code=4, db=db.path)
     lease_file(db).write_bytes(msgspec.json.encode(msgspec.structs.replace(lease, stop=[(15, 0.1)])))
     if act == "start":
-        started = dbserver.start(db)
+        started = control.start(db)
         toy.lease(db)
         assert answers(started.address)
         assert not is_alive(*server_of(lease))
-    assert dbserver.stop(db) == ("stopped" if act == "start" else "cleaned")
+    assert control.stop(db) == ("stopped" if act == "start" else "cleaned")
     assert not is_alive(*server_of(lease))
 
 
 def test_a_watchdog_that_is_killed_while_stopping_is_cleaned_up(toy, db):
-    dbserver.start(db)
+    control.start(db)
     lease = toy.lease(db)
     send(watchdog_of(lease), signal.SIGSTOP)
     done = []
-    stopping = threading.Thread(target=lambda: done.append(dbserver.stop(db)))
+    stopping = threading.Thread(target=lambda: done.append(control.stop(db)))
     stopping.start()
     wait_until((db.path / "dbserver.stop").exists)
     assert balsam("--status", "-o", "json", db=db.path).json["state"] == "stopping"
@@ -333,36 +333,36 @@ def test_a_watchdog_that_is_killed_while_stopping_is_cleaned_up(toy, db):
 
 def test_a_reused_process_id_is_never_signalled(toy, db, stranger):
     other = start_of(stranger.pid) - 5
-    for act in (dbserver.stop, dbserver.reset, dbserver.start):
+    for act in (control.stop, control.reset, control.start):
         put(db, pid=stranger.pid, start=other, child_pid=stranger.pid, child_start=other)
         act(db)
     toy.lease(db)
-    assert dbserver.stop(db) == "stopped"
+    assert control.stop(db) == "stopped"
     assert stranger.poll() is None
 
 
 @pytest.mark.parametrize("members", [{"boot_id": "before"}, {"node": "other"}, {"pid_namespace": 7}])
 def test_a_lease_from_elsewhere_is_taken_over_once_it_is_silent(toy, db, stranger, members):
     put(db, age=EXPIRY + 1, child_pid=stranger.pid, child_start=start_of(stranger.pid), **members)
-    started = dbserver.start(db)
+    started = control.start(db)
     toy.lease(db)
     assert not started.already
     assert started.address.epoch == 8
-    assert dbserver.stop(db) == "stopped"
+    assert control.stop(db) == "stopped"
     assert stranger.poll() is None  # the number means another process there
 
 
 def test_a_server_elsewhere_is_found_once_its_heart_was_heard(toy, db):
     lease = put(db, node="other", epoch=7)
     done = []
-    starting = threading.Thread(target=lambda: done.append(dbserver.start(db)))
+    starting = threading.Thread(target=lambda: done.append(control.start(db)))
     starting.start()
     while starting.is_alive():
         os.utime(lease_file(db))
         starting.join(0.1)
-    assert done == [dbserver.Started(address=address.read(db), already=True)]
+    assert done == [control.Started(address=address.read(db), already=True)]
     with pytest.raises(Conflict, match="on other lives"):
-        beating(db, lambda: dbserver.reset(db))
+        beating(db, lambda: control.reset(db))
     assert balsam("--status", "-o", "json", db=db.path).json["node"] == lease.node
 
 
@@ -389,26 +389,26 @@ def test_data_that_two_servers_would_destroy_need_a_word(toy):
         assert "--takeover" in here.refused("dbserver", *words, code=4, db=db.path)
     balsam("--takeover", db=db.path)
     assert toy.lease(db).exclusive
-    assert dbserver.stop(db) == "stopped"
+    assert control.stop(db) == "stopped"
 
 
 def test_a_garbage_address_does_not_prevent_a_start(toy, db):
     db.address_file.write_text("garbage")
     assert "can't be understood" in here.refused("dbserver", "--status", code=8, db=db.path)
-    assert answers(dbserver.start(db).address)
+    assert answers(control.start(db).address)
     toy.lease(db)
-    dbserver.stop(db)
+    control.stop(db)
     db.address_file.write_text("garbage")
     balsam("--reset", db=db.path)
     assert_clean(db)
 
 
 def test_a_stop_for_another_lease_is_ignored(toy, db):
-    dbserver.start(db)
+    control.start(db)
     lease = toy.lease(db)
     ask_to_stop(db, new_lease())
     assert balsam("--status", "-o", "json", db=db.path).json["state"] == "running"
-    assert dbserver.stop(db) == "stopped"
+    assert control.stop(db) == "stopped"
     assert not is_alive(*watchdog_of(lease))
     assert_clean(db)
 
@@ -442,7 +442,7 @@ def test_of_twenty_one_starts_and_the_others_report_its_address(toy, db, round_n
     assert sorted(one.pop("already") for one in shown) == [False, *[True] * 19]
     assert all(one == shown[0] for one in shown)
     assert shown[0]["epoch"] == 1
-    assert dbserver.stop(db) == "stopped"
+    assert control.stop(db) == "stopped"
     assert_clean(db)
 
 
@@ -457,14 +457,14 @@ def test_starts_and_stops_at_once_leave_no_process(toy, db):
         with contextlib.suppress(OSError):
             toy.lease(db)
 
-    threads = [threading.Thread(target=act, args=(what,)) for what in [dbserver.start, dbserver.stop] * 4]
+    threads = [threading.Thread(target=act, args=(what,)) for what in [control.start, control.stop] * 4]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(results) == 8
     assert all("stopped before it was ready" in one for one in results if isinstance(one, str) and " " in one)
-    dbserver.stop(db)
+    control.stop(db)
     assert_clean(db)
 
 
@@ -473,7 +473,7 @@ def test_starts_and_stops_at_once_leave_no_process(toy, db):
 
 def test_a_bare_stop_stops_the_only_server(toy):
     used, served = toy("used"), toy("served")
-    dbserver.start(served)
+    control.start(served)
     toy.lease(served)
     assert balsam("--stop", db=used.path).out == f"stopped the server of {served.path}\n"
 
@@ -481,7 +481,7 @@ def test_a_bare_stop_stops_the_only_server(toy):
 def test_a_bare_stop_prefers_the_db_in_use(toy):
     used, other = toy("used"), toy("other")
     for db in (used, other):
-        dbserver.start(db)
+        control.start(db)
         toy.lease(db)
     assert balsam("--stop", db=used.path).out == f"stopped the server of {used.path}\n"
     assert [db.path for db in user_servers.running()] == [other.path]
@@ -492,14 +492,14 @@ def test_a_bare_stop_prefers_the_db_in_use(toy):
 def test_a_bare_stop_does_not_guess(toy):
     used, one, two = toy("used"), toy("one"), toy("two\n")
     for db in (one, two):
-        dbserver.start(db)
+        control.start(db)
         toy.lease(db)
     said = here.refused("dbserver", "--stop", code=4, db=used.path)
     assert str(one.path) in said
     assert "two\\n" in said
     assert balsam("--stop", "--path", used.path).out == f"no server of {used.path} runs\n"
     for db in (one, two):
-        dbserver.stop(db)
+        control.stop(db)
 
 
 def test_servers_that_are_gone_are_forgotten(toy, tmp_path):
@@ -550,7 +550,7 @@ def test_foreground_is_stopped_like_any_other(toy, db):
     ) as process:
         process.stdout.readline()
         toy.lease(db)
-        assert dbserver.stop(db) == "stopped"
+        assert control.stop(db) == "stopped"
         process.communicate()
         assert process.returncode == 0
     assert_clean(db)
@@ -563,7 +563,7 @@ def test_init_stops_the_server_and_starts_it_again_as_it_was(toy, db):
     toy.make_tables(db)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    first = dbserver.start(db, ServerOptions(host="localhost", port=port)).address
+    first = control.start(db, ServerOptions(host="localhost", port=port)).address
     toy.lease(db)
     done = here.good("init", db.path)
     second = address.read(db)
@@ -573,21 +573,21 @@ def test_init_stops_the_server_and_starts_it_again_as_it_was(toy, db):
     assert (lease.listen, lease.port) == ("localhost", port)
     assert answers(second)
     assert (db.path / "engines").read_text() == "owner False\n"
-    dbserver.stop(db)
+    control.stop(db)
     assert_clean(db)
 
 
 def test_init_keeps_a_port_that_was_free_to_choose(toy, db):
     toy.make_tables(db)
-    first = dbserver.start(db).address
+    first = control.start(db).address
     toy.lease(db)
     assert initialise(db.path).restarted.port == first.port
     assert toy.lease(db).port == 0
-    dbserver.stop(db)
+    control.stop(db)
 
 
 def test_nobody_starts_a_server_during_init(toy, db, monkeypatch):
-    dbserver.start(db)
+    control.start(db)
     toy.lease(db)
     found = []
 
@@ -599,11 +599,11 @@ def test_nobody_starts_a_server_during_init(toy, db, monkeypatch):
     toy.lease(db)
     assert found[0][0] is None
     assert not isinstance(found[0][1], HeldLease)
-    dbserver.stop(db)
+    control.stop(db)
 
 
 def test_a_failed_init_serves_again_what_was_served(toy, db, monkeypatch):
-    dbserver.start(db)
+    control.start(db)
     toy.lease(db)
 
     def fail(*_, published):
@@ -614,11 +614,11 @@ def test_a_failed_init_serves_again_what_was_served(toy, db, monkeypatch):
         initialise(db.path)
     toy.lease(db)
     assert answers(address.read(db))
-    dbserver.stop(db)
+    control.stop(db)
 
 
 def test_a_killed_init_leaves_a_stopped_server(toy, db, monkeypatch):
-    dbserver.start(db)
+    control.start(db)
     toy.lease(db)
 
     def killed(*_, published):
@@ -633,11 +633,11 @@ def test_a_killed_init_leaves_a_stopped_server(toy, db, monkeypatch):
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     monkeypatch.undo()
     assert address.read(db) is None
-    assert dbserver.describe(db).state == "stopped"
+    assert control.describe(db).state == "stopped"
     with toys_again(toy):
-        assert not dbserver.start(db).already
+        assert not control.start(db).already
         toy.lease(db)
-        dbserver.stop(db)
+        control.stop(db)
 
 
 @contextlib.contextmanager
@@ -651,12 +651,12 @@ def toys_again(toy):
 def test_a_db_that_needs_its_server_is_refreshed_through_it(toy):
     db = toy("db", "toyrequired")
     toy.make_tables(db)
-    first = dbserver.start(db).address
+    first = control.start(db).address
     toy.lease(db)
     assert initialise(db.path).restarted is None
     assert address.read(db) == first
     assert (db.path / "engines").read_text() == "owner True\n" * 2
-    dbserver.stop(db)
+    control.stop(db)
 
 
 def test_a_db_that_needs_its_server_is_made_and_refreshed_by_a_private_one(toy, tmp_path):
@@ -671,7 +671,7 @@ def test_a_db_that_needs_its_server_is_made_and_refreshed_by_a_private_one(toy, 
 def test_a_change_of_a_db_that_needs_its_server_stops_it_and_starts_it_again(toy):
     db = toy("db", "toyrequired")
     toy.make_tables(db)
-    first = dbserver.start(db).address
+    first = control.start(db).address
     toy.lease(db)
     (db.path / "toy.db").rename(db.path / "moved")  # the tables are missing: a change is due
     with pytest.raises(Corrupt, match="none of this DB's tables"):
@@ -680,7 +680,7 @@ def test_a_change_of_a_db_that_needs_its_server_stops_it_and_starts_it_again(toy
     assert address.read(db).epoch == first.epoch + 1
     (db.path / "moved").rename(db.path / "toy.db")
     assert initialise(db.path).restarted is None
-    dbserver.stop(db)
+    control.stop(db)
 
 
 def test_a_private_server_that_does_not_start_is_an_error_of_init(toy, monkeypatch):
@@ -706,9 +706,9 @@ def test_init_removes_a_dead_publication(toy, db):
 def test_what_root_writes_into_another_user_s_db_is_that_user_s(toy, db):
     for path in (db.path, *db.path.rglob("*")):
         os.chown(path, 65534, 65534)
-    dbserver.start(db)
+    control.start(db)
     toy.lease(db)
     shared = [path for path in db.path.iterdir() if path.is_file()]
     assert {".dbserver.lock", "dbserver.lease", "dbwriter_address"} <= {path.name for path in shared}
     assert {path.stat().st_uid for path in (*shared, *db.log.iterdir())} == {65534}
-    dbserver.stop(db)
+    control.stop(db)

@@ -14,7 +14,7 @@ import pytest
 from balsam_program import child, here
 from plugin_site import ENGINE, PluginSite
 
-from balsam_core import backends
+from balsam_core.backends import registry
 from balsam_core.plugin_types import ServerPlan
 
 BACKEND = 12  # exit code
@@ -147,9 +147,9 @@ def inside(site, tmp_path, monkeypatch):
     known = set(sys.modules)
     monkeypatch.syspath_prepend(site.path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    backends.registry.cache_clear()
+    registry.installed.cache_clear()
     yield lambda *words: here(*words, db=tmp_path / "db")
-    backends.registry.cache_clear()
+    registry.installed.cache_clear()
     for module in set(sys.modules) - known:
         if module.endswith("_plugin"):
             del sys.modules[module]
@@ -266,7 +266,7 @@ def test_a_listing_leaves_the_process_as_it_was(site, tmp_path, monkeypatch):
     before = state()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = {row.db_type: row.status for row in backends.Registry().statuses()}
+        found = {row.db_type: row.status for row in registry.Registry().statuses()}
     assert {found[name] for name in MEDDLES} == {"ok"}
     assert state() == before
     for name in MEDDLES:

@@ -13,8 +13,11 @@ import traceback
 
 import pytest
 
-from balsam_core import address, backends, filesystems, staging
-from balsam_core.dbdir import DBDir, write_config
+from balsam_core.admin import staging
+from balsam_core.admin.initialise import ensure_default, initialise
+from balsam_core.backends import registry
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir, write_config
 from balsam_core.errors import (
     AddressError,
     BackendError,
@@ -25,7 +28,7 @@ from balsam_core.errors import (
     SchemaMismatch,
     ServerNotRunning,
 )
-from balsam_core.initialise import ensure_default, initialise
+from balsam_core.system import filesystems
 
 FILES = ["balsam.toml", "data", "db.sqlite3", "dbwriter_address", "keys", "log"]
 
@@ -48,7 +51,7 @@ def assert_works(db):
     from balsam_core.schema.version import check
 
     assert address.read(db) is None
-    engine = backends.load(db.db_type).create_engine(db, None, "reader")
+    engine = registry.load(db.db_type).create_engine(db, None, "reader")
     try:
         with engine.connect() as conn, conn.begin():
             check(conn)
@@ -219,7 +222,7 @@ def test_what_is_there_is_refused_and_untouched(tmp_path, make, error, words):
     ],
 )
 def test_wrong_words_are_refused_before_anything_is_made(tmp_path, db_type, options, error, words):
-    if db_type == "postgres" and any(row.db_type == db_type and row.version for row in backends.list_backends()):
+    if db_type == "postgres" and any(row.db_type == db_type and row.version for row in registry.list_backends()):
         pytest.skip("balsam-postgres is installed")
     before = snapshot(tmp_path)
     with pytest.raises(error, match=words):
@@ -296,7 +299,7 @@ def test_network_file_system_is_made_but_not_opened_directly(target, monkeypatch
     monkeypatch.setattr(filesystems, "statfs_magic", lambda path: 0x6969)
     db = initialise(target).db
     assert not initialise(target).created
-    backend = backends.load("sqlite")
+    backend = registry.load("sqlite")
     for opening in (lambda: backend.open_transport(db, None), lambda: backend.create_engine(db, None, "reader")):
         with pytest.raises(ServerNotRunning, match=r"is on nfs.*balsam dbserver.*local disk"):
             opening()
@@ -325,7 +328,7 @@ def test_default_db_is_made_once(tmp_path):
 
 
 def test_default_db_without_the_plugin_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(backends, "registry", lambda: backends.Registry([]))
+    monkeypatch.setattr(registry, "installed", lambda: registry.Registry([]))
     with pytest.raises(BackendError, match=r"default DB.*pip install balsam-sqlite"):
         ensure_default(tmp_path / "default_balsamdb")
     assert entries(tmp_path) == []

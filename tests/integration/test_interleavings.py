@@ -13,8 +13,8 @@ from native import make_transport
 from waiting import DEADLINE
 
 from balsam_core import Job
+from balsam_core.client.jobs import Jobs
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, NotFound
-from balsam_core.jobs import Jobs
 from balsam_core.model import calls
 from balsam_core.model.calls import Claim, Resources
 from balsam_core.model.states import State
@@ -23,7 +23,7 @@ from balsam_core.schema.tables import batches
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from balsam_core.transport import Transport
+    from balsam_core.transport.native import Transport
 
     Build = Callable[[World], Scene]
 

@@ -20,8 +20,8 @@ from balsam_program import here
 from native import make_transport
 
 from balsam_core import App, Job, open_db
-from balsam_core.database import Database
-from balsam_core.dbdir import DBDir
+from balsam_core.client.database import Database
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Conflict, OutcomeUnknown
 from balsam_core.launcher import loop as loop_module
 from balsam_core.launcher import options as constants

@@ -15,7 +15,7 @@ from balsam_program import here
 
 from balsam_core import App, Job, open_db
 from balsam_core.errors import DBDirError
-from balsam_core.launcher import task as task_module
+from balsam_core.launcher.job import task as task_module
 from balsam_core.launcher.loop import Launcher
 from balsam_core.launcher.options import LauncherOptions
 from balsam_core.launcher.progress import NoProgress

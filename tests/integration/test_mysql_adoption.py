@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from db_servers import Missing
 from waiting import wait_until
 
-from balsam_core import Job, backends, open_db
-from balsam_core.certificates import make_certificate
-from balsam_core.dbdir import DBDir
+from balsam_core import Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.backends import registry
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable
-from balsam_core.initialise import initialise
+from balsam_core.system.certificates import make_certificate
 
 MySQLdb = pytest.importorskip("MySQLdb")
 
@@ -64,7 +65,7 @@ def test_it_works_without_a_server_of_its_own(tmp_path, database, password):
     with open_db(path) as db:
         db.jobs.add([Job(command="true", workflow="w") for _ in range(3)])
         assert db.jobs.count() == 3
-    engine = backends.load("mysql").create_engine(DBDir.open(path), None, "writer")
+    engine = registry.load("mysql").create_engine(DBDir.open(path), None, "writer")
     with engine.connect() as conn:
         assert conn.exec_driver_sql("SELECT @@idle_write_transaction_timeout").scalar() == 30
     engine.dispose()
@@ -163,7 +164,7 @@ def tls_server(tmp_path_factory):
         pytest.skip(str(err))
     _site_certificate(place / "site.pem", place / "site.key")
     make_certificate(place / "other.pem", place / "other.key")
-    plan = backends.load("mysql").start_server(made, "127.0.0.1", _free_port())
+    plan = registry.load("mysql").start_server(made, "127.0.0.1", _free_port())
     argv = [*plan.argv, f"--ssl-cert={place}/site.pem", f"--ssl-key={place}/site.key"]
     tied = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
     with subprocess.Popen([*tied, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -229,7 +230,7 @@ def _answers(port, certificate, path):
 def test_tls_options_reach_the_driver(tmp_path, tls_server, options, fault):
     port, place, password = tls_server
     url = f"mysql://balsam@127.0.0.1:{port}/balsam?{options.format(place=place)}"
-    init = backends.load("mysql").init_db
+    init = registry.load("mysql").init_db
     (tmp_path / "keys").mkdir(mode=0o700)
     db = DBDir(path=tmp_path, db_type="mysql", id="0" * 32)
     if fault is None:

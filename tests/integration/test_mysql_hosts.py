@@ -9,7 +9,7 @@ import sys
 import pytest
 from namespaces import two_hosts
 
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
 
 pytest.importorskip("MySQLdb")
 pytestmark = pytest.mark.skipif(
@@ -23,9 +23,11 @@ STRANGER = """
 import sys, shutil, msgspec
 from pathlib import Path
 import MySQLdb
-from balsam_core import Job, address, backends, open_db
-from balsam_core.certificates import make_certificate
-from balsam_core.dbdir import DBDir
+from balsam_core import Job, open_db
+from balsam_core.dbdir import address
+from balsam_core.backends import registry
+from balsam_core.system.certificates import make_certificate
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Unavailable
 
 db = DBDir.open(sys.argv[1])
@@ -34,7 +36,7 @@ keys = db.keys
 certificate, key, pins = (keys / name for name in ("mysql_certificate.pem", "mysql_key.pem", "mysql_client.cnf"))
 
 def cipher(to=at):
-    engine = backends.load("mysql").create_engine(db, to, "reader")
+    engine = registry.load("mysql").create_engine(db, to, "reader")
     try:
         with engine.connect() as conn:
             return conn.exec_driver_sql("SHOW SESSION STATUS LIKE 'Ssl_cipher'").one()[1]

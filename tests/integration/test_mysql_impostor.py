@@ -18,7 +18,8 @@ from balsam_program import here
 from served_db import ServedDB
 from waiting import wait_until
 
-from balsam_core import Job, backends, open_db
+from balsam_core import Job, open_db
+from balsam_core.backends import registry
 
 MySQLdb = pytest.importorskip("MySQLdb")
 SERVER = shutil.which("mariadbd", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -54,7 +55,7 @@ def ask(orphan):
     def attempt():
         said = [here("ls", db=db.path).err, here("launcher", "--consume-all", db=db.path).err]
         with pytest.raises(Exception, match=DISTRUST) as caught:
-            backends.load("mysql").backup(db.dir, address, db.path.parent / "saved")
+            registry.load("mysql").backup(db.dir, address, db.path.parent / "saved")
         assert not (db.path.parent / "saved").exists()
         assert not ran.exists()
         return [*said, str(caught.value)]
@@ -103,7 +104,7 @@ def test_one_that_asks_for_the_password_is_told_nothing(orphan, ask, plugin, tls
                 assert all(DISTRUST in line for line in ask())
             else:
                 with pytest.raises(Exception):  # noqa: B017, PT011  (any: this one breaks the handshake off)
-                    backends.load("mysql").create_engine(db.dir, address, "owner").connect()
+                    registry.load("mysql").create_engine(db.dir, address, "owner").connect()
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -122,7 +123,7 @@ def test_one_with_forged_data_gets_no_job_run(orphan, ask, tls, tmp_path):
     argv = [SERVER, "--no-defaults", f"--datadir={data}", "--innodb-log-file-size=64M", "--skip-grant-tables"]
     argv += ["--bind-address=127.0.0.1", f"--port={address.port}", f"--socket={tmp_path}/s", f"--pid-file={tmp_path}/p"]
     if tls:
-        from balsam_core.certificates import make_certificate
+        from balsam_core.system.certificates import make_certificate
 
         make_certificate(tmp_path / "c", tmp_path / "k")
         argv += [f"--ssl-cert={tmp_path}/c", f"--ssl-key={tmp_path}/k"]

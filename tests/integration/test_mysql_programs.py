@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from balsam_program import here
 
-from balsam_core import backends
+from balsam_core.admin.initialise import initialise
+from balsam_core.backends import registry
 from balsam_core.errors import BackendError, Corrupt, InvalidInput
-from balsam_core.initialise import initialise
 
 SERVER = shutil.which("mariadbd", path=os.environ.get("PATH", "") + ":/usr/sbin")
 pytestmark = pytest.mark.skipif(not SERVER, reason="no MariaDB server programs")
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def backend():
-    return backends.load("mysql")
+    return registry.load("mysql")
 
 
 def stand_in(folder: Path, name: str, says: str) -> Path:

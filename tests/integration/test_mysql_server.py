@@ -22,9 +22,10 @@ from exact import check, rows_by_api, writers
 from served_db import ServedDB
 from waiting import wait_until
 
-from balsam_core import Job, backends, open_db
+from balsam_core import Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.backends import registry
 from balsam_core.errors import Unavailable
-from balsam_core.initialise import initialise
 from balsam_core.model.calls import AddJobs
 
 MySQLdb = pytest.importorskip("MySQLdb")
@@ -48,7 +49,7 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 def backend():
-    return backends.load("mysql")
+    return registry.load("mysql")
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_init_again_keeps_everything_and_can_change_the_durability(served):
         initialise(served.path, options={"durability": "relaxed", "memory": "256M"}).db.settings["durability"]
         == "relaxed"
     )
-    plan = backends.load("mysql").start_server(initialise(served.path).db, "127.0.0.1", 1, tls=True)
+    plan = registry.load("mysql").start_server(initialise(served.path).db, "127.0.0.1", 1, tls=True)
     assert {"--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=256M"} <= {*plan.argv}
     assert initialise(served.path, options={"durability": "full"}).db.settings["durability"] == "full"
     assert password_of(served) == before

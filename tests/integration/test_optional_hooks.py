@@ -333,7 +333,7 @@ def test_updates_without_a_state_are_no_events():
 
 
 def test_nothing_is_started_for_a_backend_without_the_hook(tmp_path):
-    from balsam_core.initialise import initialise
+    from balsam_core.admin.initialise import initialise
     from balsam_core.launcher.events import telling
 
     db = initialise(tmp_path / "db").db

@@ -10,7 +10,7 @@ from balsam_program import here
 from sqlalchemy import make_url
 
 from balsam_core import Job, open_db
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
 
 pytest.importorskip("balsam_postgres")
 psycopg = pytest.importorskip("psycopg")

@@ -9,8 +9,8 @@ import pytest
 from namespaces import two_hosts
 from waiting import wait_until
 
+from balsam_core.admin.initialise import initialise
 from balsam_core.errors import BackendError
-from balsam_core.initialise import initialise
 from balsam_core.plugin import make_certificate
 
 psycopg = pytest.importorskip("psycopg")

@@ -22,9 +22,12 @@ from exact import check, rows_by_api, writers
 from served_db import ServedDB
 from waiting import wait_until
 
-from balsam_core import Job, address, backends, identity, open_db
+from balsam_core import Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.backends import registry
+from balsam_core.dbdir import address
 from balsam_core.errors import BackendError, Busy, Corrupt, DBDirError
-from balsam_core.initialise import initialise
+from balsam_core.system import processes
 
 psycopg = pytest.importorskip("psycopg")
 programs = pytest.importorskip("balsam_postgres.programs")
@@ -49,7 +52,7 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 def backend():
-    return backends.load("postgres")
+    return registry.load("postgres")
 
 
 @pytest.fixture
@@ -374,7 +377,7 @@ def test_a_server_that_runs_on_the_data_is_never_joined_by_another(served, backe
 
 
 def served_port():
-    from balsam_core.watchdog.network import choose_port
+    from balsam_core.system.network import choose_port
 
     return choose_port("127.0.0.1")
 
@@ -408,7 +411,7 @@ def test_the_server_ends_with_its_watchdog(served):
     published, lease = served.address, served.lease
     began = time.monotonic()
     os.kill(lease.pid, signal.SIGKILL)
-    wait_until(lambda: not identity.is_alive(published.pid, published.start_time), "the server's end", seconds=10)
+    wait_until(lambda: not processes.is_alive(published.pid, published.start_time), "the server's end", seconds=10)
     assert time.monotonic() - began < 10
     served.start()
     served.stop()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from balsam_core import App, Job, State, current_job, open_db
+from balsam_core.admin.initialise import initialise
 from balsam_core.errors import NotFound, TimedOut, Unavailable
-from balsam_core.initialise import initialise
 from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Update, UpdateJobs
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from balsam_core import backends
+from balsam_core.admin.initialise import initialise
+from balsam_core.backends import registry
 from balsam_core.errors import Corrupt, SchemaMismatch, Unavailable
-from balsam_core.initialise import initialise
 from balsam_core.model.calls import GetApps
 from balsam_sqlite.engine import make_engine
 from balsam_sqlite.faults import is_retryable, translate
@@ -51,7 +51,7 @@ def contents(db):
 
 
 def openings(db):
-    backend = backends.load("sqlite")
+    backend = registry.load("sqlite")
     return {
         "transport": lambda: backend.open_transport(db, None),
         "engine": lambda: backend.create_engine(db, None, "owner"),
@@ -179,7 +179,7 @@ def test_damage_deep_in_the_file_is_told_when_it_is_met(db):
     for page in pages:
         overwrite(file, (page - 1) * 4096, bytes(4096))
     before = file.read_bytes()
-    with backends.load("sqlite").open_transport(db, None) as transport, pytest.raises(Corrupt, match="damaged"):
+    with registry.load("sqlite").open_transport(db, None) as transport, pytest.raises(Corrupt, match="damaged"):
         transport.run(GetApps())
     assert file.read_bytes() == before
 

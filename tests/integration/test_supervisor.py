@@ -15,11 +15,13 @@ import pytest
 from toy_backend import toys
 from waiting import wait_until
 
-from balsam_core import address, backends
+from balsam_core.backends import registry
+from balsam_core.dbdir import address
 from balsam_core.errors import BackendError, Conflict, InvalidInput, Unavailable
-from balsam_core.identity import is_alive, send_signal, start_of
-from balsam_core.stopping import StopRequests
-from balsam_core.watchdog import health, network, supervisor
+from balsam_core.system import network
+from balsam_core.system.processes import is_alive, send_signal, start_of
+from balsam_core.system.signals import StopRequests
+from balsam_core.watchdog import health, supervisor
 from balsam_core.watchdog.lease import Watch, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.supervisor import Outcome, Supervisor
@@ -41,7 +43,7 @@ class Driven:
     """A supervisor that runs while a test waits."""
 
     def __init__(self, db, stops, options):
-        backend = backends.load(db.db_type)
+        backend = registry.load(db.db_type)
         held = acquire(db, new_lease(listen=options.host, port=options.port), Watch(db))
         self.db = db
         self.held = held
@@ -269,7 +271,7 @@ def test_a_full_disk_delays_the_address_and_ends_nothing(drive, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("balsam_core.address.atomic_write", full)
+        patch.setattr("balsam_core.dbdir.address.atomic_write", full)
         patch.setattr("balsam_core.watchdog.lease.atomic_write", full)
         driven.kill_server()
         driven.until(lambda: driven.loop._publish_at)

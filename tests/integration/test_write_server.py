@@ -11,7 +11,9 @@ import msgspec
 import pytest
 from balsam_program import child, here
 
-from balsam_core import App, Job, address, dbserver, filesystems, open_db
+from balsam_core import App, Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import address
 from balsam_core.errors import (
     BalsamError,
     Conflict,
@@ -23,9 +25,10 @@ from balsam_core.errors import (
     TooLarge,
     Unavailable,
 )
-from balsam_core.initialise import initialise
 from balsam_core.model.calls import MOST_JOBS, AddJobs
 from balsam_core.proxy import protocol
+from balsam_core.system import filesystems
+from balsam_core.watchdog import control
 
 LOADED = """
 import json, sys
@@ -45,9 +48,9 @@ def db_dir(tmp_path):
 
 @pytest.fixture
 def served(db_dir):
-    dbserver.start(db_dir)
+    control.start(db_dir)
     yield db_dir
-    dbserver.stop(db_dir)
+    control.stop(db_dir)
 
 
 def job(name, **fields):
@@ -120,12 +123,12 @@ def test_a_program_that_had_the_file_open_finds_the_server_at_its_next_call(db_d
     with open_db(db_dir.path) as db:
         db.jobs.add(job("direct"))
         assert db.transport.server_status() is None
-        dbserver.start(db_dir)
+        control.start(db_dir)
         try:
             db.jobs.add(job("served"))
             assert db.transport.server_status().calls == 1
         finally:
-            dbserver.stop(db_dir)
+            control.stop(db_dir)
         db.jobs.add(job("direct again"))
         assert db.transport.server_status() is None
         assert names(db) == ["direct", "direct again", "served"]
@@ -140,7 +143,7 @@ def test_a_transaction_that_begins_after_the_publication_is_given_up(db_dir, mon
 
         def publish_first(deadline):
             monkeypatch.undo()
-            dbserver.start(db_dir)
+            control.start(db_dir)
             return connect(deadline)
 
         monkeypatch.setattr(native, "_connect", publish_first)
@@ -149,16 +152,16 @@ def test_a_transaction_that_begins_after_the_publication_is_given_up(db_dir, mon
             assert db.transport.server_status().calls == 1
             assert names(db) == ["before", "meanwhile"]
         finally:
-            dbserver.stop(db_dir)
+            control.stop(db_dir)
 
 
 def test_a_stale_address_is_an_error_and_never_the_file(served):
     published = address.read(served)
-    dbserver.stop(served)
+    control.stop(served)
     address.write(served, published)
     line = here.refused("ls", db=served.path, code=Unavailable.exit_code)
     assert "is not there: start it with balsam dbserver --path=" in line
-    dbserver.start(served)
+    control.start(served)
     here.good("ls", db=served.path)
 
 
@@ -242,7 +245,7 @@ def test_a_closed_database_says_so(served):
 
 @pytest.mark.parametrize("field", ["PROTOCOL", "SCHEMA"])
 def test_another_version_is_told_what_to_restart(served, monkeypatch, field):
-    from balsam_core.proxy import channel
+    from balsam_core.proxy.client import channel
 
     monkeypatch.setattr(channel, field, "9999" if field == "SCHEMA" else 99)
     with (
@@ -317,8 +320,8 @@ def test_a_write_in_flight_when_the_server_stops_takes_effect_once(served):
     for thread in threads:
         thread.start()
     for _ in range(3):
-        dbserver.stop(served)
-        dbserver.start(served)
+        control.stop(served)
+        control.start(served)
     stop.set()
     for thread in threads:
         thread.join()
@@ -337,10 +340,10 @@ def test_calls_are_replayed_exactly(served):
     """The answer to a write that is sent again is the first one's, byte for byte."""
     import time
 
+    from balsam_core.dbdir.publication import Publication
     from balsam_core.model.codec import encode_call
-    from balsam_core.proxy.client import ProxyTransport
-    from balsam_core.publication import Publication
-    from balsam_core.transport import ClientSession
+    from balsam_core.proxy.client.transport import ProxyTransport
+    from balsam_core.transport.native import ClientSession
 
     session = ClientSession()
     data = encode_call(AddJobs(jobs=[job("once")]))

@@ -24,8 +24,8 @@ from resources import is_alive
 from served_db import ServedDB
 from waiting import wait_until
 
-from balsam_core import identity
 from balsam_core.errors import BackendError
+from balsam_core.system import processes
 from balsam_core.testing import run
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def stranger(cwd: Path | None = None) -> Iterator[tuple[int, float]]:
     """Give process id and start of a process that has nothing to do with us; any signal would end it."""
     with subprocess.Popen(["sleep", "600"], cwd=cwd) as process:
         try:
-            yield process.pid, identity.start_of(process.pid) or 0.0
+            yield process.pid, processes.start_of(process.pid) or 0.0
             assert process.poll() is None, f"the stranger was ended by signal {-process.returncode}"
         finally:
             process.send_signal(signal.SIGKILL)

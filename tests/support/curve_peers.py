@@ -16,10 +16,10 @@ from balsam_core.proxy import protocol
 from balsam_core.proxy.keys import client_keys
 from balsam_core.proxy.protocol import PROTOCOL, Hello, Reply, Run, Status, catalogue
 from balsam_core.schema import SCHEMA
-from balsam_core.transport import ServerStatus
+from balsam_core.transport.native import ServerStatus
 
 if TYPE_CHECKING:
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Call
     from balsam_core.proxy.keys import ClientKeys
 

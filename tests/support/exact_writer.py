@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from balsam_core import BalsamError, Job, open_db
-from balsam_core.jobs import Jobs
-from balsam_core.transport import Transport
+from balsam_core.client.jobs import Jobs
+from balsam_core.transport.native import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 from native import is_retryable, make_engine, make_transport
 from waiting import DEADLINE
 
+from balsam_core.client.jobs import Jobs
 from balsam_core.errors import BalsamError
-from balsam_core.jobs import Jobs
 from balsam_core.model import calls
 from balsam_core.model.calls import Resources, Update
 from balsam_core.model.states import ACTIVE, PARENT_LOST, State, illegal_hop
 from balsam_core.schema.tables import batches, counters, job_edges, job_events, jobs, launchers
 from balsam_core.testing.tools import DONE
-from balsam_core.transport import NativeTransport
+from balsam_core.transport.native import NativeTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from balsam_core import Job
-    from balsam_core.transport import Transport
+    from balsam_core.transport.native import Transport
 
 __all__ = ["FAIL", "Scene", "World"]
 

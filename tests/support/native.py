@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from balsam_core.schema import migrate
-from balsam_core.transport import NativeTransport
+from balsam_core.transport.native import NativeTransport
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

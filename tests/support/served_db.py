@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 from waiting import wait_until
 
-from balsam_core import address, dbserver, identity
-from balsam_core.initialise import initialise
+from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import address
+from balsam_core.system import processes
+from balsam_core.watchdog import control
 from balsam_core.watchdog.lease import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from balsam_core.address import Address
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.watchdog.lease import Lease
 
 __all__ = ["ServedDB"]
@@ -78,7 +80,7 @@ class ServedDB:
         """The published address."""
         found = address.read(self.dir)
         assert found is not None, "no server is published"
-        self._seen.add((found.pid, identity.start_of(found.pid) or 0.0))
+        self._seen.add((found.pid, processes.start_of(found.pid) or 0.0))
         return found
 
     @property
@@ -120,9 +122,9 @@ class ServedDB:
             with contextlib.suppress(AssertionError):
                 look()
         try:
-            if dbserver.has_server(self.dir):
+            if control.has_server(self.dir):
                 self.command("--stop")
         finally:
             for pid, start in self._seen:
                 if pid not in {0, os.getpid()}:
-                    identity.end_process(pid, start, [(int(signal.SIGKILL), 10.0)])
+                    processes.end_process(pid, start, [(int(signal.SIGKILL), 10.0)])

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy
 
-from balsam_core import backends, identity
-from balsam_core.address import withdraw
-from balsam_core.dbdir import DBDir, make_tree, write_config
+from balsam_core.backends import registry
+from balsam_core.dbdir.address import withdraw
+from balsam_core.dbdir.directory import DBDir, make_tree, write_config
 from balsam_core.schema import migrate
+from balsam_core.system import processes
 from balsam_core.watchdog.lease import Watch
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Toys:
                 self.lease(db)
         for pid, start in self._seen:
             if pid != os.getpid():
-                identity.end_process(pid, start, [(signal.SIGKILL, 10.0)])
+                processes.end_process(pid, start, [(signal.SIGKILL, 10.0)])
 
 
 @contextlib.contextmanager
@@ -159,12 +160,12 @@ def toys(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Toys]:
     patch.syspath_prepend(site)
     patch.setenv("PYTHONPATH", str(site))
     patch.setenv("XDG_STATE_HOME", str(folder / "state"))
-    backends.registry.cache_clear()
+    registry.installed.cache_clear()
     made = Toys(folder)
     try:
         yield made
     finally:
         made.close()
-        backends.registry.cache_clear()
+        registry.installed.cache_clear()
         for name in TYPES:
             sys.modules.pop(f"{name}_plugin", None)

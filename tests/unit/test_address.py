@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from balsam_core import address
-from balsam_core.address import Address
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir import address
+from balsam_core.dbdir.address import Address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import AddressError, SchemaMismatch
 
 RUNNING = Address(

@@ -8,9 +8,9 @@ import textwrap
 
 import pytest
 
-from balsam_core import backends
-from balsam_core.backends import OFFICIAL, Registry
-from balsam_core.dbdir import DBDir
+from balsam_core.backends import registry as registry_module
+from balsam_core.backends.registry import OFFICIAL, Registry, canonical, list_backends
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, ServerNotRunning
 from balsam_core.hookspecs import BackendModule, hookimpl
 from balsam_core.plugin_types import DBType, ServerPlan, ServerPolicy
@@ -180,15 +180,14 @@ def test_a_good_plugin_works_beside_every_broken_one(site, db):
 
 
 def test_plugin_that_never_loads_does_not_stop_the_listing(site, monkeypatch):
-    monkeypatch.setattr(backends, "LONGEST_LOAD", 0.2)
+    monkeypatch.setattr(registry_module, "LONGEST_LOAD", 0.2)
     code = """
         import threading
         RELEASE = threading.Event()
         RELEASE.wait(30)
     """
     module = site("acme-toy", code=code)
-    registry = Registry()
-    assert {status.db_type: status.detail for status in registry.statuses()}["toy"] == "still loading after 0.2 s"
+    assert {status.db_type: status.detail for status in Registry().statuses()}["toy"] == "still loading after 0.2 s"
     sys.modules[module].RELEASE.set()
 
 
@@ -252,7 +251,7 @@ def test_unknown_type_lists_the_installed_ones_and_the_pip_line(site):
 def test_official_type_that_is_missing_has_its_pip_line():
     registry = Registry([])
     for name in ("postgres", "postgresql", "mysql", "mariadb", "sqlite", "sqlite3"):
-        with pytest.raises(BackendError, match=f"pip install {OFFICIAL[backends.canonical(name)]}$"):
+        with pytest.raises(BackendError, match=f"pip install {OFFICIAL[canonical(name)]}$"):
             registry.load(name)
     assert {status.db_type: status.remedy for status in registry.statuses()} == {
         "sqlite": "pip install balsam-sqlite",
@@ -268,7 +267,7 @@ def test_official_type_that_is_missing_has_its_pip_line():
     [("sqlite3", "sqlite"), ("postgresql", "postgres"), ("mariadb", "mysql"), (" SQLite ", "sqlite"), ("toy", "toy")],
 )
 def test_aliases(alias, name):
-    assert backends.canonical(alias) == name
+    assert canonical(alias) == name
 
 
 NONSENSE = {
@@ -333,7 +332,7 @@ def test_check_loads_drivers_and_keeps_tracebacks(site):
 
 
 def test_sqlite_is_installed_and_the_default():
-    [status] = [status for status in backends.list_backends() if status.db_type == "sqlite"]
+    [status] = [status for status in list_backends() if status.db_type == "sqlite"]
     assert (status.package, status.status, status.server, status.default) == ("balsam-sqlite", "ok", "optional", True)
 
 
@@ -347,8 +346,8 @@ def test_official_backend_has_the_types_of_the_contract():
 def test_listing_loads_no_driver():
     code = """
         import sys
-        from balsam_core import backends
-        assert backends.list_backends()
+        from balsam_core.backends import registry
+        assert registry.list_backends()
         assert not {"sqlalchemy", "sqlite3", "_sqlite3", "zmq", "psycopg", "MySQLdb", "rich"} & sys.modules.keys()
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)

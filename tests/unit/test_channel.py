@@ -11,8 +11,8 @@ import pytest
 import zmq
 from waiting import wait_until
 
-from balsam_core.proxy import channel as channels
-from balsam_core.proxy.channel import Channel
+from balsam_core.proxy.client import channel as channels
+from balsam_core.proxy.client.channel import Channel
 from balsam_core.proxy.keys import ClientKeys
 
 

@@ -13,7 +13,7 @@ from balsam_core import __version__, errors
 from balsam_core.cli import main, root
 from balsam_core.cli.command import Command, Group, Session
 
-COMMANDS = [name for name, place in root.COMMANDS.items() if find_spec(f"balsam_core.cli.{place.module}")]
+COMMANDS = [name for name, place in root.COMMANDS.items() if find_spec(f"balsam_core.cli.commands.{place.module}")]
 
 
 def real(name):

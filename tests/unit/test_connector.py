@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-from balsam_core import address, connector
-from balsam_core.connector import ServerConnector
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import AddressError, ServerNotRunning, Unavailable
-from balsam_core.identity import start_of, this_machine
+from balsam_core.system.processes import start_of, this_machine
+from balsam_core.transport import connector
+from balsam_core.transport.connector import ServerConnector
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import stat
 
 import pytest
 
-from balsam_core.dbdir import DBDir, atomic_write, make_tree, write_config
+from balsam_core.dbdir.directory import DBDir, atomic_write, make_tree, write_config
 from balsam_core.errors import DBDirError, SchemaMismatch
-from balsam_core.files import expand, read_regular, shown
+from balsam_core.system.files import expand, read_regular, shown
 
 ID = "0123456789abcdef" * 2
 

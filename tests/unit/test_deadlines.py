@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from balsam_core.deadlines import Cutter, bounded, seconds_left
+from balsam_core.transport.deadlines import Cutter, bounded, seconds_left
 
 
 @pytest.fixture

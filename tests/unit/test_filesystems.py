@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from balsam_core import filesystems
-from balsam_core.filesystems import filesystem_type, is_network
+from balsam_core.system import filesystems
+from balsam_core.system.filesystems import filesystem_type, is_network
 
 
 @pytest.fixture

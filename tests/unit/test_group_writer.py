@@ -8,8 +8,8 @@ from itertools import count
 import msgspec
 import pytest
 
+from balsam_core.admin.initialise import initialise
 from balsam_core.errors import BalsamError, by_code
-from balsam_core.initialise import initialise
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
     AddApp,
@@ -28,7 +28,7 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.operations import execution
-from balsam_core.proxy.writer import BatchLostError, FencedError, GroupWriter, Write
+from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter, Write
 from balsam_sqlite.serving import single_writer
 
 CLIENT = "c" * 32

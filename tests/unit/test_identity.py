@@ -9,8 +9,8 @@ import psutil
 import pytest
 from waiting import wait_until
 
-from balsam_core import identity
-from balsam_core.identity import cpu_seconds, end_process, is_alive, send_signal, start_of, started_at
+from balsam_core.system import processes
+from balsam_core.system.processes import cpu_seconds, end_process, is_alive, send_signal, start_of, started_at
 
 SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(100)"]
 STUBBORN = [
@@ -68,7 +68,7 @@ def test_only_the_proven_process_is_signalled(sleeper):
 
 def test_a_process_that_cannot_be_seen_is_not_called_dead(sleeper, monkeypatch):
     start = start_of(sleeper.pid)
-    monkeypatch.setattr(identity, "_stat", lambda pid: None)  # as with hidepid=2
+    monkeypatch.setattr(processes, "_stat", lambda pid: None)  # as with hidepid=2
 
     def denied(pid, number):
         raise PermissionError

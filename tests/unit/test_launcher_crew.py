@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.launcher import processes as processes_module
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.crew import Crew
-from balsam_core.launcher.task import Surroundings, Task
+from balsam_core.launcher.job.task import Surroundings, Task
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
 

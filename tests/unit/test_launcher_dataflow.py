@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.workdirs import make_workdir
 from balsam_core.errors import InvalidInput
-from balsam_core.launcher.dataflow import Patterns, link_parents, stage_in_command, stage_out_commands
+from balsam_core.launcher.job.dataflow import Patterns, link_parents, stage_in_command, stage_out_commands
 from balsam_core.model.calls import ParentRef
 from balsam_core.model.job import Job
-from balsam_core.workdirs import make_workdir
 
 
 @pytest.fixture

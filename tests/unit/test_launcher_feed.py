@@ -7,8 +7,8 @@ import pytest
 from balsam_core.launcher import feed as module
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.feed import Feed
+from balsam_core.launcher.job.task import Surroundings
 from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
-from balsam_core.launcher.task import Surroundings
 from balsam_core.model.app import App
 from balsam_core.model.calls import Claim, ClaimJobs, CountJobs, ParentRef, Resources, Unfinished
 from balsam_core.model.job import Job

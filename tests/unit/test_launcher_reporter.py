@@ -8,9 +8,9 @@ import pytest
 
 from balsam_core.errors import Busy, OutcomeUnknown
 from balsam_core.launcher.counters import Counters
+from balsam_core.launcher.job.task import Surroundings, Task
 from balsam_core.launcher.options import FLUSH_AT
 from balsam_core.launcher.reporter import Reporter
-from balsam_core.launcher.task import Surroundings, Task
 from balsam_core.model.calls import GetRows, UpdateJobs
 from balsam_core.model.job import Job
 from balsam_core.model.states import END, State, illegal_hop

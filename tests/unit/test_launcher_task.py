@@ -6,10 +6,10 @@ import errno
 
 import pytest
 
-from balsam_core.dbdir import DBDir
-from balsam_core.launcher import task as module
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.launcher.counters import Counters
-from balsam_core.launcher.task import DiskFullError, Ended, Surroundings, Task, last_line
+from balsam_core.launcher.job import task as module
+from balsam_core.launcher.job.task import DiskFullError, Ended, Surroundings, Task, last_line
 from balsam_core.model.app import App
 from balsam_core.model.calls import ParentRef
 from balsam_core.model.job import Job

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import InvalidInput
-from balsam_core.launcher.words import base_environment, command_words, hook_words, job_environment
+from balsam_core.launcher.job.words import base_environment, command_words, hook_words, job_environment
 from balsam_core.model.app import App
 from balsam_core.model.job import Job
 

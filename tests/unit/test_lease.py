@@ -11,9 +11,9 @@ import threading
 import msgspec
 import pytest
 
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Conflict, SchemaMismatch
-from balsam_core.identity import start_of
+from balsam_core.system.processes import start_of
 from balsam_core.watchdog import lease as lease_module
 from balsam_core.watchdog import takeover
 from balsam_core.watchdog.lease import EXPIRY, HeldLease, Sighting, State, Watch, lease_file, new_lease

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from balsam_core import logs
+from balsam_core.system import logs
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balsam_core import Job, State
+from balsam_core.client.inserting import Ids, _parents_first
 from balsam_core.errors import BalsamError, InvalidInput, NotFound, by_code
-from balsam_core.inserting import Ids, _parents_first
 from balsam_core.model import calls
 from balsam_core.model.codec import decode_call, encode, encode_call
 from balsam_core.model.command import fill, placeholders, split

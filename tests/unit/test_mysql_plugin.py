@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from balsam_core import backends
-from balsam_core.dbdir import DBDir
+from balsam_core.backends import registry
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, Corrupt, InvalidInput, Unavailable
 from balsam_core.plugin_types import ServerPolicy
 
@@ -32,7 +32,7 @@ def test_loading_the_plugin_loads_no_driver_and_no_sqlalchemy():
 
 
 def test_an_adopted_db_needs_no_server(tmp_path):
-    backend = backends.load("mariadb")
+    backend = registry.load("mariadb")
     for settings, policy in (({}, ServerPolicy.REQUIRED), ({"url": "mysql://u@h/d"}, ServerPolicy.NONE)):
         db = DBDir(path=tmp_path, db_type="mysql", id="0" * 32, settings=settings)
         assert backend.server_policy(db) is policy

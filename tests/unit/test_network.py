@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from balsam_core.errors import Conflict, InvalidInput
-from balsam_core.watchdog import network
-from balsam_core.watchdog.network import advertised, choose_port, is_wildcard
+from balsam_core.system import network
+from balsam_core.system.network import advertised, choose_port, is_wildcard
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import base64
 
 import pytest
 
-from balsam_core.address import Address
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.address import Address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, Corrupt, InvalidInput, Unavailable
 
 psycopg = pytest.importorskip("psycopg")

@@ -7,9 +7,9 @@ import stat
 
 import pytest
 
-from balsam_core.certificates import make_certificate
 from balsam_core.errors import DBDirError
-from balsam_core.private_files import private_file, write_private
+from balsam_core.system.certificates import make_certificate
+from balsam_core.system.private_files import private_file, write_private
 
 
 def mode(path):

@@ -9,10 +9,10 @@ from dataclasses import replace as changed
 import pytest
 from msgspec.structs import replace
 
-from balsam_core import address
-from balsam_core.dbdir import DBDir
-from balsam_core.identity import start_of, this_machine
-from balsam_core.publication import Publication
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.publication import Publication
+from balsam_core.system.processes import start_of, this_machine
 
 
 @pytest.fixture

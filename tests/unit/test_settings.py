@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from balsam_core import settings
+from balsam_core.dbdir import settings
 from balsam_core.errors import DBDirError, SettingsError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from balsam_core import staging
+from balsam_core.admin import staging
 
 LAST = "z-last"
 

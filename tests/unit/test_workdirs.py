@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from balsam_core.dbdir import DBDir
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.workdirs import directory_name, make_workdir, output_name, workdir, workflow_name
 from balsam_core.errors import DBDirError
 from balsam_core.model.job import Job
-from balsam_core.workdirs import directory_name, make_workdir, output_name, workdir, workflow_name
 
 NAMES = [
     "",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from balsam_core import Database
-    from balsam_core.jobs import Jobs
+    from balsam_core.client.jobs import Jobs
 
 S = State
 

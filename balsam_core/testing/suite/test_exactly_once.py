@@ -18,7 +18,7 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.job import Job
 from balsam_core.schema import tables
 from balsam_core.testing.tools import register
-from balsam_core.transport import EncodedTransport
+from balsam_core.transport.native import EncodedTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balsam_core import Database
-    from balsam_core.jobs import Jobs
+    from balsam_core.client.jobs import Jobs
     from balsam_core.testing.fixtures import Place
 
 SENDERS, SENT = 4, 2

@@ -13,7 +13,7 @@ from balsam_core.model.job import Job
 
 if TYPE_CHECKING:
     from balsam_core import Database
-    from balsam_core.jobs import Jobs
+    from balsam_core.client.jobs import Jobs
     from balsam_core.model.calls import Where
 
 LATER = datetime.now(UTC) + timedelta(hours=1)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from balsam_core import dbserver, open_db
+from balsam_core import open_db
 from balsam_core.model.job import Job
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.schema.types import Blob, Document, Id, LongText, UTCDateTime, Words
 from balsam_core.testing.tools import balsam
+from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balsam_core import Database
-    from balsam_core.backends import Backend
-    from balsam_core.dbdir import DBDir
-    from balsam_core.jobs import Jobs
+    from balsam_core.backends.registry import Backend
+    from balsam_core.client.jobs import Jobs
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.testing.fixtures import Place
 
 TEXTS = [
@@ -182,14 +183,14 @@ def test_a_restored_backup_is_the_db_as_it_was(
             assert other.jobs.add(Job(command="x", key="k"))[0] == parent.id
             assert other.jobs.add(Job(command="x"))[0] == (parent.id or 0) + 101
     finally:
-        dbserver.stop(restored)
+        control.stop(restored)
     assert db.jobs.count() == 1, "the DB that was saved is as it was"
 
 
 def _open(backend: Backend, path: Any) -> DBDir:  # noqa: ANN401
-    from balsam_core.dbdir import DBDir
+    from balsam_core.dbdir.directory import DBDir
 
     directory = DBDir.open(path)
     if backend.identity.server is not ServerPolicy.NONE:
-        dbserver.start(directory)
+        control.start(directory)
     return directory

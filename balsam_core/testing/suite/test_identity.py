@@ -11,12 +11,12 @@ from balsam_core.testing import CAPABILITIES
 from balsam_core.testing.tools import balsam
 
 if TYPE_CHECKING:
-    from balsam_core.backends import Backend
+    from balsam_core.backends.registry import Backend
 
 LOADS = """
 import sys
-from balsam_core import backends
-identity = backends.load(sys.argv[1]).identity
+from balsam_core.backends import registry
+identity = registry.load(sys.argv[1]).identity
 heavy = {"sqlalchemy", "alembic", "zmq", *([identity.driver] if identity.driver else [])}
 print(*sorted(heavy & set(sys.modules) - set(sys.builtin_module_names)))
 """

@@ -9,16 +9,17 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from balsam_core import dbserver, open_db
-from balsam_core.dbdir import CONFIG_NAME, DBDir
+from balsam_core import open_db
+from balsam_core.dbdir.directory import CONFIG_NAME, DBDir
 from balsam_core.model.job import Job
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.testing.tools import balsam, one_line
+from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from balsam_core.backends import Backend
+    from balsam_core.backends.registry import Backend
     from balsam_core.testing.fixtures import Spare
     from balsam_core.testing.run import Run
 
@@ -30,7 +31,7 @@ ODD = 'it\'s "odd" (50%) $HOME; ünï 🎈?#[x]'
 def serve(backend: Backend, db: DBDir) -> None:
     """Start what open_db needs."""
     if backend.identity.server is ServerPolicy.REQUIRED or "served-only" in backend.identity.capabilities:
-        dbserver.start(db)
+        control.start(db)
 
 
 def test_init_makes_a_db(spare: Spare, backend: Backend) -> None:
@@ -64,7 +65,7 @@ def test_a_refresh_changes_nothing(spare: Spare, backend: Backend) -> None:
         (job,) = db.jobs.add(Job(command="x", name="kept"))
     for stop in (False, True):  # beside its server, and without
         if stop:
-            dbserver.stop(before)
+            control.stop(before)
         for _ in range(2):
             done = balsam("init", spare.path, "-o", "json")
             assert done.returncode == 0, done.stderr
@@ -79,22 +80,22 @@ def test_a_moved_directory_is_the_same_db_at_any_path(spare: Spare, backend: Bac
     serve(backend, spare.directory)
     with open_db(spare.path) as db:
         (job,) = db.jobs.add(Job(command="x", name="moved"))
-    dbserver.stop(spare.directory)
+    control.stop(spare.directory)
     odd = run.directory / ODD / "db"
     odd.parent.mkdir()
     spare.path.rename(odd)
     try:
         directory = DBDir.open(odd)
         if backend.identity.server is not ServerPolicy.NONE:
-            dbserver.start(directory)
+            control.start(directory)
         with open_db(odd) as db:
             assert db.jobs.get(job).name == "moved"
             db.jobs.add(Job(command="x"))
-        assert dbserver.stop(directory) == ("none" if backend.identity.server is ServerPolicy.NONE else "stopped")
+        assert control.stop(directory) == ("none" if backend.identity.server is ServerPolicy.NONE else "stopped")
         done = balsam("init", odd)  # a refresh there
         assert done.returncode == 0, done.stderr
     finally:
-        dbserver.stop(DBDir.open(odd))
+        control.stop(DBDir.open(odd))
         odd.rename(spare.path)
 
 

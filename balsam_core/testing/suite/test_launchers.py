@@ -16,7 +16,7 @@ from balsam_core.testing.tools import claim, register, update
 
 if TYPE_CHECKING:
     from balsam_core import Database
-    from balsam_core.jobs import Jobs
+    from balsam_core.client.jobs import Jobs
 
 S = State
 

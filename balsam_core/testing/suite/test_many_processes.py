@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.model.job import Job
 from balsam_core.model.states import END
-from balsam_core.testing.tools import run_together
+from balsam_core.testing.programs import run_together
 
 if TYPE_CHECKING:
     from balsam_core import Database

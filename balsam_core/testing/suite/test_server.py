@@ -16,20 +16,24 @@ from typing import TYPE_CHECKING, Self
 import psutil
 import pytest
 
-from balsam_core import address, dbserver, identity, open_db
+from balsam_core import open_db
+from balsam_core.dbdir import address
 from balsam_core.errors import BalsamError, OutcomeUnknown, ServerNotRunning, Unavailable
 from balsam_core.model import calls
 from balsam_core.model.job import Job
 from balsam_core.plugin import is_loopback
 from balsam_core.plugin_types import ServerPolicy
-from balsam_core.testing.tools import balsam, one_line, start_program, wait_until
+from balsam_core.system import processes
+from balsam_core.testing.programs import start_program
+from balsam_core.testing.tools import balsam, one_line, wait_until
+from balsam_core.watchdog import control
 from balsam_core.watchdog.lease import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from balsam_core.address import Address
-    from balsam_core.backends import Backend
+    from balsam_core.backends.registry import Backend
+    from balsam_core.dbdir.address import Address
     from balsam_core.testing.fixtures import Spare
     from balsam_core.testing.run import Run
 
@@ -75,19 +79,19 @@ def test_a_server_starts_once_answers_and_stops(served: Spare, run: Run) -> None
         assert db.info().db_id == served.directory.id
     status = json.loads(balsam("dbserver", "--status", "--path", served.path, "-o", "json").stdout)
     assert (status["state"], status["pid"]) == ("running", first["pid"])
-    started_at = identity.start_of(first["pid"])
+    started_at = processes.start_of(first["pid"])
     assert started_at is not None
     stopped = [balsam("dbserver", "--stop", "--path", served.path, "-o", "json") for _ in range(2)]
     assert [json.loads(done.stdout)["result"] for done in stopped] == ["stopped", "none"]
     assert address.read(served.directory) is None
-    assert not identity.is_alive(first["pid"], started_at)
+    assert not processes.is_alive(first["pid"], started_at)
     assert not run.left(served.path), "the server left processes"
     with pytest.raises(OSError, match=r".*"):
         socket.create_connection((first["host"], first["port"]), timeout=5).close()
 
 
 def test_a_server_listens_on_the_published_address_only(served: Spare) -> None:
-    published = dbserver.start(served.directory).address
+    published = control.start(served.directory).address
     assert is_loopback(published.host), "unless it is told a host, a server is for this machine alone"
     listening = {
         (connection.laddr.ip, connection.laddr.port)
@@ -101,7 +105,7 @@ def test_a_server_listens_on_the_published_address_only(served: Spare) -> None:
 
 
 def test_no_secret_is_in_the_address_or_on_a_command_line(served: Spare) -> None:
-    published = dbserver.start(served.directory).address
+    published = control.start(served.directory).address
     texts = [served.directory.address_file.read_text(), served.directory.config_file.read_text()]
     server = psutil.Process(published.pid)
     texts += [" ".join(process.cmdline()) for process in [server, *server.children(recursive=True)]]
@@ -114,7 +118,7 @@ def test_no_secret_is_in_the_address_or_on_a_command_line(served: Spare) -> None
 
 
 def test_a_killed_server_comes_back_and_nothing_is_lost_or_doubled(served: Spare) -> None:
-    before = dbserver.start(served.directory).address
+    before = control.start(served.directory).address
     with open_db(served.path) as db:
         db.jobs.remove()
     told = _written_while(served, lambda: _kill(served, before))
@@ -122,7 +126,7 @@ def test_a_killed_server_comes_back_and_nothing_is_lost_or_doubled(served: Spare
 
 
 def test_a_server_whose_port_is_taken_comes_back_at_another(served: Spare) -> None:
-    before = dbserver.start(served.directory).address
+    before = control.start(served.directory).address
     watchdog = Watch(served.directory).look().lease
     assert watchdog is not None
     with open_db(served.path) as db:
@@ -145,7 +149,7 @@ def test_a_server_whose_port_is_taken_comes_back_at_another(served: Spare) -> No
 
 def test_nothing_passes_by_a_server_that_hangs(served: Spare) -> None:
     """A deadline is kept, and the files are not written behind the server's back."""
-    published = dbserver.start(served.directory).address
+    published = control.start(served.directory).address
     with open_db(served.path) as db:
         before = db.jobs.count()
     os.kill(published.pid, signal.SIGSTOP)
@@ -164,18 +168,18 @@ def test_nothing_passes_by_a_server_that_hangs(served: Spare) -> None:
 
 
 def test_a_client_outlives_a_stop_and_a_start(served: Spare) -> None:
-    dbserver.start(served.directory)
+    control.start(served.directory)
     with open_db(served.path) as db:
         first = db.jobs.add(Job(command="x"))[0]
-        dbserver.stop(served.directory)
-        dbserver.start(served.directory)
+        control.stop(served.directory)
+        control.start(served.directory)
         assert db.jobs.add(Job(command="x"))[0] == first + 1
 
 
 @pytest.mark.parametrize("word", [b"\x00\x00\x00\x00 hello \xff\r\n" * 50], ids=["garbage"])
 def test_a_stranger_at_a_dead_servers_port_learns_nothing(served: Spare, backend: Backend, word: bytes) -> None:
     """Whoever finds the published port free may listen there; no secret is sent before the server has proven itself."""
-    published = dbserver.start(served.directory).address
+    published = control.start(served.directory).address
     with open_db(served.path) as db:
         db.jobs.remove()
         db.jobs.add(Job(command="x"))
@@ -198,7 +202,7 @@ def test_a_stranger_at_a_dead_servers_port_learns_nothing(served: Spare, backend
     heard = bytes(listener.heard)
     told = [name for name, secret in _secrets(served) if secret in heard]
     assert not told, f"a stranger was told what is in {told}"
-    dbserver.start(served.directory)
+    control.start(served.directory)
     with open_db(served.path) as db:
         assert db.jobs.count() == 1
 

@@ -15,7 +15,7 @@ from balsam_core.model.job import Job
 
 if TYPE_CHECKING:
     from balsam_core import Database
-    from balsam_core.jobs import Jobs
+    from balsam_core.client.jobs import Jobs
     from balsam_core.testing.fixtures import Place
 
 THREADS, ADDS = 8, 15

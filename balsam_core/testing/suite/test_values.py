@@ -14,7 +14,7 @@ from balsam_core.model.states import State
 
 if TYPE_CHECKING:
     from balsam_core import Database
-    from balsam_core.jobs import Jobs
+    from balsam_core.client.jobs import Jobs
 
 GIVEN: dict[str, Any] = {
     "name": "näme 🎈\n/../x",

@@ -1,0 +1,169 @@
+"""``balsam backup`` and ``balsam restore``: a DB's database in one file, and a new DB from such a file.
+
+The database's content is what the plugin's hooks ``balsam_backup`` and ``balsam_restore`` write and read. Neither
+secrets nor the jobs' working directories are in it. A restored DB keeps the id of the DB that was saved: it is that DB,
+as it was then.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balsam_core.admin import archive
+from balsam_core.backends import registry
+from balsam_core.dbdir import address
+from balsam_core.errors import BackendError, Conflict, InvalidInput, NotFound, SchemaMismatch
+from balsam_core.model.calls import GetInfo
+from balsam_core.system.files import expand, force_to_disk, reason, rename_new, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from balsam_core.admin.archive import Manifest
+    from balsam_core.backends.registry import Backend
+    from balsam_core.dbdir.directory import DBDir
+
+__all__ = ["backup", "restore"]
+
+
+def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
+    """Save a DB's database, as it is at one moment, in a new file, while the DB is in use.
+
+    Args:
+        db: The DB directory.
+        file: The file to make, 0600; whatever happens, it is complete or not there.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        BackendError: The DB's backend can't do this, or is broken.
+        Conflict: There is something under the file's name.
+        NotFound: The file's folder does not exist.
+        InvalidInput: The file can't be written.
+        Unavailable: The database can't be reached.
+    """
+    from balsam_core.version import __version__
+
+    target = expand(file)
+    name = shown(target)
+    backend = _able(db.db_type, "balsam_backup", "saved")
+    published = address.read(db)
+    with backend.open_transport(db, published) as transport:
+        schema = transport.run(GetInfo()).schema
+    with _as_file_errors(name, target), _workplace(target) as place:
+        content = place / "database"
+        backend.backup(db, published, content)
+        if content.is_symlink() or not content.is_file():
+            raise BackendError(f"{backend.provider} is broken: balsam_backup made no file; tell the package's authors")
+        manifest = archive.Manifest(
+            format=archive.FORMAT,
+            db_type=db.db_type,
+            db_id=db.id,
+            schema=schema,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            balsam=__version__,
+            plugin=backend.provider,
+            size=content.stat().st_size,
+            sha256=archive.digest(content),
+        )
+        archive.write_archive(place / "backup", manifest, content)
+        rename_new(place / "backup", target)
+        force_to_disk(target.parent)
+    return manifest
+
+
+def restore(
+    file: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    options: Mapping[str, str] | None = None,
+    *,
+    password: str | None = None,
+) -> tuple[DBDir, Manifest]:
+    """Make a new DB from a backup, and bring its tables to this program's schema.
+
+    Args:
+        file: From :func:`backup`.
+        path: The new directory; it may be empty.
+        options: The backend's own options, by name.
+        password: As for :func:`~balsam_core.admin.initialise.initialise`.
+
+    Returns:
+        The DB, and what the backup says of itself.
+
+    Raises:
+        BackendError: The plugin of its db type is not installed, can't do this, or is broken.
+        Conflict: There is a DB already.
+        Corrupt: The file is damaged or no backup; nothing is left of the new DB.
+        DBDirError: The directory can't be made.
+        InvalidInput: An option is unknown or has a wrong value, or the file can't be read.
+        NotFound: There is no such file.
+        SchemaMismatch: A newer Balsam made it.
+    """
+    from balsam_core.admin.initialise import Filling, initialise
+    from balsam_core.schema import SCHEMA
+
+    source = expand(file)
+    name = shown(source)
+    with _as_file_errors(name, source, "read"):
+        stream = open(os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: PTH123, SIM115  (used below)
+    with stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise InvalidInput(f"{name} can't be read: is no regular file")
+        with _as_file_errors(name, source, "read"):
+            manifest = archive.read_manifest(stream, name)
+        if manifest.schema > SCHEMA:
+            raise SchemaMismatch(
+                f"{name} has schema {manifest.schema}, newer than this program's {SCHEMA}: upgrade with pip install -U "
+                f"balsam-core"
+            )
+        _able(manifest.db_type, "balsam_restore", "restored")
+        filling = Filling(
+            db_id=manifest.db_id,
+            write=lambda target: archive.extract(stream, name, manifest, target),
+        )
+        return initialise(path, manifest.db_type, options, password=password, filling=filling).db, manifest
+
+
+def _able(db_type: str, hook: str, done: str) -> Backend:
+    backend = registry.load(db_type)
+    if not backend.has(hook):
+        raise BackendError(
+            f"{backend.identity.title} databases can't be {done} by this command: {backend.provider} lacks the hook "
+            f"{hook}; use the database's own tools"
+        )
+    return backend
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """Give a hidden folder, 0700, beside a file that must not exist yet."""
+    if os.path.lexists(target):
+        raise FileExistsError(target)
+    place = Path(tempfile.mkdtemp(prefix=".balsam-backup-", dir=target.parent))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _as_file_errors(name: str, file: Path, verb: str = "written") -> Iterator[None]:
+    """Turn errors of the operating system into one line about the file."""
+    try:
+        yield
+    except FileExistsError:
+        raise Conflict(f"{name} exists, and nothing is ever written over: name another file") from None
+    except OSError as err:
+        if isinstance(err, FileNotFoundError) and not file.parent.is_dir():
+            raise NotFound(f"{name} can't be {verb}: there is no folder {shown(file.parent)}") from None
+        if isinstance(err, FileNotFoundError) and verb == "read":
+            raise NotFound(f"there is no file {name}") from None
+        raise InvalidInput(f"{name} can't be {verb}: {reason(err)}") from err

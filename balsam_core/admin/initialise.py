@@ -1,0 +1,336 @@
+"""``balsam init``: make a DB directory, or refresh one.
+
+Killed at any moment, it leaves either nothing that a later command trips over, or a DB. Of many that run at once, one
+creates and the others refresh. Nothing is removed that was not made here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from threading import Thread
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from balsam_core.admin import staging
+from balsam_core.backends import registry
+from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import CONFIG_NAME, DBDir, make_tree, write_config
+from balsam_core.errors import BackendError, BalsamError, Conflict, DBDirError, InvalidInput, Unavailable
+from balsam_core.plugin_types import ServerPolicy
+from balsam_core.system.files import expand, force_to_disk, reason, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from balsam_core.backends.registry import Backend
+    from balsam_core.dbdir.address import Address
+
+__all__ = ["Filling", "InitResult", "ensure_default", "initialise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitResult:
+    """What ``balsam init`` did.
+
+    Attributes:
+        db: The DB directory.
+        created: Whether this call created it; if not, it was there and is up to date now.
+        restarted: Where its server runs again, that was stopped meanwhile; None when none had to be.
+    """
+
+    db: DBDir
+    created: bool
+    restarted: Address | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filling:
+    """What a new DB is filled with: a backup.
+
+    Attributes:
+        db_id: The id that the DB gets: that of the DB that was saved.
+        write: Writes what the backend's ``balsam_backup`` has made into a new file.
+    """
+
+    db_id: str
+    write: Callable[[Path], None]
+
+
+def initialise(
+    path: str | os.PathLike[str],
+    db_type: str | None = None,
+    options: Mapping[str, str] | None = None,
+    *,
+    password: str | None = None,
+    filling: Filling | None = None,
+) -> InitResult:
+    """Create the DB directory, or bring an existing one to this program's schema.
+
+    Args:
+        path: The directory; it may be missing, with its parents, or empty, or a DB. ``~`` is expanded.
+        db_type: Name or alias of a backend; None for ``sqlite``, or for what an existing DB has.
+        options: The backend's own options, by name. The option ``url`` names a server that somebody else runs.
+        password: For the server that the option ``url`` names, now or earlier; None for none, or the one from before.
+        filling: What to fill a new DB with; None for nothing.
+
+    Raises:
+        BackendError: There is no such backend, or it is broken.
+        Conflict: The DB has another db type, or exists and can't be filled.
+        DBDirError: The path is a file, holds something else, or can't be written; nothing was changed.
+        InvalidInput: An option is unknown or has a wrong value; nothing was changed.
+        SchemaMismatch: A newer Balsam made the DB.
+        TimedOut: Its server could not be stopped.
+        Unavailable: All was done, but its server could not be started again.
+    """
+    target = expand(path)
+    chosen = dict(options or {})
+    with _as_db_dir_errors(target):
+        existing = _existing(target)
+        if existing is not None and filling is None:
+            return _refresh(existing, db_type, chosen, password)
+        if existing is not None:
+            raise _not_new(target)
+        backend = registry.load(db_type or registry.DEFAULT_DB_TYPE)
+        chosen = _checked_options(backend, chosen, password)
+        with _parents(target):
+            staging.sweep(target)
+            stage = staging.make_stage(target)
+            try:
+                with _named(stage, target):
+                    db = _build(backend, stage, chosen, filling)
+                created = staging.publish(stage, target, CONFIG_NAME)
+            finally:
+                staging.discard(stage)
+        if created:
+            return InitResult(db=replace(db, path=target), created=True)
+        if filling is not None:
+            raise _not_new(target)
+        return _refresh(DBDir.open(target), db_type, dict(options or {}), password)
+
+
+def ensure_default(path: Path) -> DBDir:
+    """Return the DB at ``path``, the user's default one, created if it isn't there.
+
+    Raises:
+        BackendError: It must be created and balsam-sqlite is not installed, or is broken.
+        DBDirError: It can't be created, or is damaged.
+    """
+    if (path / CONFIG_NAME).exists():
+        return DBDir.open(path)
+    try:
+        return initialise(path, registry.DEFAULT_DB_TYPE).db
+    except BackendError as err:
+        raise BackendError(f"the default DB {shown(path)} can't be created: {err}; or name a DB with --db") from err
+
+
+def _existing(target: Path) -> DBDir | None:
+    """Return the DB that is there, None where one can be made."""
+    name = shown(target)
+    if not os.path.lexists(target):
+        return None
+    if not target.is_dir():
+        what = "a dangling symbolic link" if target.is_symlink() and not target.exists() else "a file"
+        raise DBDirError(f"{name} is {what}: name a new or empty directory")
+    staging.finish(target, CONFIG_NAME)
+    if os.path.lexists(target / CONFIG_NAME):
+        return DBDir.open(target)
+    if any(not staging.is_ours(entry) for entry in os.listdir(target)):  # noqa: PTH208  (names, not paths)
+        # Another process may have moved its files in between the two looks.
+        staging.finish(target, CONFIG_NAME)
+        if os.path.lexists(target / CONFIG_NAME):
+            return DBDir.open(target)
+        raise DBDirError(f"{name} is not empty and no Balsam DB: name a new or empty directory")
+    return None
+
+
+def _checked_options(backend: Backend, options: Mapping[str, str], password: str | None) -> dict[str, str]:
+    """Return what the backend gets."""
+    known = backend.identity.options
+    for option in options:
+        if option not in known:
+            words = ", ".join(sorted(known)) or "none"
+            raise InvalidInput(f"{backend.identity.title} has no option {option!a}; it has: {words}")
+    if _has_password(options.get("url", "")):
+        raise InvalidInput(
+            "the URL holds a password, which other users of this machine could see: leave it out, and give it by "
+            "--password-file, by the variable BALSAM_DB_PASSWORD, or when you are asked"
+        )
+    return {**options, "password": password} if password is not None and "url" in known else dict(options)
+
+
+def _has_password(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        return urlsplit(url).password is not None
+    except ValueError:  # the backend says what is wrong with it
+        return False
+
+
+def _not_new(target: Path) -> Conflict:
+    return Conflict(f"{shown(target)} is a DB already, and a backup is restored as a new one: name another path")
+
+
+def _build(backend: Backend, stage: Path, options: Mapping[str, str], filling: Filling | None) -> DBDir:
+    """Make everything in the stage; what makes it a DB comes last."""
+    make_tree(stage)
+    db = DBDir(path=stage, db_type=backend.identity.name, id=filling.db_id if filling else uuid4().hex)
+    source = stage / ".backup"
+    if filling:
+        filling.write(source)
+    loading = Thread(target=_load_tools)  # while a backend's programs make its files
+    loading.start()
+    try:
+        db = replace(db, settings=backend.init_db(db, options))
+    finally:
+        loading.join()
+    _upgrade(backend, db, new=filling is None, source=source if filling else None)
+    source.unlink(missing_ok=True)
+    address.withdraw(db)
+    write_config(db)
+    return db
+
+
+def _load_tools() -> None:
+    """Import what makes the tables: 0.2 s."""
+    with contextlib.suppress(Exception):  # who needs it says so
+        import balsam_core.schema.migrate
+        import balsam_core.watchdog.temporary  # noqa: F401
+
+
+def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], password: str | None) -> InitResult:
+    if db_type is not None and registry.canonical(db_type) != db.db_type:
+        name = shown(db.path)
+        raise Conflict(f"{name} is a DB of type {db.db_type}, not {db_type}: leave the type out, or name another path")
+    backend = registry.load(db.db_type)
+    options = _checked_options(backend, options, password)
+    required = backend.server_policy(db) is ServerPolicy.REQUIRED
+    if required and not options and (published := _published(db)) and _is_current(backend, db, published):
+        return InitResult(db=_bring_up_to_date(backend, db, options, published), created=False)
+    from balsam_core.watchdog import control
+
+    server = None
+    try:
+        with control.paused(db, always=required) as server:
+            refreshed = _bring_up_to_date(backend, db, options, None)
+    except BaseException:
+        if server is not None:  # what could not be refreshed is served as before
+            with contextlib.suppress(BalsamError, OSError):
+                control.start(db, server)
+        raise
+    restarted = None if server is None else control.start(refreshed, server).address
+    return InitResult(db=refreshed, created=False, restarted=restarted)
+
+
+def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], published: Address | None) -> DBDir:
+    settings = backend.init_db(db, options)
+    make_tree(db.path)
+    refreshed = replace(db, settings=settings)
+    _upgrade(backend, refreshed, published=published)
+    if not os.path.lexists(db.address_file):
+        address.withdraw(db)
+    if dict(db.settings) != settings:
+        write_config(refreshed)
+    staging.sweep(db.path)
+    return refreshed
+
+
+def _published(db: DBDir) -> Address | None:
+    return address.read(db) if os.path.lexists(db.address_file) else None
+
+
+def _is_current(backend: Backend, db: DBDir, published: Address) -> bool:
+    """Say whether the tables need no change, so that the server may go on; False where it doesn't answer."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from balsam_core.schema.migrate import pending
+
+    engine = backend.create_engine(db, published, "owner")
+    try:
+        return not pending(engine)
+    except (SQLAlchemyError, Unavailable):
+        return False
+    finally:
+        engine.dispose()
+
+
+def _upgrade(
+    backend: Backend, db: DBDir, *, published: Address | None = None, new: bool = False, source: Path | None = None
+) -> None:
+    """Make or change the tables, by a server for the purpose where one is needed and none is published."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from balsam_core.schema.migrate import upgrade
+    from balsam_core.watchdog.temporary import private_server
+
+    with contextlib.ExitStack() as stack:
+        if published is None and backend.server_policy(db) is ServerPolicy.REQUIRED:
+            published = stack.enter_context(private_server(db, backend))
+        if source is not None:
+            backend.restore(db, published, source)
+        engine = backend.create_engine(db, published, "owner")
+        stack.callback(engine.dispose)
+        try:
+            upgrade(engine, db_id=db.id, new=new, take_over=new)
+        except SQLAlchemyError as err:
+            text = " ".join(str(getattr(err, "orig", None) or err).split())
+            raise DBDirError(f"the tables of {shown(db.path)} can't be made or changed: {text}") from err
+        except (BalsamError, OSError):
+            raise
+        except Exception as err:  # what the plugin's engine calls to connect
+            raise BackendError(backend.fault("connecting", err)) from err
+
+
+@contextlib.contextmanager
+def _parents(target: Path) -> Iterator[None]:
+    """Make the missing parents of a path; if the body fails, remove those of them that are still empty."""
+    made: list[Path] = []
+    try:
+        for parent in reversed(target.parents):
+            if not parent.is_dir():
+                with contextlib.suppress(FileExistsError):
+                    parent.mkdir()
+                    made.append(parent)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for parent in reversed(made):
+                parent.rmdir()
+        raise
+    for parent in made:
+        force_to_disk(parent.parent)
+
+
+@contextlib.contextmanager
+def _named(stage: Path, target: Path) -> Iterator[None]:
+    """Let errors name the directory that the user wants, not the hidden one in which it is made."""
+
+    def renamed(text: str) -> str:
+        names = [(os.fspath(stage), os.fspath(target)), (repr(str(stage))[1:-1], repr(str(target))[1:-1])]
+        for old, new in names:
+            text = text.replace(old, new)
+        return text
+
+    try:
+        yield
+    except BalsamError as err:
+        if (text := renamed(str(err))) == str(err):
+            raise
+        raise type(err)(text) from err
+    except OSError as err:
+        if isinstance(err.filename, str):
+            err.filename = renamed(err.filename)
+        raise
+
+
+@contextlib.contextmanager
+def _as_db_dir_errors(target: Path) -> Iterator[None]:
+    """Turn errors of the operating system into one line about the path."""
+    try:
+        yield
+    except OSError as err:
+        place = f" ({shown(err.filename)})" if isinstance(err.filename, str) else ""
+        raise DBDirError(f"{shown(target)} can't be made a DB: {reason(err)}{place}") from err

@@ -1,0 +1,387 @@
+"""The backends that are installed: finding them, keeping the broken ones apart, and calling the right one.
+
+An ordinary command loads one backend, by name; what is wrong with another can't harm it. A fault is kept and raised
+when that backend is used, as one line that names the distribution, its version and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from types import NoneType
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from balsam_core.backends.discovery import announcements
+from balsam_core.backends.loading import (
+    ALIASES,
+    PREFIX,
+    PluginFault,
+    check_driver,
+    check_modules,
+    is_ctrl_c,
+    load_plugin,
+    one_line,
+)
+from balsam_core.errors import BackendError, BalsamError
+from balsam_core.plugin_types import ServerPlan, ServerPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from types import ModuleType
+    from typing import Any
+
+    import click
+    import pluggy
+    from sqlalchemy import Connection, Engine
+
+    from balsam_core.backends.discovery import Announcement
+    from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.model.calls import Event
+    from balsam_core.plugin_types import DBType, EngineRole
+    from balsam_core.transport.native import Transport
+
+__all__ = [
+    "ALIASES",
+    "DEFAULT_DB_TYPE",
+    "OFFICIAL",
+    "Backend",
+    "BackendStatus",
+    "Registry",
+    "canonical",
+    "check_backends",
+    "installed",
+    "list_backends",
+    "load",
+]
+
+OFFICIAL = {"sqlite": "balsam-sqlite", "postgres": "balsam-postgres", "mysql": "balsam-mysql"}
+DEFAULT_DB_TYPE = "sqlite"
+LARGEST_SETTINGS = 16 * 1024  # bytes that a plugin may have remembered
+LONGEST_LOAD = 10.0  # seconds that one plugin may take in a listing of all
+SECOND_LONGEST_LOAD = 3.0  # the same once one has taken longer
+
+Status = Literal["ok", "driver missing", "broken", "incompatible", "not installed"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendStatus:
+    """One line of ``balsam plugins list``.
+
+    Attributes:
+        db_type: Name of the db type.
+        package: Distribution that offers it; several when they quarrel over the name.
+        version: Its version.
+        status: ``ok`` or what is wrong, in a word.
+        detail: Why, on one line; empty when ok.
+        remedy: What to do, on one line; empty when ok.
+        server: ``none``, ``optional``, ``required``; empty where the plugin couldn't say.
+        api: The plugin API that it was written for, None where it couldn't say.
+        module: The module behind it.
+        default: Whether ``balsam init`` takes it when no db type is named.
+        traceback: The kept exception, for ``balsam plugins check``; empty when there is none.
+    """
+
+    db_type: str
+    package: str
+    version: str = ""
+    status: Status = "ok"
+    detail: str = ""
+    remedy: str = ""
+    server: str = ""
+    api: int | None = None
+    module: str = ""
+    default: bool = False
+    traceback: str = ""
+
+
+class Backend:
+    """A loaded backend: its identity and its hooks, with checked results.
+
+    A hook is called on this plugin alone, and through pluggy, so that wrappers registered by a site still run.
+    """
+
+    def __init__(
+        self, identity: DBType, announced: Announcement, module: ModuleType, manager: pluggy.PluginManager
+    ) -> None:
+        self.identity = identity
+        self.package = announced.package
+        self.version = announced.version
+        self.provider = announced.provider
+        self._module = module
+        self._manager = manager
+
+    def init_db(self, db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
+        """Make the engine's files and return the settings to store; see ``balsam_init_db``."""
+        found: Mapping[str, str] = self._call("balsam_init_db", Mapping, db=db, options=options)  # type: ignore[type-abstract]
+        settings = dict(found)
+        try:
+            size = sum(len(text.encode()) for item in settings.items() for text in item)
+        except (AttributeError, UnicodeEncodeError):
+            raise BackendError(self._wrong("balsam_init_db", "settings that are not all text")) from None
+        if size > LARGEST_SETTINGS:
+            raise BackendError(self._wrong("balsam_init_db", f"settings of {size} bytes"))
+        return settings
+
+    def server_policy(self, db: DBDir) -> ServerPolicy:
+        """Return whether this DB needs a server that Balsam runs; see ``balsam_server_policy``."""
+        if not self.has("balsam_server_policy"):
+            return self.identity.server
+        return self._call("balsam_server_policy", ServerPolicy, db=db)
+
+    def start_server(self, db: DBDir, host: str, port: int, *, tls: bool = True) -> ServerPlan:
+        """Return how to run the server; see ``balsam_start_server``."""
+        plan = self._call("balsam_start_server", ServerPlan, db=db, host=host, port=port, tls=tls)
+        return replace(plan, is_ready=lambda seconds: self._fenced("is_ready", plan.is_ready, seconds))
+
+    def open_transport(self, db: DBDir, address: Address | None) -> Transport:
+        """Return what runs operations; see ``balsam_open_transport``."""
+        from balsam_core.transport.native import NativeTransport, Transport
+
+        found = self._call("balsam_open_transport", Transport, db=db, address=address)  # type: ignore[type-abstract]
+        if isinstance(found, NativeTransport):
+            found.db_id = db.id
+            if self.has("balsam_bulk_insert"):
+                found.bulk_insert = self.bulk_insert
+        return found
+
+    def create_engine(self, db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+        """Return an SQLAlchemy engine; see ``balsam_create_engine``."""
+        from sqlalchemy import Engine
+
+        return self._call("balsam_create_engine", Engine, db=db, address=address, role=role)
+
+    def bulk_insert(
+        self, connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Insert many rows; see ``balsam_bulk_insert``. The driver's own errors are the transport's to judge."""
+        self._caller("balsam_bulk_insert")(connection=connection, table=table, columns=columns, rows=rows)
+
+    def backup(self, db: DBDir, address: Address | None, target: Path) -> None:
+        """Write a backup; see ``balsam_backup``."""
+        self._call("balsam_backup", NoneType, db=db, address=address, target=target)
+
+    def restore(self, db: DBDir, address: Address | None, source: Path) -> None:
+        """Fill the database from a backup; see ``balsam_restore``."""
+        self._call("balsam_restore", NoneType, db=db, address=address, source=source)
+
+    def commands(self, group: click.Group) -> None:
+        """Let the plugin add its commands; see ``balsam_commands``."""
+        self._call("balsam_commands", NoneType, group=group)
+
+    def job_event(self, events: Sequence[Event]) -> None:
+        """Tell the plugin what happened to jobs; see ``balsam_job_event``."""
+        self._call("balsam_job_event", NoneType, events=events)
+
+    def has(self, hook: str) -> bool:
+        """Say whether the plugin implements an optional hook."""
+        callers = self._manager.get_hookcallers(self._module) or []
+        return any(caller.name == hook for caller in callers)
+
+    def _call(self, hook: str, expected: type[T], **arguments: object) -> T:
+        result = self._fenced(hook, self._caller(hook), **arguments)
+        if not isinstance(result, expected):
+            raise BackendError(self._wrong(hook, f"{type(result).__name__}, not {expected.__name__}"))
+        return result
+
+    def _fenced(self, name: str, function: Callable[..., T], *arguments: object, **named: object) -> T:
+        """Call a function of the plugin; what it raises, if not ours, is its fault and one line."""
+        try:
+            return function(*arguments, **named)
+        except BalsamError:
+            raise
+        except BaseException as err:
+            if is_ctrl_c(err):
+                raise
+            raise BackendError(self.fault(name, err)) from err
+
+    def fault(self, name: str, err: BaseException) -> str:
+        """Return what to say when something of the plugin fails: one line."""
+        return (
+            f"{self.provider} failed in {name}: {one_line(err)}; if this is no fault of the machine, tell the "
+            f"package's authors"
+        )
+
+    def _caller(self, hook: str) -> pluggy.HookCaller:
+        """Return what calls a hook on this plugin alone, through whatever wraps it."""
+        strangers = [
+            plugin
+            for name, plugin in self._manager.list_name_plugin()
+            if name.startswith(PREFIX) and plugin is not self._module
+        ]
+        return self._manager.subset_hook_caller(hook, remove_plugins=strangers)
+
+    def _wrong(self, hook: str, what: str) -> str:
+        return f"{self.provider} is broken: {hook} returned {what}; upgrade it with: pip install -U {self.package}"
+
+
+class Registry:
+    """The backends of this process.
+
+    Args:
+        announced: The announcements to work on; None for what is installed.
+
+    Attributes:
+        manager: pluggy's manager; what is registered there besides the backends may wrap their hooks.
+    """
+
+    def __init__(self, announced: Sequence[Announcement] | None = None) -> None:
+        import pluggy
+
+        from balsam_core import hookspecs
+
+        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self.manager.add_hookspecs(hookspecs)
+        self._announced: dict[str, list[Announcement]] = {}
+        for one in announcements() if announced is None else announced:
+            self._announced.setdefault(one.db_type, []).append(one)
+        self._loaded: dict[str, Backend | PluginFault] = {}
+        self._patience = LONGEST_LOAD
+
+    def load(self, db_type: str) -> Backend:
+        """Return the backend of a db type or of an alias; nothing else is loaded.
+
+        Raises:
+            BackendError: It is not installed, broken, incompatible, offered twice, or lacks its driver.
+        """
+        name = self._known(db_type)
+        result = self._result(name)
+        if isinstance(result, PluginFault):
+            providers = " and ".join(one.provider for one in self._announced[name])
+            message = f"{providers}, for the db type {name}, can't be used: {result.detail}; {result.remedy}"
+            raise BackendError(message) from result
+        return result
+
+    def statuses(self) -> list[BackendStatus]:
+        """Return the state of every announced backend and of the official ones that are missing, sorted by name."""
+        rows = [self._status(name) for name in self._announced]
+        rows += [
+            BackendStatus(
+                db_type=name,
+                package=package,
+                status="not installed",
+                remedy=f"pip install {package}",
+                default=name == DEFAULT_DB_TYPE,
+            )
+            for name, package in OFFICIAL.items()
+            if name not in self._announced
+        ]
+        return sorted(rows, key=lambda row: row.db_type)
+
+    def check(self, db_type: str | None = None) -> list[BackendStatus]:
+        """Load one backend or all, with their drivers, and return their states with tracebacks.
+
+        Raises:
+            BackendError: The named db type is not installed.
+        """
+        chosen = list(self._announced) if db_type is None else [self._known(db_type)]
+        rows = [self._status(name, with_driver=True) for name in chosen]
+        return sorted(rows, key=lambda row: row.db_type)
+
+    def _known(self, db_type: str) -> str:
+        name = canonical(db_type)
+        if name in self._announced:
+            return name
+        installed = ", ".join(sorted(self._announced)) or "none"
+        if name in OFFICIAL:
+            raise BackendError(
+                f"the db type {name} is not installed (installed: {installed}): pip install {OFFICIAL[name]}"
+            )
+        missing = [package for official, package in OFFICIAL.items() if official not in self._announced]
+        more = f"; to install others: pip install {' '.join(missing)}" if missing else ""
+        raise BackendError(f"there is no db type {name!a} (installed: {installed}){more}")
+
+    def _result(self, name: str) -> Backend | PluginFault:
+        if name not in self._loaded:
+            announced = self._announced[name]
+            try:
+                identity, module = load_plugin(name, announced, self.manager)
+                check_driver(identity, announced[0].package, load=False)
+                self._loaded[name] = Backend(identity, announced[0], module, self.manager)
+            except PluginFault as fault:
+                self._loaded[name] = fault
+        return self._loaded[name]
+
+    def _with_driver(self, name: str) -> Backend | PluginFault:
+        result = self._result(name)
+        if isinstance(result, Backend):
+            try:
+                check_driver(result.identity, result.package, load=True)
+                check_modules(result.identity, result.package, self._announced[name][0].module)
+            except PluginFault as fault:
+                self._loaded[name] = fault
+        return self._loaded[name]
+
+    def _status(self, name: str, *, with_driver: bool = False) -> BackendStatus:
+        from balsam_core.backends.containment import contained
+
+        announced = self._announced[name]
+        load = self._with_driver if with_driver else self._result
+        with contained():
+            result = _within(self._patience, lambda: load(name))
+        if result is None:
+            remedy = f"uninstall {announced[0].package} or tell its authors"
+            result = PluginFault("broken", f"still loading after {self._patience:g} s", remedy)
+            self._patience = min(self._patience, SECOND_LONGEST_LOAD)
+        cause = result.__cause__ if isinstance(result, PluginFault) else None
+        identity = result.identity
+        return BackendStatus(
+            db_type=name if name.isprintable() else ascii(name),
+            package=", ".join(one.package for one in announced),
+            version=", ".join(one.version for one in announced),
+            status=result.status if isinstance(result, PluginFault) else "ok",
+            detail=result.detail if isinstance(result, PluginFault) else "",
+            remedy=result.remedy if isinstance(result, PluginFault) else "",
+            server=identity.server.value if identity else "",
+            api=identity.plugin_api if identity else None,
+            module=announced[0].module,
+            default=name == DEFAULT_DB_TYPE,
+            traceback=_traceback(cause) if cause else "",
+        )
+
+
+def _traceback(err: BaseException) -> str:
+    from traceback import format_exception
+
+    return "".join(format_exception(err))
+
+
+def _within(seconds: float, function: Callable[[], T]) -> T | None:
+    """Return the function's result, None if it takes longer; it then goes on in a thread that delays no exit."""
+    from threading import Thread
+
+    results: list[T] = []
+    thread = Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return results[0] if results else None
+
+
+def canonical(db_type: str) -> str:
+    """Return the one name of a db type: lower case, aliases resolved (``sqlite3`` is ``sqlite``)."""
+    name = db_type.strip().lower()
+    return ALIASES.get(name, name)
+
+
+@cache
+def installed() -> Registry:
+    """Return the registry of what is installed; it is read once per process."""
+    return Registry()
+
+
+def load(db_type: str) -> Backend:
+    """Return the installed backend of a db type or of an alias; see :meth:`Registry.load`."""
+    return installed().load(db_type)
+
+
+def list_backends() -> list[BackendStatus]:
+    """Return one row per backend, installed or official; nothing heavy is loaded; see :meth:`Registry.statuses`."""
+    return installed().statuses()
+
+
+def check_backends(db_type: str | None = None) -> list[BackendStatus]:
+    """Load backends and their drivers and return their states; see :meth:`Registry.check`."""
+    return installed().check(db_type)

@@ -1,0 +1,40 @@
+"""``balsam config``: the settings in force."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from balsam_core.cli.command import OUTPUT_VARIABLE, group, pass_session
+
+if TYPE_CHECKING:
+    from balsam_core.cli.command import Session
+
+__all__ = ["config"]
+
+
+@group()
+def config() -> None:
+    """Show the settings in force."""
+
+
+@config.command(examples=["balsam config show"])
+@pass_session
+def show(session: Session) -> None:
+    """Show each setting with its value and where the value comes from."""
+    from balsam_core.dbdir.settings import read_settings, resolve_db_path, settings_file
+
+    file = settings_file()
+    default = read_settings().default_db_path
+    resolved = resolve_db_path(session.db)
+    if session.output is not None:
+        output_source = "-o"
+    else:
+        output_source = OUTPUT_VARIABLE if os.environ.get(OUTPUT_VARIABLE, "").strip() else "default"
+    rows = [
+        ("db", str(resolved.path), resolved.origin),
+        ("default_db_path", None if default is None else str(default), "not set" if default is None else str(file)),
+        ("output", session.format, output_source),
+        ("settings_file", str(file), "present" if file.exists() else "not there"),
+    ]
+    session.printer().rows(("setting", "value", "source"), rows)

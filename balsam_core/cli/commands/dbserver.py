@@ -1,0 +1,287 @@
+"""``balsam dbserver``: the server of a DB, and the watchdog that keeps it running."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli.command import command, pass_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from balsam_core.cli.command import Session
+    from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.transport.native import Transport
+    from balsam_core.watchdog.control import ServerState
+    from balsam_core.watchdog.options import ServerOptions
+
+__all__ = ["dbserver", "describe_state", "status_record"]
+
+HIGHEST_PORT = 65535
+
+
+@command(
+    examples=[
+        "balsam dbserver --path=~/testdb",
+        "balsam dbserver --host 0.0.0.0",
+        "balsam dbserver --status -o json",
+        "balsam dbserver --stop",
+    ]
+)
+@click.option("--path", metavar="PATH", help="The DB directory; the same as --db.")
+@click.option("--host", metavar="HOST", help="Listen on this name or address; 0.0.0.0 for all.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, HIGHEST_PORT), metavar="N", help="Listen on this port (default: any).")
+@click.option("--foreground", is_flag=True, help="Serve in this process until SIGTERM or Ctrl-C.")
+@click.option("--no-tls", is_flag=True, help="Let other hosts connect without encryption.")
+@click.option("--takeover", is_flag=True, help="Replace a server whose machine is known to be dead.")
+@click.option("--stop", is_flag=True, help="Stop the server, on whatever host it runs.")
+@click.option("--status", is_flag=True, help="Show how the server stands.")
+@click.option("--reset", is_flag=True, help="Remove what a dead server left behind, when nothing else helps.")
+@pass_session
+def dbserver(
+    session: Session,
+    *,
+    path: str | None,
+    host: str | None,
+    port: int | None,
+    foreground: bool,
+    no_tls: bool,
+    takeover: bool,
+    stop: bool,
+    status: bool,
+    reset: bool,
+) -> None:
+    """Start the server of a DB, or stop it.
+
+    A watchdog in the background keeps the server running and publishes where it is in the DB directory; every program
+    that uses the DB finds it there. The command returns once the server answers. If one runs already, it is told.
+
+    A bare --stop stops the server of the DB in use; if that has none, and you run just one server, that one.
+    """
+    if path is not None and session.db is not None and path != session.db:
+        raise click.UsageError("--path and --db name different DB directories; use one of them")
+    if sum((stop, status, reset, foreground)) > 1:
+        raise click.UsageError("use one of --stop, --status, --reset and --foreground at a time")
+    if (stop or status or reset) and (host is not None or port is not None or no_tls):
+        raise click.UsageError("--host, --port and --no-tls are for starting a server")
+    if takeover and (status or reset):
+        raise click.UsageError("--takeover is for starting a server, and for --stop")
+    session.db = path if session.db is None else session.db
+    if stop:
+        _stop(session, takeover=takeover)
+    elif status:
+        _status(session)
+    elif reset:
+        _reset(session)
+    else:
+        from balsam_core.watchdog.options import ServerOptions
+
+        options = ServerOptions(host=host or ServerOptions.host, port=port or 0, takeover=takeover, tls=not no_tls)
+        if foreground:
+            _serve(session, options)
+        else:
+            _start(session, options, chosen=host is not None or port is not None)
+
+
+def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
+    from balsam_core.dbdir.publication import is_loopback
+    from balsam_core.watchdog.control import start
+    from balsam_core.watchdog.lease import Watch
+
+    db = _directory(session, create=True)
+    started = start(db, options)
+    server = started.address
+    printer = session.printer()
+    verb = "already running at" if started.already else "running at"
+    printer.one({"address": server.place, **_record(db, server), "already": started.already}, f"{verb} {server.place}")
+    if server.details.get("tls") == "off" and not is_loopback(server.host):
+        printer.note("Warning: connections from other hosts are not encrypted")
+    lease = Watch(db).look().lease if started.already else None
+    if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
+        printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")
+
+
+def _serve(session: Session, options: ServerOptions) -> None:
+    import sys
+
+    from balsam_core.watchdog.process import run_in_foreground
+
+    db = _directory(session, create=True)
+
+    def ready(server: Address) -> None:
+        session.printer().one({"address": server.place, **_record(db, server)}, f"running at {server.place}")
+        sys.stdout.flush()
+
+    run_in_foreground(db, options, ready)
+
+
+def _stop(session: Session, *, takeover: bool) -> None:
+    from balsam_core.cli.text import printable
+    from balsam_core.watchdog.control import stop
+
+    db = _directory(session) if session.db is not None else _served()
+    done = "none" if db is None else stop(db, takeover=takeover)
+    where = "" if db is None else f" of {printable(str(db.path))}"
+    text = {
+        "stopped": f"stopped the server{where}",
+        "cleaned": f"the server{where} had died; what it left is removed",
+        "none": f"no server{where} runs",
+    }[done]
+    session.printer().one({"path": None if db is None else str(db.path), "result": done}, text)
+
+
+def _served() -> DBDir | None:
+    """Return the DB whose server a bare ``--stop`` means; None when no server runs.
+
+    Raises:
+        Conflict: Several servers run, and none is that of the DB in use.
+    """
+    from balsam_core.cli.text import printable
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.settings import resolve_db_path
+    from balsam_core.errors import Conflict, DBDirError
+    from balsam_core.watchdog import user_servers
+    from balsam_core.watchdog.control import has_server
+
+    used = None
+    with contextlib.suppress(DBDirError):  # not made yet: then it has no server
+        used = DBDir.open(resolve_db_path().path)
+    if used is not None and has_server(used):
+        return used
+    running = user_servers.running()
+    if len(running) > 1:
+        paths = ", ".join(printable(str(db.path)) for db in running)
+        raise Conflict(f"several servers run, so say which one to stop with --path: {paths}")
+    return running[0] if running else used
+
+
+def _status(session: Session) -> None:
+    from balsam_core.watchdog.control import describe
+
+    db = _directory(session)
+    state = describe(db)
+    record = status_record(db, state)
+    session.printer().one(record, _status_lines(record, state))
+
+
+def _reset(session: Session) -> None:
+    from balsam_core.cli.text import printable
+    from balsam_core.watchdog.control import reset
+
+    db = _directory(session)
+    reset(db)
+    text = f"reset: no server of {printable(str(db.path))} is published"
+    session.printer().one({"path": str(db.path), "result": "reset"}, text)
+
+
+def status_record(db: DBDir, state: ServerState, transport: Transport | None = None) -> dict[str, object]:
+    """Return what is known about a server: from the watchdog, from the address, and what the server itself says.
+
+    Args:
+        db: The DB directory.
+        state: How its server stands.
+        transport: What to ask the server by; None to open one.
+    """
+    lease, server = state.lease, state.address
+    record: dict[str, object] = {
+        "state": state.state,
+        "path": str(db.path),
+        "host": server.host if server else None,
+        "port": server.port if server else None,
+        "protocol": server.protocol if server else None,
+        "pid": server.pid if server else (lease.child_pid or None if lease else None),
+        "watchdog_pid": lease.pid if lease else None,
+        "node": lease.node if lease else server.node if server else None,
+        "since": state.since,
+        "epoch": server.epoch if server else None,
+        "restarts": lease.restarts if lease else None,
+        "heartbeat_age": state.age,
+        "clients": None,
+        "calls": None,
+    }
+    if state.state == "running":
+        told = _asked(transport) if transport else _server_status(db, server)
+        for name in ("since", "clients", "calls"):
+            if (value := getattr(told, name, None)) is not None:
+                record[name] = value
+    return record
+
+
+def _server_status(db: DBDir, server: Address | None) -> object:
+    """Return what the server says of itself; None when it can't."""
+    from balsam_core.backends import registry
+    from balsam_core.errors import BalsamError
+
+    try:
+        with registry.load(db.db_type).open_transport(db, server) as transport:
+            return _asked(transport)
+    except BalsamError:
+        return None
+
+
+def _asked(transport: Transport) -> object:
+    ask = getattr(transport, "server_status", None)
+    return ask() if ask else None
+
+
+def _status_lines(record: dict[str, object], state: ServerState) -> Iterator[str]:
+    from balsam_core.cli.table import cell
+    from balsam_core.cli.text import printable
+
+    yield f"DB        {printable(str(record['path']))}"
+    yield f"server    {describe_state(state)}"
+    if state.state == "stopped":
+        return
+    if record["node"]:
+        pids = f"server pid {record['pid'] or 'none'}, watchdog pid {record['watchdog_pid'] or 'unknown'}"
+        yield f"host      {printable(str(record['node']))}: {pids}"
+    if record["since"]:
+        yield f"since     {cell(record['since'])}, {record['restarts']} restarts, epoch {record['epoch']}"
+    if record["clients"] is not None:
+        yield f"clients   {record['clients']}, {record['calls']} calls"
+
+
+def describe_state(state: ServerState) -> str:
+    """Return in a line how a server stands."""
+    place = state.address.place if state.address else "no address"
+    match state.state:
+        case "stopped":
+            return "none"
+        case "running":
+            return place
+        case "starting":
+            return "starting, not ready yet"
+        case "stopping":
+            return "stopping"
+        case "stale":
+            return f"dead: {place} is published, but nothing keeps it; start it again with balsam dbserver"
+        case "unwatched":
+            return f"{place}, without a watchdog"
+
+
+def _record(db: DBDir, server: Address) -> dict[str, object]:
+    return {
+        "path": str(db.path),
+        "host": server.host,
+        "port": server.port,
+        "pid": server.pid,
+        "node": server.node,
+        "epoch": server.epoch,
+    }
+
+
+def _directory(session: Session, *, create: bool = False) -> DBDir:
+    """Return the DB directory that is meant; the default one is created if a server is to be started for it."""
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.settings import resolve_db_path
+
+    resolved = resolve_db_path(session.db)
+    if create and resolved.source == "default":
+        from balsam_core.admin.initialise import ensure_default
+
+        return ensure_default(resolved.path)
+    return DBDir.open(resolved.path)

@@ -1,0 +1,163 @@
+"""``balsam launcher``: run jobs on this machine until none is left."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli.command import Session, command, pass_session
+from balsam_core.errors import NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from balsam_core.client.database import Database
+    from balsam_core.launcher.loop import Outcome
+
+__all__ = ["launcher"]
+
+MOST_RANKS = 100_000
+LONGEST = 60 * 24 * 366  # minutes
+
+
+def _no_nan(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # which no range excludes
+        raise click.BadParameter("'nan' is no number of minutes.", ctx=ctx, param=param)
+    return value
+
+
+@command(
+    examples=[
+        "balsam launcher --consume-all",
+        "balsam launcher --wf-name scan --time-limit-minutes 55",
+        "balsam ls --state READY -o ids | balsam launcher --job-file -",
+    ]
+)
+@click.option("--consume-all", is_flag=True, help="Run the jobs of all workflows.")
+@click.option("--wf-name", metavar="NAME", help="Run the jobs of this workflow.")
+@click.option("--job-file", metavar="FILE", help="Run only the jobs whose ids are in this file; - for stdin.")
+@click.option(
+    "--max-ranks-per-node",
+    type=click.IntRange(1, MOST_RANKS),
+    metavar="N",
+    help="Run so many processes at the same time (default: the cores that may be used).",
+)
+@click.option(
+    "--time-limit-minutes",
+    type=click.FloatRange(0, LONGEST, min_open=True),
+    callback=_no_nan,
+    metavar="M",
+    help="Stop after M minutes, e.g. 55 or 0.5.",
+)
+@pass_session
+def launcher(
+    session: Session,
+    *,
+    consume_all: bool,
+    wf_name: str | None,
+    job_file: str | None,
+    max_ranks_per_node: int | None,
+    time_limit_minutes: float | None,
+) -> int:
+    """Run jobs on this machine until none is left.
+
+    Jobs run in their working directories, several at a time, each when its parents have finished. Ctrl-C or SIGTERM
+    stops cleanly: what runs is asked to end and will be run again by the next launcher. A second Ctrl-C kills at once.
+
+    The exit code is 0 when nothing was left to do or the time limit was reached, whatever became of the jobs.
+    """
+    if consume_all and (wf_name or job_file):
+        raise click.UsageError("--consume-all means all jobs; leave out --wf-name and --job-file, or leave it out")
+    if wf_name == "":
+        raise click.UsageError("--wf-name needs the name of a workflow")
+    if not (consume_all or wf_name or job_file):
+        raise click.UsageError("say which jobs to run: --consume-all, --wf-name NAME or --job-file FILE")
+    only = None if job_file is None else _ids_of(job_file)
+
+    from balsam_core.launcher.loop import Launcher
+    from balsam_core.launcher.options import LauncherOptions, available_cores
+    from balsam_core.launcher.progress import NoProgress, progress_on
+    from balsam_core.system import logs
+
+    options = LauncherOptions(
+        slots=max_ranks_per_node or available_cores(),
+        workflow=wf_name or "",
+        only=only,
+        time_limit=None if time_limit_minutes is None else time_limit_minutes * 60,
+    )
+    printer = session.printer()
+    with session.open_db() as db:
+        if only is not None:
+            _check_exist(db, only)
+        logs.configure(
+            db.directory.log,
+            "launcher",
+            level=logging.DEBUG if session.verbose else logging.INFO,
+            context=f"db={db.path}",
+        )
+        try:
+            outcome = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else NoProgress()).run()
+        finally:
+            logs.close()
+    printer.one({name: getattr(outcome, name) for name in _RESULT}, list(_text(outcome)))
+    return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+_RESULT = ("finished", "failed", "killed", "again", "seconds", "unfit", "reason", "spent")
+
+
+def _text(outcome: Outcome) -> Iterator[str]:
+    """Give what a person is told at the end."""
+    ended = outcome.finished + outcome.failed
+    parts = [f"{outcome.finished} finished", f"{outcome.failed} failed"]
+    if outcome.killed:
+        parts.append(f"{outcome.killed} killed")
+    rate = ended / outcome.seconds if outcome.seconds else 0.0
+    yield f"{', '.join(parts)} in {outcome.seconds:.1f} s ({rate:.1f} jobs/s)"
+    if outcome.failed:
+        yield "See why jobs failed: balsam ls --state FAILED, then balsam show ID"
+    if outcome.reason:
+        left = f"; given back to run again: {outcome.again}" if outcome.again else ""
+        yield f"Ended early: {outcome.reason}{left}"
+    if outcome.unfit:
+        yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {outcome.unfit}"
+
+
+def _ids_of(name: str) -> tuple[int, ...]:
+    """Read a file of ids, separated by white space; ``#`` begins a comment.
+
+    Raises:
+        click.UsageError: It can't be read, or holds something else.
+    """
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, RuntimeError) as err:
+        why = (isinstance(err, OSError) and err.strerror) or str(err)
+        raise click.UsageError(f"--job-file: {name!r} can't be read: {why.lower()}") from None
+    ids: dict[int, None] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        for word in line.partition("#")[0].replace(",", " ").split():
+            if not (word.isascii() and word.isdigit()) or not 0 < int(word[:20]) < 2**63:
+                raise click.UsageError(f"--job-file: line {number} holds {word[:60]!r}, which is no job id")
+            ids[int(word)] = None
+    if not ids:
+        raise click.UsageError(f"--job-file: {name!r} holds no job ids")
+    return tuple(ids)
+
+
+def _check_exist(db: Database, ids: tuple[int, ...]) -> None:
+    """Raise NotFound where an id names no job."""
+    from balsam_core.model.calls import MOST_JOBS
+    from balsam_core.model.filters import Compare
+
+    for at in range(0, len(ids), MOST_JOBS):
+        some = ids[at : at + MOST_JOBS]
+        there = set(db.jobs.where(Compare("id", "in", sorted(some))).ids())
+        missing = [job for job in some if job not in there]
+        if missing:
+            raise NotFound(f"there is no job {missing[0]}" + (f", nor {len(missing) - 1} others" * (len(missing) > 1)))

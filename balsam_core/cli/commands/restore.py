@@ -1,0 +1,52 @@
+"""``balsam restore``: make a DB of what ``balsam backup`` saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.commands.init import backend_options, given_options, given_password, shown_warnings
+
+if TYPE_CHECKING:
+    from balsam_core.cli.command import Session
+
+__all__ = ["restore"]
+
+
+@command(
+    examples=[
+        "balsam restore ~/testdb.backup ~/testdb2",
+        "balsam restore ~/testdb.backup ~/testdb2 --option durability=relaxed",
+    ]
+)
+@click.argument("file")
+@click.argument("path")
+@backend_options
+@pass_session
+def restore(
+    session: Session,
+    file: str,
+    path: str,
+    option: tuple[tuple[str, str], ...],
+    url: str | None,
+    password_file: str | None,
+) -> None:
+    """Make a DB of what 'balsam backup' has saved in FILE.
+
+    PATH is a new or empty directory. The DB has the database type and the id of the one that was saved, and is brought
+    up to the schema of this version. Options of the database type are not in the backup; give them again. With --url,
+    it is put into an empty database there.
+    """
+    if session.db is not None:
+        raise click.UsageError("restore takes the directory as its argument, not by --db: balsam restore FILE PATH")
+    from balsam_core.admin.backup import restore as load
+    from balsam_core.cli.text import printable
+
+    options = given_options(option, url)
+    printer = session.printer()
+    with shown_warnings(printer):
+        db, saved = load(file, path, options, password=given_password(options.get("url"), password_file))
+    result = {"path": str(db.path), "db_type": db.db_type, "id": db.id, "saved": saved.created}
+    printer.one(result, f"restored {printable(str(db.path))} ({db.db_type}), as it was at {printable(saved.created)}")

@@ -1,0 +1,90 @@
+"""``balsam rm``: remove jobs or apps."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from balsam_core.cli import selectors
+from balsam_core.cli.command import command, pass_session
+
+if TYPE_CHECKING:
+    from balsam_core.cli.command import Session
+    from balsam_core.cli.output import Printer
+    from balsam_core.client.database import Database
+
+__all__ = ["rm"]
+
+
+@command(
+    epilog=selectors.HELP,
+    examples=["balsam rm 12", "balsam rm wf:test --files --yes", "balsam rm apps sim"],
+)
+@click.argument("selector", metavar="[jobs] SELECTOR... | apps NAME...", nargs=-1, required=True)
+@click.option("--files", is_flag=True, help="Remove the working directories in data/, too.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@pass_session
+def rm(session: Session, selector: tuple[str, ...], files: bool, yes: bool) -> None:
+    """Remove jobs or apps.
+
+    Jobs that run, or that others wait for, are not removed; neither are apps that jobs use. Working directories stay
+    unless --files is given; directories of your own (--user-workdir) always stay.
+    """
+    printer = session.printer()
+    kind, words = (selector[0], selector[1:]) if selector[0] in {"apps", "jobs"} else ("jobs", selector)
+    if not words:
+        raise click.UsageError(f"'rm {kind}' names nothing to remove")
+    if not yes and ("-" in words or not sys.stdin.isatty()):
+        raise click.UsageError("rm asks before it removes anything, and here nobody can answer: give --yes")
+    if kind == "apps":
+        if files:
+            raise click.UsageError("--files goes with jobs only: apps have no files")
+        with session.open_db() as db:
+            _remove_apps(db, printer, words, yes=yes)
+        return
+    selection = selectors.parse(words)
+    with session.open_db() as db:
+        _remove_jobs(db, printer, selectors.choose(db, selection), files=files, yes=yes)
+
+
+def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes: bool) -> None:
+    from balsam_core.model.calls import GetApps
+
+    unique = list(dict.fromkeys(names))
+    db.run(GetApps(names=unique))  # all of them exist, before the first goes
+    if yes or _confirmed(f"Remove {'the app' if len(unique) == 1 else 'the apps'} {', '.join(map(repr, unique))}?"):
+        for name in unique:
+            db.apps.remove(name)
+        printer.one({"removed": len(unique), "names": unique}, f"removed {len(unique)} apps", ident=unique)
+
+
+def _remove_jobs(db: Database, printer: Printer, chosen: selectors.Chosen, *, files: bool, yes: bool) -> None:
+    from balsam_core.cli.changing import jobs_in_words, report
+    from balsam_core.dbdir.workdirs import remove_workdirs
+    from balsam_core.model.calls import RemoveJobs
+
+    if not yes:
+        number = chosen.count()
+        with_files = " with their files" if files else ""
+        if number and not _confirmed(f"Remove {jobs_in_words(number)}{with_files} from {db.path}?"):
+            return
+    ids: list[int] = []
+    kept: list[str] = []
+    for condition in chosen.conditions:
+        while removed := db.run(RemoveJobs(where=condition)):
+            ids += [job.id for job in removed]
+            if files:
+                # After the jobs: what is interrupted here leaves a directory too many, never a job without one.
+                kept += remove_workdirs(db.directory, removed)
+    report(printer, "removed", ids, "nothing was chosen")
+    for fault in kept:
+        printer.note(f"Warning: {fault}")
+
+
+def _confirmed(question: str) -> bool:
+    if not click.confirm(question, err=True):
+        click.echo("nothing was removed", err=True)
+        return False
+    return True

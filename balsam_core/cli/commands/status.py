@@ -1,0 +1,91 @@
+"""``balsam status``: which DB is used and how it stands."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from balsam_core.cli.command import command, pass_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from balsam_core.cli.command import Session
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.model.calls import LauncherInfo
+
+__all__ = ["status"]
+
+
+@command(examples=["balsam status", "BALSAM_DB_PATH=~/testdb balsam status -o json"])
+@pass_session
+def status(session: Session) -> int:
+    """Show which DB is used and how it stands.
+
+    Shows the DB directory and who chose it, the database type, the server, the jobs by state, and the launchers. Where
+    a published server turns out to be dead, that is all that can be shown, and the exit code is that of an error.
+    """
+    from balsam_core.cli.commands.dbserver import describe_state, status_record
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.settings import resolve_db_path
+    from balsam_core.errors import DBDirError, Unavailable
+    from balsam_core.model.calls import CountStates, GetLaunchers
+    from balsam_core.watchdog.control import describe
+
+    resolved = resolve_db_path(session.db)
+    with contextlib.suppress(DBDirError):  # opening it says more, or makes it
+        directory = DBDir.open(resolved.path)
+        state = describe(directory)
+        if state.state == "stale":
+            record = _record(directory, resolved.origin, status_record(directory, state))
+            session.printer().one(record, _lines(record, describe_state(state)))
+            return Unavailable.exit_code
+    with session.open_db() as db:
+        info = db.info()
+        state = describe(db.directory)
+        server = status_record(db.directory, state, db.transport)
+        record = _record(db.directory, resolved.origin, server) | {
+            "schema": info.schema,
+            "jobs": {name: number for name, number in db.run(CountStates()).get("", {}).items() if number},
+            "launchers": db.run(GetLaunchers()),
+        }
+    session.printer().one(record, _lines(record, describe_state(state)))
+    return 0
+
+
+def _record(db: DBDir, origin: str, server: dict[str, object]) -> dict[str, object]:
+    served = server["host"] is not None
+    return {
+        "path": str(db.path),
+        "source": origin,
+        "db_type": db.db_type,
+        "schema": None,
+        "server": f"{server['host']}:{server['port']}" if served else None,
+        "server_state": server["state"],
+        "server_since": server["since"] if served else None,
+        "clients": server["clients"],
+        "calls": server["calls"],
+        "jobs": None,
+        "launchers": None,
+    }
+
+
+def _lines(record: dict[str, Any], server: str) -> Iterator[str]:
+    from balsam_core.cli.table import cell
+    from balsam_core.cli.text import printable
+
+    yield f"DB         {printable(record['path'])} (chosen by: {record['source']})"
+    yield f"type       {record['db_type']}" + ("" if record["schema"] is None else f", schema {record['schema']}")
+    since = f", since {cell(record['server_since'])}" if record["server_since"] else ""
+    load = "" if record["clients"] is None else f", {record['clients']} clients, {record['calls']} calls"
+    yield f"server     {server}{since}{load}"
+    if record["jobs"] is None:
+        return
+    total = sum(record["jobs"].values())
+    yield f"jobs       {total}" + (": " if total else "") + ", ".join(f"{n} {s}" for s, n in record["jobs"].items())
+    launchers: list[LauncherInfo] = record["launchers"]
+    yield f"launchers  {sum(one.alive for one in launchers)} alive"
+    for one in launchers:
+        dead = "" if one.alive else ", silent since " + cell(one.seen_at)
+        workflow = f", workflow {printable(one.workflow)}" if one.workflow else ""
+        yield f"           {one.id}: {printable(one.host)} pid {one.pid}, {one.jobs} jobs{workflow}{dead}"

@@ -1,0 +1,242 @@
+"""``Database``: what the command line, the launcher and users' code hold."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from balsam_core.client.jobs import Jobs
+from balsam_core.errors import InvalidInput, NotFound, TimedOut
+from balsam_core.model.calls import MOST_JOBS, AddApp, GetApps, GetInfo, RemoveApp
+from balsam_core.model.filters import AllOf, Compare
+from balsam_core.model.job import Job
+from balsam_core.model.states import END
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.model.app import App
+    from balsam_core.model.calls import Call, Info
+    from balsam_core.transport.native import Transport
+
+R = TypeVar("R")
+
+__all__ = ["Apps", "CurrentJob", "Database", "current_job", "open_db"]
+
+
+class Apps:
+    """The applications of a database: ``db.apps``."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def add(self, *apps: App, replace: bool = False) -> None:
+        """Define apps.
+
+        Args:
+            apps: The apps.
+            replace: Whether an app of the same name is redefined; jobs that have not started use the new one.
+
+        Raises:
+            Conflict: An app of this name exists and differs.
+        """
+        for app in apps:
+            self._transport.run(AddApp(app=app, replace=replace))
+
+    def get(self, name: str) -> App:
+        """Read one app.
+
+        Raises:
+            NotFound: There is no such app.
+        """
+        return self._transport.run(GetApps(names=[name]))[0]
+
+    def __iter__(self) -> Iterator[App]:
+        apps: list[App] = self._transport.run(GetApps())
+        return iter(apps)
+
+    def remove(self, name: str) -> None:
+        """Remove an app.
+
+        Raises:
+            Conflict: A job uses it.
+        """
+        self._transport.run(RemoveApp(name=name))
+
+
+class Database:
+    """An open DB directory: ``db.jobs``, ``db.apps``. Use it as a context manager or close it.
+
+    It must not be carried over a fork; open it again in the child.
+    """
+
+    def __init__(self, directory: DBDir, transport: Transport) -> None:
+        self.directory = directory
+        self.transport = transport
+        self.apps = Apps(transport)
+        self.jobs = Jobs(transport)
+
+    @property
+    def path(self) -> Path:
+        """The DB directory."""
+        return self.directory.path
+
+    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
+        """Run one call; ``timeout`` in seconds bounds it."""
+        return self.transport.run(call, timeout=timeout)
+
+    def info(self) -> Info:
+        """Read identity, schema version and the database's clock."""
+        return self.run(GetInfo())
+
+    def workdir(self, job: Job) -> Path:
+        """Return the job's working directory (which exists once a launcher has prepared the job)."""
+        from balsam_core.dbdir.workdirs import workdir
+
+        return workdir(self.directory, job)
+
+    def as_completed(self, jobs: Iterable[Job | int], timeout: float | None = None) -> Iterator[Job]:
+        """Give the jobs as they end, each once, as they are then, in the order of ending as far as can be seen.
+
+        Args:
+            jobs: Jobs or ids.
+            timeout: Seconds to wait in all; None for ever.
+
+        Raises:
+            TimedOut: Time is over and jobs are left.
+            NotFound: A job was removed.
+        """
+        waiting = {job if isinstance(job, int) else _added(job) for job in jobs}
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = 0.05
+        while waiting:
+            progress = False
+            started = time.monotonic()
+            for job in self._ended(waiting):
+                progress = True
+                yield job
+            if not waiting:
+                return
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                msg = f"{len(waiting)} of the jobs had not ended after {timeout:g} s"
+                raise TimedOut(msg)
+            # Looking must stay a small part of the time, whatever the number of jobs.
+            pause = 0.05 if progress else min(pause * 1.5, 1.0)
+            pause = max(pause, 5 * (time.monotonic() - started))
+            time.sleep(pause if left is None else min(pause, left))
+
+    def _ended(self, waiting: set[int]) -> Iterator[Job]:
+        """Give the ended ones among the waiting jobs and take them out of the set."""
+        ids = sorted(waiting)
+        for start in range(0, len(ids), MOST_JOBS):
+            some = ids[start : start + MOST_JOBS]
+            among = Compare("id", "in", some)
+            there = {row[0] for row in self.jobs.where(AllOf([among])).rows("id")}
+            if gone := set(some) - there:
+                waiting -= gone
+                msg = f"job {min(gone)} was removed while waited for"
+                raise NotFound(msg)
+            ended = self.jobs.where(among, Compare("state", "in", sorted(END)))
+            for job in ended.order_by("state_since").limit(len(some)):
+                waiting.discard(_added(job))
+                yield job
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Database {self.directory.db_type} at {self.path}>"
+
+
+def _added(job: Job) -> int:
+    if job.id is None:
+        msg = f"{job!r} is not added yet: it has no id"
+        raise InvalidInput(msg)
+    return job.id
+
+
+def open_db(path: str | Path | None = None) -> Database:
+    """Open a database.
+
+    Args:
+        path: The DB directory; None for ``BALSAM_DB_PATH``, then ``default_db_path`` of ``settings.toml``, then
+            ``default_balsamdb`` in the user's data directory, which is created on first use.
+
+    Raises:
+        DBDirError: The directory is no usable DB.
+        BackendError: The plugin of its db type is missing or broken.
+        ServerNotRunning: This db type needs its server.
+        SchemaMismatch: Program and database speak different versions.
+    """
+    from balsam_core.backends import registry
+    from balsam_core.dbdir import address
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.settings import resolve_db_path
+
+    resolved = resolve_db_path(path)
+    if resolved.source == "default":
+        from balsam_core.admin.initialise import ensure_default
+
+        ensure_default(resolved.path)
+    directory = DBDir.open(resolved.path)
+    backend = registry.load(directory.db_type)
+    return Database(directory, backend.open_transport(directory, address.read(directory)))
+
+
+class CurrentJob:
+    """The job that this process runs in, with its database; from :func:`current_job`."""
+
+    def __init__(self, db: Database, job: Job) -> None:
+        self.db = db
+        self.job = job
+
+    @property
+    def id(self) -> int:
+        """The job's id."""
+        return _added(self.job)
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The job's parameters."""
+        return self.job.parameters
+
+    def parents(self) -> list[Job]:
+        """Read the job's parents."""
+        return list(self.db.jobs.where(Compare("id", "in", [p for p in self.job.parents if isinstance(p, int)])))
+
+    def spawn(self, **fields: object) -> Job:
+        """Add a child of this job, in its workflow unless another is named; it starts when this job has finished."""
+        fields.setdefault("workflow", self.job.workflow)
+        fields.setdefault("name", f"{self.job.name}-child")
+        job = Job(**fields)  # type: ignore[arg-type]
+        job.parents = [*job.parents, self.id]
+        self.db.jobs.add(job)
+        return job
+
+
+def current_job(db: Database | None = None) -> CurrentJob:
+    """Return the job that this process runs in, by ``BALSAM_JOB_ID`` and ``BALSAM_DB_PATH``.
+
+    Raises:
+        NotFound: This process doesn't run in a job, or the job was removed.
+    """
+    text = os.environ.get("BALSAM_JOB_ID", "")
+    if not text.isascii() or not text.isdigit():
+        msg = "current_job() works only inside a job: BALSAM_JOB_ID " + ("is not set" if not text else f"is {text!r}")
+        raise NotFound(msg)
+    db = db or open_db()
+    return CurrentJob(db, db.jobs.get(int(text)))

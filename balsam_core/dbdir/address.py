@@ -1,0 +1,200 @@
+"""``dbwriter_address``: the JSON file where clients and the server of a DB directory meet.
+
+It holds no secret: clients take keys and passwords from ``keys/``. It is replaced atomically, so a reader never sees
+half of one. Knows nothing about starting servers or talking to them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from balsam_core.errors import AddressError, SchemaMismatch
+from balsam_core.system.files import atomic_write, read_regular, reason, shown
+from balsam_core.system.processes import is_alive, this_machine
+
+if TYPE_CHECKING:
+    from balsam_core.dbdir.directory import DBDir
+
+__all__ = ["FORMAT", "Address", "is_copied", "is_gone", "is_here", "last_epoch", "place", "read", "withdraw", "write"]
+
+FORMAT = 1  # of the file; a program refuses a newer one
+_LARGEST = 64 * 1024  # bytes
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")  # names, IPv4, IPv6 with zone; no scheme, no path
+_WORD = re.compile(r"[\w.:/%+-]{0,255}")  # what messages may show, and users may copy to a command line
+_LARGEST_PORT = 65535
+_REMEDY = (
+    "see balsam dbserver --status; if no server of this DB runs, remove the file and run balsam init on the directory"
+)
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Where the server of a DB directory is, and which process it is.
+
+    A process is proven to be the published one only if ``node``, ``boot_id``, ``pid_namespace``, ``pid`` and
+    ``start_time`` all match.
+    Unknown members are ignored, so a later version may add some.
+
+    Attributes:
+        format: Version of the file's layout.
+        state: ``stopped`` means that no server is published and the other members say nothing.
+        host: Name or address that clients connect to.
+        port: TCP port that clients connect to, 1 to 65535.
+        protocol: What is spoken there, e.g. ``balsam/1`` or ``postgresql``.
+        node: Host name of the machine that the process runs on.
+        boot_id: The machine's boot id (``/proc/sys/kernel/random/boot_id``), empty where there is none.
+        pid: Process id of the server.
+        pid_namespace: What the process id is counted in, 0 for unknown; see
+            :class:`balsam_core.system.processes.Machine`.
+        start_time: When that process started; see :func:`balsam_core.system.processes.start_of`.
+        directory: Inode of the DB directory that it serves, 0 for unknown: a copy of the directory is not served.
+        epoch: Number of this publication; a server with a smaller one has been replaced. When no server is published,
+            the number of the last publication.
+        details: What else the backend's clients need, e.g. a database name; never a secret.
+    """
+
+    format: int = FORMAT
+    state: Literal["stopped", "running"] = "stopped"
+    host: str = ""
+    port: int = 0
+    protocol: str = ""
+    node: str = ""
+    boot_id: str = ""
+    pid: int = 0
+    pid_namespace: int = 0
+    start_time: float = 0.0
+    directory: int = 0
+    epoch: int = 0
+    details: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Host and port in one word."""
+        return place(self.host, self.port)
+
+
+def place(host: str, port: int) -> str:
+    """Return host and port in one word, as people and ZeroMQ write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_decode = msgspec.json.Decoder(Address).decode
+
+
+def read(db: DBDir) -> Address | None:
+    """Return the published address, or None when no server is published.
+
+    Raises:
+        AddressError: The file is missing, too large, a symbolic link, garbage or holds impossible values.
+        SchemaMismatch: A newer Balsam wrote it.
+    """
+    address = _read(db)
+    return (
+        address if address.state == "running" and not (is_here(address) and is_copied(db, address.directory)) else None
+    )
+
+
+def is_copied(db: DBDir, directory: int) -> bool:
+    """Say whether a file of a DB directory was written in another one, which this one is a copy of.
+
+    Only on the machine that wrote it: some network file systems number their files anew on each.
+
+    Args:
+        db: The DB directory.
+        directory: The inode that the file names, 0 for none.
+
+    Raises:
+        AddressError: The directory can't be looked at.
+    """
+    try:
+        return directory != 0 and directory != db.path.stat().st_ino
+    except OSError as err:
+        raise AddressError(f"{shown(db.path)} can't be looked at: {reason(err)}") from None
+
+
+def is_here(published: Address) -> bool:
+    """Say whether the published server runs on this machine."""
+    here = this_machine()
+    return (published.node, published.boot_id) == (here.node, here.boot_id)
+
+
+def is_gone(published: Address) -> bool:
+    """Say whether the published server's process is proven dead; that of another machine or container never is."""
+    same = is_here(published) and published.pid_namespace in {0, this_machine().pid_namespace}
+    return same and not is_alive(published.pid, published.start_time)
+
+
+def last_epoch(db: DBDir) -> int:
+    """Return the number of the last publication; 0 when there was none, or nothing that can be understood.
+
+    Raises:
+        SchemaMismatch: A newer Balsam wrote the file.
+    """
+    try:
+        return max(0, _read(db).epoch)
+    except AddressError:
+        return 0
+
+
+def write(db: DBDir, address: Address) -> None:
+    """Replace the published address atomically.
+
+    Raises:
+        AddressError: The address holds impossible values.
+        OSError: The file can't be written.
+    """
+    fault = _fault(address)
+    if fault:
+        raise AddressError(f"an address that can't be published: {fault}")
+    atomic_write(db.address_file, msgspec.json.format(msgspec.json.encode(address), indent=2) + b"\n")
+
+
+def withdraw(db: DBDir) -> None:
+    """Publish that no server runs; also what ``balsam init`` writes first. The number of the last publication is kept.
+
+    Raises:
+        SchemaMismatch: A newer Balsam wrote the file.
+        OSError: The file can't be written.
+    """
+    write(db, Address(epoch=last_epoch(db)))
+
+
+def _read(db: DBDir) -> Address:
+    name = shown(db.address_file)
+    try:
+        data = read_regular(db.address_file, limit=_LARGEST, follow=False)
+    except FileNotFoundError:
+        raise AddressError(
+            f"{name} is missing: if no server of this DB runs, run balsam init on the directory"
+        ) from None
+    except OSError as err:
+        raise AddressError(f"{name} can't be read: {reason(err)}; {_REMEDY}") from None
+    try:
+        address = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        why = " ".join(ascii(str(err))[1:-1].split())
+        raise AddressError(f"{name} can't be understood: {why}; {_REMEDY}") from None
+    if address.format > FORMAT:
+        raise SchemaMismatch(f"{name} has format {address.format}, this Balsam knows {FORMAT}: upgrade with pip")
+    fault = _fault(address)
+    if fault:
+        raise AddressError(f"{name} is wrong: {fault}; {_REMEDY}")
+    return address
+
+
+def _fault(address: Address) -> str | None:
+    if address.format < 1:
+        return f"format {address.format}"
+    if address.state == "stopped":
+        return None
+    faults = {
+        f"the host {address.host[:80]!a} is no host name or IP address": not _HOST.fullmatch(address.host),
+        f"the node {address.node[:80]!a} is no host name": not _WORD.fullmatch(address.node),
+        f"the protocol {address.protocol[:80]!a} is no word": not _WORD.fullmatch(address.protocol),
+        f"the port {address.port} is not between 1 and {_LARGEST_PORT}": not 0 < address.port <= _LARGEST_PORT,
+        f"the process id {address.pid} is not positive": address.pid <= 0,
+        f"the epoch {address.epoch} is negative": address.epoch < 0,
+    }
+    return next((text for text, wrong in faults.items() if wrong), None)

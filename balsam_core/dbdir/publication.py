@@ -1,0 +1,106 @@
+"""The published address as a client follows it: one look at the file's status for each call."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from balsam_core.dbdir import address
+from balsam_core.dbdir.address import is_here
+from balsam_core.errors import Unavailable
+from balsam_core.system.files import shown
+from balsam_core.system.processes import this_machine
+
+if TYPE_CHECKING:
+    from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
+
+__all__ = ["NotPublishedError", "Publication", "is_loopback"]
+
+
+class NotPublishedError(Exception):
+    """No server is published any more; the call may have been sent to one."""
+
+
+class Publication:
+    """What ``dbwriter_address`` says now; the file is read again when it was replaced.
+
+    Args:
+        db: The DB directory.
+    """
+
+    def __init__(self, db: DBDir) -> None:
+        self.db = db
+        self._file = os.fspath(db.address_file)
+        # One object, since threads share it: the file's status from before it was read, and what was read.
+        self._state: tuple[tuple[int, int, int] | None, Address | None] = (None, None)
+
+    @property
+    def name(self) -> str:
+        """The DB directory, for messages."""
+        return shown(self.db.path)
+
+    def forget(self) -> None:
+        """Read the file at the next look: a network file system may show its old status for a minute."""
+        self._state = (None, None)
+
+    def is_replaced(self, before: int) -> bool:
+        """Say whether another server than this process was published after a publication.
+
+        Args:
+            before: The number of that publication.
+        """
+        self.forget()
+        published = self.current()
+        if published is None or published.epoch <= before:
+            return False
+        return published.pid != os.getpid() or not is_here(published)
+
+    def current(self) -> Address | None:
+        """Return the published address, None while no server is published.
+
+        Raises:
+            AddressError: The file is missing or damaged.
+            SchemaMismatch: A newer Balsam wrote it.
+        """
+        try:
+            status = os.stat(self._file, follow_symlinks=False)  # noqa: PTH116  (2 us, at each call)
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        except OSError:
+            seen = None
+        known, published = self._state
+        if seen is None or seen != known:
+            published = address.read(self.db)
+            self._state = (seen, published)
+        return published
+
+    def reachable(self) -> Address:
+        """Return the published address, for a connection from here.
+
+        Raises:
+            NotPublishedError: There is none.
+            Unavailable: It can't be reached from this machine.
+            AddressError: The file is missing or damaged.
+            SchemaMismatch: A newer Balsam wrote it.
+        """
+        published = self.current()
+        if published is None:
+            raise NotPublishedError
+        if is_loopback(published.host) and not is_here(published):
+            if published.node == this_machine().node:
+                msg = (
+                    f"the server of {self.name} ran before this machine was restarted, and is not there any more: "
+                    f"start it with balsam dbserver --path={self.name}"
+                )
+                raise Unavailable(msg)
+            msg = (
+                f"the server of {self.name} listens only on its own host, {published.node}, and this is another one: "
+                f"restart it there with balsam dbserver --stop, then balsam dbserver --host 0.0.0.0"
+            )
+            raise Unavailable(msg)
+        return published
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address means the machine that uses it."""
+    return host in {"localhost", "::1"} or host.startswith("127.")

@@ -1,0 +1,142 @@
+"""The user's own settings, and the answer to "which DB?".
+
+``--db PATH`` comes before ``BALSAM_DB_PATH``, which comes before ``default_db_path`` in ``settings.toml``, which comes
+before ``default_balsamdb`` in the user's data directory. Knows nothing about what is inside a DB directory.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from balsam_core.errors import DBDirError, SettingsError
+from balsam_core.system.files import expand, read_regular, reason, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "DB_PATH_VARIABLE",
+    "ResolvedPath",
+    "Settings",
+    "default_balsamdb",
+    "read_settings",
+    "resolve_db_path",
+    "settings_file",
+]
+
+DB_PATH_VARIABLE = "BALSAM_DB_PATH"
+_LARGEST_SETTINGS = 1024 * 1024  # bytes
+
+Source = Literal["argument", "environment", "settings", "default"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPath:
+    """The DB directory that is meant, and who said so.
+
+    Attributes:
+        path: Absolute path; it need not exist.
+        source: Which rule chose it. Only a ``default`` DB is created on first use.
+    """
+
+    path: Path
+    source: Source
+
+    @property
+    def origin(self) -> str:
+        """The source in words for users, e.g. ``BALSAM_DB_PATH``."""
+        match self.source:
+            case "argument":
+                return "--db"
+            case "environment":
+                return DB_PATH_VARIABLE
+            case "settings":
+                return f"default_db_path in {shown(settings_file())}"
+            case "default":
+                return "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What ``settings.toml`` says.
+
+    Attributes:
+        default_db_path: The DB to use when nothing else names one.
+    """
+
+    default_db_path: Path | None = None
+
+
+def settings_file() -> Path:
+    """Return the path of the user's ``settings.toml``; it need not exist."""
+    from platformdirs import user_config_path
+
+    return user_config_path("balsam", appauthor=False) / "settings.toml"
+
+
+def default_balsamdb() -> Path:
+    """Return the path of the DB that is created on first use, in the user's data directory."""
+    from platformdirs import user_data_path
+
+    return user_data_path("balsam", appauthor=False) / "default_balsamdb"
+
+
+def read_settings() -> Settings:
+    """Return the user's settings; without a file, the defaults.
+
+    Raises:
+        SettingsError: The file can't be read, is no TOML, or holds an unknown key or a wrong value.
+    """
+    import tomllib
+
+    file = settings_file()
+    name = shown(file)
+    try:
+        data = read_regular(file, limit=_LARGEST_SETTINGS)
+    except (FileNotFoundError, NotADirectoryError):
+        return Settings()
+    except OSError as err:
+        raise SettingsError(f"{name} can't be read: {reason(err)}; correct it or remove it") from None
+    try:
+        content = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as err:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        why = " ".join(str(err).split())
+        raise SettingsError(f"{name} can't be understood: {why}; correct it or remove it") from None
+    unknown = sorted(content.keys() - {"default_db_path"})
+    if unknown:
+        raise SettingsError(f"{name} has the unknown key {unknown[0]!r}; the only one is default_db_path")
+    return Settings(default_db_path=_default_db_path(name, content.get("default_db_path")))
+
+
+def _default_db_path(name: str, value: object) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.startswith(("/", "~")):
+        raise SettingsError(f"{name}: default_db_path is {value!r}; write the full path of a DB directory in quotes")
+    try:
+        return expand(value)
+    except DBDirError as err:
+        raise SettingsError(f"{name}: default_db_path: {err}") from None
+
+
+def resolve_db_path(explicit: str | os.PathLike[str] | None = None) -> ResolvedPath:
+    """Return the DB directory to use; ``~`` is expanded, nothing is looked up on disk but the settings file.
+
+    Args:
+        explicit: What the user said with ``--db`` or ``open_db(path)``; None when nothing was said.
+
+    Raises:
+        DBDirError: The path can't be one: empty, with a NUL, an unknown user's home.
+        SettingsError: The settings file was needed and is wrong.
+    """
+    if explicit is not None:
+        return ResolvedPath(path=expand(explicit), source="argument")
+    environment = os.environ.get(DB_PATH_VARIABLE, "")
+    if environment.strip():
+        return ResolvedPath(path=expand(environment), source="environment")
+    chosen = read_settings().default_db_path
+    if chosen is not None:
+        return ResolvedPath(path=chosen, source="settings")
+    return ResolvedPath(path=default_balsamdb(), source="default")

@@ -1,0 +1,53 @@
+"""Whether a write server answers: what the watchdog asks every few seconds."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from balsam_core.errors import BalsamError
+
+if TYPE_CHECKING:
+    from balsam_core.dbdir.directory import DBDir
+
+__all__ = ["Probe"]
+
+_SLICE = 0.05  # seconds
+
+
+class Probe:
+    """Asks one server, each time over a new connection: that a client could come is what matters.
+
+    Args:
+        db: The DB directory, for its keys.
+        host: Where the server listens.
+        port: Where the server listens.
+    """
+
+    def __init__(self, db: DBDir, host: str, port: int) -> None:
+        self._db = db
+        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  (not bound to, asked)
+        self._port = port
+
+    def __call__(self, seconds: float) -> bool:
+        """Say whether the server answers within the time."""
+        import zmq
+
+        from balsam_core.proxy.client.channel import Channel
+        from balsam_core.proxy.keys import client_keys
+        from balsam_core.proxy.protocol import Status
+
+        until = time.monotonic() + seconds
+        channel = None
+        try:
+            channel = Channel(self._host, self._port, client_keys(self._db))
+            while not channel.greet(_SLICE):
+                if time.monotonic() > until:
+                    return False
+            number = channel.send(Status)
+            return channel.receive(number, max(_SLICE, until - time.monotonic())) is not None
+        except (BalsamError, zmq.ZMQError):
+            return False  # a server on its way up or down
+        finally:
+            if channel is not None:
+                channel.close()

@@ -1,0 +1,231 @@
+"""Reads beside the writer, in processes of their own.
+
+Python runs one thread at a time: a thread that makes a page of 2,000 jobs would hold up the writing thread for up to
+5 ms at each of its statements. The processes are forked before the database is opened, since SQLite's locks must not be
+carried over a fork, and share the memory of the libraries with the server. If one dies, so does the server, and both
+start anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import signal
+import time
+from collections import deque
+from multiprocessing.connection import Connection, Pipe
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from balsam_core.errors import BalsamError, TooLarge
+from balsam_core.model.codec import encode
+from balsam_core.proxy.protocol import LARGEST_REPLY, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from balsam_core.model.calls import Call
+    from balsam_core.proxy.single_writer import SingleWriter
+
+__all__ = ["Order", "Reader", "ReaderLostError", "Readers"]
+
+logger = logging.getLogger(__name__)
+
+decode_outcome = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
+
+ADDRESS_SPACE = 2 * 1024**3  # bytes of each process; a read that needs more fails
+MOST_OF_ONE = 100  # reads of one client that wait; ours wait for each answer before they ask again
+
+
+class ReaderLostError(Exception):
+    """A reading process has died.
+
+    Attributes:
+        identity: The connection that waited for it, None for none.
+        number: The request's number there.
+    """
+
+    def __init__(self, asked: _Asked | None) -> None:
+        super().__init__()
+        self.identity = asked.identity if asked else None
+        self.number = asked.number if asked else 0
+
+
+class Order(msgspec.Struct, array_like=True):
+    """What a reading process is asked: the operation, the call, the deadline."""
+
+    operation: str
+    call: bytes
+    deadline: float
+
+
+class _Asked:
+    """A read that waits or runs, and who wants the answer: the newest sender."""
+
+    __slots__ = ("identity", "key", "number", "order")
+
+    def __init__(self, key: tuple[str, int], identity: bytes, number: int, order: Order) -> None:
+        self.key = key
+        self.identity = identity
+        self.number = number
+        self.order = order
+
+
+class Reader:
+    """A reading process, seen from the server.
+
+    Attributes:
+        pipe: The way to it; readable when it has answered.
+        asked: What it works on, None while it is idle.
+    """
+
+    def __init__(self, pipe: Connection, pid: int) -> None:
+        self.pipe = pipe
+        self.pid = pid
+        self.asked: _Asked | None = None
+
+
+class Readers:
+    """The reading processes and the queue before them.
+
+    Args:
+        single: The engine.
+        operations: The calls that there are, by name.
+        number: How many processes.
+    """
+
+    def __init__(self, single: SingleWriter, operations: Mapping[str, type[Call[Any]]], number: int) -> None:
+        self._waiting: dict[str, deque[_Asked]] = {}  # by client; they take turns
+        self._by_key: dict[tuple[str, int], _Asked] = {}
+        self.all: list[Reader] = []
+        gc.collect()
+        gc.freeze()  # so that a collection doesn't copy the pages that all share
+        for _ in range(number):
+            ours, theirs = Pipe()
+            pid = os.fork()
+            if not pid:
+                for other in [ours, *(reader.pipe for reader in self.all)]:
+                    other.close()
+                _live(theirs, single, operations)
+            theirs.close()
+            self.all.append(Reader(ours, pid))
+
+    def ask(self, key: tuple[str, int], identity: bytes, number: int, order: Order) -> bool:
+        """Let a call be run as soon as a process is free; False where too many of this client are waiting.
+
+        Args:
+            key: The client and its number of the call, the same however often it is sent.
+            identity: The connection that waits for the answer.
+            number: The request's number there.
+            order: The call.
+        """
+        if twin := self._by_key.get(key):
+            twin.identity, twin.number = identity, number
+            return True
+        orders = self._waiting.setdefault(key[0], deque())
+        if len(orders) >= MOST_OF_ONE:
+            return False
+        self._by_key[key] = asked = _Asked(key, identity, number, order)
+        orders.append(asked)
+        self._dispatch()
+        return True
+
+    def answer(self, reader: Reader) -> tuple[bytes, Reply]:
+        """Return the connection that waits for a process, and the reply.
+
+        Raises:
+            ReaderLostError: The process has died.
+        """
+        asked = reader.asked
+        try:
+            code, body = decode_outcome(reader.pipe.recv_bytes())
+        except (EOFError, OSError):
+            raise ReaderLostError(asked) from None
+        if asked is None:
+            raise ReaderLostError(asked)
+        reader.asked = None
+        del self._by_key[asked.key]
+        self._dispatch()
+        return asked.identity, Reply(asked.number, code, msgspec.Raw(body))
+
+    def _dispatch(self) -> None:
+        for reader in self.all:
+            while self._waiting and reader.asked is None:
+                client = next(iter(self._waiting))
+                orders = self._waiting.pop(client)
+                asked = orders.popleft()
+                if orders:
+                    self._waiting[client] = orders  # behind the other clients
+                if asked.order.deadline < time.monotonic():
+                    del self._by_key[asked.key]
+                    continue  # nobody waits for it any more
+                reader.asked = asked
+                try:
+                    reader.pipe.send_bytes(encode(asked.order))
+                except OSError:
+                    raise ReaderLostError(asked) from None
+
+    def close(self) -> None:
+        """End the processes."""
+        for reader in self.all:
+            reader.pipe.close()
+        for reader in self.all:
+            os.kill(reader.pid, signal.SIGKILL)
+            os.waitpid(reader.pid, 0)
+
+
+def _live(pipe: Connection, single: SingleWriter, operations: Mapping[str, type[Call[Any]]]) -> None:
+    """Answer calls until the server is gone; never returns."""
+    code = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = ADDRESS_SPACE if most == resource.RLIM_INFINITY else min(ADDRESS_SPACE, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+        _answer_all(pipe, single, operations)
+        code = 0
+    except BaseException:
+        logger.exception("a reading process ends")
+        raise
+    finally:
+        os._exit(code)
+
+
+def _answer_all(pipe: Connection, single: SingleWriter, operations: Mapping[str, type[Call[Any]]]) -> None:
+    from balsam_core.transport.native import NativeTransport
+
+    decode = msgspec.msgpack.Decoder(Order).decode
+    transport = None
+    while True:
+        try:
+            order = decode(pipe.recv_bytes())
+        except (EOFError, OSError):
+            return
+        try:
+            if transport is None:
+                engine = single.open_engine("reader")
+                transport = NativeTransport(engine, is_retryable=single.is_retryable, translate=single.translate)
+            body = transport.perform(operations[order.operation], order.call, None, order.deadline)
+            if len(body) > LARGEST_REPLY:
+                msg = f"{order.operation}: the answer has {len(body)} bytes; ask for fewer jobs, or sort them by id"
+                raise TooLarge(msg)
+            outcome = ("", body)
+        except BalsamError as err:
+            outcome = _refusal(err)
+        except MemoryError:
+            outcome = _refusal(TooLarge(f"{order.operation}: the answer is too large for the server's memory"))
+        except Exception as err:  # no call may end the server
+            logger.exception("%s failed", order.operation)
+            outcome = _refusal(BalsamError(f"{order.operation} failed in the server ({err!r}); see its log"))
+        try:
+            pipe.send_bytes(encode(outcome))
+        except OSError:
+            return
+
+
+def _refusal(err: BalsamError) -> tuple[str, bytes]:
+    return err.code, encode(err.message)

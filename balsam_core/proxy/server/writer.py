@@ -1,0 +1,338 @@
+"""Group commit: many calls in one transaction, each for itself.
+
+A commit costs a wait for the disk, so calls that wait together share one. A savepoint around each keeps a bad one from
+harming the others. Nobody is answered before the COMMIT is durable. Knows engines and operations, not sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from balsam_core.errors import BalsamError, Busy, Expired, InvalidInput, OutcomeUnknown, Unavailable
+from balsam_core.model.codec import decode_call, encode
+from balsam_core.operations import execution
+from balsam_core.operations.writer_cache import SoleWriter
+from balsam_core.schema.tables import meta
+from balsam_core.schema.version import check
+from balsam_core.system.failpoints import failpoint
+from balsam_core.transport.native import fault_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Engine
+
+    from balsam_core.model.calls import Call, Ticket
+    from balsam_core.proxy.single_writer import SingleWriter
+
+__all__ = ["Answer", "BatchLostError", "FencedError", "GroupWriter", "HeldError", "Write", "error_answer"]
+
+logger = logging.getLogger(__name__)
+
+SAVEPOINT = "SAVEPOINT balsam_call"
+RELEASE = "RELEASE SAVEPOINT balsam_call"
+EPOCH = "SELECT value FROM meta WHERE name = 'epoch'"
+UNDO = "ROLLBACK TO SAVEPOINT balsam_call"
+PAUSE = 0.01  # seconds between attempts to begin while another program holds the database
+FIRST_PATIENCE = 30.0  # seconds for programs that had the database open before
+
+
+class FencedError(Exception):
+    """Another server has taken over this database: this one must not write again."""
+
+
+class HeldError(Exception):
+    """Another program holds the database: nothing was done yet, try again later."""
+
+
+class BatchLostError(Exception):
+    """It is open what the database kept: the server must end without answering, and its clients repeat."""
+
+
+class Write(NamedTuple):
+    """A call that writes, as it came.
+
+    Attributes:
+        kind: The call's class.
+        data: The encoded call.
+        ticket: Its identity.
+        deadline: By this process's monotonic clock; later it is refused.
+    """
+
+    kind: type[Call[Any]]
+    data: bytes
+    ticket: Ticket
+    deadline: float
+
+
+class Answer(NamedTuple):
+    """The outcome of a call.
+
+    Attributes:
+        code: Empty, or an error's code.
+        body: The encoded answer, or the encoded message.
+    """
+
+    code: str
+    body: bytes
+
+
+def error_answer(err: BalsamError) -> Answer:
+    """Return an error as an answer."""
+    return Answer(err.code, encode(err.message))
+
+
+class GroupWriter:
+    """The only writer of a database.
+
+    Args:
+        single: The engine.
+
+    Attributes:
+        epoch: Its number among the servers of this database; one with a smaller number can't commit any more.
+    """
+
+    def __init__(self, single: SingleWriter) -> None:
+        self._single = single
+        self._engine: Engine = single.open_engine("server")
+        self._error = self._engine.dialect.loaded_dbapi.Error
+        self._clock = execution.DatabaseClock()
+        self._version: object = None
+        try:
+            # SQLAlchemy's own transactions cost 60 us each; this one process needs none of what they take care of.
+            self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._cursor = self._conn.connection.cursor()
+            self._sole = SoleWriter(cursor=self._cursor)
+            self._names = self._sole.names
+            self.epoch = self._take_epoch()
+        except SQLAlchemyError as err:
+            raise self._fault(err) from err
+        except HeldError as err:
+            msg = "another program holds the database, so that the server can't begin"
+            raise Busy(msg) from err
+
+    def run(self, writes: Sequence[Write]) -> list[Answer]:
+        """Run calls in one transaction; when this returns, what it says is durable.
+
+        Raises:
+            HeldError: Another program holds the database; nothing was written.
+            FencedError: Another server has taken over; nothing was written.
+            BatchLostError: It is open what was written.
+        """
+        try:
+            self._begin()
+            if self._read_epoch() != self.epoch:
+                self._execute("ROLLBACK")
+                raise FencedError
+            self._notice_others()
+            answers = [self._one(write) for write in writes]
+            failpoint("before_commit")
+            self._execute("COMMIT")
+        except SQLAlchemyError as err:
+            self._names.rolled_back()
+            fatal = self._is_fatal(err)
+            # The engine may have ended the transaction by itself.
+            with contextlib.suppress(SQLAlchemyError):
+                self._execute("ROLLBACK")
+            if fatal:
+                raise BatchLostError(str(err)) from err
+            fault = error_answer(self._fault(err))
+            logger.warning("%d calls failed together: %s", len(writes), err)
+            # One that was sent before may have taken effect then, and must not be told that nothing was written.
+            return [self._settled_alone(write, fault) for write in writes]
+        failpoint("after_commit")
+        self._names.committed()
+        return answers
+
+    def read(self, kind: type[Call[Any]], data: bytes) -> Answer:
+        """Run a call that reads, for an engine that nobody else may open.
+
+        Raises:
+            BatchLostError: The database can't be read any more.
+        """
+        try:
+            self._begin()
+            try:
+                return Answer("", encode(execution.read(self._conn, decode_call(kind, data), self._clock)))
+            finally:
+                self._execute("ROLLBACK")
+        except BalsamError as err:
+            return error_answer(err)
+        except HeldError:
+            return error_answer(Busy("another program holds the database"))
+        except SQLAlchemyError as err:
+            if self._is_fatal(err):
+                raise BatchLostError(str(err)) from err
+            return error_answer(self._fault(err))
+        except Exception as err:  # noqa: BLE001  (see _failed)
+            return self._failed(kind, err)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._cursor.close()
+        self._conn.close()
+        self._engine.dispose()
+
+    def late(self, write: Write) -> Answer:
+        """Return the answer of a call whose deadline is over: it is refused, unless it took effect before.
+
+        Raises:
+            BatchLostError: The database can't be read any more.
+        """
+        return self._settled_alone(write, _expired(write))
+
+    def _settled_alone(self, write: Write, otherwise: Answer) -> Answer:
+        """Do as :meth:`_settled`, outside a transaction."""
+        try:
+            return self._settled(write, otherwise)
+        except SQLAlchemyError as err:
+            if self._is_fatal(err):
+                raise BatchLostError(str(err)) from err
+            return error_answer(OutcomeUnknown(f"the database can't say whether it has the write: {self._fault(err)}"))
+
+    def _settled(self, write: Write, otherwise: Answer) -> Answer:
+        """Return the stored answer of a call that took effect, or was refused, before; else another one."""
+        try:
+            return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.ticket))
+        except OutcomeUnknown:
+            return otherwise
+        except BalsamError as err:
+            return error_answer(err)
+        except SQLAlchemyError:
+            raise
+        except Exception as err:  # noqa: BLE001  (see _failed)
+            return self._failed(write.kind, err)
+
+    def _one(self, write: Write) -> Answer:
+        """Run one call between savepoints."""
+        try:
+            call = decode_call(write.kind, write.data)
+        except BalsamError as err:
+            return error_answer(err)
+        if time.monotonic() > write.deadline:
+            return self._settled(write, _expired(write))
+        self._execute(SAVEPOINT)
+        try:
+            answer = Answer("", execution.write(self._conn, call, write.ticket, self._clock, self._sole))
+        except execution.AlreadyApplied:
+            self._undo()
+            answer = self._replay(call, write.ticket)
+        except BalsamError as err:
+            self._undo()
+            self._refuse(write, err)
+            answer = error_answer(err)
+        except SQLAlchemyError as err:
+            if self._single.is_fatal and self._is_fatal(err):
+                raise
+            self._undo(err)
+            fault = self._fault(err)
+            if not isinstance(fault, Unavailable):
+                self._refuse(write, fault)
+            answer = error_answer(fault)
+        except Exception as err:  # noqa: BLE001  (see _failed)
+            self._undo()
+            answer = self._failed(write.kind, err)
+        else:
+            self._execute(RELEASE)
+        return answer
+
+    def _refuse(self, write: Write, err: BalsamError) -> None:
+        execution.refuse(self._conn, write.ticket, self._clock, self._sole, err)
+
+    def _replay(self, call: Call[Any], ticket: Ticket) -> Answer:
+        try:
+            return Answer("", execution.replay(self._conn, call, ticket))
+        except BalsamError as err:
+            return error_answer(err)
+        except SQLAlchemyError:
+            raise
+        except Exception as err:  # noqa: BLE001  (see _failed)
+            return self._failed(type(call), err)
+
+    @staticmethod
+    def _failed(kind: type[Call[Any]], err: Exception) -> Answer:
+        """Answer what an operation itself did not foresee; no call may end the server."""
+        if isinstance(err, OverflowError):
+            return error_answer(InvalidInput(f"a number is out of the database's range: {err}"))
+        logger.error("%s failed", kind.operation(), exc_info=err)
+        return error_answer(BalsamError(f"{kind.operation()} failed in the server ({err!r}); see its log"))
+
+    def _undo(self, cause: SQLAlchemyError | None = None) -> None:
+        self._names.rolled_back()
+        try:
+            self._execute(UNDO)
+            self._execute(RELEASE)
+        except SQLAlchemyError as err:
+            # The engine has ended the whole transaction.
+            raise (cause or err) from err
+
+    def _execute(self, statement: str) -> None:
+        try:
+            self._cursor.execute(statement)
+        except self._error as err:
+            raise DBAPIError.instance(statement, None, err, self._error) from err
+
+    def _begin(self, patience: float = 0.0) -> None:
+        """Begin a transaction.
+
+        Args:
+            patience: Seconds to wait for another program that holds the database.
+
+        Raises:
+            HeldError: It still does.
+        """
+        until = time.monotonic() + patience
+        while True:
+            try:
+                self._execute(self._single.begin)
+            except SQLAlchemyError as err:
+                if not self._single.is_retryable(getattr(err, "orig", None) or err):
+                    raise
+                if time.monotonic() >= until:
+                    raise HeldError from err
+            else:
+                return
+            time.sleep(PAUSE)
+
+    def _take_epoch(self) -> int:
+        self._begin(FIRST_PATIENCE)
+        if self._single.secure:
+            self._single.secure()
+        check(self._conn)
+        epoch = self._read_epoch() + 1
+        self._conn.execute(update(meta).where(meta.c.name == "epoch").values(value=str(epoch)))
+        self._execute("COMMIT")
+        return epoch
+
+    def _notice_others(self) -> None:
+        """Forget what is known of the tables if others have written: who came while this server was being ended."""
+        if self._single.version:
+            self._execute(self._single.version)
+            version = self._cursor.fetchone()
+            if version != self._version:
+                self._version = version
+                self._names.clear()
+                self._names.rolled_back()
+
+    def _read_epoch(self) -> int:
+        self._execute(EPOCH)
+        row = self._cursor.fetchone()
+        return int(row[0]) if row else 0
+
+    def _is_fatal(self, err: SQLAlchemyError) -> bool:
+        return self._single.is_fatal is None or self._single.is_fatal(getattr(err, "orig", None) or err)
+
+    def _fault(self, err: SQLAlchemyError) -> BalsamError:
+        fault = fault_of(err, self._single.is_retryable, self._single.translate)
+        return Unavailable(fault.message) if isinstance(fault, OutcomeUnknown) else fault
+
+
+def _expired(write: Write) -> Answer:
+    late = Expired(f"{write.kind.operation()} reached the database after its deadline; nothing was changed")
+    return error_answer(late)

@@ -1,0 +1,58 @@
+"""A lock between programs that share a directory, as far as its file system has locks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING
+
+from balsam_core.system.files import give_to_owner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["best_effort_lock"]
+
+_POLL = 0.01  # seconds
+
+
+@contextlib.contextmanager
+def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
+    """Hold the lock of a file that stays, if that can be had; the body runs in any case.
+
+    What relies on it must bear its absence: locks may lie or be missing, and whoever hangs with one is not waited for.
+
+    Args:
+        path: The file, made where it is missing; its directory exists.
+        seconds: Longest wait.
+
+    Raises:
+        FileNotFoundError: The directory is gone.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a full disk, a planted link
+        yield
+        return
+    deadline = time.monotonic() + seconds
+    try:
+        with contextlib.suppress(OSError):
+            give_to_owner(descriptor, path.parent)
+        while True:
+            try:
+                # Not flock(): many network file systems have only the POSIX kind.
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as err:
+                if err.errno in {errno.EAGAIN, errno.EACCES} and time.monotonic() < deadline:
+                    time.sleep(_POLL)
+                    continue
+            break
+        yield
+    finally:
+        os.close(descriptor)

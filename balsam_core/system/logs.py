@@ -1,0 +1,154 @@
+"""One log file per run of a program: dated in UTC, rotated, private to the user.
+
+For entry points only: a library never configures handlers. The file is named so that many hosts may share one ``log/``.
+Root, who serves another user's DB, writes into that folder and nowhere that its user may lead it by a link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import re
+import time
+from typing import TYPE_CHECKING
+
+from balsam_core.errors import DBDirError
+from balsam_core.system.files import give_to_owner, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from io import TextIOWrapper
+    from pathlib import Path
+
+__all__ = ["close", "configure"]
+
+_LARGEST_FILE = 10 * 1024 * 1024  # bytes, then it is rotated
+_KEPT_FILES = 5  # rotated ones, besides the current
+_installed: list[logging.Handler] = []
+
+
+def configure(
+    log_dir: Path,
+    name: str,
+    *,
+    level: int = logging.INFO,
+    context: str = "",
+    largest: int = _LARGEST_FILE,
+    keep: int | None = None,
+) -> Path:
+    """Send this process's log records to a file of its own and return the file's path.
+
+    A second call replaces the first one's file. The name is ``NAME_DATE_HOST_PID.log``.
+
+    Args:
+        log_dir: An existing directory, e.g. ``db.log``.
+        name: What runs, e.g. ``launcher``.
+        level: Least level that is written.
+        context: What every line carries for grep, e.g. ``db=/home/me/testdb``.
+        largest: Size at which the file is rotated, bytes.
+        keep: Files of earlier runs to leave, where only one runs at a time; None for all.
+
+    Raises:
+        DBDirError: The folder is a link of another user's, and this is root.
+        OSError: The file can't be made.
+    """
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:64] or "localhost"
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    folder = _open_folder(log_dir)
+    if keep is not None:
+        _prune(log_dir, name, keep)
+    path = log_dir / f"{name}_{moment}_{host}_{os.getpid()}.log"
+
+    def opener(path: str, flags: int) -> int:
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(os.path.basename(path), flags, 0o600, dir_fd=folder)  # noqa: PTH119  (the system's text)
+        give_to_owner(descriptor, log_dir)
+        return descriptor
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, folder)
+        os.close(opener(str(path), os.O_WRONLY | os.O_CREAT))
+        handler = _handler(path, largest, opener, stack.pop_all().close)
+    handler.setFormatter(_OneLine(context))
+    close()
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)
+    _installed.append(handler)
+    return path
+
+
+def _open_folder(log_dir: Path) -> int:
+    """Return a descriptor of the folder."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    theirs = os.geteuid() == 0 and log_dir.parent.stat().st_uid != 0
+    try:
+        return os.open(log_dir, flags | (os.O_NOFOLLOW if theirs else 0))
+    except OSError:
+        if theirs and log_dir.is_symlink():
+            raise DBDirError(
+                f"{shown(log_dir)} is a symbolic link of another user's, which root doesn't follow: make it a folder"
+            ) from None
+        raise
+
+
+def _handler(
+    path: Path, largest: int, opener: Callable[[str, int], int], closed: Callable[[], None]
+) -> logging.Handler:
+    """Return what writes the file and rotates it."""
+    from logging.handlers import RotatingFileHandler
+
+    class File(RotatingFileHandler):
+        def _open(self) -> TextIOWrapper:
+            return open(self.baseFilename, "a", encoding=self.encoding, opener=opener)
+
+        def close(self) -> None:
+            super().close()
+            closed()
+
+    return File(path, maxBytes=largest, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
+
+
+def _prune(log_dir: Path, name: str, keep: int) -> None:
+    """Remove the oldest files of a name; the date in their names sorts them."""
+    for old in sorted(log_dir.glob(f"{name}_*.log*"), reverse=True)[keep:]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+
+
+def close() -> None:
+    """Close the log file, if one is open; later records go nowhere."""
+    while _installed:
+        handler = _installed.pop()
+        logging.getLogger().removeHandler(handler)
+        with contextlib.suppress(OSError):  # a full disk
+            handler.close()
+
+
+class _OneLine(logging.Formatter):
+    """``2026-11-23T23:43:01.123Z INFO pid=4711 db=/x balsam_core.launcher: text``.
+
+    A newline in the text (job names are users' words) is escaped, so that nobody can forge a record; tracebacks follow
+    on indented lines.
+    """
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self, context: str) -> None:
+        origin = (
+            " ".join(f"pid=%(process)d {context}".split()).replace("%", "%%").replace("%%(process)d", "%(process)d")
+        )
+        super().__init__(f"%(asctime)s %(levelname)s {origin} %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self.default_msec_format = "%s.%03dZ"
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", "\n    ")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
+        return super().formatMessage(record)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  (logging's name)
+        return f"{super().formatTime(record, datefmt)}.{int(record.msecs):03d}Z"

@@ -1,0 +1,86 @@
+"""``ServerConnector``: a driver's connections to whichever server of a DB directory is published at the moment."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from balsam_core.dbdir.address import is_gone
+from balsam_core.dbdir.publication import NotPublishedError, Publication
+from balsam_core.errors import BalsamError, ServerNotRunning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
+
+__all__ = ["ServerConnector"]
+
+PATIENCE = 8.0  # seconds for the watchdog to start a dead server again and publish it
+KNOCK = 1.0  # seconds for a look whether anything listens
+
+
+class ServerConnector:
+    """Opens connections: SQLAlchemy's ``creator`` for a database whose server Balsam runs.
+
+    A server that was started again may have another address, so the file is looked at before each connection.
+
+    Args:
+        db: The DB directory.
+        connect: Opens the driver's connection to an address. What may pass by repeating it raises as the driver's
+            error, and a transport repeats; what can't, such as a wrong password, as a BalsamError.
+    """
+
+    def __init__(self, db: DBDir, connect: Callable[[Address], Any]) -> None:
+        self._publication = Publication(db)
+        self._connect = connect
+        # One object, since threads share it: the address that doesn't answer, and since when.
+        self._vain: tuple[Address | None, float] = (None, 0.0)
+
+    def __call__(self) -> Any:  # noqa: ANN401  (a driver's connection)
+        """Return a new connection.
+
+        Raises:
+            ServerNotRunning: No server is published, or the published one is not there.
+            Unavailable: It can't be reached from this machine.
+            AddressError: ``dbwriter_address`` is missing or damaged.
+        """
+        name = self._publication.name
+        try:
+            published = self._publication.reachable()
+        except NotPublishedError:
+            raise ServerNotRunning(
+                f"the server of {name} is not running: start it with balsam dbserver --path={name}"
+            ) from None
+        try:
+            connection = self._connect(published)
+        except BalsamError:
+            raise
+        except Exception:
+            self._publication.forget()
+            address, since = self._vain
+            if address != published:
+                self._vain = published, time.monotonic()
+            elif time.monotonic() - since > PATIENCE and (is_gone(published) or not _listens(published)):
+                raise ServerNotRunning(
+                    f"the server of {name}, published at {published.place}, is not there: start it with "
+                    f"balsam dbserver --path={name}"
+                ) from None
+            raise
+        self._vain = None, 0.0
+        return connection
+
+
+def _listens(published: Address) -> bool:
+    """Say whether anything listens at an address; what doesn't answer at all may be cut off, and counts as there."""
+    with contextlib.suppress(TimeoutError):
+        try:
+            socket.create_connection((published.host, published.port), KNOCK).close()
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

@@ -1,0 +1,7 @@
+"""The version of this program, the same for the core and the official plugins."""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"
