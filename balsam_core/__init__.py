@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["App", "BalsamError", "Database", "Job", "State", "__version__", "current_job", "open_db"]
 
-_HOMES = {
+_MODULES = {
     "App": "balsam_core.model.app",
     "BalsamError": "balsam_core.errors",
     "Database": "balsam_core.client.database",
@@ -32,7 +32,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     try:
-        home = _HOMES[name]
+        home = _MODULES[name]
     except KeyError:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg) from None

@@ -316,15 +316,15 @@ def balsam_job_event(events: Sequence[Event]) -> None:
 
     Args:
         events: What happened, oldest first, at most 2,000: :class:`Event` with ``job_id``, ``at`` (when it was
-            written, by the database's clock to about a network round trip), ``hops`` (the states that the job went
-            through, each with the seconds before ``at`` when it came there), ``message`` and ``attempt``.
+            written, by the database's clock to about a network round trip), ``transitions`` (the states that the job
+            went through, each with the seconds before ``at`` when it came there), ``message`` and ``attempt``.
 
     Example::
 
         @hookimpl
         def balsam_job_event(events: Sequence[Event]) -> None:
             for event in events:
-                syslog.syslog(f"job {event.job_id}: {event.hops[-1][0]}")
+                syslog.syslog(f"job {event.job_id}: {event.transitions[-1][0]}")
     """
 
 

@@ -80,7 +80,7 @@ __all__ = [
     "write_server_plan",
 ]
 
-_HOMES = {
+_MODULES = {
     "balsam_core.dbdir.address": ("Address",),
     "balsam_core.system.certificates": ("make_certificate",),
     "balsam_core.transport.connector": ("ServerConnector",),
@@ -115,7 +115,7 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    for home, names in _HOMES.items():
+    for home, names in _MODULES.items():
         if name in names:
             value: object = getattr(import_module(home), name)
             globals()[name] = value

@@ -19,7 +19,7 @@ BALSAM = [sys.executable, "-m", "balsam_core.cli"]
 FILLED = ("workflows", "resource_classes", "counters", "jobs", "job_events")
 """The tables that adding jobs fills for good, in the order in which they refer to each other."""
 
-PASSING = ("applied", "batches", "job_edges")
+PASSING = ("processed_requests", "staged_inserts", "job_edges")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from backends_tools import bare
 from balsam_core import open_db
 from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Update, UpdateJobs
 from balsam_core.model.states import State
-from balsam_core.operations.events import encode_hops
+from balsam_core.operations.events import encode_transitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ def ours(path: Path) -> None:
 
         def once() -> list[int]:
             jobs = db.run(claim).jobs
-            updates = [Update(job=job.id or 0, attempt=job.attempt, hops=HOPS, return_code=0) for job in jobs]
+            updates = [Update(job=job.id or 0, attempt=job.attempt, transitions=HOPS, return_code=0) for job in jobs]
             if updates and (refused := db.run(UpdateJobs(launcher=me, updates=updates))):
                 sys.exit(f"refused: {refused}")
             return [job.id or 0 for job in jobs]
@@ -71,7 +71,7 @@ def ours(path: Path) -> None:
 
 def by_hand(path: Path) -> None:
     """Claim and finish by psycopg in the same tables, with a good engineer's statements."""
-    me, hops = os.getpid(), encode_hops(HOPS)
+    me, transitions = os.getpid(), encode_transitions(HOPS)
     with bare(path) as connection:
         cursor = connection.cursor()
         number = cursor.execute("SELECT min(id) FROM resource_classes").fetchone()[0]
@@ -97,8 +97,8 @@ def by_hand(path: Path) -> None:
                     (ids, me),
                 )
                 cursor.executemany(
-                    "INSERT INTO job_events (job_id, at, hops, attempt) VALUES (%s, clock_timestamp(), %s, 1)",
-                    [(job, hops) for job in ids],
+                    "INSERT INTO job_events (job_id, at, transitions, attempt) VALUES (%s, clock_timestamp(), %s, 1)",
+                    [(job, transitions) for job in ids],
                 )
                 connection.commit()
             return ids

@@ -27,7 +27,7 @@ from balsam_core import Job, open_db
 
 REQUIRED = 0.2
 WORKERS = 2
-DATABASE = {"ClaimJobs", "UpdateJobs", "PromoteBatch", "GetKilled", "Prune", "Unfinished", "CountWaiting"}
+DATABASE = {"ClaimJobs", "UpdateJobs", "PromoteStagedInsert", "GetKilled", "Prune", "Unfinished", "CountWaiting"}
 DATABASE |= {"CloseLauncher", "RenewLease"}
 
 

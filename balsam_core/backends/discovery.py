@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from importlib.metadata import Distribution
 
-__all__ = ["GROUP", "Announcement", "announcements"]
+__all__ = ["GROUP", "EntryPoint", "entry_points"]
 
 GROUP = "balsam.backends"
 """The entry-point group: name = db type, value = module of hook functions."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Announcement:
+class EntryPoint:
     """One entry point of the group.
 
     Attributes:
@@ -47,12 +47,12 @@ class Announcement:
         return f"{self.package} {self.version}".strip()
 
 
-def announcements() -> list[Announcement]:
+def entry_points() -> list[EntryPoint]:
     """Return all announced backends, those first that come first on ``sys.path``.
 
     A distribution that is found twice with the same entry (a stale editable install beside a new one) counts once.
     """
-    found: dict[tuple[str, str, str], Announcement] = {}
+    found: dict[tuple[str, str, str], EntryPoint] = {}
     for metadata in _metadata():
         try:
             text = metadata("entry_points.txt")
@@ -114,7 +114,7 @@ def _metadata() -> Iterator[_Folder | _Elsewhere]:
             yield from (_Folder(f"{os.path.abspath(place)}/{name}") for name in names)  # noqa: PTH100
 
 
-def _announced(metadata: _Folder | _Elsewhere, text: str) -> list[Announcement]:
+def _announced(metadata: _Folder | _Elsewhere, text: str) -> list[EntryPoint]:
     """Return what one distribution announces; its metadata may be any kind of garbage."""
     package = _field(metadata, "Name") or metadata.location.rpartition("/")[2]
     version = _field(metadata, "Version")
@@ -122,7 +122,7 @@ def _announced(metadata: _Folder | _Elsewhere, text: str) -> list[Announcement]:
     if fault:
         points = [(f"?{package}", "")]
     return [
-        Announcement(
+        EntryPoint(
             db_type=name, module=value, package=package, version=version, location=metadata.location, fault=fault
         )
         for name, value in points

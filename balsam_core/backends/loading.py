@@ -1,6 +1,6 @@
 """Loading one announced plugin, and saying what is wrong with it instead of failing.
 
-Whatever a plugin does at import or in its identity card ends here as a :class:`PluginFault`.
+Whatever a plugin does at import or in its identity card ends here as a :class:`PluginError`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     import pluggy
 
-    from balsam_core.backends.discovery import Announcement
+    from balsam_core.backends.discovery import EntryPoint
 
 __all__ = [
     "ALIASES",
     "PREFIX",
     "Fault",
-    "PluginFault",
+    "PluginError",
     "check_driver",
     "check_modules",
     "is_ctrl_c",
@@ -40,7 +40,7 @@ Fault = Literal["driver missing", "broken", "incompatible"]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-class PluginFault(Exception):
+class PluginError(Exception):
     """What is wrong with one plugin.
 
     Attributes:
@@ -74,9 +74,7 @@ def is_ctrl_c(err: BaseException) -> bool:
     return type(err) is KeyboardInterrupt and current_thread() is main_thread()
 
 
-def load_plugin(
-    name: str, announced: Sequence[Announcement], manager: pluggy.PluginManager
-) -> tuple[DBType, ModuleType]:
+def load_plugin(name: str, announced: Sequence[EntryPoint], manager: pluggy.PluginManager) -> tuple[DBType, ModuleType]:
     """Import the plugin of a db type, check it against the contract and register its hooks.
 
     Args:
@@ -85,7 +83,7 @@ def load_plugin(
         manager: Knows the hook specifications.
 
     Raises:
-        PluginFault: It can't be used; nothing of it is registered.
+        PluginError: It can't be used; nothing of it is registered.
     """
     one = announced[0]
     repair = f"repair it with: pip install --force-reinstall {one.package}"
@@ -96,15 +94,15 @@ def load_plugin(
     except BaseException as err:
         if is_ctrl_c(err):
             raise
-        raise PluginFault("broken", one_line(err), repair) from err
+        raise PluginError("broken", one_line(err), repair) from err
     if not isinstance(identity, DBType):
-        raise PluginFault("broken", f"balsam_db_type returned {type(identity).__name__}, not DBType", repair)
+        raise PluginError("broken", f"balsam_db_type returned {type(identity).__name__}, not DBType", repair)
     if identity.plugin_api != PLUGIN_API:
         outdated = "balsam-core" if identity.plugin_api > PLUGIN_API else one.package
         why = f"it needs plugin API {identity.plugin_api}, this core has {PLUGIN_API}"
-        raise PluginFault("incompatible", why, f"upgrade with: pip install -U {outdated}", identity)
+        raise PluginError("incompatible", why, f"upgrade with: pip install -U {outdated}", identity)
     if identity.name != name:
-        raise PluginFault("broken", f"it calls itself {identity.name}", repair, identity)
+        raise PluginError("broken", f"it calls itself {identity.name}", repair, identity)
     _register(name, module, identity, manager, repair)
     return identity, module
 
@@ -118,7 +116,7 @@ def check_driver(identity: DBType, package: str, *, load: bool) -> None:
         load: Whether to import the driver; else only look for it.
 
     Raises:
-        PluginFault: The driver is missing or doesn't load.
+        PluginError: The driver is missing or doesn't load.
     """
     from importlib.util import find_spec
 
@@ -135,9 +133,9 @@ def check_driver(identity: DBType, package: str, *, load: bool) -> None:
     except BaseException as err:
         if is_ctrl_c(err):
             raise
-        raise PluginFault("broken", f"the driver {identity.driver}: {one_line(err)}", remedy, identity) from err
+        raise PluginError("broken", f"the driver {identity.driver}: {one_line(err)}", remedy, identity) from err
     if not found:
-        raise PluginFault("driver missing", f"the driver {identity.driver} is not installed", remedy, identity)
+        raise PluginError("driver missing", f"the driver {identity.driver} is not installed", remedy, identity)
 
 
 def check_modules(identity: DBType, package: str, entry: str) -> None:
@@ -149,7 +147,7 @@ def check_modules(identity: DBType, package: str, entry: str) -> None:
         entry: The module that it announces.
 
     Raises:
-        PluginFault: One can't be imported.
+        PluginError: One can't be imported.
     """
     from importlib.util import find_spec
     from pkgutil import walk_packages
@@ -168,24 +166,24 @@ def check_modules(identity: DBType, package: str, entry: str) -> None:
         if is_ctrl_c(err):
             raise
         repair = f"repair it with: pip install --force-reinstall {package}, or upgrade balsam-core and {package}"
-        raise PluginFault("broken", f"its module {name}: {one_line(err)}", repair, identity) from err
+        raise PluginError("broken", f"its module {name}: {one_line(err)}", repair, identity) from err
 
 
-def _check_announcement(name: str, announced: Sequence[Announcement], repair: str) -> None:
+def _check_announcement(name: str, announced: Sequence[EntryPoint], repair: str) -> None:
     one = announced[0]
     if len(announced) > 1:
         both = " and ".join(f"{each.provider} ({each.location})" for each in announced)
-        raise PluginFault("broken", f"the name is taken by {both}", "uninstall all of them but one")
+        raise PluginError("broken", f"the name is taken by {both}", "uninstall all of them but one")
     if one.fault:
-        raise PluginFault("broken", one.fault, repair)
+        raise PluginError("broken", one.fault, repair)
     if name in ALIASES:
-        raise PluginFault("broken", f"{name} is an alias of {ALIASES[name]}", f"tell the authors of {one.package}")
+        raise PluginError("broken", f"{name} is an alias of {ALIASES[name]}", f"tell the authors of {one.package}")
     if not _NAME.fullmatch(name):
         why = f"the db type {name!a} is not a lower-case word of letters, digits and underscores"
-        raise PluginFault("broken", why, f"tell the authors of {one.package}")
+        raise PluginError("broken", why, f"tell the authors of {one.package}")
     if ":" in one.module:
         why = f"the entry point's value {one.module!a} does not name a module"
-        raise PluginFault("broken", why, f"tell the authors of {one.package}")
+        raise PluginError("broken", why, f"tell the authors of {one.package}")
 
 
 def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.PluginManager, repair: str) -> None:
@@ -205,4 +203,4 @@ def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.P
     if fault:
         if manager.get_plugin(PREFIX + name) is not None:
             manager.unregister(name=PREFIX + name)
-        raise PluginFault("broken", fault, repair, identity)
+        raise PluginError("broken", fault, repair, identity)

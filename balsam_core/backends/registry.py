@@ -12,11 +12,11 @@ from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from balsam_core.backends.discovery import announcements
+from balsam_core.backends.discovery import entry_points
 from balsam_core.backends.loading import (
     ALIASES,
     PREFIX,
-    PluginFault,
+    PluginError,
     check_driver,
     check_modules,
     is_ctrl_c,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pluggy
     from sqlalchemy import Connection, Engine
 
-    from balsam_core.backends.discovery import Announcement
+    from balsam_core.backends.discovery import EntryPoint
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Event
@@ -63,7 +63,7 @@ LARGEST_SETTINGS = 16 * 1024  # bytes that a plugin may have remembered
 LONGEST_LOAD = 10.0  # seconds that one plugin may take in a listing of all
 SECOND_LONGEST_LOAD = 3.0  # the same once one has taken longer
 
-Status = Literal["ok", "driver missing", "broken", "incompatible", "not installed"]
+PluginStatus = Literal["ok", "driver missing", "broken", "incompatible", "not installed"]
 T = TypeVar("T")
 
 
@@ -88,7 +88,7 @@ class BackendStatus:
     db_type: str
     package: str
     version: str = ""
-    status: Status = "ok"
+    status: PluginStatus = "ok"
     detail: str = ""
     remedy: str = ""
     server: str = ""
@@ -105,7 +105,7 @@ class Backend:
     """
 
     def __init__(
-        self, identity: DBType, announced: Announcement, module: ModuleType, manager: pluggy.PluginManager
+        self, identity: DBType, announced: EntryPoint, module: ModuleType, manager: pluggy.PluginManager
     ) -> None:
         self.identity = identity
         self.package = announced.package
@@ -222,23 +222,23 @@ class Registry:
     """The backends of this process.
 
     Args:
-        announced: The announcements to work on; None for what is installed.
+        announced: The entry_points to work on; None for what is installed.
 
     Attributes:
         manager: pluggy's manager; what is registered there besides the backends may wrap their hooks.
     """
 
-    def __init__(self, announced: Sequence[Announcement] | None = None) -> None:
+    def __init__(self, announced: Sequence[EntryPoint] | None = None) -> None:
         import pluggy
 
         from balsam_core import hookspecs
 
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
         self.manager.add_hookspecs(hookspecs)
-        self._announced: dict[str, list[Announcement]] = {}
-        for one in announcements() if announced is None else announced:
+        self._announced: dict[str, list[EntryPoint]] = {}
+        for one in entry_points() if announced is None else announced:
             self._announced.setdefault(one.db_type, []).append(one)
-        self._loaded: dict[str, Backend | PluginFault] = {}
+        self._loaded: dict[str, Backend | PluginError] = {}
         self._patience = LONGEST_LOAD
 
     def load(self, db_type: str) -> Backend:
@@ -249,7 +249,7 @@ class Registry:
         """
         name = self._known(db_type)
         result = self._result(name)
-        if isinstance(result, PluginFault):
+        if isinstance(result, PluginError):
             providers = " and ".join(one.provider for one in self._announced[name])
             message = f"{providers}, for the db type {name}, can't be used: {result.detail}; {result.remedy}"
             raise BackendError(message) from result
@@ -294,24 +294,24 @@ class Registry:
         more = f"; to install others: pip install {' '.join(missing)}" if missing else ""
         raise BackendError(f"there is no db type {name!a} (installed: {installed}){more}")
 
-    def _result(self, name: str) -> Backend | PluginFault:
+    def _result(self, name: str) -> Backend | PluginError:
         if name not in self._loaded:
             announced = self._announced[name]
             try:
                 identity, module = load_plugin(name, announced, self.manager)
                 check_driver(identity, announced[0].package, load=False)
                 self._loaded[name] = Backend(identity, announced[0], module, self.manager)
-            except PluginFault as fault:
+            except PluginError as fault:
                 self._loaded[name] = fault
         return self._loaded[name]
 
-    def _with_driver(self, name: str) -> Backend | PluginFault:
+    def _with_driver(self, name: str) -> Backend | PluginError:
         result = self._result(name)
         if isinstance(result, Backend):
             try:
                 check_driver(result.identity, result.package, load=True)
                 check_modules(result.identity, result.package, self._announced[name][0].module)
-            except PluginFault as fault:
+            except PluginError as fault:
                 self._loaded[name] = fault
         return self._loaded[name]
 
@@ -324,17 +324,17 @@ class Registry:
             result = _within(self._patience, lambda: load(name))
         if result is None:
             remedy = f"uninstall {announced[0].package} or tell its authors"
-            result = PluginFault("broken", f"still loading after {self._patience:g} s", remedy)
+            result = PluginError("broken", f"still loading after {self._patience:g} s", remedy)
             self._patience = min(self._patience, SECOND_LONGEST_LOAD)
-        cause = result.__cause__ if isinstance(result, PluginFault) else None
+        cause = result.__cause__ if isinstance(result, PluginError) else None
         identity = result.identity
         return BackendStatus(
             db_type=name if name.isprintable() else ascii(name),
             package=", ".join(one.package for one in announced),
             version=", ".join(one.version for one in announced),
-            status=result.status if isinstance(result, PluginFault) else "ok",
-            detail=result.detail if isinstance(result, PluginFault) else "",
-            remedy=result.remedy if isinstance(result, PluginFault) else "",
+            status=result.status if isinstance(result, PluginError) else "ok",
+            detail=result.detail if isinstance(result, PluginError) else "",
+            remedy=result.remedy if isinstance(result, PluginError) else "",
             server=identity.server.value if identity else "",
             api=identity.plugin_api if identity else None,
             module=announced[0].module,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balsam_core.backends import registry
-from balsam_core.backends.discovery import announcements
+from balsam_core.backends.discovery import entry_points
 from balsam_core.backends.loading import one_line
 from balsam_core.cli.command import Group
 from balsam_core.cli.text import printable
@@ -73,7 +73,7 @@ def find_group(word: str, *, quiet: bool = False) -> Group | None:
         click.UsageError: It has no commands.
     """
     name = registry.canonical(word)
-    if name not in registry.OFFICIAL and all(one.db_type != name for one in announcements()):
+    if name not in registry.OFFICIAL and all(one.db_type != name for one in entry_points()):
         return None
     try:
         backend = registry.load(word)

@@ -38,10 +38,10 @@ def job_record(job: Job) -> dict[str, object]:
 def event_rows(events: Sequence[Event]) -> Iterator[tuple[object, ...]]:
     """Give a row of :data:`EVENT` for each state that a job came to; the message stands with the last of a write."""
     for event in events:
-        if not event.hops:
+        if not event.transitions:
             yield event.job_id, event.at, None, event.attempt, event.message
-        for place, (state, age) in enumerate(event.hops, 1):
-            message = event.message if place == len(event.hops) else ""
+        for place, (state, age) in enumerate(event.transitions, 1):
+            message = event.message if place == len(event.transitions) else ""
             yield event.job_id, event.at - timedelta(seconds=age), state, event.attempt, message
 
 

@@ -9,10 +9,10 @@ import click
 
 from balsam_core.cli.command import Group, common_options
 
-__all__ = ["COMMANDS", "Place", "root"]
+__all__ = ["COMMANDS", "CommandInfo", "root"]
 
 
-class Place(NamedTuple):
+class CommandInfo(NamedTuple):
     """Where a command lives and what the list of commands says of it.
 
     Attributes:
@@ -26,24 +26,24 @@ class Place(NamedTuple):
     section: str
 
 
-COMMANDS: dict[str, Place] = {
-    "init": Place("init", "Create a DB directory, or refresh an existing one.", "Databases"),
-    "status": Place("status", "Show which DB is used and how it stands.", "Databases"),
-    "dbserver": Place("dbserver", "Start the server of a DB, or stop it.", "Databases"),
-    "backup": Place("backup", "Save the DB in a file, while it is in use.", "Databases"),
-    "restore": Place("restore", "Make a DB of what 'balsam backup' has saved in FILE.", "Databases"),
-    "config": Place("config", "Show the settings in force.", "Databases"),
-    "plugins": Place("plugins", "Show and check the installed database types.", "Databases"),
-    "app": Place("app", "Define an app: a command that jobs run.", "Jobs"),
-    "job": Place("job", "Add a job and print its id.", "Jobs"),
-    "run": Place("run", "Add a job that runs a command line, and print its id.", "Jobs"),
-    "dep": Place("dep", "Make the job CHILD wait for the job PARENT.", "Jobs"),
-    "ls": Place("ls", "List jobs, apps or workflows.", "Jobs"),
-    "show": Place("show", "Show everything about one job.", "Jobs"),
-    "kill": Place("kill", "Stop jobs for good, with those that wait for them.", "Jobs"),
-    "retry": Place("retry", "Start failed or killed jobs again.", "Jobs"),
-    "rm": Place("rm", "Remove jobs or apps.", "Jobs"),
-    "launcher": Place("launcher", "Run jobs on this machine until none is left.", "Running"),
+COMMANDS: dict[str, CommandInfo] = {
+    "init": CommandInfo("init", "Create a DB directory, or refresh an existing one.", "Databases"),
+    "status": CommandInfo("status", "Show which DB is used and how it stands.", "Databases"),
+    "dbserver": CommandInfo("dbserver", "Start the server of a DB, or stop it.", "Databases"),
+    "backup": CommandInfo("backup", "Save the DB in a file, while it is in use.", "Databases"),
+    "restore": CommandInfo("restore", "Make a DB of what 'balsam backup' has saved in FILE.", "Databases"),
+    "config": CommandInfo("config", "Show the settings in force.", "Databases"),
+    "plugins": CommandInfo("plugins", "Show and check the installed database types.", "Databases"),
+    "app": CommandInfo("app", "Define an app: a command that jobs run.", "Jobs"),
+    "job": CommandInfo("job", "Add a job and print its id.", "Jobs"),
+    "run": CommandInfo("run", "Add a job that runs a command line, and print its id.", "Jobs"),
+    "dep": CommandInfo("dep", "Make the job CHILD wait for the job PARENT.", "Jobs"),
+    "ls": CommandInfo("ls", "List jobs, apps or workflows.", "Jobs"),
+    "show": CommandInfo("show", "Show everything about one job.", "Jobs"),
+    "kill": CommandInfo("kill", "Stop jobs for good, with those that wait for them.", "Jobs"),
+    "retry": CommandInfo("retry", "Start failed or killed jobs again.", "Jobs"),
+    "rm": CommandInfo("rm", "Remove jobs or apps.", "Jobs"),
+    "launcher": CommandInfo("launcher", "Run jobs on this machine until none is left.", "Running"),
 }
 
 

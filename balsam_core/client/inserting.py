@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, overload
 from msgspec.structs import replace
 
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, TooLarge
-from balsam_core.model.calls import MOST_JOBS, AbandonBatch, AddJobs, OpenBatch, PromoteBatch, PublishBatch
+from balsam_core.model.calls import (
+    MOST_JOBS,
+    AbandonStagedInsert,
+    AddJobs,
+    OpenStagedInsert,
+    PromoteStagedInsert,
+    PublishStagedInsert,
+)
 from balsam_core.model.job import Job
 
 if TYPE_CHECKING:
@@ -80,60 +87,60 @@ def insert(transport: Transport, jobs: Iterable[Job]) -> Ids:
     rest = list(islice(stream, 1))
     if not rest:
         try:
-            _add(transport, chunk, ids, batch=0)
+            _add(transport, chunk, ids, staged_insert=0)
         except TooLarge:
             if len(chunk) == 1:
                 raise
         else:
             return ids
-    batch = transport.run(OpenBatch())
+    staged_insert = transport.run(OpenStagedInsert())
     done: list[Job] = []
     try:
         stream = chain(rest, stream)
         while chunk:
-            for added in _add_halving(transport, chunk, ids, batch=batch):
+            for added in _add_halving(transport, chunk, ids, staged_insert=staged_insert):
                 if isinstance(ordered, Sequence):
                     done += added
             chunk = list(islice(stream, MOST_JOBS))
-        transport.run(PublishBatch(batch=batch))
+        transport.run(PublishStagedInsert(staged_insert=staged_insert))
     except BaseException:
         for job in done:
             job.id = None
-        _abandon(transport, batch)
+        _abandon(transport, staged_insert)
         raise
-    while transport.run(PromoteBatch(batch=batch)):
+    while transport.run(PromoteStagedInsert(staged_insert=staged_insert)):
         pass
     return ids
 
 
-def _abandon(transport: Transport, batch: int) -> None:
-    """Remove what an unpublished batch holds; what can't be removed now is pruned later and never visible."""
+def _abandon(transport: Transport, staged_insert: int) -> None:
+    """Remove what an unpublished staged insert holds; what can't be removed now is pruned later and never visible."""
     try:
-        while transport.run(AbandonBatch(batch=batch)):
+        while transport.run(AbandonStagedInsert(staged_insert=staged_insert)):
             pass
     except BalsamError:
         import logging
 
-        logging.getLogger(__name__).debug("batch %s is left to be pruned", batch, exc_info=True)
+        logging.getLogger(__name__).debug("staged insert %s is left to be pruned", staged_insert, exc_info=True)
 
 
-def _add_halving(transport: Transport, chunk: list[Job], ids: Ids, *, batch: int) -> Iterator[list[Job]]:
-    """Add jobs to a batch, in several calls where one would be too large; gives those that were added."""
+def _add_halving(transport: Transport, chunk: list[Job], ids: Ids, *, staged_insert: int) -> Iterator[list[Job]]:
+    """Add jobs to a staged insert, in several calls where one would be too large; gives those that were added."""
     try:
-        _add(transport, chunk, ids, batch=batch)
+        _add(transport, chunk, ids, staged_insert=staged_insert)
     except TooLarge:
         if len(chunk) == 1:
             raise
         half = len(chunk) // 2
-        yield from _add_halving(transport, chunk[:half], ids, batch=batch)
-        yield from _add_halving(transport, chunk[half:], ids, batch=batch)
+        yield from _add_halving(transport, chunk[:half], ids, staged_insert=staged_insert)
+        yield from _add_halving(transport, chunk[half:], ids, staged_insert=staged_insert)
     else:
         yield chunk
 
 
-def _add(transport: Transport, chunk: list[Job], ids: Ids, *, batch: int) -> None:
+def _add(transport: Transport, chunk: list[Job], ids: Ids, *, staged_insert: int) -> None:
     with _no_collection():
-        answer = transport.run(AddJobs(jobs=_with_parent_ids(chunk), batch=batch))
+        answer = transport.run(AddJobs(jobs=_with_parent_ids(chunk), staged_insert=staged_insert))
     for job, number in zip(chunk, _numbers(answer, len(chunk)), strict=True):
         job.id = number
         ids.append(number)

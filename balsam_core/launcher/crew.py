@@ -10,7 +10,7 @@ from collections.abc import Generator  # noqa: TC003
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from balsam_core.launcher.job.task import Command, DiskFullError, Ended, Task, is_disk_full
+from balsam_core.launcher.job.task import DiskFullError, Ended, ProcessSpec, Task, is_disk_full
 from balsam_core.launcher.processes import Processes, ShortageError
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from balsam_core.launcher.counters import Counters
     from balsam_core.launcher.processes import Process
 
-__all__ = ["Crew", "Left", "Live"]
+__all__ = ["DoneJob", "JobRunner", "RunningJob"]
 
 logger = logging.getLogger(__name__)
 
 
-class Live:
+class RunningJob:
     """A job in work.
 
     Attributes:
@@ -41,15 +41,15 @@ class Live:
 
     def __init__(self, task: Task, slots: int) -> None:
         self.task = task
-        self.walk: Generator[Command, Ended, None] = task.walk()
-        self.process: Process[Live] | None = None
-        self.command: Command | None = None
+        self.walk: Generator[ProcessSpec, Ended, None] = task.walk()
+        self.process: Process[RunningJob] | None = None
+        self.command: ProcessSpec | None = None
         self.stopped = ""
         self.dropped = False
         self.slots = slots
 
 
-class Left(NamedTuple):
+class DoneJob(NamedTuple):
     """A job that is no more in work.
 
     Attributes:
@@ -61,7 +61,7 @@ class Left(NamedTuple):
     dropped: bool
 
 
-class Crew:
+class JobRunner:
     """The jobs in work.
 
     Attributes:
@@ -78,15 +78,15 @@ class Crew:
     """
 
     def __init__(
-        self, slots: int, counters: Counters, *, changed: Callable[[Task], None], left: Callable[[Left], None]
+        self, slots: int, counters: Counters, *, changed: Callable[[Task], None], left: Callable[[DoneJob], None]
     ) -> None:
-        self.live: dict[int, Live] = {}
-        self.processes: Processes[Live] = Processes()
+        self.live: dict[int, RunningJob] = {}
+        self.processes: Processes[RunningJob] = Processes()
         self.closed = False
         self.fault = ""
         self._slots = slots
         self._used = 0
-        self._short: list[Live] = []
+        self._short: list[RunningJob] = []
         self._counters = counters
         self._changed = changed
         self._left = left
@@ -107,7 +107,7 @@ class Crew:
 
     def begin(self, task: Task) -> None:
         """Take a job into work."""
-        live = Live(task, min(task.slots, self._slots))
+        live = RunningJob(task, min(task.slots, self._slots))
         self.live[task.id] = live
         self._used += live.slots
         self._advance(live, None)
@@ -147,7 +147,7 @@ class Crew:
                 live.stopped = live.stopped or why
                 self.processes.terminate(live.process, grace=grace)
 
-    def drop(self, live: Live, *, grace: float) -> None:
+    def drop(self, live: RunningJob, *, grace: float) -> None:
         """End a job's process without interest in what it leaves behind."""
         live.dropped = True
         if live.process is None:
@@ -157,7 +157,7 @@ class Crew:
 
     # ---- one job
 
-    def _advance(self, live: Live, ended: Ended | None) -> None:
+    def _advance(self, live: RunningJob, ended: Ended | None) -> None:
         """Let a job go on until it needs a process, or is done."""
         try:
             command = next(live.walk) if ended is None else live.walk.send(ended)
@@ -178,7 +178,7 @@ class Crew:
             else:
                 self._start(live, command)
 
-    def _start(self, live: Live, command: Command) -> None:
+    def _start(self, live: RunningJob, command: ProcessSpec) -> None:
         task = live.task
         live.command = None
         try:
@@ -205,29 +205,29 @@ class Crew:
                 task.reach(command.begins)
                 self._changed(task)
 
-    def _refuse(self, live: Live, err: Exception) -> None:
+    def _refuse(self, live: RunningJob, err: Exception) -> None:
         """Tell a job that its process could not be started, which is the job's own fault."""
         try:
             live.walk.throw(err)
         except StopIteration:
             self._remove(live)
 
-    def _disk_full(self, live: Live, err: Exception) -> None:
+    def _disk_full(self, live: RunningJob, err: Exception) -> None:
         self.fault = self.fault or f"the disk is full: {err}"
         self._hand_back(live)
 
-    def _hand_back(self, live: Live) -> None:
+    def _hand_back(self, live: RunningJob) -> None:
         """Give a job back where it stands."""
         live.task.released = True
         self._remove(live)
 
-    def _remove(self, live: Live) -> None:
+    def _remove(self, live: RunningJob) -> None:
         live.walk.close()
         if live in self._short:
             self._short.remove(live)
         del self.live[live.task.id]
         self._used -= live.slots
-        self._left(Left(live.task, live.dropped))
+        self._left(DoneJob(live.task, live.dropped))
 
     def abandon(self, *, grace: float) -> bool:
         """End all processes, whatever becomes of the jobs, and release everything; returns whether all did end."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from balsam_core.client.database import Database
     from balsam_core.model.calls import Update
 
-__all__ = ["Teller", "telling"]
+__all__ = ["EventDispatcher", "telling"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ MOST_WAITING = 20_000  # events
 MOST_AT_ONCE = 2000  # events in one call of the hook
 
 
-class Teller:
+class EventDispatcher:
     """Hands events to a function on a daemon thread of its own.
 
     Args:
@@ -57,9 +57,9 @@ class Teller:
         """Tell what the database has recorded; returns at once."""
         at = self._now + timedelta(seconds=monotonic() - self._asked_at)
         events = [
-            Event(job_id=one.job, at=at, hops=one.hops, message=one.message, attempt=one.attempt)
+            Event(job_id=one.job, at=at, transitions=one.transitions, message=one.message, attempt=one.attempt)
             for one in updates
-            if one.hops
+            if one.transitions
         ]
         with self._changed:
             taken = events[: MOST_WAITING - len(self._waiting)]
@@ -99,7 +99,7 @@ class Teller:
 
 
 @contextmanager
-def telling(db: Database) -> Iterator[Teller | None]:
+def telling(db: Database) -> Iterator[EventDispatcher | None]:
     """Give what tells the plugin of a database, None where it doesn't want to be told; close it in the end.
 
     Raises:
@@ -112,7 +112,7 @@ def telling(db: Database) -> Iterator[Teller | None]:
     if backend is None or not backend.has("balsam_job_event"):
         yield None
         return
-    teller = Teller(backend.job_event, db.run(GetInfo()).now)
+    teller = EventDispatcher(backend.job_event, db.run(GetInfo()).now)
     try:
         yield teller
     finally:

@@ -10,14 +10,14 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from balsam_core.launcher.job.task import Surroundings, Task
+from balsam_core.launcher.job.task import LauncherContext, Task
 from balsam_core.launcher.options import FIRST_IDLE, LARGEST_CLAIM, LONGEST_IDLE, QUEUE_SECONDS
 from balsam_core.model.calls import (
     MOST_JOBS,
     ClaimJobs,
     CountJobs,
     GetRows,
-    PromoteBatch,
+    PromoteStagedInsert,
     Unfinished,
     Update,
     UpdateJobs,
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from balsam_core.launcher.options import LauncherOptions
-    from balsam_core.launcher.reporter import Run
+    from balsam_core.launcher.reporter import RunCall
     from balsam_core.model.calls import Claim, Resources
 
-__all__ = ["Feed"]
+__all__ = ["ClaimQueue"]
 
 
-class Feed:
+class ClaimQueue:
     """Where the loop takes its jobs from.
 
     Attributes:
@@ -46,10 +46,10 @@ class Feed:
 
     def __init__(
         self,
-        run: Run,
+        run: RunCall,
         launcher: int,
         options: LauncherOptions,
-        surroundings: Surroundings,
+        context: LauncherContext,
         resources: Callable[[], Resources],
     ) -> None:
         self.queue: deque[Task] = deque()
@@ -58,7 +58,7 @@ class Feed:
         self._run = run
         self._launcher = launcher
         self._options = options
-        self._around = surroundings
+        self._around = context
         self._resources = resources
         self._idle = FIRST_IDLE
         self._ahead = 0  # jobs to hold beyond the free slots
@@ -152,7 +152,7 @@ class Feed:
 
     def promote(self) -> None:
         """Make jobs claimable whose adding was cut short after they were published."""
-        while self._run(PromoteBatch()):
+        while self._run(PromoteStagedInsert()):
             pass
 
     def may_come(self) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from balsam_core.launcher.counters import Counters
     from balsam_core.model.calls import Call
 
-__all__ = ["OUTAGES", "Link"]
+__all__ = ["OUTAGES", "RetryingClient"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ OUTAGES = (Unavailable, OutcomeUnknown)
 """Errors that pass: the call is repeated later, and running jobs go on."""
 
 
-class Link:
+class RetryingClient:
     """Runs calls and remembers whether the database can be reached.
 
     Attributes:

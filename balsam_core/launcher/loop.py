@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.counters import Counters
-from balsam_core.launcher.crew import Crew
+from balsam_core.launcher.crew import JobRunner
 from balsam_core.launcher.events import telling
-from balsam_core.launcher.feed import Feed
-from balsam_core.launcher.job.task import Surroundings
+from balsam_core.launcher.feed import ClaimQueue
+from balsam_core.launcher.job.task import LauncherContext
 from balsam_core.launcher.job.words import base_environment
-from balsam_core.launcher.link import OUTAGES, Link
+from balsam_core.launcher.link import OUTAGES, RetryingClient
 from balsam_core.launcher.progress import NoProgress, Snapshot
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.model.calls import (
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from balsam_core.client.database import Database
-    from balsam_core.launcher.crew import Left
+    from balsam_core.launcher.crew import DoneJob
     from balsam_core.launcher.job.task import Task
     from balsam_core.launcher.options import LauncherOptions
     from balsam_core.launcher.progress import Progress
 
-__all__ = ["Launcher", "Outcome"]
+__all__ = ["Launcher", "LauncherResult"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class LauncherResult:
     """What a launcher did.
 
     Attributes:
@@ -94,7 +94,7 @@ class Launcher:
         self._db = db
         self._options = options
         self._progress: Progress = progress or NoProgress()
-        self._link = Link(db, self.counters)
+        self._link = RetryingClient(db, self.counters)
         self._began = monotonic()
         self._end_at = None if options.time_limit is None else self._began + options.time_limit
         self._counts = dict.fromkeys(("finished", "failed", "killed", "again"), 0)
@@ -111,7 +111,7 @@ class Launcher:
 
     # ---- the run as a whole
 
-    def run(self) -> Outcome:
+    def run(self) -> LauncherResult:
         """Run until nothing is left, a signal comes, or time is over. For the main thread.
 
         Raises:
@@ -156,14 +156,14 @@ class Launcher:
             )
         )
         logger.info("launcher %s: %s", self._number, self._options)
-        around = Surroundings(
+        around = LauncherContext(
             directory=self._db.directory,
             environment=base_environment(self._db.directory, self._number),
             counters=self.counters,
         )
         self._reporter = Reporter(self._link.run, self._number, self._teller.tell if self._teller else None)
-        self._feed = Feed(self._link.run, self._number, self._options, around, self._resources)
-        self._crew = Crew(self._options.slots, self.counters, changed=self._reporter.note, left=self._leave)
+        self._feed = ClaimQueue(self._link.run, self._number, self._options, around, self._resources)
+        self._crew = JobRunner(self._options.slots, self.counters, changed=self._reporter.note, left=self._leave)
         try:
             self._link.run(Prune())
         except OUTAGES:
@@ -173,7 +173,7 @@ class Launcher:
         left = None if self._end_at is None else max(0.0, self._end_at - monotonic()) / 60
         return Resources(minutes_left=left)
 
-    def _goodbye(self) -> Outcome:
+    def _goodbye(self) -> LauncherResult:
         self._show(now=True)
         if self._reporter.tasks:
             raise Unavailable(
@@ -188,7 +188,7 @@ class Launcher:
             self._link.run(CloseLauncher(launcher=self._number))
         except OUTAGES:
             logger.warning("the launcher could not say goodbye; its lease ends by itself")
-        return Outcome(
+        return LauncherResult(
             **self._counts,
             seconds=monotonic() - self._began,
             unfit=unfit,
@@ -239,7 +239,7 @@ class Launcher:
         while queue and crew.fits(queue[0]):
             crew.begin(queue.popleft())
 
-    def _leave(self, left: Left) -> None:
+    def _leave(self, left: DoneJob) -> None:
         """Deal with a job that is no more in work."""
         task = left.task
         if left.dropped:

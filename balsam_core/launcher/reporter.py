@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from balsam_core.launcher.job.task import Task
     from balsam_core.model.calls import Call
 
-__all__ = ["Reporter", "Run"]
+__all__ = ["Reporter", "RunCall"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ LONGEST_MESSAGE = 2000  # characters
 LONGEST_WAIT = 1.0  # seconds that a change waits, however slow the database is
 
 
-class Run(Protocol):
+class RunCall(Protocol):
     """Runs a call on the database; raises :class:`~balsam_core.errors.BalsamError`."""
 
     def __call__(self, call: Call[R], /) -> R:
@@ -50,14 +50,14 @@ class Reporter:
         tasks: Jobs with something to tell, by id.
     """
 
-    def __init__(self, run: Run, launcher: int, recorded: Callable[[Sequence[Update]], None] | None = None) -> None:
+    def __init__(self, run: RunCall, launcher: int, recorded: Callable[[Sequence[Update]], None] | None = None) -> None:
         self.tasks: dict[int, Task] = {}
         self._run = run
         self._launcher = launcher
         self._recorded = recorded
         self._since = 0.0
         self._pause = FLUSH_AFTER
-        self._doubtful: dict[int, tuple[int, str]] = {}  # job -> hops and message in the write without an answer
+        self._doubtful: dict[int, tuple[int, str]] = {}  # job -> transitions and message in the write without an answer
 
     def note(self, task: Task) -> None:
         """Remember that a job has something to tell."""
@@ -102,21 +102,21 @@ class Reporter:
             try:
                 answer = self._run(call)
             except OutcomeUnknown:
-                self._doubtful = {task.id: (len(task.hops), task.message) for task in some}
+                self._doubtful = {task.id: (len(task.transitions), task.message) for task in some}
                 raise
             if self._recorded is not None:
                 self._recorded([update for update in call.updates if update.job not in answer])
             refused += [(self.tasks[job], why) for job, why in answer.items()]
             for task in some:
-                self._told(task, len(task.hops), task.message)
+                self._told(task, len(task.transitions), task.message)
         self._pause = min(max(FLUSH_AFTER, FLUSH_SHARE * (monotonic() - begin)), LONGEST_WAIT)
         return refused
 
     def _told(self, task: Task, count: int, message: str) -> None:
         """Forget what the database knows."""
-        del task.hops[:count]
+        del task.transitions[:count]
         task.message = task.message.removeprefix(message).removeprefix("; ")
-        if not task.hops:
+        if not task.transitions:
             self.tasks.pop(task.id, None)
 
     def _look(self) -> None:
@@ -142,7 +142,7 @@ def _update(task: Task, now: float, count: int | None = None) -> Update:
     return Update(
         job=task.id,
         attempt=task.attempt,
-        hops=[(state, max(0.0, now - at)) for state, at in task.hops[:count]],
+        transitions=[(state, max(0.0, now - at)) for state, at in task.transitions[:count]],
         message=task.message[:LONGEST_MESSAGE],
         return_code=task.return_code,
         release=task.released,
@@ -150,8 +150,8 @@ def _update(task: Task, now: float, count: int | None = None) -> Update:
 
 
 def _made(task: Task, count: int, *, mine: bool, state: State | None) -> bool:
-    """Whether the write that held the first ``count`` hops of a job was made, from how the job stands now."""
-    last = task.hops[count - 1][0] if count else None
-    if last in END or (task.released and count == len(task.hops)):
+    """Whether the write that held the first ``count`` transitions of a job was made, from how the job stands now."""
+    last = task.transitions[count - 1][0] if count else None
+    if last in END or (task.released and count == len(task.transitions)):
         return not mine  # taken from us by this write, or for another reason: nothing is left to tell
     return mine and last is not None and state == last

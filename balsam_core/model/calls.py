@@ -69,7 +69,7 @@ WINDOW = 64
 again. So the stored answers are bounded, and a late copy of an old write is known for one."""
 
 
-class Ticket(NamedTuple):
+class RequestId(NamedTuple):
     """The identity of one write, the same however often it is sent.
 
     Attributes:
@@ -144,35 +144,35 @@ class Added(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class AddJobs(Write[Added], frozen=True, kw_only=True):
     """Add jobs: all of them or none.
 
-    A parent is an id, or ``-(position + 1)`` of an earlier job in the same call. With ``batch`` the jobs stay
-    invisible until the batch is published.
+    A parent is an id, or ``-(position + 1)`` of an earlier job in the same call. With ``staged_insert`` the jobs stay
+    invisible until the staged insert is published.
     """
 
     jobs: SomeJobs
-    batch: int = 0
+    staged_insert: int = 0
 
 
-class OpenBatch(Write[int], frozen=True, kw_only=True):
-    """Begin an insert of many calls; returns the batch's id."""
+class OpenStagedInsert(Write[int], frozen=True, kw_only=True):
+    """Begin an insert of many calls; returns the staged insert's id."""
 
 
-class PublishBatch(Write[None], frozen=True, kw_only=True):
-    """Make all jobs of a batch visible at once."""
+class PublishStagedInsert(Write[None], frozen=True, kw_only=True):
+    """Make all jobs of a staged insert visible at once."""
 
-    batch: int
+    staged_insert: int
 
 
-class AbandonBatch(Write[int], frozen=True, kw_only=True):
-    """Remove a slice of an unpublished batch; returns how many jobs went, 0 when the batch is gone."""
+class AbandonStagedInsert(Write[int], frozen=True, kw_only=True):
+    """Remove a slice of an unpublished staged insert; returns how many jobs went, 0 when the staged insert is gone."""
 
-    batch: int
+    staged_insert: int
     limit: Slice = MOST_JOBS
 
 
-class PromoteBatch(Write[bool], frozen=True, kw_only=True):
-    """Move a slice of published jobs from CREATED on; batch 0 takes any published one. Returns whether more is left."""
+class PromoteStagedInsert(Write[bool], frozen=True, kw_only=True):
+    """Move a slice of published jobs on from CREATED; 0 means any published insert. Returns whether more is left."""
 
-    batch: int = 0
+    staged_insert: int = 0
     limit: Slice = MOST_JOBS
 
 
@@ -235,16 +235,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         job_id: The job.
         at: When it was written, by the database's clock.
-        hops: The states that the job went through, each with the seconds before ``at`` when it came there.
+        transitions: The states that the job went through, each with the seconds before ``at`` when it came there.
         message: Why.
         attempt: The attempt that it belongs to.
     """
 
     job_id: int
     at: datetime
-    hops: list[tuple[State, float]]
+    transitions: list[tuple[State, float]]
     message: str = ""
     attempt: int = 0
+
+    @property
+    def hops(self) -> list[tuple[State, float]]:
+        """The transitions, as the first plugins call them."""
+        return self.transitions
 
 
 class GetHistory(Read[list[Event]], frozen=True, kw_only=True):
@@ -413,7 +418,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         job: Its id.
         attempt: The attempt that this belongs to; an older one is refused.
-        hops: The states it went through, each with its age in seconds; a wrong path is refused.
+        transitions: The states it went through, each with its age in seconds; a wrong path is refused.
         message: Why, for the history.
         return_code: Exit code of the run, where it ran.
         release: Whether the launcher gives the job back unfinished.
@@ -421,7 +426,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     job: int
     attempt: int
-    hops: list[tuple[State, Seconds]] = []
+    transitions: list[tuple[State, Seconds]] = []
     message: str = ""
     return_code: int | None = None
     release: bool = False

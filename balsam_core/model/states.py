@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ACTIVE", "END", "PARENT_LOST", "RETRYABLE", "TRANSITIONS", "State", "illegal_hop"]
+__all__ = ["ACTIVE", "END", "PARENT_LOST", "RETRYABLE", "TRANSITIONS", "State", "illegal_transition"]
 
 
 class State(StrEnum):
@@ -56,7 +56,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     _S.USER_KILLED: frozenset({_S.AWAITING_PARENTS, _S.READY}),
     _S.PARENT_KILLED: frozenset({_S.AWAITING_PARENTS, _S.READY}),
 }
-"""From each state, where a job may go in one hop."""
+"""From each state, where a job may go in one transition."""
 
 END = frozenset({_S.JOB_FINISHED, _S.FAILED, _S.USER_KILLED, _S.PARENT_KILLED})
 """States that a job leaves only by a retry."""
@@ -75,10 +75,10 @@ ACTIVE = frozenset(_S) - END
 """States of jobs that still have work before them."""
 
 
-def illegal_hop(start: State, hops: Iterable[State]) -> tuple[State, State] | None:
-    """Return the first hop of the path that :data:`TRANSITIONS` forbids, None where all are allowed."""
+def illegal_transition(start: State, transitions: Iterable[State]) -> tuple[State, State] | None:
+    """Return the first transition of the path that :data:`TRANSITIONS` forbids, None where all are allowed."""
     here = start
-    for there in hops:
+    for there in transitions:
         if there not in TRANSITIONS[here]:
             return here, there
         here = there

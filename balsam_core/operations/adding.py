@@ -13,14 +13,14 @@ from balsam_core.model.calls import Added, AddEdge, AddJobs
 from balsam_core.model.command import split
 from balsam_core.model.job import FIELDS, check_columns
 from balsam_core.model.states import END, PARENT_LOST, State
-from balsam_core.operations.batches import extend_batch, lock_open_batch
-from balsam_core.operations.dependencies import lose_children
+from balsam_core.operations.dependencies import fail_descendants
 from balsam_core.operations.dimensions import app_needs, check_parameters, class_ids, shapes_of, workflow_ids
 from balsam_core.operations.events import INSERT_EVENTS, record
 from balsam_core.operations.execution import operation
 from balsam_core.operations.rows import DOCUMENTS, OPTIONAL_TEXTS, in_chunks, visible
+from balsam_core.operations.staged_inserts import extend_staged_insert, lock_open_staged_insert
 from balsam_core.schema.prepared import Insertion, Rows
-from balsam_core.schema.tables import batches, counters, job_edges, job_events, jobs
+from balsam_core.schema.tables import counters, job_edges, job_events, jobs, staged_inserts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,16 +46,16 @@ EMPTY_AS_NULL = (*OPTIONAL_TEXTS, *DOCUMENTS)
 
 @operation(AddJobs)
 def add_jobs(tx: Tx, call: AddJobs) -> Added:
-    """Add jobs to the database or to an open batch.
+    """Add jobs to the database or to an open staged insert.
 
     Raises:
         InvalidInput: A value can't be right.
-        NotFound: An app, a parent or the batch doesn't exist.
-        Conflict: The batch is published.
+        NotFound: An app, a parent or the staged insert doesn't exist.
+        Conflict: The staged insert is published.
     """
     if not call.jobs:
         return Added(first=0)
-    batch = lock_open_batch(tx, call.batch) if call.batch else None
+    staged_insert = lock_open_staged_insert(tx, call.staged_insert) if call.staged_insert else None
     given = _columns(call.jobs)
     _check(call.jobs, given)
     needs = app_needs(tx, set(given["app"]) - {""})
@@ -73,15 +73,15 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     parents = _Parents(tx, call, ids, {place for place, twin in existing.items() if not isinstance(twin, _Twin)})
     if existing:
         given = _columns([job for _, job in new])
-    rows = _rows(tx, call.batch, given, [ids[place] for place, _ in new], needs, parents)
+    rows = _rows(tx, call.staged_insert, given, [ids[place] for place, _ in new], needs, parents)
     tx.insert(_INSERT_JOBS, rows)
     parents.write(tx)
     if events := _events(tx, rows):
         tx.insert(INSERT_EVENTS, events)
-    if batch is None:
-        lose_children(tx, parents.lost)
+    if staged_insert is None:
+        fail_descendants(tx, parents.lost)
     else:
-        extend_batch(tx, batch, first, first + len(new) - 1)
+        extend_staged_insert(tx, staged_insert, first, first + len(new) - 1)
     return Added(first=first, existing={place: ids[place] for place in existing})
 
 
@@ -125,7 +125,7 @@ class _Twin:
 
 
 def _existing_keys(tx: Tx, call: AddJobs) -> dict[int, Any]:
-    """Return place -> id (or twin) of jobs whose key exists; takes keys over from other unpublished batches."""
+    """Return place -> id (or twin) of jobs whose key exists; takes keys over from other unpublished staged inserts."""
     places: dict[str, int] = {}
     existing: dict[int, Any] = {}
     for place, job in enumerate(call.jobs):
@@ -140,8 +140,8 @@ def _existing_keys(tx: Tx, call: AddJobs) -> dict[int, Any]:
     for start in range(0, len(keys), 500):
         some = keys[start : start + 500]
         while True:
-            found, stolen = _with_keys(tx, some, call.batch)
-            if _rob(tx, stolen):
+            found, stolen = _with_keys(tx, some, call.staged_insert)
+            if _invalidate(tx, stolen):
                 break
         existing.update((places[key], number) for key, number in found.items())
     for place, twin in existing.items():
@@ -150,25 +150,25 @@ def _existing_keys(tx: Tx, call: AddJobs) -> dict[int, Any]:
     return existing
 
 
-def _with_keys(tx: Tx, keys: list[str], batch: int) -> tuple[dict[str, int], dict[int, int]]:
-    """Return the jobs that have these keys: key -> id, and id -> batch of those in other unpublished batches."""
+def _with_keys(tx: Tx, keys: list[str], staged_insert: int) -> tuple[dict[str, int], dict[int, int]]:
+    """Return the jobs that have these keys: key -> id, and id -> staged insert of those in unpublished other ones."""
     query = (
-        select(jobs.c.id, jobs.c.key, jobs.c.batch_id, batches.c.published)
-        .outerjoin(batches, batches.c.id == jobs.c.batch_id)
+        select(jobs.c.id, jobs.c.key, jobs.c.staged_insert_id, staged_inserts.c.published)
+        .outerjoin(staged_inserts, staged_inserts.c.id == jobs.c.staged_insert_id)
         .where(jobs.c.key.in_(keys))
     )
     found: dict[str, int] = {}
     stolen: dict[int, int] = {}
     for row in tx.execute(query):
-        if row.published is False and row.batch_id != batch:
-            stolen[row.id] = row.batch_id
+        if row.published is False and row.staged_insert_id != staged_insert:
+            stolen[row.id] = row.staged_insert_id
         else:
             found[row.key] = row.id
     return found, stolen
 
 
-def _rob(tx: Tx, stolen: dict[int, int]) -> bool:
-    """Remove jobs from other unpublished batches, which can then no longer be published.
+def _invalidate(tx: Tx, stolen: dict[int, int]) -> bool:
+    """Remove jobs from other unpublished staged inserts, which can then no longer be published.
 
     Their writer was most likely killed. If it lives, it gets an error on publishing and nothing that was acknowledged
     is lost.
@@ -178,11 +178,16 @@ def _rob(tx: Tx, stolen: dict[int, int]) -> bool:
     """
     if not stolen:
         return True
-    among = batches.c.id.in_(sorted(set(stolen.values())))
-    still_open = select(batches.c.id).where(among, not_(batches.c.published)).order_by(batches.c.id).with_for_update()
+    among = staged_inserts.c.id.in_(sorted(set(stolen.values())))
+    still_open = (
+        select(staged_inserts.c.id)
+        .where(among, not_(staged_inserts.c.published))
+        .order_by(staged_inserts.c.id)
+        .with_for_update()
+    )
     if set(tx.execute(still_open).scalars()) != set(stolen.values()):
         return False
-    tx.execute(update(batches).where(among).values(robbed=True))
+    tx.execute(update(staged_inserts).where(among).values(invalidated=True))
     ids = sorted(stolen)
     tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(ids), job_edges.c.parent_id.in_(ids))))
     tx.execute(delete(job_events).where(job_events.c.job_id.in_(ids)))
@@ -209,16 +214,19 @@ class _Parents:
                 if parent > 0 or -parent - 1 in existing:
                     outside.add(number)
             self._of[ids[place]] = found
-        self._states = self._read(tx, outside, call.batch)
+        self._states = self._read(tx, outside, call.staged_insert)
 
     @staticmethod
-    def _read(tx: Tx, outside: set[int], batch: int) -> dict[int, State]:
+    def _read(tx: Tx, outside: set[int], staged_insert: int) -> dict[int, State]:
         """Return the states of parents from before, locked, so that none finishes unseen."""
         states: dict[int, State] = {}
         for some in in_chunks(sorted(outside)):
             query = (
                 select(jobs.c.id, jobs.c.state)
-                .where(jobs.c.id.in_(some), or_(visible(), and_(jobs.c.batch_id == batch, literal(batch) != 0)))
+                .where(
+                    jobs.c.id.in_(some),
+                    or_(visible(), and_(jobs.c.staged_insert_id == staged_insert, literal(staged_insert) != 0)),
+                )
                 .order_by(jobs.c.id)
                 .with_for_update()
             )
@@ -251,13 +259,13 @@ class _Parents:
 
 def _rows(
     tx: Tx,
-    batch: int,
+    staged_insert: int,
     given: dict[str, tuple[Any, ...]],
     ids: list[int],
     needs: dict[str, AppNeeds],
     parents: _Parents,
 ) -> Rows:
-    """Return the rows of new jobs. Those of a batch are not claimable yet, and with parents stay CREATED so long."""
+    """Return the rows of new jobs. Those of a staged insert are not claimable yet, and with parents CREATED."""
     parents.only_new(set(ids))
     flows = workflow_ids(tx, set(given["workflow"]))
     shapes = shapes_of(given)
@@ -265,7 +273,13 @@ def _rows(
     names = zip(given["name"], given["app"], strict=True)
     rows = Rows(
         len(ids),
-        same={"attempt": 0, "retries": 0, "batch_id": batch, "created_at": tx.now, "state_since": tx.now},
+        same={
+            "attempt": 0,
+            "retries": 0,
+            "staged_insert_id": staged_insert,
+            "created_at": tx.now,
+            "state_since": tx.now,
+        },
         columns={"id": ids, "name": [name or app or "job" for name, app in names]},
     )
     for name in COPIED:
@@ -279,7 +293,7 @@ def _rows(
     rows.put("resource_class_id", its_class)
     if any(given["parents"]):
         left = [parents.left(number) for number in ids]
-        if batch:
+        if staged_insert:
             states = [State.CREATED.value if of else State.READY.value for of in given["parents"]]
         else:
             waits = zip(left, given["wait_for_parents"], strict=True)
@@ -291,7 +305,7 @@ def _rows(
     else:
         rows.same.update(parents_left=0, state=State.READY.value)
         claim = its_class
-    if not batch:
+    if not staged_insert:
         rows.put("claim_class", claim)
     return rows
 
@@ -300,12 +314,12 @@ def _events(tx: Tx, rows: Rows) -> Rows:
     """Return the first events of new jobs; a CREATED one gets it when it is promoted."""
     events = Rows(len(rows), same={"at": tx.now, "attempt": 0}, columns={"job_id": rows.columns["id"]})
     if "state" in rows.same:
-        events.same["hops"] = f"CREATED 0, {rows.same['state']} 0"
+        events.same["transitions"] = f"CREATED 0, {rows.same['state']} 0"
         return events
     states = zip(rows.columns["id"], rows.columns["state"], strict=True)
     known = [(number, state) for number, state in states if state != State.CREATED]
     events.columns["job_id"] = [number for number, _ in known]
-    events.columns["hops"] = [f"CREATED 0, {state} 0" for _, state in known]
+    events.columns["transitions"] = [f"CREATED 0, {state} 0" for _, state in known]
     return replace(events, count=len(known))
 
 
@@ -347,7 +361,7 @@ def add_edge(tx: Tx, call: AddEdge) -> bool:
         record(tx, [(child.id, [(State.AWAITING_PARENTS, 0)], f"waits for job {parent.id}", child.attempt)])
     tx.execute(update(jobs).where(jobs.c.id == child.id).values(changes))
     if parent.state in PARENT_LOST:
-        lose_children(tx, [(parent.id, State(parent.state))])
+        fail_descendants(tx, [(parent.id, State(parent.state))])
     return True
 
 

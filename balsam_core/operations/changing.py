@@ -9,7 +9,7 @@ from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, updat
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
 from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, State
-from balsam_core.operations.dependencies import lock_parents, lose_children
+from balsam_core.operations.dependencies import fail_descendants, lock_parents
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
 from balsam_core.operations.rows import condition, in_chunks, visible
@@ -43,7 +43,7 @@ def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
         these = jobs.c.id.in_(some)
         record_where(tx, these, [State.USER_KILLED], call.message or "killed by the user")
         tx.execute(update(jobs).where(these).values(state=State.USER_KILLED, state_since=tx.now, claim_class=None))
-    lose_children(tx, [(number, State.USER_KILLED) for number in ids])
+    fail_descendants(tx, [(number, State.USER_KILLED) for number in ids])
     return Changed(ids=ids, more=len(ids) == call.limit)
 
 
@@ -95,7 +95,7 @@ def _restart(tx: Tx, ids: list[int], message: str) -> None:
         record_where(tx, waits, [State.AWAITING_PARENTS], message)
         tx.execute(update(jobs).where(waits).values(state=State.AWAITING_PARENTS, claim_class=None, **fresh))
         tx.execute(update(jobs).where(free).values(state=State.READY, claim_class=jobs.c.resource_class_id, **fresh))
-    lose_children(tx, lost)
+    fail_descendants(tx, lost)
 
 
 def _revive_children(tx: Tx, parents: list[int]) -> list[int]:
@@ -153,7 +153,7 @@ def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
             msg = f"job {child.id} waits for job {child.parent_id}; remove or kill it first"
             raise Conflict(msg)
     # Children in a later slice must not wait for ever, should this be the last slice that runs.
-    lose_children(tx, [(row.id, State.USER_KILLED) for row in rows if row.state != State.JOB_FINISHED])
+    fail_descendants(tx, [(row.id, State.USER_KILLED) for row in rows if row.state != State.JOB_FINISHED])
     for some in in_chunks(ids):
         tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(some), job_edges.c.parent_id.in_(some))))
         tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))

@@ -80,7 +80,7 @@ def claim_jobs(tx: Tx, call: ClaimJobs) -> Claim:
 
 
 def _stamp(tx: Tx) -> int:
-    return tx.ticket.seq if tx.ticket else 0
+    return tx.request_id.seq if tx.request_id else 0
 
 
 def _mark(tx: Tx, call: ClaimJobs, rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
@@ -94,7 +94,7 @@ def _mark(tx: Tx, call: ClaimJobs, rows: Sequence[Mapping[Any, Any]]) -> list[Ma
 
 _TAKEN = {
     "launcher_id": bindparam("launcher", type_=BigInteger),
-    "claim_call": bindparam("stamp", type_=BigInteger),
+    "claim_request_seq": bindparam("stamp", type_=BigInteger),
     "attempt": jobs.c.attempt + 1,
     "claim_class": None,
 }
@@ -104,7 +104,7 @@ _CLAIM = PreparedList(lambda ids: update(jobs).where(jobs.c.id.in_(ids)).values(
 @rebuilds(ClaimJobs)
 def rebuild_claim(tx: Tx, call: ClaimJobs) -> Claim:
     """Find the jobs of an earlier claim again by its stamp."""
-    query = select(*_NEEDED).where(jobs.c.launcher_id == call.launcher, jobs.c.claim_call == _stamp(tx))
+    query = select(*_NEEDED).where(jobs.c.launcher_id == call.launcher, jobs.c.claim_request_seq == _stamp(tx))
     return _claimed(tx, tx.execute(query.order_by(jobs.c.priority.desc(), jobs.c.id)).mappings().all())
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["free_children", "lock_parents", "lose_children"]
+__all__ = ["fail_descendants", "lock_parents", "release_children"]
 
 _READY = (
     update(jobs)
@@ -26,7 +26,7 @@ _READY = (
 )
 
 
-def free_children(tx: Tx, finished: Iterable[int]) -> None:
+def release_children(tx: Tx, finished: Iterable[int]) -> None:
     """Tell the children of jobs that have just finished; those that waited for nothing else become READY.
 
     The parents' rows must have been changed before in this transaction: their locks keep others from adding children
@@ -92,7 +92,7 @@ _PARENTS = (
 )
 
 
-def lose_children(tx: Tx, lost: Sequence[tuple[int, State]]) -> None:
+def fail_descendants(tx: Tx, lost: Sequence[tuple[int, State]]) -> None:
     """End all descendants that wait for jobs that have just failed or been killed.
 
     A child of a FAILED parent fails, of a killed one becomes PARENT_KILLED; both say which parent it was.

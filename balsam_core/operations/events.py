@@ -1,4 +1,4 @@
-"""The history of jobs: one row for each write, naming the hops that it made."""
+"""The history of jobs: one row for each write, naming the transitions that it made."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["INSERT_EVENTS", "encode_hops", "event", "record", "record_where"]
+__all__ = ["INSERT_EVENTS", "encode_transitions", "event", "record", "record_where"]
 
-Hops = "Iterable[tuple[State, float]]"
-
-
-def encode_hops(hops: Iterable[tuple[State, float]]) -> str:
-    """Return hops as stored: ``STATE seconds-before, ...``."""
-    return ", ".join(f"{state} {age:.6f}" if age else f"{state} 0" for state, age in hops)
+Transitions = "Iterable[tuple[State, float]]"
 
 
-def _decode_hops(text: str) -> list[tuple[State, float]]:
+def encode_transitions(transitions: Iterable[tuple[State, float]]) -> str:
+    """Return transitions as stored: ``STATE seconds-before, ...``."""
+    return ", ".join(f"{state} {age:.6f}" if age else f"{state} 0" for state, age in transitions)
+
+
+def _decode_transitions(text: str) -> list[tuple[State, float]]:
     pairs = (part.split(" ") for part in text.split(", "))
     return [(State(state), float(age)) for state, age in pairs]
 
@@ -37,16 +37,20 @@ def _decode_hops(text: str) -> list[tuple[State, float]]:
 def event(row: Any) -> Event:  # noqa: ANN401  (a database row)
     """Return a row of ``job_events`` as an Event."""
     return Event(
-        job_id=row.job_id, at=row.at, hops=_decode_hops(row.hops), message=row.message or "", attempt=row.attempt
+        job_id=row.job_id,
+        at=row.at,
+        transitions=_decode_transitions(row.transitions),
+        message=row.message or "",
+        attempt=row.attempt,
     )
 
 
 def record(tx: Tx, rows: Sequence[tuple[int, Iterable[tuple[State, float]], str, int]]) -> None:
-    """Write events: (job, hops, message, attempt) each."""
+    """Write events: (job, transitions, message, attempt) each."""
     if not rows:
         return
     events = Rows(len(rows), same={"at": tx.now}, columns={"job_id": [row[0] for row in rows]})
-    events.put("hops", [encode_hops(row[1]) for row in rows])
+    events.put("transitions", [encode_transitions(row[1]) for row in rows])
     events.put("message", [row[2] or None for row in rows])
     events.put("attempt", [row[3] for row in rows])
     tx.insert(INSERT_EVENTS, events)
@@ -55,13 +59,15 @@ def record(tx: Tx, rows: Sequence[tuple[int, Iterable[tuple[State, float]], str,
 INSERT_EVENTS = Insertion(job_events)
 
 
-def record_where(tx: Tx, where: ColumnElement[bool], hops: Sequence[State], message: str = "") -> None:
+def record_where(tx: Tx, where: ColumnElement[bool], transitions: Sequence[State], message: str = "") -> None:
     """Write one event for each job that fulfils a condition, without reading the jobs."""
     made = select(
         jobs.c.id,
         literal(tx.now, UTCDateTime()),
-        bindparam("event_hops", encode_hops((state, 0) for state in hops), job_events.c.hops.type),
+        bindparam(
+            "event_transitions", encode_transitions((state, 0) for state in transitions), job_events.c.transitions.type
+        ),
         bindparam("event_message", message or None, job_events.c.message.type),
         jobs.c.attempt,
     ).where(where)
-    tx.execute(insert(job_events).from_select(["job_id", "at", "hops", "message", "attempt"], made))
+    tx.execute(insert(job_events).from_select(["job_id", "at", "transitions", "message", "attempt"], made))

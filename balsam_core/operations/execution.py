@@ -15,7 +15,7 @@ from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, by_cod
 from balsam_core.model.calls import WINDOW
 from balsam_core.model.codec import decode, encode
 from balsam_core.schema.prepared import Prepared, RawResult
-from balsam_core.schema.tables import applied, counters
+from balsam_core.schema.tables import counters, processed_requests
 from balsam_core.schema.types import utc_now
 
 if TYPE_CHECKING:
@@ -24,31 +24,41 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, CursorResult, Executable
 
-    from balsam_core.model.calls import Call, Ticket
-    from balsam_core.operations.writer_cache import SoleWriter
+    from balsam_core.model.calls import Call, RequestId
+    from balsam_core.operations.writer_cache import WriterCache
     from balsam_core.schema.prepared import Insertion, Rows
 
     BulkInsert: TypeAlias = Callable[[Connection, str, Sequence[str], Sequence[Sequence[Any]]], None]
 
-__all__ = ["AlreadyApplied", "DatabaseClock", "Tx", "operation", "read", "replay", "write"]
+__all__ = ["AlreadyProcessed", "DatabaseClock", "Tx", "operation", "read", "replay", "write"]
 
 R = TypeVar("R")
 C = TypeVar("C", bound="Call[Any]")
 
 BULK = 50  # rows from which a bulk insert pays
 
-HOMES = ("adding", "apps", "batches", "changing", "claiming", "launchers", "reading", "recording", "upkeep")
+OPERATION_MODULES = (
+    "adding",
+    "apps",
+    "changing",
+    "claiming",
+    "launchers",
+    "reading",
+    "recording",
+    "staged_inserts",
+    "upkeep",
+)
 """The modules that hold operations; imported when the first call runs."""
 
 FORGET_EVERY = 32  # writes of one client between clearings of its stored answers
 CLOCK_AGE = 10.0  # seconds that one reading of the database's clock is used for
 
 _OPERATIONS: dict[type[Call[Any]], Callable[[Tx, Any], Any]] = {}
-_LIKELY: dict[type[Call[Any]], bytes] = {}
+_DEFAULT_REPLIES: dict[type[Call[Any]], bytes] = {}
 _REPLAYS: dict[type[Call[Any]], Callable[[Tx, Any], Any]] = {}
 
 
-class AlreadyApplied(Exception):
+class AlreadyProcessed(Exception):
     """The write took effect before; its transaction must be rolled back and the answer replayed."""
 
 
@@ -58,22 +68,22 @@ class Tx:
     Attributes:
         conn: The connection.
         now: The database's time, UTC.
-        ticket: Identity of the write; None for a read.
+        request_id: Identity of the write; None for a read.
         names: What is known of small tables without asking; None where others may change them.
     """
 
-    __slots__ = ("_bulk_insert", "_clock", "_cursor", "_now", "_sole", "conn", "names", "ticket")
+    __slots__ = ("_bulk_insert", "_clock", "_cursor", "_now", "_sole", "conn", "names", "request_id")
 
     def __init__(
         self,
         conn: Connection,
         clock: DatabaseClock,
-        ticket: Ticket | None = None,
-        sole: SoleWriter | None = None,
+        request_id: RequestId | None = None,
+        sole: WriterCache | None = None,
         bulk_insert: BulkInsert | None = None,
     ) -> None:
         self.conn = conn
-        self.ticket = ticket
+        self.request_id = request_id
         self.names = sole.names if sole else None
         self._sole = sole
         self._cursor = sole.cursor if sole else None
@@ -191,25 +201,25 @@ _NOW = select(utc_now())
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-def operation(kind: type[C], *, likely: object = None) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
+def operation(kind: type[C], *, default_reply: object = None) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
     """Register the body of a call.
 
     Args:
         kind: The call's class.
-        likely: What it nearly always answers: written with the ticket, so that it need not be written afterwards.
+        default_reply: What it nearly always answers: inserted with the request id, which saves an UPDATE.
     """
 
     def register(body: Callable[[Tx, C], R]) -> Callable[[Tx, C], R]:
         _OPERATIONS[kind] = body
-        if likely is not None:
-            _LIKELY[kind] = encode(likely)
+        if default_reply is not None:
+            _DEFAULT_REPLIES[kind] = encode(default_reply)
         return body
 
     return register
 
 
 def rebuilds(kind: type[C]) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
-    """Register a function that rebuilds the answer of an applied call from the rows, so that it isn't stored."""
+    """Register a function that rebuilds the answer of a processed call from the rows, so that it isn't stored."""
 
     def register(body: Callable[[Tx, C], R]) -> Callable[[Tx, C], R]:
         _REPLAYS[kind] = body
@@ -220,7 +230,7 @@ def rebuilds(kind: type[C]) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C]
 
 def _body(call: Call[R]) -> Callable[[Tx, Any], R]:
     if type(call) not in _OPERATIONS:
-        for home in HOMES:
+        for home in OPERATION_MODULES:
             import_module(f"balsam_core.operations.{home}")
     try:
         return _OPERATIONS[type(call)]
@@ -238,82 +248,87 @@ def read(conn: Connection, call: Call[R], clock: DatabaseClock) -> R:
 def write(
     conn: Connection,
     call: Call[R],
-    ticket: Ticket,
+    request_id: RequestId,
     clock: DatabaseClock,
-    sole: SoleWriter | None = None,
+    sole: WriterCache | None = None,
     bulk_insert: BulkInsert | None = None,
 ) -> bytes:
-    """Run a writing call inside the open transaction, once for its ticket, and return the encoded answer.
+    """Run a writing call inside the open transaction, once for its request id, and return the encoded answer.
 
-    Among many writers the ticket's row is inserted first: its unique key decides between two sendings of one write even
-    while the first one's COMMIT is in flight, where looking before inserting would let both pass.
+    Among many writers the request id is inserted first. Its unique key decides between two sendings of one write, even
+    while the COMMIT of the first is in flight; a SELECT before the INSERT would let both pass.
 
     Raises:
-        AlreadyApplied: The write took effect before. Roll back, then :func:`replay`.
+        AlreadyProcessed: The write took effect before. Roll back, then :func:`replay`.
     """
-    with contextlib.closing(Tx(conn, clock, ticket, sole, bulk_insert)) as tx:
-        return _write(tx, call, ticket, alone=sole is not None)
+    with contextlib.closing(Tx(conn, clock, request_id, sole, bulk_insert)) as tx:
+        return _write(tx, call, request_id, alone=sole is not None)
 
 
-def _write(tx: Tx, call: Call[R], ticket: Ticket, *, alone: bool) -> bytes:
+def _write(tx: Tx, call: Call[R], request_id: RequestId, *, alone: bool) -> bytes:
     body = _body(call)
-    likely = _LIKELY.get(type(call))
-    row = {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now}
+    default_reply = _DEFAULT_REPLIES.get(type(call))
+    row = {"client_id": request_id.client, "seq": request_id.seq, "processed_at": tx.now}
     if alone:
         # Nobody else can insert it meanwhile, so it may be looked for first and written once, with the answer.
-        mark = {"client": ticket.client, "number": ticket.seq, "newer": ticket.seq + WINDOW}
+        mark = {"client": request_id.client, "number": request_id.seq, "newer": request_id.seq + WINDOW}
         if tx.run(_IS_THERE, mark).first():
-            raise AlreadyApplied
+            raise AlreadyProcessed
     else:
         try:
-            tx.run(_ENTER, {**row, "reply": likely})
+            tx.run(_ENTER, {**row, "reply": default_reply})
         except IntegrityError as err:
-            raise AlreadyApplied from err
-    if ticket.seq % FORGET_EVERY == 0:
+            raise AlreadyProcessed from err
+    if request_id.seq % FORGET_EVERY == 0:
         # The newest rows stay, to tell a late copy of a write whose row is gone.
-        tx.execute(_FORGET, {"client": ticket.client, "acked": min(ticket.acked, ticket.seq - WINDOW)})
+        tx.execute(_FORGET, {"client": request_id.client, "acked": min(request_id.acked, request_id.seq - WINDOW)})
     reply = encode(body(tx, call))
     kept = None if type(call) in _REPLAYS else reply
     if alone:
         tx.run(_ENTER, {**row, "reply": kept})
-    elif kept != likely:
-        tx.run(_ANSWER, {"client": ticket.client, "number": ticket.seq, "answer": kept})
+    elif kept != default_reply:
+        tx.run(_ANSWER, {"client": request_id.client, "number": request_id.seq, "answer": kept})
     return reply
 
 
-_ENTER = Prepared(insert(applied), ["client_id", "seq", "at", "reply"])
+_ENTER = Prepared(insert(processed_requests), ["client_id", "seq", "processed_at", "reply"])
 _IS_THERE = Prepared(
-    select(applied.c.seq)
+    select(processed_requests.c.seq)
     .where(
-        applied.c.client_id == bindparam("client"),
-        or_(applied.c.seq == bindparam("number"), applied.c.seq >= bindparam("newer")),
+        processed_requests.c.client_id == bindparam("client"),
+        or_(processed_requests.c.seq == bindparam("number"), processed_requests.c.seq >= bindparam("newer")),
     )
     .limit(literal_column("1"))
 )
 _ANSWER = Prepared(
-    update(applied)
-    .where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
-    .values(reply=bindparam("answer", type_=applied.c.reply.type))
+    update(processed_requests)
+    .where(processed_requests.c.client_id == bindparam("client"), processed_requests.c.seq == bindparam("number"))
+    .values(reply=bindparam("answer", type_=processed_requests.c.reply.type))
 )
-_FORGET = delete(applied).where(applied.c.client_id == bindparam("client"), applied.c.seq <= bindparam("acked"))
-_REPLY = select(applied.c.reply).where(applied.c.client_id == bindparam("client"), applied.c.seq == bindparam("number"))
+_FORGET = delete(processed_requests).where(
+    processed_requests.c.client_id == bindparam("client"), processed_requests.c.seq <= bindparam("acked")
+)
+_REPLY = select(processed_requests.c.reply).where(
+    processed_requests.c.client_id == bindparam("client"), processed_requests.c.seq == bindparam("number")
+)
 
 
-def refuse(conn: Connection, ticket: Ticket, clock: DatabaseClock, sole: SoleWriter, err: BalsamError) -> None:
+def refuse(conn: Connection, request_id: RequestId, clock: DatabaseClock, sole: WriterCache, err: BalsamError) -> None:
     """Remember that a write was refused: a late copy of it must not be carried out, now that its caller was told."""
-    tx = Tx(conn, clock, ticket, sole)
+    tx = Tx(conn, clock, request_id, sole)
     stored = _REFUSED + encode([err.code, err.message])
-    tx.run(_ENTER, {"client_id": ticket.client, "seq": ticket.seq, "at": tx.now, "reply": stored})
+    tx.run(_ENTER, {"client_id": request_id.client, "seq": request_id.seq, "processed_at": tx.now, "reply": stored})
 
 
 _REFUSED = b"\xc1"  # begins no MessagePack value
 
 
-def replay(conn: Connection, call: Call[R], ticket: Ticket) -> bytes:
+def replay(conn: Connection, call: Call[R], request_id: RequestId) -> bytes:
     """Return the encoded answer of a write that took effect before, or raise the error that it was refused with."""
-    found = conn.execute(_REPLY, {"client": ticket.client, "number": ticket.seq}).first()
+    found = conn.execute(_REPLY, {"client": request_id.client, "number": request_id.seq}).first()
     if found is None:
-        msg = f"the answer to {call.operation()} (write {ticket.seq} of client {ticket.client}) is no longer stored"
+        write = f"write {request_id.seq} of client {request_id.client}"
+        msg = f"the answer to {call.operation()} ({write}) is no longer stored"
         raise OutcomeUnknown(msg)
     if found[0] is not None:
         stored = bytes(found[0])
@@ -322,6 +337,6 @@ def replay(conn: Connection, call: Call[R], ticket: Ticket) -> bytes:
             raise by_code(code)(message)
         return stored
     if type(call) not in _REPLAYS:
-        raise InvalidInput(f"write {ticket.seq} of client {ticket.client} was no {call.operation()}")
-    with contextlib.closing(Tx(conn, DatabaseClock(), ticket)) as tx:
+        raise InvalidInput(f"write {request_id.seq} of client {request_id.client} was no {call.operation()}")
+    with contextlib.closing(Tx(conn, DatabaseClock(), request_id)) as tx:
         return encode(_REPLAYS[type(call)](tx, call))

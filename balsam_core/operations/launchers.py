@@ -72,8 +72,8 @@ def _give_up(tx: Tx, launcher: int, why: str) -> None:
     held = select(jobs.c.id, jobs.c.state, jobs.c.attempt).where(jobs.c.launcher_id == launcher)
     rows = tx.execute(held.order_by(jobs.c.id).with_for_update()).all()
     running = [row for row in rows if row.state == State.RUNNING]
-    hops = [(State.RUN_TIMEOUT, 0.0), (State.RESTART_READY, 0.0)]
-    record(tx, [(row.id, hops, why, row.attempt) for row in running])
+    transitions = [(State.RUN_TIMEOUT, 0.0), (State.RESTART_READY, 0.0)]
+    record(tx, [(row.id, transitions, why, row.attempt) for row in running])
     mine = jobs.c.launcher_id == launcher
     restart = {"state": State.RESTART_READY, "state_since": tx.now}
     tx.execute(update(jobs).where(mine, jobs.c.state == State.RUNNING).values(restart))
@@ -90,7 +90,7 @@ def close_launcher(tx: Tx, call: CloseLauncher) -> None:
         _give_up(tx, call.launcher, f"launcher {call.launcher} ended")
 
 
-@operation(RenewLease, likely=Heartbeat(killed=[]))
+@operation(RenewLease, default_reply=Heartbeat(killed=[]))
 def renew_lease(tx: Tx, call: RenewLease) -> Heartbeat:
     """Extend a lease.
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, bindparam, case, exists, func, select, update
 
 from balsam_core.model.calls import UpdateJobs
-from balsam_core.model.states import END, PARENT_LOST, State, illegal_hop
-from balsam_core.operations.dependencies import free_children, lose_children
+from balsam_core.model.states import END, PARENT_LOST, State, illegal_transition
+from balsam_core.operations.dependencies import fail_descendants, release_children
 from balsam_core.operations.events import record
 from balsam_core.operations.execution import operation
 from balsam_core.operations.rows import in_chunks
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
 
 
-@operation(UpdateJobs, likely={})
+@operation(UpdateJobs, default_reply={})
 def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
     """Record updates; a refused one changes nothing and is named in the answer."""
     found: dict[int, dict[str, Any]] = {}
@@ -43,15 +43,15 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
             continue
         _apply(tx, held, change)
         changed[change.job] = held
-        if change.hops:
-            events.append((change.job, change.hops, change.message, change.attempt))
+        if change.transitions:
+            events.append((change.job, change.transitions, change.message, change.attempt))
     if changed:
         may_be_parents = _write(tx, list(changed.values()))
         record(tx, events)
         if may_be_parents:
             ended = [(job, State(row["state"])) for job, row in changed.items()]
-            free_children(tx, [job for job, state in ended if state == State.JOB_FINISHED])
-            lose_children(tx, [(job, state) for job, state in ended if state in PARENT_LOST])
+            release_children(tx, [job for job, state in ended if state == State.JOB_FINISHED])
+            fail_descendants(tx, [(job, state) for job, state in ended if state in PARENT_LOST])
     return refused
 
 
@@ -116,18 +116,18 @@ def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
     if row["launcher_id"] != launcher or row["attempt"] != change.attempt:
         return f"the job is no longer this launcher's (attempt {row['attempt']}, not {change.attempt})"
     if row["state"] == State.USER_KILLED:
-        return "the job was killed by the user" if change.hops else ""
-    wrong = illegal_hop(State(row["state"]), [state for state, _ in change.hops])
+        return "the job was killed by the user" if change.transitions else ""
+    wrong = illegal_transition(State(row["state"]), [state for state, _ in change.transitions])
     return f"a job can't go from {wrong[0]} to {wrong[1]}" if wrong else ""
 
 
 def _apply(tx: Tx, row: dict[str, Any], change: Update) -> None:
     """Change a row as the update says."""
-    if change.hops:
-        path = [row["state"], *[hop for hop, _ in change.hops]]
+    if change.transitions:
+        path = [row["state"], *[transition for transition, _ in change.transitions]]
         if State.RESTART_READY in path:
             row["retries"] += sum(pair == (State.RUN_ERROR, State.RESTART_READY) for pair in pairwise(path))
-        state, age = change.hops[-1]
+        state, age = change.transitions[-1]
         row["state"] = state.value
         row["since"] = tx.now - timedelta(seconds=age)
     if change.return_code is not None:

@@ -15,8 +15,8 @@ from balsam_core.model.job import FIELDS, Job
 from balsam_core.model.states import State
 from balsam_core.operations.dimensions import RESOURCES
 from balsam_core.schema.prepared import PreparedList
-from balsam_core.schema.tables import apps, batches, job_edges, jobs, resource_classes, workflows
-from balsam_core.schema.types import Document, position
+from balsam_core.schema.tables import apps, job_edges, jobs, resource_classes, staged_inserts, workflows
+from balsam_core.schema.types import JSONDocument, position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,9 +67,9 @@ def in_chunks(values: Iterable[int]) -> Iterable[list[int]]:
 
 
 def visible(table: FromClause = jobs) -> ColumnElement[bool]:
-    """Return the condition that a job isn't part of an unpublished batch; costs nothing while none is open."""
-    hidden = select(batches.c.id).where(not_(batches.c.published))
-    return or_(not_(exists(hidden)), table.c.batch_id.not_in(hidden))
+    """Return the condition that a job isn't part of an unpublished staged insert; costs nothing while none is open."""
+    hidden = select(staged_inserts.c.id).where(not_(staged_inserts.c.published))
+    return or_(not_(exists(hidden)), table.c.staged_insert_id.not_in(hidden))
 
 
 # ---- conditions
@@ -381,4 +381,4 @@ def jobs_of(tx: Tx, found: Sequence[Mapping[Any, Any]], known: Known | None = No
 
 
 WHOLE = _columns(FIELDS)
-assert all(isinstance(jobs.c[name].type, Document) for name in DOCUMENTS)  # noqa: S101  (a typo here would lose data)
+assert all(isinstance(jobs.c[name].type, JSONDocument) for name in DOCUMENTS)  # noqa: S101  (a typo here would lose data)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, delete, not_, or_, select
 
 from balsam_core.model.calls import GetInfo, Info, Prune
-from balsam_core.operations.batches import abandon_slice
 from balsam_core.operations.execution import operation
-from balsam_core.schema.tables import applied, batches, meta
+from balsam_core.operations.staged_inserts import abandon_slice
+from balsam_core.schema.tables import meta, processed_requests, staged_inserts
 from balsam_core.schema.version import current
 
 if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
 
 CLIENT_AGE = timedelta(days=7)
-BATCH_AGE = timedelta(days=1)
+STAGED_INSERT_AGE = timedelta(days=1)
 
 
 @operation(GetInfo)
@@ -30,12 +30,23 @@ def get_info(tx: Tx, call: GetInfo) -> Info:  # noqa: ARG001
 @operation(Prune)
 def prune(tx: Tx, call: Prune) -> int:
     """Forget old answers, and inserts that were never published."""
-    old = select(applied.c.client_id, applied.c.seq).where(applied.c.at < tx.now - CLIENT_AGE).limit(call.limit)
+    old = (
+        select(processed_requests.c.client_id, processed_requests.c.seq)
+        .where(processed_requests.c.processed_at < tx.now - CLIENT_AGE)
+        .limit(call.limit)
+    )
     rows = tx.execute(old).all()
     for start in range(0, len(rows), 200):
-        ours = [and_(applied.c.client_id == client, applied.c.seq == seq) for client, seq in rows[start : start + 200]]
-        tx.execute(delete(applied).where(or_(*ours)))
-    left_behind = select(batches.c.id).where(not_(batches.c.published), batches.c.touched_at < tx.now - BATCH_AGE)
+        ours = [
+            and_(processed_requests.c.client_id == client, processed_requests.c.seq == seq)
+            for client, seq in rows[start : start + 200]
+        ]
+        tx.execute(delete(processed_requests).where(or_(*ours)))
+    left_behind = select(staged_inserts.c.id).where(
+        not_(staged_inserts.c.published), staged_inserts.c.updated_at < tx.now - STAGED_INSERT_AGE
+    )
     # Locked, since its writer may live after all and publish it in this moment.
-    batch = tx.execute(left_behind.order_by(batches.c.id).limit(1).with_for_update(skip_locked=True)).scalar()
-    return len(rows) + (abandon_slice(tx, batch, call.limit) if batch is not None else 0)
+    staged_insert = tx.execute(
+        left_behind.order_by(staged_inserts.c.id).limit(1).with_for_update(skip_locked=True)
+    ).scalar()
+    return len(rows) + (abandon_slice(tx, staged_insert, call.limit) if staged_insert is not None else 0)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine.interfaces import DBAPICursor
 
-__all__ = ["KnownNames", "SoleWriter"]
+__all__ = ["IdCache", "WriterCache"]
 
 MOST = 10_000  # entries; then it starts anew
 
 
-class KnownNames:
+class IdCache:
     """Ids by (table, name), for the only writer of a database.
 
     Attributes:
@@ -59,7 +59,7 @@ class KnownNames:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoleWriter:
+class WriterCache:
     """The means of the only writer.
 
     Attributes:
@@ -68,4 +68,4 @@ class SoleWriter:
     """
 
     cursor: DBAPICursor
-    names: KnownNames = field(default_factory=KnownNames)
+    names: IdCache = field(default_factory=IdCache)

@@ -26,7 +26,7 @@ from balsam_core.proxy.keys import make_keys
 from balsam_core.proxy.server.readers import ReaderLostError, Readers
 from balsam_core.proxy.server.server import OPERATIONS, Listener, WriteServer
 from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter
-from balsam_core.proxy.server.zap import Gatekeeper
+from balsam_core.proxy.server.zap import ZapAuthenticator
 from balsam_core.proxy.single_writer import load_single_writer
 from balsam_core.system import logs
 from balsam_core.system.files import reason, shown
@@ -89,7 +89,7 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
     # First of all, while there are no threads, no sockets and no open database to be carried over the fork.
     readers = Readers(single, OPERATIONS, READERS) if single.shared else None
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    Gatekeeper(context, keys.client)
+    ZapAuthenticator(context, keys.client)
     try:
         listener = Listener(context, _address(chosen.host), chosen.port, keys)
     except zmq.ZMQError as err:

@@ -1,8 +1,8 @@
 """What travels between a client and the write server.
 
 ZeroMQ gives authenticated, encrypted messages in order, as long as a connection lasts. It gives no word of what became
-of them: so each request is answered, and a client that has no answer sends the same request, with the same ticket,
-again, on another connection or to another server. The ticket makes it take effect once.
+of them: so each request is answered, and a client that has no answer sends the same request, with the same request id,
+again, on another connection or to another server. The request id makes it take effect once.
 
 A message is one frame: one of the structures below in MessagePack. Requests of a connection are numbered by ``id``,
 which the answer repeats.
@@ -24,11 +24,11 @@ __all__ = [
     "LARGEST_REQUEST",
     "NAME",
     "PROTOCOL",
+    "CallRequest",
     "Hello",
     "Reply",
     "Request",
-    "Run",
-    "Status",
+    "StatusRequest",
     "Welcome",
     "catalogue",
     "check_hello",
@@ -68,7 +68,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello", forbid_un
     program: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
 
-class Run(msgspec.Struct, frozen=True, array_like=True, tag="run", forbid_unknown_fields=True):
+class CallRequest(msgspec.Struct, frozen=True, array_like=True, tag="run", forbid_unknown_fields=True):
     """A call.
 
     Attributes:
@@ -91,13 +91,13 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag="run", forbid_unknow
     acked: Id = 0
 
 
-class Status(msgspec.Struct, frozen=True, array_like=True, tag="status", forbid_unknown_fields=True):
+class StatusRequest(msgspec.Struct, frozen=True, array_like=True, tag="status", forbid_unknown_fields=True):
     """How are you?"""
 
     id: Id
 
 
-Request = Hello | Run | Status
+Request = Hello | CallRequest | StatusRequest
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):

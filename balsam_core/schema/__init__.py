@@ -4,5 +4,5 @@ from __future__ import annotations
 
 __all__ = ["SCHEMA"]
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """The revision that this program works with: the newest in ``migrations/versions``."""

@@ -14,6 +14,8 @@ from balsam_core.schema.tables import apps, counters, jobs, launchers, meta, met
 from balsam_core.schema.version import SCHEMA, VERSION_TABLE, check
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Connection, Engine
 
 __all__ = ["pending", "upgrade"]
@@ -53,6 +55,7 @@ def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = F
         Corrupt: The tables are missing.
     """
     todo = pending(engine)
+    scripts = ScriptDirectory(str(SCRIPTS))
     with engine.connect() as conn:
         with conn.begin():
             owner = None
@@ -61,14 +64,13 @@ def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = F
             if owner is None and not new:
                 msg = "the database holds none of this DB's tables: it is another one, or was emptied"
                 raise Corrupt(msg)
-            if owner is None and (stranger := _stranger(conn)):
-                raise Conflict(f"the database is not empty, it holds the table {stranger!a}: ask for an empty one")
+            if owner is None and (foreign := _foreign_table(conn, scripts)):
+                raise Conflict(f"the database is not empty, it holds the table {foreign!a}: ask for an empty one")
             if owner is not None and owner != db_id and not (take_over and not todo and _take_over(conn, owner, db_id)):
                 raise Conflict(
                     f"the database belongs to another DB directory (id {owner}, not {db_id}): use that one, restore it "
                     f"from a backup, or ask for an empty database"
                 )
-        scripts = ScriptDirectory(str(SCRIPTS))
         context = MigrationContext.configure(
             conn,
             opts={
@@ -86,13 +88,36 @@ def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = F
             conn.execute(meta.insert(), [{"name": "db_id", "value": db_id}, {"name": "epoch", "value": "0"}])
 
 
-def _stranger(conn: Connection) -> str | None:
-    """Return the name of a table that no migration, not even one that was killed half way, has made."""
+def _foreign_table(conn: Connection, scripts: ScriptDirectory) -> str | None:
+    """Return the name of a table that no migration, not even one that was killed half way, has made.
+
+    A table of ours has at least the columns of the first revision, as they are called now, and at most those of today.
+    """
+    revisions = [script.module for script in scripts.walk_revisions()]
+    table_names: dict[str, str] = {}
+    column_names: dict[str, dict[str, str]] = {}
+    for revision in reversed(revisions):
+        table_names |= getattr(revision, "RENAMED_TABLES", {})
+        for table, names in getattr(revision, "RENAMED_COLUMNS", {}).items():
+            column_names.setdefault(table, {}).update(names)
+
+    def today(table: str, columns: Iterable[str]) -> set[str]:
+        names = column_names.get(table, {})
+        return {names.get(column, column) for column in columns}
+
+    first = {
+        (name := table_names.get(table.name, table.name)): today(name, table.columns.keys())
+        for table in revisions[-1].metadata.sorted_tables
+    }
     found = inspect(conn)
-    for name in sorted(set(found.get_table_names()) - {VERSION_TABLE}):
-        ours = metadata.tables.get(name)
-        if ours is None or {column["name"] for column in found.get_columns(name)} != set(ours.columns.keys()):
-            return name
+    for table in sorted(set(found.get_table_names()) - {VERSION_TABLE}):
+        name = table_names.get(table, table)
+        if name not in metadata.tables:
+            return table
+        newest = set(metadata.tables[name].columns.keys())
+        columns = today(name, [column["name"] for column in found.get_columns(table)])
+        if not first.get(name, newest) <= columns <= newest:
+            return table
     return None
 
 

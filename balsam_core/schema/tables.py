@@ -4,8 +4,8 @@ How claiming stays fast: ``jobs.claim_class`` is the job's resource class while 
 and its state lets a launcher go on with it) and NULL otherwise. A launcher works out which classes fit and asks for
 each by equality, in the order of the index, so that jobs that don't fit, or are held, or have ended cost nothing.
 
-How inserting stays atomic: jobs of an open batch carry its id and are hidden from every reader until the batch's row
-says ``published``; batch 0 is published from the start.
+How inserting stays atomic: jobs of a staged insert carry its id and are hidden from every reader until the row of the
+insert says ``published``. The id 0 stands for no staged insert.
 """
 
 from __future__ import annotations
@@ -25,19 +25,17 @@ from sqlalchemy import (
 from balsam_core.schema.types import (
     TABLE_OPTIONS,
     Blob,
-    Document,
     Id,
+    JSONDocument,
     LongText,
+    ShortText,
     UTCDateTime,
-    Words,
-    sparse_index,
+    partial_index,
     without_statistics,
 )
 
 __all__ = [
-    "applied",
     "apps",
-    "batches",
     "counters",
     "job_edges",
     "job_events",
@@ -45,7 +43,9 @@ __all__ = [
     "launchers",
     "meta",
     "metadata",
+    "processed_requests",
     "resource_classes",
+    "staged_inserts",
     "workflows",
 ]
 
@@ -62,7 +62,7 @@ metadata = MetaData(
 meta = Table(
     "meta",
     metadata,
-    Column("name", Words(64), primary_key=True, comment="db_id, epoch"),
+    Column("name", ShortText(64), primary_key=True, comment="db_id, epoch"),
     Column("value", LongText(), nullable=False),
     sqlite_with_rowid=False,
 )
@@ -70,18 +70,18 @@ meta = Table(
 counters = Table(
     "counters",
     metadata,
-    Column("name", Words(64), primary_key=True, comment="the table that the ids are for"),
+    Column("name", ShortText(64), primary_key=True, comment="the table that the ids are for"),
     Column("last", BigInteger, nullable=False, comment="the newest id given"),
     sqlite_with_rowid=False,
 )
 
-applied = Table(
-    "applied",
+processed_requests = Table(
+    "processed_requests",
     metadata,
-    Column("client_id", Words(32), primary_key=True),
+    Column("client_id", ShortText(32), primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("reply", Blob(), comment="encoded answer; NULL where it is rebuilt from the rows"),
-    Column("at", UTCDateTime, nullable=False),
+    Column("processed_at", UTCDateTime, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -89,26 +89,26 @@ workflows = Table(
     "workflows",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
-    Column("name", Words(255), nullable=False, unique=True),
+    Column("name", ShortText(255), nullable=False, unique=True),
 )
 
 apps = Table(
     "apps",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
-    Column("name", Words(255), nullable=False, unique=True),
+    Column("name", ShortText(255), nullable=False, unique=True),
     Column("executable", LongText(), nullable=False),
     Column("description", LongText()),
     Column("preprocess", LongText()),
     Column("postprocess", LongText()),
-    Column("environ", Document()),
+    Column("environ", JSONDocument()),
 )
 
 resource_classes = Table(
     "resource_classes",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
-    Column("shape", Words(160), nullable=False, unique=True, comment="the other columns as one text"),
+    Column("shape", ShortText(160), nullable=False, unique=True, comment="the other columns as one text"),
     Column("num_nodes", Integer, nullable=False),
     Column("ranks_per_node", Integer, nullable=False),
     Column("threads_per_rank", Integer, nullable=False),
@@ -122,11 +122,11 @@ launchers = Table(
     "launchers",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
-    Column("host", Words(255), nullable=False),
+    Column("host", ShortText(255), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("boot_id", Words(64), nullable=False),
+    Column("boot_id", ShortText(64), nullable=False),
     Column("process_start", Double, nullable=False, comment="seconds since the epoch"),
-    Column("workflow", Words(255), nullable=False),
+    Column("workflow", ShortText(255), nullable=False),
     Column("started_at", UTCDateTime, nullable=False),
     Column("seen_at", UTCDateTime, nullable=False),
     Column("lease_until", UTCDateTime, nullable=False),
@@ -134,15 +134,17 @@ launchers = Table(
     Index(None, "ended_at", "lease_until"),
 )
 
-batches = Table(
-    "batches",
+staged_inserts = Table(
+    "staged_inserts",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
     Column("published", Boolean(create_constraint=False), nullable=False),
-    Column("robbed", Boolean(create_constraint=False), nullable=False, comment="another insert took over its keys"),
+    Column(
+        "invalidated", Boolean(create_constraint=False), nullable=False, comment="another insert took over its keys"
+    ),
     Column("first_id", BigInteger, nullable=False, comment="lowest id of its jobs, 0 for none"),
     Column("last_id", BigInteger, nullable=False, comment="highest id of its jobs, 0 for none"),
-    Column("touched_at", UTCDateTime, nullable=False),
+    Column("updated_at", UTCDateTime, nullable=False),
 )
 
 jobs = Table(
@@ -152,16 +154,16 @@ jobs = Table(
     Column("workflow_id", BigInteger, ForeignKey("workflows.id"), nullable=False),
     Column("app_id", BigInteger, ForeignKey("apps.id"), comment="NULL: the job's own command"),
     Column("resource_class_id", BigInteger, ForeignKey("resource_classes.id"), nullable=False),
-    Column("state", Words(20), nullable=False),
+    Column("state", ShortText(20), nullable=False),
     Column("claim_class", BigInteger, comment="resource_class_id while claimable, else NULL"),
     Column("priority", Integer, nullable=False),
     Column("launcher_id", BigInteger, comment="who holds it"),
-    Column("claim_call", BigInteger, comment="the launcher's call that claimed it"),
+    Column("claim_request_seq", BigInteger, comment="the launcher's call that claimed it"),
     Column("attempt", Integer, nullable=False),
     Column("retries", Integer, nullable=False),
     Column("parents_left", Integer, nullable=False, comment="parents that have not finished"),
-    Column("batch_id", BigInteger, nullable=False),
-    Column("key", Words(255)),
+    Column("staged_insert_id", BigInteger, nullable=False),
+    Column("key", ShortText(255)),
     Column("created_at", UTCDateTime, nullable=False),
     Column("state_since", UTCDateTime, nullable=False),
     Column("return_code", Integer),
@@ -175,25 +177,25 @@ jobs = Table(
     Column("description", LongText()),
     Column("args", LongText()),
     Column("command", LongText()),
-    Column("parameters", Document()),
-    Column("input_files", Document()),
+    Column("parameters", JSONDocument()),
+    Column("input_files", JSONDocument()),
     Column("stage_in", LongText()),
     Column("stage_out", LongText()),
-    Column("stage_out_files", Document()),
+    Column("stage_out_files", JSONDocument()),
     Column("user_workdir", LongText()),
-    Column("environ", Document()),
+    Column("environ", JSONDocument()),
     Column("preprocess", LongText()),
     Column("postprocess", LongText()),
     Column("cpu_affinity", LongText()),
-    Column("data", Document()),
-    sparse_index(None, "key", without="key", unique=True),
+    Column("data", JSONDocument()),
+    partial_index(None, "key", without="key", unique=True),
     Index(None, "state", "id"),
     Index(None, "workflow_id", "id"),
-    sparse_index(None, "launcher_id", without="launcher_id"),
+    partial_index(None, "launcher_id", without="launcher_id"),
 )
 _claim = (jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
-sparse_index("ix_jobs_claim", *_claim, without="claim_class")
-sparse_index("ix_jobs_workflow_claim", jobs.c.workflow_id, *_claim, without="claim_class")
+partial_index("ix_jobs_claim", *_claim, without="claim_class")
+partial_index("ix_jobs_workflow_claim", jobs.c.workflow_id, *_claim, without="claim_class")
 without_statistics(jobs.c.claim_class)
 
 job_edges = Table(
@@ -211,7 +213,7 @@ job_events = Table(
     Column("id", Id(), primary_key=True),
     Column("job_id", BigInteger, nullable=False),
     Column("at", UTCDateTime, nullable=False),
-    Column("hops", Words(1000), nullable=False, comment="STATE seconds-before-at, ..."),
+    Column("transitions", ShortText(1000), nullable=False, comment="STATE seconds-before-at, ..."),
     Column("message", LongText()),
     Column("attempt", Integer, nullable=False),
     Index(None, "job_id"),

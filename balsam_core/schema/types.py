@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "TABLE_OPTIONS",
     "Blob",
-    "Document",
     "Id",
+    "JSONDocument",
     "LongText",
+    "ShortText",
     "UTCDateTime",
-    "Words",
+    "partial_index",
     "position",
-    "sparse_index",
     "utc_now",
     "without_statistics",
 ]
@@ -47,7 +47,7 @@ def _collation(dialect: Dialect) -> str | None:
     return "C" if dialect.name == "postgresql" else None
 
 
-class Words(TypeDecorator[str]):
+class ShortText(TypeDecorator[str]):
     """A string type of at most ``length`` characters that compares byte by byte."""
 
     impl = String
@@ -78,7 +78,7 @@ class LongText(TypeDecorator[str]):
         return dialect.type_descriptor(Text(collation=collation))
 
 
-class Document(TypeDecorator[Any]):
+class JSONDocument(TypeDecorator[Any]):
     """A JSON type; SQL NULL stands for the empty document.
 
     On PostgreSQL JSON and not JSONB, which turns the number 1e22 into an integer, and takes longer to write.
@@ -120,7 +120,7 @@ def _create_table_mysql(element: CreateTable, compiler: Any, **kw: Any) -> str: 
     return text.rstrip() + str(element.element.metadata.info.get("mysql", ""))
 
 
-def sparse_index(name: str | None, *columns: Any, without: str, unique: bool = False) -> Index:  # noqa: ANN401
+def partial_index(name: str | None, *columns: Any, without: str, unique: bool = False) -> Index:  # noqa: ANN401
     """Return an index that leaves out the rows in which the column ``without`` is NULL, where the database can.
 
     Such rows cost nothing then when they are written. A keyword argument for a dialect would load the dialect.

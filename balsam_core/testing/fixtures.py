@@ -162,7 +162,7 @@ def empty(db: Database) -> None:
     """Remove all launchers, jobs and apps, as a user could."""
     for info in db.run(calls.GetLaunchers()):
         db.run(calls.CloseLauncher(launcher=info.id))
-    while db.run(calls.PromoteBatch()):
+    while db.run(calls.PromoteStagedInsert()):
         pass
     db.jobs.remove()
     for app in db.apps:
@@ -171,9 +171,9 @@ def empty(db: Database) -> None:
 
 @pytest.fixture
 def encoded(db: Database) -> EncodedTransport:
-    """The transport of ``db``, where it lets a test choose the tickets of writes."""
+    """The transport of ``db``, where it lets a test choose the request ids of writes."""
     if not isinstance(db.transport, EncodedTransport):
-        pytest.skip(f"{type(db.transport).__name__} is no EncodedTransport: its tickets can't be chosen")
+        pytest.skip(f"{type(db.transport).__name__} is no EncodedTransport: its request ids can't be chosen")
     return db.transport
 
 

@@ -94,8 +94,8 @@ def churn(db: Database, seed: str, rounds: str) -> None:
 
 def finish(db: Database, launcher: int, jobs: list[Job]) -> None:
     """Let claimed jobs succeed."""
-    hops = [(hop, 0.0) for hop in DONE]
-    updates = [Update(job=job.id or 0, attempt=job.attempt, hops=hops) for job in jobs]
+    transitions = [(transition, 0.0) for transition in DONE]
+    updates = [Update(job=job.id or 0, attempt=job.attempt, transitions=transitions) for job in jobs]
     db.run(calls.UpdateJobs(launcher=launcher, updates=updates))
 
 

@@ -89,7 +89,7 @@ def update(
     db: Database,
     launcher: int,
     job: Job,
-    *hops: State,
+    *transitions: State,
     message: str = "",
     return_code: int | None = None,
     release: bool = False,
@@ -99,7 +99,7 @@ def update(
     told = Update(
         job=job.id,
         attempt=job.attempt,
-        hops=[(hop, 0.0) for hop in hops],
+        transitions=[(transition, 0.0) for transition in transitions],
         message=message,
         return_code=return_code,
         release=release,

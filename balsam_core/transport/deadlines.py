@@ -1,7 +1,7 @@
 """A call's deadline, kept where a driver would wait for ever: for a server that is frozen, not gone.
 
 A frozen server's machine still acknowledges every packet, so neither TCP nor a driver notices anything. What is being
-connected asks :func:`seconds_left`; a connection whose answer is late is cut by :class:`Cutter`.
+connected asks :func:`seconds_left`; a connection whose answer is late is cut by :class:`DeadlineEnforcer`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Cutter", "bounded", "seconds_left"]
+__all__ = ["DeadlineEnforcer", "bounded", "seconds_left"]
 
 LATE = 0.5  # seconds beyond the deadline, for an answer that is on its way
 POLL = 0.25  # seconds between two looks while a call is under way
@@ -41,7 +41,7 @@ def bounded(deadline: float) -> Iterator[None]:
         _deadline.reset(token)
 
 
-class Cutter:
+class DeadlineEnforcer:
     """Cuts connections that are used beyond a deadline; their driver then reports a broken one.
 
     It has one thread, which sleeps while no call is under way, and ends with :meth:`close`.

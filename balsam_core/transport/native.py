@@ -17,9 +17,9 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from balsam_core.errors import BalsamError, Busy, Conflict, InvalidInput, OutcomeUnknown, SchemaMismatch, Unavailable
-from balsam_core.model.calls import WINDOW, Ticket
+from balsam_core.model.calls import WINDOW, RequestId
 from balsam_core.model.codec import decode_call, decode_result, encode, encode_call
-from balsam_core.transport.deadlines import Cutter, bounded
+from balsam_core.transport.deadlines import DeadlineEnforcer, bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,8 +103,8 @@ class ClientSession:
         return next(self._reads)
 
     @contextlib.contextmanager
-    def ticket(self, deadline: float = float("inf")) -> Iterator[Ticket]:
-        """Give the ticket of a new write; at the end of the block it is answered and will not be sent again.
+    def request_id(self, deadline: float = float("inf")) -> Iterator[RequestId]:
+        """Give the request id of a new write; at the end of the block it is answered and will not be sent again.
 
         Waits while a write of another thread is unanswered for so long that :data:`WINDOW` newer ones were made.
 
@@ -121,7 +121,7 @@ class ClientSession:
                     raise Busy(msg)
             self._last += 1
             self._unanswered.add(self._last)
-            made = Ticket(self.client, self._last, min(self._unanswered) - 1)
+            made = RequestId(self.client, self._last, min(self._unanswered) - 1)
         try:
             yield made
         finally:
@@ -131,7 +131,7 @@ class ClientSession:
 
 
 class EncodedTransport(Transport):
-    """Runs calls as bytes, each write under a ticket; a subclass says how in :meth:`perform`.
+    """Runs calls as bytes, each write under a request id; a subclass says how in :meth:`perform`.
 
     Args:
         session: Numbers the writes; shared by transports of which one may finish what another began.
@@ -150,8 +150,8 @@ class EncodedTransport(Transport):
         data = encode_call(call)
         if not call.writes:
             return decode_result(kind, self.perform(kind, data, None, deadline))
-        with self._session.ticket(deadline) as ticket:
-            return decode_result(kind, self.perform(kind, data, ticket, deadline))
+        with self._session.request_id(deadline) as request_id:
+            return decode_result(kind, self.perform(kind, data, request_id, deadline))
 
     def check_open(self) -> None:
         """Raise Unavailable where this transport is closed, or was carried over a fork."""
@@ -161,13 +161,13 @@ class EncodedTransport(Transport):
             raise Unavailable(msg)
 
     @abstractmethod
-    def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
-        """Run an encoded call and return the encoded answer; a write with its ticket, which may have been sent before.
+    def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
+        """Run an encoded call and return the encoded answer; a write may have been sent before.
 
         Args:
             kind: The call's class.
             data: The encoded call.
-            ticket: Identity of a write, None for a read.
+            request_id: Identity of a write, None for a read.
             deadline: Until when an attempt may begin, by the monotonic clock.
         """
 
@@ -210,18 +210,18 @@ class NativeTransport(EncodedTransport):
         self.bulk_insert: BulkInsert | None = None
         self.db_id = ""
         self._clock = DatabaseClock()
-        self._cutter = Cutter()
+        self._cutter = DeadlineEnforcer()
         self._checked = False
 
-    def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
+    def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
         self.check_open()
         call = decode_call(kind, data)
         commit = _Commit()
         with bounded(deadline):
-            if ticket is None:
+            if request_id is None:
                 return self._repeat(lambda: self._read(call, deadline), deadline, commit)
-            return self._repeat(lambda: self._write(call, ticket, deadline, commit), deadline, commit)
+            return self._repeat(lambda: self._write(call, request_id, deadline, commit), deadline, commit)
 
     def close(self) -> None:
         """Close all connections."""
@@ -240,20 +240,20 @@ class NativeTransport(EncodedTransport):
             self._check(conn)
             return encode(read(conn, call, self._clock))
 
-    def _write(self, call: Call[R], ticket: Ticket, deadline: float, commit: _Commit) -> bytes:
-        from balsam_core.operations.execution import AlreadyApplied, replay, write
+    def _write(self, call: Call[R], request_id: RequestId, deadline: float, commit: _Commit) -> bytes:
+        from balsam_core.operations.execution import AlreadyProcessed, replay, write
 
         commit.sent = False
         try:
             with self._connect(deadline) as conn, conn.begin():
                 self._check(conn)
-                reply = write(conn, call, ticket, self._clock, bulk_insert=self.bulk_insert)
+                reply = write(conn, call, request_id, self._clock, bulk_insert=self.bulk_insert)
                 commit.sent = True  # in a moment
             return reply
-        except AlreadyApplied:
+        except AlreadyProcessed:
             with self._connect(deadline) as conn, conn.begin():
                 self._check(conn)
-                return replay(conn, call, ticket)
+                return replay(conn, call, request_id)
 
     @contextlib.contextmanager
     def _connect(self, deadline: float) -> Iterator[Connection]:

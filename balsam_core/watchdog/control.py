@@ -23,7 +23,7 @@ from balsam_core.errors import AddressError, Conflict, TimedOut, Unavailable, by
 from balsam_core.system.files import shown
 from balsam_core.system.processes import is_alive, send_signal
 from balsam_core.watchdog import stop_request, user_servers
-from balsam_core.watchdog.lease import HEARTBEAT, HeldLease, Sighting, State, Watch, new_lease
+from balsam_core.watchdog.lease import HEARTBEAT, HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.takeover import acquire, check_takeover
 
@@ -95,7 +95,7 @@ def start(db: DBDir, options: ServerOptions | None = None) -> Started:
         OSError: A file can't be read or written.
     """
     options = options or ServerOptions()
-    watch = Watch(db)
+    watch = LeaseObserver(db)
     starter, deadline = "", 0.0
     while True:
         seen = watch.look()
@@ -127,13 +127,13 @@ def stop(db: DBDir, *, takeover: bool = False) -> Stopped:
         BalsamError: What is left of it can't be removed.
         OSError: A file can't be read or written.
     """
-    watch = Watch(db)
+    watch = LeaseObserver(db)
     asked: Lease | None = None
     began = time.monotonic()
     while True:
         seen = watch.look()
         lease = seen.lease
-        if seen.state is State.FREE and (asked or not _is_published(db)):
+        if seen.state is LeaseState.FREE and (asked or not _is_published(db)):
             if asked is None:
                 return "none"
             _await_end(asked)
@@ -175,11 +175,11 @@ def reset(db: DBDir) -> None:
         Conflict: A server or a watchdog lives.
         OSError: A file can't be read or written.
     """
-    watch = Watch(db)
+    watch = LeaseObserver(db)
     while True:
         seen = watch.look()
         lease = seen.lease
-        if seen.state is State.ALIVE:
+        if seen.state is LeaseState.ALIVE:
             raise Conflict(f"{shown(db.path)} is served: {_holder(seen)} lives; use balsam dbserver --stop")
         orphan = lease.child_pid if lease and _child_lives(lease) else _published_process(db)
         if orphan:
@@ -197,10 +197,10 @@ def describe(db: DBDir) -> ServerState:
         SchemaMismatch: A newer Balsam wrote one of the files.
         OSError: A file can't be read.
     """
-    seen = Watch(db).look()
+    seen = LeaseObserver(db).look()
     lease = seen.lease
     published = address.read(db)
-    if seen.state is State.FREE:
+    if seen.state is LeaseState.FREE:
         if published is None:
             return ServerState(state="stopped")
         return ServerState(state="stale" if address.is_gone(published) else "unwatched", address=published)
@@ -219,7 +219,7 @@ def has_server(db: DBDir) -> bool:
         SchemaMismatch: A newer Balsam wrote one of the files.
         OSError: A file can't be read.
     """
-    return Watch(db).look().state is not State.FREE or _is_published(db)
+    return LeaseObserver(db).look().state is not LeaseState.FREE or _is_published(db)
 
 
 @contextlib.contextmanager
@@ -246,8 +246,8 @@ def paused(db: DBDir, *, always: bool = False) -> Iterator[ServerOptions | None]
         preferred = state.address.port if state.address else 0
         lease = state.lease
         options = ServerOptions(host=lease.listen, port=lease.port, preferred=preferred, tls=lease.tls)
-    watch = Watch(db)
-    while isinstance(held := acquire(db, new_lease(), watch), Sighting):
+    watch = LeaseObserver(db)
+    while isinstance(held := acquire(db, new_lease(), watch), LeaseStatus):
         stop(db)
     finished = threading.Event()
     beating = threading.Thread(target=_keep_beating, args=(held, finished), daemon=True)
@@ -306,9 +306,9 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _served_by(db: DBDir, seen: Sighting) -> Address | None:
+def _served_by(db: DBDir, seen: LeaseStatus) -> Address | None:
     """Return the address that a living watchdog has published."""
-    if seen.state is not State.ALIVE or seen.lease is None:
+    if seen.state is not LeaseState.ALIVE or seen.lease is None:
         return None
     try:
         published = address.read(db)
@@ -324,14 +324,14 @@ def _is_of(published: Address, lease: Lease) -> bool:
     return not lease.is_of_this_machine or (published.pid == lease.child_pid and _child_lives(lease))
 
 
-def _clean(db: DBDir, watch: Watch, *, takeover: bool) -> bool:
+def _clean(db: DBDir, watch: LeaseObserver, *, takeover: bool) -> bool:
     """Remove what a dead watchdog left: its server if that still runs here, the address, the lease.
 
     Returns:
         Whether that was done; if not, somebody else took the lease.
     """
     held = acquire(db, new_lease(), watch, takeover=takeover)
-    if isinstance(held, Sighting):
+    if isinstance(held, LeaseStatus):
         return False
     try:
         address.withdraw(db)
@@ -361,9 +361,9 @@ def _child_lives(lease: Lease) -> bool:
     return bool(lease.child_pid) and lease.is_of_this_machine and is_alive(lease.child_pid, lease.child_start)
 
 
-def _holder(seen: Sighting) -> str:
+def _holder(seen: LeaseStatus) -> str:
     return f"process {seen.lease.pid} on {seen.lease.node}" if seen.lease else "an unknown process"
 
 
-def _poll(seen: Sighting) -> float:
+def _poll(seen: LeaseStatus) -> float:
     return POLL if seen.age is None else REMOTE_POLL

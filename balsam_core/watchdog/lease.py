@@ -39,9 +39,9 @@ __all__ = [
     "HEARTBEAT",
     "HeldLease",
     "Lease",
-    "Sighting",
-    "State",
-    "Watch",
+    "LeaseObserver",
+    "LeaseState",
+    "LeaseStatus",
     "encoded",
     "lease_file",
     "load",
@@ -112,7 +112,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         return sum(seconds for _, seconds in self.stop)
 
 
-class State(Enum):
+class LeaseState(Enum):
     """What is known about a lease."""
 
     FREE = "free"
@@ -128,7 +128,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sighting:
+class LeaseStatus:
     """A lease as it was found.
 
     Attributes:
@@ -139,7 +139,7 @@ class Sighting:
         age: Seconds since then; None where that can't be told or doesn't matter.
     """
 
-    state: State
+    state: LeaseState
     lease: Lease | None = None
     data: bytes = b""
     beaten: int = 0
@@ -148,7 +148,7 @@ class Sighting:
     @property
     def is_takeable(self) -> bool:
         """Whether the lease may be taken."""
-        return self.state in {State.FREE, State.DEAD, State.SILENT}
+        return self.state in {LeaseState.FREE, LeaseState.DEAD, LeaseState.SILENT}
 
 
 _decode = msgspec.json.Decoder(Lease).decode
@@ -159,7 +159,7 @@ def lease_file(db: DBDir) -> Path:
     return db.path / "dbserver.lease"
 
 
-class Watch:
+class LeaseObserver:
     """Looks at the lease of a DB directory and remembers what it saw, to tell a beating heart from a silent one."""
 
     def __init__(self, db: DBDir) -> None:
@@ -167,7 +167,7 @@ class Watch:
         self._seen: tuple[object, int] | None = None
         self._since = 0.0
 
-    def look(self) -> Sighting:
+    def look(self) -> LeaseStatus:
         """Return the lease as it is now.
 
         Raises:
@@ -178,27 +178,27 @@ class Watch:
             data, beaten = load(lease_file(self._db))
         except FileNotFoundError:
             self._seen = None
-            return Sighting(state=State.FREE)
+            return LeaseStatus(state=LeaseState.FREE)
         lease = parse(self._db, data)
         if lease is not None and lease.is_of_this_machine and is_copied(self._db, lease.directory):
             # Nobody's, but of a living stranger who must be left alone.
-            return Sighting(state=State.SILENT, data=data, beaten=beaten)
+            return LeaseStatus(state=LeaseState.SILENT, data=data, beaten=beaten)
         if lease is not None and lease.is_of_this_machine:
-            state = State.ALIVE if is_alive(lease.pid, lease.start) else State.DEAD
-            return Sighting(state=state, lease=lease, data=data, beaten=beaten)
+            state = LeaseState.ALIVE if is_alive(lease.pid, lease.start) else LeaseState.DEAD
+            return LeaseStatus(state=state, lease=lease, data=data, beaten=beaten)
         age = _age(self._db, beaten)
         state = self._judge(lease.token if lease else data, beaten, age)
-        return Sighting(state=state, lease=lease, data=data, beaten=beaten, age=age)
+        return LeaseStatus(state=state, lease=lease, data=data, beaten=beaten, age=age)
 
-    def _judge(self, token: object, beaten: int, age: float | None) -> State:
+    def _judge(self, token: object, beaten: int, age: float | None) -> LeaseState:
         before, self._seen = self._seen, (token, beaten)
         if before != self._seen:
             self._since = time.monotonic()
             if before is not None and before[0] == token:
-                return State.ALIVE
+                return LeaseState.ALIVE
         elif time.monotonic() - self._since > EXPIRY:  # the clock of the file system may be anything
-            return State.SILENT
-        return State.SILENT if age is not None and age > EXPIRY else State.UNSURE
+            return LeaseState.SILENT
+        return LeaseState.SILENT if age is not None and age > EXPIRY else LeaseState.UNSURE
 
 
 class HeldLease:

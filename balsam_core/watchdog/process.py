@@ -24,10 +24,10 @@ from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system import logs
 from balsam_core.system.files import reason, shown
 from balsam_core.system.signals import StopRequests
-from balsam_core.watchdog.lease import HeldLease, Sighting, State, Watch, new_lease
+from balsam_core.watchdog.lease import HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.server_process import adopt_orphans
-from balsam_core.watchdog.supervisor import Outcome, Supervisor
+from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome
 from balsam_core.watchdog.takeover import acquire
 
 if TYPE_CHECKING:
@@ -141,13 +141,13 @@ def run_in_foreground(db: DBDir, options: ServerOptions, ready: Callable[[Addres
         raise Conflict(
             f"{shown(db.path)} has a server already: see balsam dbserver --status, end it with balsam dbserver --stop"
         )
-    if outcome is Outcome.REPLACED:
+    if outcome is SupervisorOutcome.REPLACED:
         raise Conflict(f"{shown(db.path)} was taken over by another watchdog, so the server of this one was ended")
 
 
 def _serve(
     db: DBDir, options: ServerOptions, ready: Callable[[Address], None], *, begin: Callable[[], object]
-) -> Outcome | None:
+) -> SupervisorOutcome | None:
     """Take the lease and serve; None when another one serves.
 
     Args:
@@ -166,11 +166,11 @@ def _serve(
         lease = new_lease(
             listen=options.host, port=options.port, tls=options.tls, exclusive=policy is ServerPolicy.REQUIRED
         )
-        watch = Watch(db)
-        while isinstance(held := acquire(db, lease, watch, takeover=options.takeover), Sighting):
+        watch = LeaseObserver(db)
+        while isinstance(held := acquire(db, lease, watch, takeover=options.takeover), LeaseStatus):
             if stops.number is not None:
-                return Outcome.STOPPED
-            if held.state is State.ALIVE:
+                return SupervisorOutcome.STOPPED
+            if held.state is LeaseState.ALIVE:
                 return None
             time.sleep(_UNSURE_POLL)
         try:

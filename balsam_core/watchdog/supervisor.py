@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from balsam_core.watchdog.lease import HeldLease
     from balsam_core.watchdog.options import ServerOptions
 
-__all__ = ["Outcome", "Supervisor"]
+__all__ = ["Supervisor", "SupervisorOutcome"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ _FAULTS = ("ERROR", "FATAL", "PANIC")  # words of the line of a server's output 
 KILLED = 10.0  # seconds that a killed server may take to go; longer means that the kernel holds it
 
 
-class Outcome(Enum):
+class SupervisorOutcome(Enum):
     """How a watchdog's work ended."""
 
     STOPPED = "stopped"
@@ -104,9 +104,9 @@ class Supervisor:
         self._intent_at = 0.0
         self._beat_at = 0.0
         self._beaten = monotonic()
-        self._outcome: Outcome | None = None
+        self._outcome: SupervisorOutcome | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> SupervisorOutcome:
         """Serve until the end.
 
         Raises:
@@ -135,7 +135,7 @@ class Supervisor:
         elif who := self._stop_wanted(now):
             logger.info("epoch=%d: stopping: asked by %s", self._epoch, who)
             self._clean_up()
-            self._outcome = Outcome.STOPPED
+            self._outcome = SupervisorOutcome.STOPPED
         elif self._server is None:
             if now >= self._start_at:
                 self._start()
@@ -208,7 +208,7 @@ class Supervisor:
         """End the server at once; the address belongs to whoever took the lease."""
         logger.error("epoch=%d: the lease was taken by another watchdog or removed; this one ends", self._epoch)
         self._end_server(quick=True)
-        self._outcome = Outcome.REPLACED
+        self._outcome = SupervisorOutcome.REPLACED
 
     # ---- starting
 

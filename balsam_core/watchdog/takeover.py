@@ -17,13 +17,13 @@ import msgspec
 from balsam_core.errors import Conflict
 from balsam_core.system.files import force_to_disk, give_to_owner, shown
 from balsam_core.system.processes import descendants, end_process, is_alive, send_signal, this_machine
-from balsam_core.watchdog.lease import HeldLease, State, encoded, lease_file, load, locked, parse
+from balsam_core.watchdog.lease import HeldLease, LeaseState, encoded, lease_file, load, locked, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.watchdog.lease import Lease, Sighting, Watch
+    from balsam_core.watchdog.lease import Lease, LeaseObserver, LeaseStatus
 
 __all__ = ["acquire", "check_takeover", "take"]
 
@@ -31,7 +31,7 @@ _LEFTOVER = 60.0  # seconds after which a temporary file is nobody's
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
-def acquire(db: DBDir, lease: Lease, watch: Watch, *, takeover: bool = False) -> HeldLease | Sighting:
+def acquire(db: DBDir, lease: Lease, watch: LeaseObserver, *, takeover: bool = False) -> HeldLease | LeaseStatus:
     """Take the lease if that is allowed now.
 
     A server that a dead holder of this machine has left behind is ended first.
@@ -61,14 +61,14 @@ def acquire(db: DBDir, lease: Lease, watch: Watch, *, takeover: bool = False) ->
             return HeldLease(db, lease)
 
 
-def check_takeover(db: DBDir, seen: Sighting, *, takeover: bool) -> None:
+def check_takeover(db: DBDir, seen: LeaseStatus, *, takeover: bool) -> None:
     """Refuse to take a lease from another machine where two servers would destroy the data.
 
     Raises:
         Conflict: It was not asked for in so many words.
     """
     lease = seen.lease
-    if takeover or seen.state is not State.SILENT or lease is None:
+    if takeover or seen.state is not LeaseState.SILENT or lease is None:
         return
     if lease.exclusive and lease.node != this_machine().node:
         raise Conflict(
@@ -77,7 +77,7 @@ def check_takeover(db: DBDir, seen: Sighting, *, takeover: bool) -> None:
         )
 
 
-def take(db: DBDir, lease: Lease, judged: Sighting) -> bool:
+def take(db: DBDir, lease: Lease, judged: LeaseStatus) -> bool:
     """Put the lease in the place of what was judged takeable; say whether that worked.
 
     Args:
@@ -93,7 +93,7 @@ def take(db: DBDir, lease: Lease, judged: Sighting) -> bool:
     _write(temporary, encoded(lease))
     try:
         with locked(db):
-            if judged.state is not State.FREE and not _set_aside(db, judged, aside):
+            if judged.state is not LeaseState.FREE and not _set_aside(db, judged, aside):
                 return False
             if not _place(temporary, lease_file(db)):
                 return False
@@ -105,7 +105,7 @@ def take(db: DBDir, lease: Lease, judged: Sighting) -> bool:
     return True
 
 
-def _set_aside(db: DBDir, judged: Sighting, aside: Path) -> bool:
+def _set_aside(db: DBDir, judged: LeaseStatus, aside: Path) -> bool:
     """Rename the lease away; if it turns out to be another one than the judged, put it back and say no."""
     try:
         if not _is_judged(db, lease_file(db), judged):
@@ -119,12 +119,12 @@ def _set_aside(db: DBDir, judged: Sighting, aside: Path) -> bool:
     return False
 
 
-def _is_judged(db: DBDir, path: Path, judged: Sighting) -> bool:
+def _is_judged(db: DBDir, path: Path, judged: LeaseStatus) -> bool:
     """Say whether a file is the lease that was judged, and whether its heart is as silent as it was then."""
     data, beaten = load(path)
     found = parse(db, data)
     same = found.token == judged.lease.token if found and judged.lease else data == judged.data
-    return same and (judged.state is State.DEAD or beaten == judged.beaten)
+    return same and (judged.state is LeaseState.DEAD or beaten == judged.beaten)
 
 
 def _place(temporary: Path, target: Path) -> bool:
@@ -151,14 +151,14 @@ def _place(temporary: Path, target: Path) -> bool:
     return True
 
 
-def _end_orphan(db: DBDir, seen: Sighting) -> None:
+def _end_orphan(db: DBDir, seen: LeaseStatus) -> None:
     """End the server that a dead holder left running on this machine.
 
     Raises:
         Conflict: It can't be ended.
     """
     lease = seen.lease
-    if seen.state is not State.DEAD or lease is None or not lease.child_pid:
+    if seen.state is not LeaseState.DEAD or lease is None or not lease.child_pid:
         return
     children = descendants(lease.child_pid) if is_alive(lease.child_pid, lease.child_start) else []
     for pid, start in children:  # the server would wait for frozen ones

@@ -17,7 +17,7 @@ import msgspec
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError
 from balsam_core.system.files import atomic_write, read_regular, reason
-from balsam_core.watchdog.lease import Watch
+from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ def _running() -> Iterator[DBDir]:
         try:
             entry = msgspec.json.decode(read_regular(file, limit=_LARGEST), type=_Entry)
             db = DBDir.open(os.fsdecode(bytes.fromhex(entry.path)))
-            if not Watch(db).look().is_takeable:
+            if not LeaseObserver(db).look().is_takeable:
                 yield db
                 continue
         except OSError as err:  # a file system that is away for now

@@ -36,7 +36,7 @@ from balsam_core.model.calls import (
     GetKilled,
     GetRows,
     KillJobs,
-    OpenBatch,
+    OpenStagedInsert,
     Order,
     RegisterLauncher,
     RemoveApp,
@@ -51,7 +51,7 @@ from balsam_core.model.codec import encode_call
 from balsam_core.model.filters import AllOf, AnyOf, Compare, NoneOf
 from balsam_core.model.states import State
 from balsam_core.proxy import protocol
-from balsam_core.proxy.protocol import PROTOCOL, Hello, Run, Status, catalogue, decode_request
+from balsam_core.proxy.protocol import PROTOCOL, CallRequest, Hello, StatusRequest, catalogue, decode_request
 from balsam_core.proxy.server.server import OPERATIONS
 from balsam_core.schema import SCHEMA
 
@@ -74,19 +74,19 @@ WRITES = [
     RemoveApp(name="nobody"),
     AddJobs(jobs=[Job(name="fuzz", command="true", data={"a": [1, 2.5, None]}, environ={"A": "b"})]),
     AddEdge(parent=1, child=2),
-    OpenBatch(),
+    OpenStagedInsert(),
     KillJobs(where=SOME, limit=1),
     RetryJobs(where=SOME, limit=1),
     RegisterLauncher(host="h", pid=1, boot_id="b", process_start=1.0, lease_seconds=10.0),
     RenewLease(launcher=1, lease_seconds=10.0),
     ClaimJobs(launcher=1, limit=1, resources=Resources()),
-    UpdateJobs(launcher=1, updates=[Update(job=1, attempt=1, hops=[(State.RUNNING, 0.5)], message="m")]),
+    UpdateJobs(launcher=1, updates=[Update(job=1, attempt=1, transitions=[(State.RUNNING, 0.5)], message="m")]),
 ]
 CORPUS = [
     protocol.encode(request)
     for request in (
         Hello(1, PROTOCOL, SCHEMA, catalogue(), "fuzz"),
-        Status(2),
+        StatusRequest(2),
         *(call(3, what) for what in READS),
         *(call(4, what, client=CLIENT, seq=number + 1) for number, what in enumerate(WRITES)),
     )
@@ -141,11 +141,11 @@ def bomb(depth: int) -> bytes:
 
 
 def run(number, operation, body, **members):
-    return Run(number, operation, msgspec.Raw(body), members.pop("deadline", FAR), **members)
+    return CallRequest(number, operation, msgspec.Raw(body), members.pop("deadline", FAR), **members)
 
 
 def write(what, seq, *, client="f" * 32, acked=0, deadline=FAR):
-    return Run(seq, what.operation(), msgspec.Raw(encode_call(what)), deadline, client, seq, acked)
+    return CallRequest(seq, what.operation(), msgspec.Raw(encode_call(what)), deadline, client, seq, acked)
 
 
 def tracebacks(served):
@@ -198,7 +198,7 @@ def test_any_well_formed_message_is_a_request_or_refused(value):  # fmt: skip
     """T21."""
     for tagged in (value, ["run", value], ["hello", 1, value], ["run", 1, "get_info", value, value, "", 0, 0]):
         with contextlib.suppress(msgspec.DecodeError):
-            assert isinstance(decode_request(msgspec.msgpack.encode(tagged)), (Hello, Run, Status))
+            assert isinstance(decode_request(msgspec.msgpack.encode(tagged)), (Hello, CallRequest, StatusRequest))
 
 
 def test_fuzzed_requests_are_answered_or_dropped(served, tmp_path, amount, verdict):
@@ -221,11 +221,11 @@ def test_fuzzed_requests_are_answered_or_dropped(served, tmp_path, amount, verdi
                 while (reply := peer.receive(10)) is None or reply.id != 2**53:
                     if reply is None:
                         assert served.server == before.pid
-                        peer.send(Status(2**53))
+                        peer.send(StatusRequest(2**53))
                     else:
                         codes[reply.code] += 1
                     if not peer.socket.poll(20):
-                        peer.send(Status(2**53))
+                        peer.send(StatusRequest(2**53))
                 while peer.socket.poll(50):
                     peer.socket.recv()
         clients.stop()
@@ -259,17 +259,17 @@ HOSTILE = [
     run(1, "count_jobs", encode_call(CountJobs()), deadline=math.inf),
     run(1, "no_such_operation", b"\xc0"),
     run(1, "call", b"\xc0"),
-    run(1, "open_batch", encode_call(OpenBatch())),  # a write without a ticket
-    run(1, "open_batch", encode_call(OpenBatch()), client=CLIENT),
-    write(OpenBatch(), 2**53, client="e" * 32),
-    write(OpenBatch(), 1, deadline=math.nan),
-    write(OpenBatch(), 2, deadline=-math.inf),
+    run(1, "open_staged_insert", encode_call(OpenStagedInsert())),  # a write without a request id
+    run(1, "open_staged_insert", encode_call(OpenStagedInsert()), client=CLIENT),
+    write(OpenStagedInsert(), 2**53, client="e" * 32),
+    write(OpenStagedInsert(), 1, deadline=math.nan),
+    write(OpenStagedInsert(), 2, deadline=-math.inf),
     write(AddEdge(parent=2**63, child=-(2**63)), 3),
     write(KillJobs(where=Compare("id", "eq", 2**64 - 1)), 4),
     write(AddJobs(jobs=[Job(name="a\0b", command="true")]), 5),
     write(RegisterLauncher(host="h\0", pid=2**63, boot_id="", process_start=math.nan, lease_seconds=math.inf), 6),
     write(RenewLease(launcher=1, lease_seconds=math.nan), 7),
-    write(UpdateJobs(launcher=1, updates=[Update(job=2**63, attempt=-1, hops=[(State.RUNNING, math.nan)])]), 8),
+    write(UpdateJobs(launcher=1, updates=[Update(job=2**63, attempt=-1, transitions=[(State.RUNNING, math.nan)])]), 8),
     Hello(1, 2**63 - 1, "x", "y", "\x1b[31m\n"),
 ]
 
@@ -298,13 +298,13 @@ def test_hostile_values_are_refused_by_name(module_served):
                 assert message.isprintable(), (request, message)
                 assert "see its log" not in message, (request, message)
         peer.send(Hello(3, 1, "x\n", "forged line of the log", ""))
-        peer.send(write(OpenBatch(), 3, client="\n"))
-        peer.send(Status(4))
+        peer.send(write(OpenStagedInsert(), 3, client="\n"))
+        peer.send(StatusRequest(4))
         assert peer.receive(10).id == 4, "they are dropped"
         for depth in (2_000, 100_000):  # too deep to be read at all
             peer.send(run(3, "get_rows", bomb(depth)))
             peer.send(run(3, "get_info", b"\x91" * depth))
-            peer.send(Status(4))
+            peer.send(StatusRequest(4))
             assert peer.receive(10).id == 4, "they are dropped"
     assert served.address == before
     assert not tracebacks(served)
@@ -319,10 +319,10 @@ def test_a_ticket_of_another_call_is_refused(module_served):
         launcher = msgspec.msgpack.decode(peer.ask(write(register, 1, client="a" * 32)).body)
         claim = ClaimJobs(launcher=launcher, limit=1, resources=Resources())
         assert peer.ask(write(claim, 2, client="a" * 32)).code == ""
-        assert peer.ask(write(OpenBatch(), 2, client="a" * 32)).code == "invalid-input"
+        assert peer.ask(write(OpenStagedInsert(), 2, client="a" * 32)).code == "invalid-input"
         # It says that all is answered, even what is not yet sent.
-        assert peer.ask(write(OpenBatch(), 32, client="a" * 32, acked=2**53)).code == ""
-        assert peer.ask(write(OpenBatch(), 32, client="a" * 32)).code == "", "its own answer is still stored"
+        assert peer.ask(write(OpenStagedInsert(), 32, client="a" * 32, acked=2**53)).code == ""
+        assert peer.ask(write(OpenStagedInsert(), 32, client="a" * 32)).code == "", "its own answer is still stored"
         again = peer.ask(write(register, 1, client="a" * 32, deadline=-1))
         assert again.code in {"", "outcome-unknown"}
         assert again.code or msgspec.msgpack.decode(again.body) == launcher
@@ -332,6 +332,6 @@ def test_a_ticket_of_another_call_is_refused(module_served):
 def test_every_operation_was_tried():
     known = {type(what).operation() for what in (*READS, *WRITES)}
     rest = OPERATIONS.keys() - known
-    assert rest == {"prune", "publish_batch", "abandon_batch", "promote_batch", "remove_jobs", "count_states",
-                    "last_job", "get_launchers", "close_launcher"}  # fmt: skip
+    assert rest == {"prune", "publish_staged_insert", "abandon_staged_insert", "promote_staged_insert", "remove_jobs",
+                    "count_states", "last_job", "get_launchers", "close_launcher"}  # fmt: skip
     assert calls

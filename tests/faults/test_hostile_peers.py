@@ -20,7 +20,7 @@ from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.model.calls import CountJobs, GetRows, Order
-from balsam_core.proxy.protocol import LARGEST_REQUEST, Status
+from balsam_core.proxy.protocol import LARGEST_REQUEST, StatusRequest
 
 MB = 1024 * 1024
 
@@ -252,7 +252,7 @@ def test_a_client_that_never_reads(served, tmp_path, amount, verdict):
         phase()
         with Peer(served.dir, where(served), rcvhwm=1) as peer:
             for number in range(10_000):
-                peer.send(call(number, GetRows(fields=["description"])) if number % 20 == 0 else Status(number))
+                peer.send(call(number, GetRows(fields=["description"])) if number % 20 == 0 else StatusRequest(number))
             phase()  # in which they are worked off
             phase()
             grown = usage(served.server).rss - before.rss
@@ -308,7 +308,7 @@ def test_giant_answers_are_refused(served, amount, verdict):
         seen = {}
         while len(seen) < 4:
             tree = max(tree, usage(served.server, tree=True).rss)
-            assert other.ask(Status(1), 5).code == ""
+            assert other.ask(StatusRequest(1), 5).code == ""
             while (reply := peer.receive(0.01)) is not None:
                 seen[reply.id] = reply.code
         assert set(seen.values()) == {"too-large"}

@@ -74,8 +74,8 @@ def test_launcher_drains_while_its_server_is_killed(served, tmp_path, amount, ve
         assert Counter(str(job.state) for job in jobs) == {"JOB_FINISHED": total}
         assert {job.attempt for job in jobs} == {1}
         for job in jobs:
-            hops = Counter(str(state) for event in db.jobs.history(job) for state, _ in event.hops)
-            assert set(hops.values()) == {1}, (job, hops)
+            transitions = Counter(str(state) for event in db.jobs.history(job) for state, _ in event.transitions)
+            assert set(transitions.values()) == {1}, (job, transitions)
         ran = {job.name: (db.workdir(job) / "ran").read_text() for job in jobs if job.workflow == "spawn"}
     assert len(ran) == spawning * (1 + children), "no child was added twice"
     assert all(text.count("\n") == 1 for text in ran.values()), "no job ran twice"

@@ -31,7 +31,7 @@ from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.proxy.keys import ClientKeys, client_keys
-from balsam_core.proxy.protocol import Status
+from balsam_core.proxy.protocol import StatusRequest
 
 STRANGER = 65534  # nobody's uid
 SECRET_FILES = ("server.key", "client.key")
@@ -57,7 +57,11 @@ def lasting(tmp_path_factory):
 def all_rows(path):
     with closing(sqlite3.connect(f"file:{path}/db.sqlite3?mode=ro", uri=True)) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in tables if name != "applied"}
+        return {
+            name: connection.execute(f"SELECT * FROM {name}").fetchall()
+            for name in tables
+            if name != "processed_requests"
+        }
 
 
 @contextmanager
@@ -144,7 +148,7 @@ def test_who_is_refused_sends_nothing_more(lasting, verdict):
         stranger = ClientKeys(public=public, secret=secret, server=right.server)
         with Peer(lasting.dir, ("127.0.0.1", link.port), keys=stranger) as peer:
             for number in range(1, 50):
-                peer.send(Status(number))
+                peer.send(StatusRequest(number))
             assert peer.receive(1.5) is None
         assert link.to_server.passed == 0, "no message has left it: its handshake never ended"
     log = "".join(file.read_text() for file in lasting.dir.log.glob("server_*"))

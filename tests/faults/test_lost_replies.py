@@ -41,13 +41,13 @@ def names(served):
 def lose_the_answer(transport: ProxyTransport, session: ClientSession, link: FaultyLink, call: Call[R]) -> R:
     """Run a call whose first answer is lost, and ask twice more; returns the answer, the same each time."""
     kind, data = type(call), encode_call(call)
-    with session.ticket() as ticket:
+    with session.request_id() as request_id:
         transport.run(GetInfo())  # a connection that is greeted: what is lost is the answer
         lost = link.to_clients.swallowed
         link.swallow_replies(1)
         answers, lengths = set(), set()
         for _ in range(3):
-            answers.add(transport.perform(kind, data, ticket, time.monotonic() + 30))
+            answers.add(transport.perform(kind, data, request_id, time.monotonic() + 30))
             lengths.add(len(link.to_clients.seen[-1]))  # encrypted
         assert link.to_clients.swallowed == lost + 1
     assert (len(answers), len(lengths)) == (1, 1)

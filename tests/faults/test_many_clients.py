@@ -17,7 +17,7 @@ from exact import check, rows_by_api, writers
 from resources import is_alive, usage
 from waiting import wait_until
 
-from balsam_core.proxy.protocol import Status
+from balsam_core.proxy.protocol import StatusRequest
 
 MB = 1024 * 1024
 QUESTION = 7  # the number of a request
@@ -27,7 +27,7 @@ import json, sys, time
 import zmq
 from curve_peers import Peer, call
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.model.calls import OpenBatch
+from balsam_core.model.calls import OpenStagedInsert
 
 path, host, port, number, name = json.loads(sys.argv[1])
 db, context = DBDir.open(path), zmq.Context()
@@ -37,11 +37,12 @@ sys.stdin.readline()
 began = time.monotonic()
 peers = [Peer(db, (host, port), context=context) for _ in range(number)]
 for i, peer in enumerate(peers):
-    peer.send(call(1, OpenBatch(), client=f"{name}{i:016x}", seq=1))
+    peer.send(call(1, OpenStagedInsert(), client=f"{name}{i:016x}", seq=1))
 codes = [peer.reply(1, 60).code for peer in peers]
 print(json.dumps([codes.count(""), time.monotonic() - began]), flush=True)
 sys.stdin.readline()
-again = [peer.ask(call(2, OpenBatch(), client=f"{name}{i:016x}", seq=2), 60).code for i, peer in enumerate(peers)]
+asked = OpenStagedInsert()
+again = [peer.ask(call(2, asked, client=f"{name}{i:016x}", seq=2), 60).code for i, peer in enumerate(peers)]
 print(json.dumps(again.count("")), flush=True)
 sys.stdin.readline()
 """
@@ -126,7 +127,7 @@ def test_no_descriptors_left(served, tmp_path, amount, verdict):
         wait_until(lambda: time.monotonic() > end, seconds=seconds + 5)
         load = usage(served.server).load_since(full)
         for peer in peers:
-            peer.send(Status(QUESTION))
+            peer.send(StatusRequest(QUESTION))
         # Not the writers of all: libzmq may have dropped just those, who then wait like others.
         wait_until(
             lambda: clients.acked > acked or any(map(is_answered, peers)), "an answer to who is connected", seconds=20
@@ -137,7 +138,7 @@ def test_no_descriptors_left(served, tmp_path, amount, verdict):
         context.term()
         began = time.monotonic()
         with Peer(served.dir, where(served)) as late:
-            late.ask(Status(1), 10)
+            late.ask(StatusRequest(1), 10)
         took = time.monotonic() - began
         wait_until(lambda: usage(served.server).fds <= base + 2, "all descriptors closed", seconds=10)
         clients.stop()

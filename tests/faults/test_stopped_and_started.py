@@ -27,7 +27,7 @@ from balsam_core.transport.native import ClientSession
 
 
 def test_clients_write_while_the_server_comes_and_goes(served, tmp_path, amount, verdict):
-    """S01. Calls that a leaving server had are done by the clients themselves, under the same tickets."""
+    """S01. Calls that a leaving server had are done by the clients themselves, under the same request ids."""
     stops = amount(6, 60)
     with writers(served.path, 12, tmp_path) as clients:
         clients.begin()
@@ -55,12 +55,12 @@ def test_a_copy_that_arrives_after_its_answer_was_forgotten_changes_nothing(serv
             link.swallow_replies(1)  # so it is sent twice
             transport.run(AddJobs(jobs=[Job(name="victim", command="true")]))
             late = encode_call(AddJobs(jobs=[Job(name="victim", command="true")]))
-            with session.ticket() as ticket:
-                transport.perform(AddJobs, late, ticket, time.monotonic() + 30)
+            with session.request_id() as request_id:
+                transport.perform(AddJobs, late, request_id, time.monotonic() + 30)
             for n in range(3 * WINDOW):
                 transport.run(AddJobs(jobs=[Job(name=f"later{n}", command="true")]))
             with contextlib.suppress(BalsamError):
-                transport.perform(AddJobs, late, ticket, time.monotonic() + 30)
+                transport.perform(AddJobs, late, request_id, time.monotonic() + 30)
             assert transport.run(CountJobs(where=Compare("name", "eq", "victim"))) == 2  # each of them once
     verdict("S02", "copy of a write delayed past 3 windows", "carried out once")
 

@@ -20,7 +20,7 @@ from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Unavailable
-from balsam_core.watchdog.lease import EXPIRY, Watch, lease_file
+from balsam_core.watchdog.lease import EXPIRY, LeaseObserver, lease_file
 
 BALSAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
 FIRST_PID = 5000  # of what starts a server: so the servers of both hosts have the same number
@@ -190,7 +190,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
     Returns:
         The journals, the seconds until clients were served, and whether both servers had the same process id.
     """
-    published, lease = address.read(db), Watch(db).look().lease
+    published, lease = address.read(db), LeaseObserver(db).look().lease
     assert published.node == old.name
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(writers(db.path, 2, tmp_path, count=20, name=f"{name}-o", wrap=old.argv))

@@ -10,7 +10,7 @@ from native import make_transport
 
 from balsam_core import Job
 from balsam_core.client.inserting import insert
-from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Ticket, Update, UpdateJobs
+from balsam_core.model.calls import ClaimJobs, RegisterLauncher, RequestId, Resources, Update, UpdateJobs
 from balsam_core.model.codec import decode_result
 from balsam_core.operations import claiming
 from balsam_core.operations.execution import DatabaseClock, write
@@ -138,7 +138,7 @@ def test_claims_at_the_same_moment_lock_only_what_they_return(
         for launcher in launchers:  # each transaction stays open beside the next ones
             conn = stack.enter_context(transport.engine.connect())
             call = ClaimJobs(launcher=launcher, limit=5, resources=Resources(), workflow=workflow)
-            answer = write(conn, call, Ticket(f"{launcher:032}", 1, 0), DatabaseClock())
+            answer = write(conn, call, RequestId(f"{launcher:032}", 1, 0), DatabaseClock())
             taken.append([job.id for job in decode_result(ClaimJobs, answer).jobs])
         assert [len(ids) for ids in taken] == [5, 5, 5]
         assert len({number for ids in taken for number in ids}) == 15

@@ -26,7 +26,7 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Conflict, Corrupt, Unavailable
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.watchdog import control, user_servers
-from balsam_core.watchdog.lease import EXPIRY, HeldLease, Watch, lease_file, new_lease
+from balsam_core.watchdog.lease import EXPIRY, HeldLease, LeaseObserver, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.stop_request import ask_to_stop
 from balsam_core.watchdog.takeover import acquire
@@ -592,7 +592,7 @@ def test_nobody_starts_a_server_during_init(toy, db, monkeypatch):
     found = []
 
     def meanwhile(backend, db, published=None):
-        found.append((address.read(db), acquire(db, new_lease(), Watch(db))))
+        found.append((address.read(db), acquire(db, new_lease(), LeaseObserver(db))))
 
     monkeypatch.setattr(initialise_module, "_upgrade", meanwhile)
     assert initialise(db.path).restarted

@@ -18,7 +18,7 @@ from balsam_core.errors import BalsamError, Conflict, InvalidInput, NotFound
 from balsam_core.model import calls
 from balsam_core.model.calls import Claim, Resources
 from balsam_core.model.states import State
-from balsam_core.schema.tables import batches
+from balsam_core.schema.tables import staged_inserts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ def worked(*answers: Any) -> None:
 def left_behind(world: World, *added: Job) -> int:
     batch = world.batch(*added)
     with world.engine.begin() as conn:
-        conn.execute(batches.update().values(touched_at=datetime.now(UTC) - timedelta(days=2)))
+        conn.execute(staged_inserts.update().values(updated_at=datetime.now(UTC) - timedelta(days=2)))
     return batch
 
 
@@ -80,7 +80,7 @@ def prune_and_publish(world: World) -> Scene:
         worked(pruned)
         gone_or_whole(world, batch, published, 3)
 
-    return Scene(call(calls.Prune()), call(calls.PublishBatch(batch=batch)), check)
+    return Scene(call(calls.Prune()), call(calls.PublishStagedInsert(staged_insert=batch)), check)
 
 
 def prune_a_part_and_publish(world: World) -> Scene:
@@ -90,15 +90,15 @@ def prune_a_part_and_publish(world: World) -> Scene:
         worked(pruned)
         gone_or_whole(world, batch, published, 3)
 
-    return Scene(call(calls.Prune(limit=1)), call(calls.PublishBatch(batch=batch)), check)
+    return Scene(call(calls.Prune(limit=1)), call(calls.PublishStagedInsert(staged_insert=batch)), check)
 
 
 def prune_and_go_on(world: World) -> Scene:
     batch = left_behind(world, Job(command="x"))
 
     def go_on(transport: Transport) -> None:
-        transport.run(calls.AddJobs(jobs=[Job(command="y")], batch=batch))
-        transport.run(calls.PublishBatch(batch=batch))
+        transport.run(calls.AddJobs(jobs=[Job(command="y")], staged_insert=batch))
+        transport.run(calls.PublishStagedInsert(staged_insert=batch))
 
     def check(pruned: Any, published: Any) -> None:
         worked(pruned)
@@ -115,7 +115,7 @@ def prune_twice(world: World) -> Scene:
         while world.run(calls.Prune()):
             pass
         with world.engine.connect() as conn:
-            assert conn.execute(batches.select()).all() == []
+            assert conn.execute(staged_inserts.select()).all() == []
 
     return Scene(call(calls.Prune()), call(calls.Prune()), check)
 
@@ -136,12 +136,14 @@ def take_over_and_publish(world: World) -> Scene:
             assert job.command == "old"
             assert world.jobs.count() == 2
 
-    return Scene(lambda t: Jobs(t).add(Job(command="new", key="k")), call(calls.PublishBatch(batch=batch)), check)
+    return Scene(
+        lambda t: Jobs(t).add(Job(command="new", key="k")), call(calls.PublishStagedInsert(staged_insert=batch)), check
+    )
 
 
 def abandon(batch: int) -> Callable[[Transport], None]:
     def run(transport: Transport) -> None:
-        while transport.run(calls.AbandonBatch(batch=batch)):
+        while transport.run(calls.AbandonStagedInsert(staged_insert=batch)):
             pass
 
     return run
@@ -172,12 +174,12 @@ def take_over_twice(world: World) -> Scene:
 
 
 def same_key_in_two_batches(world: World) -> Scene:
-    one, other = world.run(calls.OpenBatch()), world.run(calls.OpenBatch())
+    one, other = world.run(calls.OpenStagedInsert()), world.run(calls.OpenStagedInsert())
 
     def insert(batch: int) -> Callable[[Transport], None]:
         def run(transport: Transport) -> None:
-            transport.run(calls.AddJobs(jobs=[Job(command=str(batch), key="k")], batch=batch))
-            transport.run(calls.PublishBatch(batch=batch))
+            transport.run(calls.AddJobs(jobs=[Job(command=str(batch), key="k")], staged_insert=batch))
+            transport.run(calls.PublishStagedInsert(staged_insert=batch))
 
         return run
 
@@ -403,7 +405,7 @@ def finish_and_kill_the_child(world: World) -> Scene:
     return Scene(call(end(world.held(parent), parent)), lambda t: Jobs(t).where(id=child.id).kill(), check)
 
 
-def promote_and(world: World, *hops: State) -> Scene:
+def promote_and(world: World, *transitions: State) -> Scene:
     parent = Job(command="p")
     world.jobs.add(parent)
     me = world.held(parent)
@@ -413,9 +415,9 @@ def promote_and(world: World, *hops: State) -> Scene:
         worked(promoted)
         assert told == {}
         world.promote()
-        assert world.jobs.where(command="c").states() == {S.FAILED if hops else S.READY: 1}
+        assert world.jobs.where(command="c").states() == {S.FAILED if transitions else S.READY: 1}
 
-    return Scene(call(calls.PromoteBatch(batch=batch)), call(end(me, parent, *hops)), check)
+    return Scene(call(calls.PromoteStagedInsert(staged_insert=batch)), call(end(me, parent, *transitions)), check)
 
 
 def promote_and_finish(world: World) -> Scene:
@@ -435,7 +437,9 @@ def promote_and_kill(world: World) -> Scene:
         world.promote()
         assert world.jobs.states() == {S.USER_KILLED: 1, S.PARENT_KILLED: 1}
 
-    return Scene(call(calls.PromoteBatch(batch=batch)), lambda t: Jobs(t).where(id=parent.id).kill(), check)
+    return Scene(
+        call(calls.PromoteStagedInsert(staged_insert=batch)), lambda t: Jobs(t).where(id=parent.id).kill(), check
+    )
 
 
 def promote_twice(world: World) -> Scene:
@@ -446,10 +450,10 @@ def promote_twice(world: World) -> Scene:
         world.promote()
         nothing_stays_held(world, 3)
 
-    return Scene(call(calls.PromoteBatch(batch=batch)), call(calls.PromoteBatch(limit=2)), check)
+    return Scene(call(calls.PromoteStagedInsert(staged_insert=batch)), call(calls.PromoteStagedInsert(limit=2)), check)
 
 
-def retry_and(world: World, *hops: State) -> Scene:
+def retry_and(world: World, *transitions: State) -> Scene:
     (parent,), child = family(world)
     me = world.held(parent)
     world.jobs.where(id=child.id).kill()
@@ -457,13 +461,13 @@ def retry_and(world: World, *hops: State) -> Scene:
     def check(retried: Any, told: Any) -> None:
         assert told == {}
         if isinstance(retried, BalsamError):
-            assert hops, retried
+            assert transitions, retried
             assert isinstance(retried, Conflict), retried
             assert world.state(child) == S.USER_KILLED
         else:
-            assert world.state(child) == (S.FAILED if hops else S.READY)
+            assert world.state(child) == (S.FAILED if transitions else S.READY)
 
-    return Scene(lambda t: Jobs(t).where(id=child.id).retry(), call(end(me, parent, *hops)), check)
+    return Scene(lambda t: Jobs(t).where(id=child.id).retry(), call(end(me, parent, *transitions)), check)
 
 
 def retry_and_finish(world: World) -> Scene:
@@ -486,7 +490,7 @@ def retry_twice(world: World) -> Scene:
     return Scene(lambda t: Jobs(t).where(id=parent.id).retry(), lambda t: Jobs(t).where(id=parent.id).retry(), check)
 
 
-def add_a_child_and(world: World, *hops: State) -> Scene:
+def add_a_child_and(world: World, *transitions: State) -> Scene:
     parent = Job(command="p")
     world.jobs.add(parent)
     me = world.held(parent)
@@ -494,9 +498,11 @@ def add_a_child_and(world: World, *hops: State) -> Scene:
     def check(added: Any, told: Any) -> None:
         worked(added)
         assert told == {}
-        assert world.jobs.get(added[0]).state == (S.FAILED if hops else S.READY)
+        assert world.jobs.get(added[0]).state == (S.FAILED if transitions else S.READY)
 
-    return Scene(lambda t: Jobs(t).add(Job(command="c", parents=[parent.id or 0])), call(end(me, parent, *hops)), check)
+    return Scene(
+        lambda t: Jobs(t).add(Job(command="c", parents=[parent.id or 0])), call(end(me, parent, *transitions)), check
+    )
 
 
 def add_a_child_and_finish(world: World) -> Scene:
@@ -523,7 +529,7 @@ def add_a_child_and_remove(world: World) -> Scene:
     return Scene(lambda t: [t.run(adding).first], lambda t: Jobs(t).where(id=parent.id).remove(), check)
 
 
-def depend_and(world: World, *hops: State) -> Scene:
+def depend_and(world: World, *transitions: State) -> Scene:
     parent, child = Job(command="p"), Job(command="c")
     world.jobs.add([parent, child])
     me = world.held(parent)
@@ -531,13 +537,13 @@ def depend_and(world: World, *hops: State) -> Scene:
     def check(added: Any, told: Any) -> None:
         assert added is True
         assert told == {}
-        if not hops:
+        if not transitions:
             assert world.state(child) == S.READY
         else:
             assert world.state(child) in {S.READY, S.FAILED}
 
     depending = call(calls.AddEdge(parent=parent.id or 0, child=child.id or 0))
-    return Scene(depending, call(end(me, parent, *hops)), check)
+    return Scene(depending, call(end(me, parent, *transitions)), check)
 
 
 def depend_and_finish(world: World) -> Scene:

@@ -110,8 +110,8 @@ def states(db):
     return {job.name: str(job.state) for job in db.jobs}
 
 
-def hops(db, job):
-    return [str(state) for event in db.jobs.history(job) for state, _ in event.hops]
+def transitions(db, job):
+    return [str(state) for event in db.jobs.history(job) for state, _ in event.transitions]
 
 
 def messages(db, job):
@@ -134,7 +134,7 @@ def test_a_job_passes_all_states_in_its_own_directory(db, path):
     assert (place / "first.out").read_text() == f"{place}\n"
     assert (place / "first.err").read_text() == "oops\n"
     expected = "READY STAGED_IN PREPROCESSED RUNNING RUN_DONE POSTPROCESSED JOB_FINISHED"
-    assert " ".join(hops(db, job)).endswith(expected)
+    assert " ".join(transitions(db, job)).endswith(expected)
     after = db.jobs.get(job.id)
     assert (after.return_code, after.attempt, after.launcher_id) == (0, 1, None)
 
@@ -145,7 +145,7 @@ def test_times_in_the_history_are_those_of_the_job(db, path):
     launch(path)
     at = {}
     for event in db.jobs.history(job):
-        at |= {state: event.at.timestamp() - age for state, age in event.hops}
+        at |= {state: event.at.timestamp() - age for state, age in event.transitions}
     assert 0.45 < at["RUN_DONE"] - at["RUNNING"] < 5.0
     assert list(at.values()) == sorted(at.values())
 
@@ -277,7 +277,7 @@ def test_return_codes_and_signals_are_kept(db, path, script, code):
     after = db.jobs.get(job.id)
     assert (after.state, after.return_code) == ("FAILED", code)
     assert "last words" in messages(db, job)
-    assert hops(db, job)[-2:] == ["RUN_ERROR", "FAILED"]
+    assert transitions(db, job)[-2:] == ["RUN_ERROR", "FAILED"]
     assert db.jobs.get(child.id).state == "FAILED"
 
 
@@ -300,7 +300,7 @@ def test_an_error_handler_can_save_a_job(db, path):
     db.jobs.add([saved, lost, plain])
     launch(path)
     assert states(db) == {"saved": "JOB_FINISHED", "lost": "FAILED", "plain": "FAILED"}
-    assert hops(db, saved)[-3:] == ["RUN_ERROR", "POSTPROCESSED", "JOB_FINISHED"]
+    assert transitions(db, saved)[-3:] == ["RUN_ERROR", "POSTPROCESSED", "JOB_FINISHED"]
     assert not (db.workdir(plain) / "never").exists()
 
 
@@ -530,7 +530,7 @@ def test_a_killed_job_ends_and_the_others_go_on(db, start):
     assert code == 0, err
     assert out.startswith("1 finished, 0 failed, 1 killed in ")
     assert states(db) == {"victim": "USER_KILLED", "other": "JOB_FINISHED", "child": "PARENT_KILLED"}
-    assert hops(db, victim)[-1] == "USER_KILLED"
+    assert transitions(db, victim)[-1] == "USER_KILLED"
 
 
 # ---- several launchers

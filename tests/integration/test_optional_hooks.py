@@ -20,7 +20,7 @@ from waiting import wait_until
 
 from balsam_core.errors import BackendError
 from balsam_core.launcher import events as events_module
-from balsam_core.launcher.events import Teller
+from balsam_core.launcher.events import EventDispatcher
 from balsam_core.model.calls import Update
 from balsam_core.model.states import State
 
@@ -79,11 +79,11 @@ EVENTS = """
         if how == "exits":
             sys.exit("bye")
         if how == "raises":
-            raise (KeyError if events[0].hops[-1][0] == "RUNNING" else ValueError)("not me")
+            raise (KeyError if events[0].transitions[-1][0] == "RUNNING" else ValueError)("not me")
         with open(os.environ["TOY_EVENTS"], "a") as file:
             for one in events:
                 at = one.at.timestamp()
-                told = [one.job_id, at, [list(hop) for hop in one.hops], one.message, one.attempt]
+                told = [one.job_id, at, [list(transition) for transition in one.transitions], one.message, one.attempt]
                 print(json.dumps(told), file=file)
 """
 
@@ -257,7 +257,12 @@ def test_the_plugin_hears_what_a_launcher_records(hearing, db, tmp_path):
     for job in (1, 2):
         history = good(hearing("show", job, "-o", "json")).json["history"]
         recorded = [one for one in history if one["attempt"]]  # not what happened before the launcher came
-        mine = [(at - age, state, attempt) for who, at, hops, _, attempt in told if who == job for state, age in hops]
+        mine = [
+            (at - age, state, attempt)
+            for who, at, transitions, _, attempt in told
+            if who == job
+            for state, age in transitions
+        ]
         assert [one[1:] for one in mine] == [(one["state"], one["attempt"]) for one in recorded]
         assert "".join(one[3] for one in told if one[0] == job) == "".join(one["message"] for one in recorded)
         for one, other in zip(mine, recorded, strict=True):
@@ -282,7 +287,7 @@ def test_a_plugin_that_hangs_delays_a_launcher_by_two_seconds(hearing, db, tmp_p
 
 
 def update(job):
-    return Update(job=job, attempt=1, hops=[(State.RUNNING, 0.0)])
+    return Update(job=job, attempt=1, transitions=[(State.RUNNING, 0.0)])
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -297,7 +302,7 @@ def test_a_slow_plugin_costs_a_bounded_number_of_events_and_no_time(monkeypatch,
         assert gate.wait(60.0)
         heard.extend(one.job_id for one in events)
 
-    teller = Teller(hear, NOW)
+    teller = EventDispatcher(hear, NOW)
     teller.tell([update(1)])
     wait_until(lambda: not teller._waiting, "the plugin to be called")
     begin = time.monotonic()
@@ -315,7 +320,7 @@ def test_each_kind_of_fault_is_logged_once(caplog):
     def hear(events):
         raise (ValueError if events[0].job_id % 2 else KeyError)("no")
 
-    teller = Teller(hear, NOW)
+    teller = EventDispatcher(hear, NOW)
     for number in range(10):
         teller.tell([update(number)])
         wait_until(lambda: not teller._waiting, "the plugin to be called")
@@ -325,7 +330,7 @@ def test_each_kind_of_fault_is_logged_once(caplog):
 
 def test_updates_without_a_state_are_no_events():
     heard = []
-    teller = Teller(heard.extend, NOW)
+    teller = EventDispatcher(heard.extend, NOW)
     teller.tell([Update(job=1, attempt=1, release=True), update(2)])
     teller.close()
     assert [one.job_id for one in heard] == [2]

@@ -42,8 +42,8 @@ def finish_all(path: Path) -> None:
     with open_db(path) as db:
         me = db.run(RegisterLauncher(host="h", pid=1, boot_id="b", process_start=0.0, lease_seconds=900))
         while jobs := db.run(ClaimJobs(launcher=me, limit=2, resources=Resources())).jobs:
-            hops = [(State(name), 0.0) for name in DONE]
-            updates = [Update(job=job.id, attempt=job.attempt, hops=hops, return_code=0) for job in jobs]
+            transitions = [(State(name), 0.0) for name in DONE]
+            updates = [Update(job=job.id, attempt=job.attempt, transitions=transitions, return_code=0) for job in jobs]
             assert db.run(UpdateJobs(launcher=me, updates=updates)) == {}
 
 

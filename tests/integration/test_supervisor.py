@@ -22,9 +22,9 @@ from balsam_core.system import network
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.system.signals import StopRequests
 from balsam_core.watchdog import health, supervisor
-from balsam_core.watchdog.lease import Watch, lease_file, new_lease
+from balsam_core.watchdog.lease import LeaseObserver, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
-from balsam_core.watchdog.supervisor import Outcome, Supervisor
+from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome
 from balsam_core.watchdog.takeover import acquire
 
 
@@ -44,7 +44,7 @@ class Driven:
 
     def __init__(self, db, stops, options):
         backend = registry.load(db.db_type)
-        held = acquire(db, new_lease(listen=options.host, port=options.port), Watch(db))
+        held = acquire(db, new_lease(listen=options.host, port=options.port), LeaseObserver(db))
         self.db = db
         self.held = held
         self.told = []
@@ -104,7 +104,7 @@ def test_a_ready_server_is_published_with_the_proof_of_who_it_is(drive, db):
     assert (found.host, found.protocol, found.epoch, found.details) == ("127.0.0.1", "toy/1", 1, {"colour": "red"})
     assert found.start_time == start_of(found.pid)
     assert driven.told == [found]
-    lease = Watch(db).look().lease
+    lease = LeaseObserver(db).look().lease
     assert (lease.child_pid, lease.epoch, lease.stop) == (found.pid, 1, [(15, 2.0)])
     assert is_alive(lease.child_pid, lease.child_start)
 
@@ -223,10 +223,10 @@ def test_replaced_watchdog_ends_its_server_and_keeps_off_the_address(drive, db):
     lease_file(db).write_bytes(msgspec.json.encode(other))
     driven.loop._beat_at = 0.0
     driven.loop.run_once()
-    assert driven.loop._outcome is Outcome.REPLACED
+    assert driven.loop._outcome is SupervisorOutcome.REPLACED
     assert not is_alive(lease.child_pid, lease.child_start)
     assert driven.address() == found
-    assert Watch(db).look().lease == other
+    assert LeaseObserver(db).look().lease == other
 
 
 def test_a_replaced_watchdog_starts_and_publishes_nothing(drive, db, monkeypatch):
@@ -239,7 +239,7 @@ def test_a_replaced_watchdog_starts_and_publishes_nothing(drive, db, monkeypatch
     lease_file(db).unlink()
     driven.loop._beat_at = time.monotonic() + 60
     driven.loop.run_once()
-    assert driven.loop._outcome is Outcome.REPLACED
+    assert driven.loop._outcome is SupervisorOutcome.REPLACED
     assert driven.loop._server is None
 
 
@@ -388,7 +388,7 @@ def test_signals_stop_in_the_right_order(drive, db, monkeypatch):
 
     monkeypatch.setattr(address, "withdraw", watched)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert driven.loop.run() is Outcome.STOPPED
+    assert driven.loop.run() is SupervisorOutcome.STOPPED
     # Clients may write to the files once the address is withdrawn: the server must have ended.
     assert seen == [(False, True)]
     assert driven.address() is None
@@ -410,5 +410,5 @@ def test_a_second_signal_ends_the_patience(drive, db, monkeypatch):
 
     monkeypatch.setattr(server, "signal", ask)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert driven.loop.run() is Outcome.STOPPED
+    assert driven.loop.run() is SupervisorOutcome.STOPPED
     assert server.describe_end() == "was ended by SIGKILL"

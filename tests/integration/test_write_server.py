@@ -347,8 +347,8 @@ def test_calls_are_replayed_exactly(served):
 
     session = ClientSession()
     data = encode_call(AddJobs(jobs=[job("once")]))
-    with ProxyTransport(Publication(served), session) as transport, session.ticket() as ticket:
-        answers = {transport.perform(AddJobs, data, ticket, time.monotonic() + 30) for _ in range(3)}
+    with ProxyTransport(Publication(served), session) as transport, session.request_id() as request_id:
+        answers = {transport.perform(AddJobs, data, request_id, time.monotonic() + 30) for _ in range(3)}
     assert len(answers) == 1
     with open_db(served.path) as db:
         assert names(db) == ["once"]

@@ -14,7 +14,7 @@ import zmq
 from balsam_core.model.codec import encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.keys import client_keys
-from balsam_core.proxy.protocol import PROTOCOL, Hello, Reply, Run, Status, catalogue
+from balsam_core.proxy.protocol import PROTOCOL, CallRequest, Hello, Reply, StatusRequest, catalogue
 from balsam_core.schema import SCHEMA
 from balsam_core.transport.native import ServerStatus
 
@@ -28,9 +28,9 @@ __all__ = ["Peer", "call", "status"]
 FAR = 1e12  # a deadline that never comes
 
 
-def call(number: int, what: Call[object], *, client: str = "", seq: int = 0, deadline: float = FAR) -> Run:
-    """Return a request that carries a call; a write needs its ticket."""
-    return Run(number, what.operation(), msgspec.Raw(encode_call(what)), deadline, client, seq, 0)
+def call(number: int, what: Call[object], *, client: str = "", seq: int = 0, deadline: float = FAR) -> CallRequest:
+    """Return a request that carries a call; a write needs its request id."""
+    return CallRequest(number, what.operation(), msgspec.Raw(encode_call(what)), deadline, client, seq, 0)
 
 
 class Peer:
@@ -108,4 +108,4 @@ class Peer:
 def status(db: DBDir, address: tuple[str, int], seconds: float = 30.0) -> ServerStatus:
     """Return what the server says of itself."""
     with Peer(db, address) as peer:
-        return msgspec.msgpack.decode(peer.ask(Status(1), seconds).body, type=ServerStatus)
+        return msgspec.msgpack.decode(peer.ask(StatusRequest(1), seconds).body, type=ServerStatus)

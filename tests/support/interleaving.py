@@ -19,8 +19,8 @@ from balsam_core.client.jobs import Jobs
 from balsam_core.errors import BalsamError
 from balsam_core.model import calls
 from balsam_core.model.calls import Resources, Update
-from balsam_core.model.states import ACTIVE, PARENT_LOST, State, illegal_hop
-from balsam_core.schema.tables import batches, counters, job_edges, job_events, jobs, launchers
+from balsam_core.model.states import ACTIVE, PARENT_LOST, State, illegal_transition
+from balsam_core.schema.tables import counters, job_edges, job_events, jobs, launchers, staged_inserts
 from balsam_core.testing.tools import DONE
 from balsam_core.transport.native import NativeTransport
 
@@ -86,15 +86,15 @@ class World:
 
     def batch(self, *added: Job, publish: bool = False) -> int:
         """Add jobs to a batch and return its number."""
-        batch = self.run(calls.OpenBatch())
-        self.run(calls.AddJobs(jobs=list(added), batch=batch))
+        batch = self.run(calls.OpenStagedInsert())
+        self.run(calls.AddJobs(jobs=list(added), staged_insert=batch))
         if publish:
-            self.run(calls.PublishBatch(batch=batch))
+            self.run(calls.PublishStagedInsert(staged_insert=batch))
         return batch
 
     def promote(self) -> None:
         """Promote all that is published."""
-        while self.run(calls.PromoteBatch()):
+        while self.run(calls.PromoteStagedInsert()):
             pass
 
     def state(self, job: Job) -> State:
@@ -103,7 +103,9 @@ class World:
 
     def ends(self, job: Job) -> int:
         """Count the events by which a job failed."""
-        return sum(hop == State.FAILED for event in self.jobs.history(job) for hop, _ in event.hops)
+        return sum(
+            transition == State.FAILED for event in self.jobs.history(job) for transition, _ in event.transitions
+        )
 
     # ---- playing
 
@@ -237,9 +239,9 @@ class _Stop:
 
 def _wipe(engine: Engine) -> None:
     with engine.begin() as conn:
-        for table in (job_edges, job_events, jobs, batches, launchers):
+        for table in (job_edges, job_events, jobs, staged_inserts, launchers):
             conn.execute(table.delete())
-        for name in ("jobs", "launchers", "batches"):  # so that no round is the first to count
+        for name in ("jobs", "launchers", "staged_inserts"):  # so that no round is the first to count
             if not conn.execute(
                 counters.update().where(counters.c.name == name).values(last=counters.c.last + 1)
             ).rowcount:
@@ -248,21 +250,25 @@ def _wipe(engine: Engine) -> None:
 
 def _assert_sound(conn: Connection) -> None:
     """Assert that jobs, their history, their parents and their launchers agree."""
-    open_batches = set(conn.execute(sa.select(batches.c.id)).scalars())
+    open_inserts = set(conn.execute(sa.select(staged_inserts.c.id)).scalars())
     ended = {row.id: row.ended_at for row in conn.execute(sa.select(launchers))}
-    rows = {row.id: row for row in conn.execute(sa.select(jobs)) if row.batch_id not in open_batches}
+    rows = {row.id: row for row in conn.execute(sa.select(jobs)) if row.staged_insert_id not in open_inserts}
     path: dict[int, list[State]] = defaultdict(list)
-    for job, hops in conn.execute(sa.select(job_events.c.job_id, job_events.c.hops).order_by(job_events.c.id)):
-        path[job] += [State(part.split(" ")[0]) for part in hops.split(", ")]
+    for job, transitions in conn.execute(
+        sa.select(job_events.c.job_id, job_events.c.transitions).order_by(job_events.c.id)
+    ):
+        path[job] += [State(part.split(" ")[0]) for part in transitions.split(", ")]
     parents: dict[int, list[int]] = defaultdict(list)
     for parent, child in conn.execute(sa.select(job_edges.c.parent_id, job_edges.c.child_id)):
         parents[child].append(parent)
     for number, row in rows.items():
-        state, hops = State(row.state), path[number]
-        told = f"job {number} is {state}, held by {row.launcher_id}, class {row.claim_class}; its history: {hops}"
-        assert hops, told
-        assert illegal_hop(hops[0], hops[1:]) is None, f"an impossible history: {told}"
-        assert hops[-1] == state, f"its history ends otherwise: {told}"
+        state, transitions = State(row.state), path[number]
+        told = (
+            f"job {number} is {state}, held by {row.launcher_id}, class {row.claim_class}; its history: {transitions}"
+        )
+        assert transitions, told
+        assert illegal_transition(transitions[0], transitions[1:]) is None, f"an impossible history: {told}"
+        assert transitions[-1] == state, f"its history ends otherwise: {told}"
         if row.launcher_id is not None:
             assert ended[row.launcher_id] is None, f"held by a launcher that has ended: {told}"
         waits_for_launcher = state in ACTIVE - {State.CREATED, State.AWAITING_PARENTS} and row.launcher_id is None
@@ -284,7 +290,7 @@ def register(lease: float = 900.0) -> calls.RegisterLauncher:
     return calls.RegisterLauncher(host="h", pid=1, boot_id="b", process_start=0.0, lease_seconds=lease)
 
 
-def end(launcher: int, job: Job, *hops: State) -> calls.UpdateJobs:
+def end(launcher: int, job: Job, *transitions: State) -> calls.UpdateJobs:
     """Return the call that records the end of a job of the first attempt; by default it finishes."""
-    told = Update(job=job.id or 0, attempt=1, hops=[(hop, 0.0) for hop in hops or DONE])
+    told = Update(job=job.id or 0, attempt=1, transitions=[(transition, 0.0) for transition in transitions or DONE])
     return calls.UpdateJobs(launcher=launcher, updates=[told])

@@ -15,7 +15,7 @@ from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.system import processes
 from balsam_core.watchdog import control
-from balsam_core.watchdog.lease import Watch
+from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +86,7 @@ class ServedDB:
     @property
     def lease(self) -> Lease:
         """The watchdog's lease."""
-        lease = Watch(self.dir).look().lease
+        lease = LeaseObserver(self.dir).look().lease
         assert lease is not None, "there is no lease"
         self._seen |= {(lease.pid, lease.start), (lease.child_pid, lease.child_start)}
         return lease

@@ -20,7 +20,7 @@ from balsam_core.dbdir.address import withdraw
 from balsam_core.dbdir.directory import DBDir, make_tree, write_config
 from balsam_core.schema import migrate
 from balsam_core.system import processes
-from balsam_core.watchdog.lease import Watch
+from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +137,7 @@ class Toys:
 
     def lease(self, db: DBDir) -> Lease | None:
         """Return the lease of a DB; the processes that it names are ended after the test."""
-        lease = Watch(db).look().lease
+        lease = LeaseObserver(db).look().lease
         if lease and lease.is_of_this_machine:
             self._seen[lease.pid, lease.start] = self._seen[lease.child_pid, lease.child_start] = 1
         return lease

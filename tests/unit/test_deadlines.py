@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from balsam_core.transport.deadlines import Cutter, bounded, seconds_left
+from balsam_core.transport.deadlines import DeadlineEnforcer, bounded, seconds_left
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def pair():
 
 @pytest.fixture
 def cutter():
-    made = Cutter()
+    made = DeadlineEnforcer()
     yield made
     made.close()
 

@@ -1,4 +1,4 @@
-"""Group commit without sockets: each call for itself, each ticket once, one server at a time."""
+"""Group commit without sockets: each call for itself, each request id once, one server at a time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from balsam_core.model.calls import (
     CountJobs,
     GetApps,
     KillJobs,
-    OpenBatch,
+    OpenStagedInsert,
     RegisterLauncher,
     RemoveApp,
+    RequestId,
     Resources,
-    Ticket,
 )
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.operations import execution
-from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter, Write
+from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter, PendingWrite
 from balsam_sqlite.serving import single_writer
 
 CLIENT = "c" * 32
@@ -49,7 +49,7 @@ def writer(db):
 
 def write(call, *, seq=None, client=CLIENT, seconds=60.0):
     number = next(numbers) if seq is None else seq
-    return Write(type(call), encode_call(call), Ticket(client, number, 0), time.monotonic() + seconds)
+    return PendingWrite(type(call), encode_call(call), RequestId(client, number, 0), time.monotonic() + seconds)
 
 
 def add(name, **fields):
@@ -72,7 +72,7 @@ def number_of_jobs(writer):
 
 
 def test_calls_of_a_batch_are_answered_in_order(writer):
-    first, second, batch = run(writer, write(add("a")), write(add("b")), write(OpenBatch()))
+    first, second, batch = run(writer, write(add("a")), write(add("b")), write(OpenStagedInsert()))
     assert (first.first, second.first, batch) == (1, 2, 1)
 
 
@@ -81,7 +81,7 @@ def test_a_bad_call_harms_no_other(writer):
         write(add("good")),
         write(AddJobs(jobs=[Job(name="no such app", app="nothing")])),
         write(AddJobs(jobs=[Job(name="both", command="true", app="both")])),
-        Write(AddJobs, b"\xc1 no call", Ticket(CLIENT, next(numbers), 0), time.monotonic() + 60),
+        PendingWrite(AddJobs, b"\xc1 no call", RequestId(CLIENT, next(numbers), 0), time.monotonic() + 60),
         write(add("good too")),
     ]
     answers = writer.run(writes)
@@ -165,7 +165,7 @@ def test_what_sqlite_or_the_decoder_refuses_harms_no_other_call(writer):
     writes = [
         write(add("a")),
         write(wide),
-        Write(KillJobs, deep, Ticket(CLIENT, next(numbers), 0), time.monotonic() + 60),
+        PendingWrite(KillJobs, deep, RequestId(CLIENT, next(numbers), 0), time.monotonic() + 60),
         write(add("b")),
     ]
     answers = writer.run(writes)

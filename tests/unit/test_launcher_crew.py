@@ -12,8 +12,8 @@ import pytest
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.launcher import processes as processes_module
 from balsam_core.launcher.counters import Counters
-from balsam_core.launcher.crew import Crew
-from balsam_core.launcher.job.task import Surroundings, Task
+from balsam_core.launcher.crew import JobRunner
+from balsam_core.launcher.job.task import LauncherContext, Task
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
 
@@ -26,12 +26,12 @@ class Watched:
     def __init__(self, path, slots=2):
         (path / "db" / "data").mkdir(parents=True)
         directory = DBDir(path=path / "db", db_type="sqlite", id="0" * 32)
-        self.around = Surroundings(directory=directory, environment=dict(os.environ), counters=Counters())
+        self.around = LauncherContext(directory=directory, environment=dict(os.environ), counters=Counters())
         self.left = []
         self.dropped = []
         self.changed = []
         self.most = 0
-        self.crew = Crew(slots, self.around.counters, changed=self.changed.append, left=self._leave)
+        self.crew = JobRunner(slots, self.around.counters, changed=self.changed.append, left=self._leave)
 
     def _leave(self, left):
         (self.dropped if left.dropped else self.left).append(left.task)

@@ -6,8 +6,8 @@ import pytest
 
 from balsam_core.launcher import feed as module
 from balsam_core.launcher.counters import Counters
-from balsam_core.launcher.feed import Feed
-from balsam_core.launcher.job.task import Surroundings
+from balsam_core.launcher.feed import ClaimQueue
+from balsam_core.launcher.job.task import LauncherContext
 from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
 from balsam_core.model.app import App
 from balsam_core.model.calls import Claim, ClaimJobs, CountJobs, ParentRef, Resources, Unfinished
@@ -56,8 +56,8 @@ def clock(monkeypatch):
 
 
 def make_feed(store, **options):
-    around = Surroundings(directory=None, environment={}, counters=Counters())
-    return Feed(store, 1, LauncherOptions(slots=SLOTS, **options), around, Resources)
+    around = LauncherContext(directory=None, environment={}, counters=Counters())
+    return ClaimQueue(store, 1, LauncherOptions(slots=SLOTS, **options), around, Resources)
 
 
 def drain(feed, clock, *, seconds_per_job, total):

@@ -8,12 +8,12 @@ import pytest
 
 from balsam_core.errors import Busy, OutcomeUnknown
 from balsam_core.launcher.counters import Counters
-from balsam_core.launcher.job.task import Surroundings, Task
+from balsam_core.launcher.job.task import LauncherContext, Task
 from balsam_core.launcher.options import FLUSH_AT
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.model.calls import GetRows, UpdateJobs
 from balsam_core.model.job import Job
-from balsam_core.model.states import END, State, illegal_hop
+from balsam_core.model.states import END, State, illegal_transition
 
 ME = 7
 
@@ -49,13 +49,13 @@ class Table:
 
     def _apply(self, update):
         row = self.rows[update.job]
-        hops = [state for state, _ in update.hops]
+        transitions = [state for state, _ in update.transitions]
         if (row["attempt"], row["launcher_id"]) != (update.attempt, ME):
             return "not yours"
-        if illegal_hop(row["state"], hops):
+        if illegal_transition(row["state"], transitions):
             return "wrong path"
-        self.history += [(update.job, state) for state in hops]
-        row["state"] = hops[-1] if hops else row["state"]
+        self.history += [(update.job, state) for state in transitions]
+        row["state"] = transitions[-1] if transitions else row["state"]
         if update.release or row["state"] in END:
             row["launcher_id"] = None
         return ""
@@ -73,7 +73,7 @@ def reporter(table):
 
 def new_task(table, number=1, state=State.PREPROCESSED):
     table.rows[number] = {"state": state, "attempt": 1, "launcher_id": ME}
-    around = Surroundings(directory=None, environment={}, counters=Counters())
+    around = LauncherContext(directory=None, environment={}, counters=Counters())
     return Task(Job(id=number, command="true", state=state, attempt=1), None, [], around)
 
 
@@ -96,7 +96,7 @@ def test_each_recorded_change_is_told_once_and_no_other(table):
         reporter.flush()
     assert told == []
     assert [task for task, _ in reporter.flush()] == [second]
-    assert [(one.job, [hop for hop, _ in one.hops]) for one in told] == [(1, [State.RUNNING])]
+    assert [(one.job, [transition for transition, _ in one.transitions]) for one in told] == [(1, [State.RUNNING])]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -110,7 +110,7 @@ def test_a_change_whose_answer_was_lost_is_told_once(table, when):
         reporter.flush()
     go(reporter, task, State.RUN_DONE)
     reporter.flush()
-    assert [hop for one in told for hop, _ in one.hops] == [State.RUNNING, State.RUN_DONE]
+    assert [transition for one in told for transition, _ in one.transitions] == [State.RUNNING, State.RUN_DONE]
 
 
 def test_all_changes_share_one_write(reporter, table):
@@ -134,12 +134,12 @@ def test_a_change_is_written_after_a_moment_or_when_there_are_many(reporter, tab
 def test_ages_are_those_at_the_time_of_writing(reporter, table):
     task = new_task(table)
     now = monotonic()
-    task.hops = [(State.RUNNING, now - 5.0), (State.RUN_DONE, now - 1.0)]
+    task.transitions = [(State.RUNNING, now - 5.0), (State.RUN_DONE, now - 1.0)]
     reporter.note(task)
     reporter.flush()
     (update,) = table.calls[0].updates
-    assert [state for state, _ in update.hops] == [State.RUNNING, State.RUN_DONE]
-    assert [age for _, age in update.hops] == [pytest.approx(5.0, abs=1.0), pytest.approx(1.0, abs=1.0)]
+    assert [state for state, _ in update.transitions] == [State.RUNNING, State.RUN_DONE]
+    assert [age for _, age in update.transitions] == [pytest.approx(5.0, abs=1.0), pytest.approx(1.0, abs=1.0)]
 
 
 def test_changes_are_kept_while_the_database_is_away(reporter, table):

@@ -9,11 +9,11 @@ import pytest
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job import task as module
-from balsam_core.launcher.job.task import DiskFullError, Ended, Surroundings, Task, last_line
+from balsam_core.launcher.job.task import DiskFullError, Ended, LauncherContext, Task, last_line
 from balsam_core.model.app import App
 from balsam_core.model.calls import ParentRef
 from balsam_core.model.job import Job
-from balsam_core.model.states import State, illegal_hop
+from balsam_core.model.states import State, illegal_transition
 
 STOP = "stopped by SIGTERM"
 
@@ -22,7 +22,7 @@ STOP = "stopped by SIGTERM"
 def around(tmp_path):
     (tmp_path / "db" / "data").mkdir(parents=True)
     directory = DBDir(path=tmp_path / "db", db_type="sqlite", id="0" * 32)
-    return Surroundings(directory=directory, environment={"PATH": "/bin"}, counters=Counters())
+    return LauncherContext(directory=directory, environment={"PATH": "/bin"}, counters=Counters())
 
 
 class Walked:
@@ -48,11 +48,11 @@ class Walked:
         except StopIteration:
             pass
         assert next(ends, None) is None, "the walk asked for fewer processes"
-        assert illegal_hop(self.begun_at, [state for state, _ in task.hops]) is None
+        assert illegal_transition(self.begun_at, [state for state, _ in task.transitions]) is None
 
     @property
     def states(self):
-        return " ".join(state for state, _ in self.task.hops)
+        return " ".join(state for state, _ in self.task.transitions)
 
     @property
     def words(self):
@@ -77,7 +77,7 @@ def test_a_plain_job_runs_one_process_and_passes_all_states(around):
     assert (job.states, job.words, job.task.return_code, job.task.message) == (TO_THE_END, ["run"], 0, "")
     assert not job.task.released
     assert (job.commands[0].stdout, job.commands[0].stderr) == ("sim.out", "sim.err")
-    times = [at for _, at in job.task.hops]
+    times = [at for _, at in job.task.transitions]
     assert times == sorted(times)
 
 
@@ -243,7 +243,7 @@ def test_a_full_disk_is_no_fault_of_the_job(around, monkeypatch):
     with pytest.raises(DiskFullError, match="no space left"):
         next(task.walk())
     assert task.released
-    assert task.hops == []
+    assert task.transitions == []
 
 
 def test_staging_is_done_by_processes(around, tmp_path):
@@ -279,7 +279,7 @@ def test_threads_take_slots(around, threads, per_core, slots):
 def test_a_job_given_back_tells_nothing(around):
     job = walked(around, 1)
     job.task.give_back()
-    assert (job.task.hops, job.task.message, job.task.return_code, job.task.released) == ([], "", None, True)
+    assert (job.task.transitions, job.task.message, job.task.return_code, job.task.released) == ([], "", None, True)
 
 
 @pytest.mark.parametrize(

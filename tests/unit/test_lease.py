@@ -16,7 +16,7 @@ from balsam_core.errors import Conflict, SchemaMismatch
 from balsam_core.system.processes import start_of
 from balsam_core.watchdog import lease as lease_module
 from balsam_core.watchdog import takeover
-from balsam_core.watchdog.lease import EXPIRY, HeldLease, Sighting, State, Watch, lease_file, new_lease
+from balsam_core.watchdog.lease import EXPIRY, HeldLease, LeaseObserver, LeaseState, LeaseStatus, lease_file, new_lease
 from balsam_core.watchdog.stop_request import ask_to_stop, forget_stop, stop_asked
 from balsam_core.watchdog.takeover import acquire, take
 
@@ -44,11 +44,11 @@ def put(db, age=0.0, **members):
 
 
 def state(db):
-    return Watch(db).look().state
+    return LeaseObserver(db).look().state
 
 
 def taken(db):
-    return acquire(db, new_lease(), Watch(db))
+    return acquire(db, new_lease(), LeaseObserver(db))
 
 
 def entries(db):
@@ -63,50 +63,50 @@ ELSEWHERE = [
 
 
 def test_no_lease_is_free(db):
-    assert state(db) is State.FREE
+    assert state(db) is LeaseState.FREE
 
 
 def test_a_living_process_of_this_machine_holds_it_whatever_the_heartbeat(db):
     put(db, age=HOUR)
-    assert state(db) is State.ALIVE
+    assert state(db) is LeaseState.ALIVE
     put(db, age=-HOUR)
-    assert state(db) is State.ALIVE
+    assert state(db) is LeaseState.ALIVE
 
 
 def test_a_dead_process_of_this_machine_is_dead_at_once(db):
     put(db, pid=dead_pid())
-    assert state(db) is State.DEAD
+    assert state(db) is LeaseState.DEAD
 
 
 def test_a_reused_process_id_is_dead(db):
     put(db, pid=os.getpid(), start=start_of(os.getpid()) - 1)
-    assert state(db) is State.DEAD
+    assert state(db) is LeaseState.DEAD
 
 
 @pytest.mark.parametrize("members", ELSEWHERE)
 def test_elsewhere_only_the_heartbeat_counts(db, members):
     for pid in (os.getpid(), dead_pid()):
         put(db, pid=pid, **members)
-        assert state(db) is State.UNSURE
+        assert state(db) is LeaseState.UNSURE
         put(db, pid=pid, age=EXPIRY + 1, **members)
-        assert state(db) is State.SILENT
+        assert state(db) is LeaseState.SILENT
 
 
 def test_a_beating_heart_is_seen(db):
     put(db, node="other", age=5)
-    watch = Watch(db)
-    assert watch.look().state is State.UNSURE
-    assert watch.look().state is State.UNSURE
+    watch = LeaseObserver(db)
+    assert watch.look().state is LeaseState.UNSURE
+    assert watch.look().state is LeaseState.UNSURE
     os.utime(lease_file(db))
-    assert watch.look().state is State.ALIVE
-    assert watch.look().state is State.UNSURE
+    assert watch.look().state is LeaseState.ALIVE
+    assert watch.look().state is LeaseState.UNSURE
 
 
 def test_another_lease_is_no_heartbeat(db):
-    watch = Watch(db)
+    watch = LeaseObserver(db)
     for _ in range(2):
         put(db, node="other")
-        assert watch.look().state is State.UNSURE
+        assert watch.look().state is LeaseState.UNSURE
 
 
 @pytest.mark.parametrize("age", [-HOUR, 0])
@@ -115,18 +115,18 @@ def test_without_a_clock_to_trust_watching_decides(db, monkeypatch, age):
     monkeypatch.setattr(lease_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(lease_module, "_age", lambda db, moment: None if age == 0 else age)
     put(db, node="other", age=age)
-    watch = Watch(db)
-    assert watch.look().state is State.UNSURE
+    watch = LeaseObserver(db)
+    assert watch.look().state is LeaseState.UNSURE
     now[0] += EXPIRY - 1
-    assert watch.look().state is State.UNSURE
+    assert watch.look().state is LeaseState.UNSURE
     now[0] += 2
-    assert watch.look().state is State.SILENT
+    assert watch.look().state is LeaseState.SILENT
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"{}", b"[" * 9999, b'{"token": 3}'])
 def test_garbage_is_taken_when_nobody_refreshes_it(db, content):
     lease_file(db).write_bytes(content)
-    assert state(db) is State.UNSURE
+    assert state(db) is LeaseState.UNSURE
     moment = lease_file(db).stat().st_mtime - EXPIRY - 1
     os.utime(lease_file(db), (moment, moment))
     assert isinstance(taken(db), HeldLease)
@@ -164,7 +164,7 @@ def test_dead_leases_are_replaced(db):
 def test_living_leases_are_not(db):
     for members in ({}, {"node": "other"}):
         mine = put(db, **members)
-        assert isinstance(taken(db), Sighting)
+        assert isinstance(taken(db), LeaseStatus)
         assert json.loads(lease_file(db).read_bytes())["token"] == mine.token
 
 
@@ -172,7 +172,7 @@ def test_a_dead_machine_that_may_hold_the_data_needs_a_word(db):
     put(db, node="other", age=EXPIRY + 1, exclusive=True)
     with pytest.raises(Conflict, match=r"other.*--takeover"):
         taken(db)
-    assert isinstance(acquire(db, new_lease(), Watch(db), takeover=True), HeldLease)
+    assert isinstance(acquire(db, new_lease(), LeaseObserver(db), takeover=True), HeldLease)
 
 
 @pytest.mark.parametrize("members", [{"pid": 0}, {"boot_id": "before", "age": EXPIRY + 1}])
@@ -205,7 +205,7 @@ def test_beating_and_changing_refresh_the_file(db):
         os.utime(lease_file(db), (1, 1))
         assert act()
         assert lease_file(db).stat().st_mtime > 1
-    assert Watch(db).look().lease.child_pid == 7
+    assert LeaseObserver(db).look().lease.child_pid == 7
 
 
 # ---- races, driven at chosen points. Threads of one process are not kept apart by the lock, as where locks lie.
@@ -213,7 +213,7 @@ def test_beating_and_changing_refresh_the_file(db):
 
 def test_a_rival_between_look_and_deed_wins(db):
     put(db, pid=dead_pid())
-    seen = Watch(db).look()
+    seen = LeaseObserver(db).look()
     rival = taken(db)
     assert not take(db, new_lease(), seen)
     assert rival.is_ours()
@@ -222,16 +222,16 @@ def test_a_rival_between_look_and_deed_wins(db):
 
 def test_a_holder_that_wakes_up_keeps_its_lease(db):
     put(db, node="other", age=EXPIRY + 1)
-    seen = Watch(db).look()
+    seen = LeaseObserver(db).look()
     os.utime(lease_file(db))
     assert not take(db, new_lease(), seen)
-    assert Watch(db).look().lease.node == "other"
+    assert LeaseObserver(db).look().lease.node == "other"
 
 
 def test_a_rival_that_finds_the_gap_wins(db, monkeypatch):
     """The old lease is renamed aside, the new one not linked yet: another starter finds the place free."""
     put(db, pid=dead_pid())
-    seen = Watch(db).look()
+    seen = LeaseObserver(db).look()
     place = takeover._place
     rivals = []
 

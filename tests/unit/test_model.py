@@ -14,7 +14,7 @@ from balsam_core.errors import BalsamError, InvalidInput, NotFound, by_code
 from balsam_core.model import calls
 from balsam_core.model.codec import decode_call, encode, encode_call
 from balsam_core.model.command import fill, placeholders, split
-from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, TRANSITIONS, illegal_hop
+from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, TRANSITIONS, illegal_transition
 from balsam_core.model.text import check_document
 
 S = State
@@ -32,9 +32,9 @@ def test_the_classic_life_of_a_job_is_legal() -> None:
         State(name)
         for name in ["READY", "STAGED_IN", "PREPROCESSED", "RUNNING", "RUN_DONE", "POSTPROCESSED", "JOB_FINISHED"]
     ]
-    assert illegal_hop(State.CREATED, life) is None
-    assert illegal_hop(State.CREATED, life[1:]) == (State.CREATED, State.STAGED_IN)
-    assert illegal_hop(State.JOB_FINISHED, [State.RUNNING]) == (State.JOB_FINISHED, State.RUNNING)
+    assert illegal_transition(State.CREATED, life) is None
+    assert illegal_transition(State.CREATED, life[1:]) == (State.CREATED, State.STAGED_IN)
+    assert illegal_transition(State.JOB_FINISHED, [State.RUNNING]) == (State.JOB_FINISHED, State.RUNNING)
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0")))

@@ -90,7 +90,7 @@ def dbserver(
 def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     from balsam_core.dbdir.publication import is_loopback
     from balsam_core.watchdog.control import start
-    from balsam_core.watchdog.lease import Watch
+    from balsam_core.watchdog.lease import LeaseObserver
 
     db = _directory(session, create=True)
     started = start(db, options)
@@ -100,7 +100,7 @@ def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     printer.one({"address": server.place, **_record(db, server), "already": started.already}, f"{verb} {server.place}")
     if server.details.get("tls") == "off" and not is_loopback(server.host):
         printer.note("Warning: connections from other hosts are not encrypted")
-    lease = Watch(db).look().lease if started.already else None
+    lease = LeaseObserver(db).look().lease if started.already else None
     if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
         printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")
 

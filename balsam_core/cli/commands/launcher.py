@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from balsam_core.client.database import Database
-    from balsam_core.launcher.loop import Outcome
+    from balsam_core.launcher.loop import LauncherResult
 
 __all__ = ["launcher"]
 
@@ -111,7 +111,7 @@ def launcher(
 _RESULT = ("finished", "failed", "killed", "again", "seconds", "unfit", "reason", "spent")
 
 
-def _text(outcome: Outcome) -> Iterator[str]:
+def _text(outcome: LauncherResult) -> Iterator[str]:
     """Give what a person is told at the end."""
     ended = outcome.finished + outcome.failed
     parts = [f"{outcome.finished} finished", f"{outcome.failed} failed"]

@@ -1,8 +1,8 @@
 """What one job goes through, from its claim until the launcher is done with it.
 
-A walk is a generator: it does what takes no time itself (directories, links, decisions), yields each :class:`Command`
-that must run as a process, and is told how it ended. It notes every state as the job comes there. Whatever goes wrong
-for this job ends here, as its failure with a reason; nothing gets out to the other jobs.
+A lifecycle is a generator: it does what takes no time itself (directories, links, decisions), yields each
+:class:`ProcessSpec` that must run as a process, and is told how it ended. It notes every state as the job comes there.
+Whatever goes wrong for this job ends here, as its failure with a reason; nothing gets out to the other jobs.
 
 After an error a job first uses its automatic retries; when none are left the error handler may save it. After a timeout
 a handler, which the user has to ask for, comes before the automatic retry, which is on by default.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import ParentRef
     from balsam_core.model.job import Job
 
-__all__ = ["Command", "DiskFullError", "Ended", "Surroundings", "Task", "is_disk_full"]
+__all__ = ["DiskFullError", "Ended", "LauncherContext", "ProcessSpec", "Task", "is_disk_full"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class DiskFullError(Exception):
     """The file system of the DB directory is full: a fault of no job, and no job can do without."""
 
 
-class Command(NamedTuple):
+class ProcessSpec(NamedTuple):
     """A process that a job needs now.
 
     Attributes:
@@ -78,7 +78,7 @@ class Ended(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class LauncherContext:
     """What all jobs of a launcher share.
 
     Attributes:
@@ -98,7 +98,8 @@ class Task:
     Attributes:
         job: The job as it was claimed.
         state: Where it stands now.
-        hops: States that it came to and that the database doesn't know yet, each with its time by the monotonic clock.
+        transitions: States that it came to and that the database doesn't know yet, each with its time by the monotonic
+            clock.
         message: Why, for the history.
         return_code: Exit code of the run, once it ran.
         released: Whether the launcher gives it back unfinished.
@@ -108,24 +109,24 @@ class Task:
 
     place: Path
 
-    def __init__(self, job: Job, app: App | None, parents: list[ParentRef], surroundings: Surroundings) -> None:
+    def __init__(self, job: Job, app: App | None, parents: list[ParentRef], context: LauncherContext) -> None:
         self.job = job
         self.id: int = job.id or 0
         self.attempt = job.attempt
         self.state = job.state
-        self.hops: list[tuple[State, float]] = []
+        self.transitions: list[tuple[State, float]] = []
         self.message = ""
         self.return_code: int | None = None
         self.released = False
         self.slots = max(1, job.ranks_per_node * -(-job.threads_per_rank // job.threads_per_core))
         self._app = app
         self._parents = parents
-        self._around = surroundings
+        self._around = context
         self._env: dict[str, str] | None = None
 
     # ---- the walk
 
-    def walk(self) -> Generator[Command, Ended, None]:
+    def walk(self) -> Generator[ProcessSpec, Ended, None]:
         """Go through the states that are left; see the module's docstring.
 
         Raises:
@@ -145,7 +146,7 @@ class Task:
             logger.exception("job %s: unexpected fault", self.id)
             self._fail(f"unexpected {type(err).__name__}: {_reason(err)}")
 
-    def _walk(self) -> Generator[Command, Ended, None]:
+    def _walk(self) -> Generator[ProcessSpec, Ended, None]:
         with self._around.counters.timed("workdir"):
             self._make_place()
         if self.state is _S.RUNNING:
@@ -176,7 +177,7 @@ class Task:
                 raise DiskFullError(err.message) from err
             raise
 
-    def _stage_in(self) -> Generator[Command, Ended, None]:
+    def _stage_in(self) -> Generator[ProcessSpec, Ended, None]:
         if self.job.stage_in:
             command = self._own(stage_in_command(self.job, self.place), "stage_in")
             if not (yield from self._step(command, "stage_in")):
@@ -186,13 +187,13 @@ class Task:
                 link_parents(self._around.directory, self.job, self.place, self._parents)
         self.reach(_S.STAGED_IN)
 
-    def _preprocess(self) -> Generator[Command, Ended, None]:
+    def _preprocess(self) -> Generator[ProcessSpec, Ended, None]:
         words = hook_words(self.job, self._app, "preprocess")
         if not words or (yield from self._step(self._own(words, "preprocess"), "preprocess")):
             self.reach(_S.PREPROCESSED)
 
-    def _run(self) -> Generator[Command, Ended, None]:
-        ended = yield Command(
+    def _run(self) -> Generator[ProcessSpec, Ended, None]:
+        ended = yield ProcessSpec(
             command_words(self.job, self._app),
             self._environment(),
             output_name(self.job, ".out"),
@@ -208,19 +209,19 @@ class Task:
         else:
             self.reach(_S.RUN_DONE)
 
-    def _stage_out(self) -> Generator[Command, Ended, None]:
+    def _stage_out(self) -> Generator[ProcessSpec, Ended, None]:
         if not (self.job.stage_out and self.job.stage_out_files):
             return
         for words in stage_out_commands(self.job, self.place):
             if not (yield from self._step(self._own(words, "stage_out"), "stage_out")):
                 return
 
-    def _postprocess(self) -> Generator[Command, Ended, None]:
+    def _postprocess(self) -> Generator[ProcessSpec, Ended, None]:
         words = hook_words(self.job, self._app, "postprocess")
         if not words or (yield from self._step(self._own(words, "postprocess"), "postprocess")):
             self.reach(_S.POSTPROCESSED)
 
-    def _after_error(self) -> Generator[Command, Ended, None]:
+    def _after_error(self) -> Generator[ProcessSpec, Ended, None]:
         if self.job.retries < self.job.max_retries:
             self._again(f"retry {self.job.retries + 1} of {self.job.max_retries}")
         elif self.job.post_error_handler:
@@ -228,7 +229,7 @@ class Task:
         else:
             self.reach(_S.FAILED)
 
-    def _after_timeout(self) -> Generator[Command, Ended, None]:
+    def _after_timeout(self) -> Generator[ProcessSpec, Ended, None]:
         if self.released:
             return
         if self.job.post_timeout_handler:
@@ -249,7 +250,7 @@ class Task:
         else:
             self.reach(_S.FAILED)
 
-    def _handle(self, variable: str) -> Generator[Command, Ended, None]:
+    def _handle(self, variable: str) -> Generator[ProcessSpec, Ended, None]:
         words = hook_words(self.job, self._app, "postprocess")
         if not words:
             self._fail("there is no postprocess that could handle it")
@@ -261,14 +262,14 @@ class Task:
 
     def give_back(self) -> None:
         """Forget what happened and give the job back as the database knows it: it wasn't started, or was killed."""
-        self.hops.clear()
+        self.transitions.clear()
         self.message = ""
         self.return_code = None
         self.released = True
 
     # ---- parts
 
-    def _step(self, command: Command, what: str) -> Generator[Command, Ended, bool]:
+    def _step(self, command: ProcessSpec, what: str) -> Generator[ProcessSpec, Ended, bool]:
         """Run a process that belongs to the job but is not its run; return whether the walk may go on."""
         ended = yield command
         if ended.stopped:
@@ -277,9 +278,9 @@ class Task:
             self._fail(f"{what}: {_how(ended.code)}{self._last_words(command.stderr)}")
         return not ended.stopped and not ended.code
 
-    def _own(self, words: list[str], stem: str) -> Command:
+    def _own(self, words: list[str], stem: str) -> ProcessSpec:
         log = output_name(self.job, ".log", stem=stem)
-        return Command(words, self._environment(), log, log)
+        return ProcessSpec(words, self._environment(), log, log)
 
     def _environment(self) -> dict[str, str]:
         if self._env is None:
@@ -289,7 +290,7 @@ class Task:
     def reach(self, state: State, why: str = "") -> None:
         """Note that the job came to a state."""
         self.state = state
-        self.hops.append((state, monotonic()))
+        self.transitions.append((state, monotonic()))
         self._say(why)
 
     def _fail(self, why: str) -> None:

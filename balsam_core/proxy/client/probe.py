@@ -35,7 +35,7 @@ class Probe:
 
         from balsam_core.proxy.client.channel import Channel
         from balsam_core.proxy.keys import client_keys
-        from balsam_core.proxy.protocol import Status
+        from balsam_core.proxy.protocol import StatusRequest
 
         until = time.monotonic() + seconds
         channel = None
@@ -44,7 +44,7 @@ class Probe:
             while not channel.greet(_SLICE):
                 if time.monotonic() > until:
                     return False
-            number = channel.send(Status)
+            number = channel.send(StatusRequest)
             return channel.receive(number, max(_SLICE, until - time.monotonic())) is not None
         except (BalsamError, zmq.ZMQError):
             return False  # a server on its way up or down

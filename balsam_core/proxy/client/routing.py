@@ -21,7 +21,7 @@ from balsam_core.transport.native import ClientSession, EncodedTransport, Native
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.model.calls import Call, Ticket
+    from balsam_core.model.calls import Call, RequestId
     from balsam_core.plugin_types import EngineRole
     from balsam_core.proxy.client.transport import ProxyTransport, Sending
     from balsam_core.proxy.single_writer import SingleWriter
@@ -59,35 +59,35 @@ class ServedTransport(EncodedTransport):
         if self._publication.current() is None:
             self._open_direct()
 
-    def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
+    def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
         if self._publication.current() is None and self._proxy is None:
             try:
-                return self._open_direct().perform(kind, data, ticket, deadline)
+                return self._open_direct().perform(kind, data, request_id, deadline)
             except _ServedError:
                 pass
         from balsam_core.proxy.client.transport import LOCAL_ERRORS, Sending
 
         sending = Sending()
         try:
-            return self._perform(kind, data, ticket, deadline, sending)
+            return self._perform(kind, data, request_id, deadline, sending)
         except LOCAL_ERRORS as err:
-            raise sending.judged(err, ticket) from err
+            raise sending.judged(err, request_id) from err
 
     def _perform(
-        self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float, sending: Sending
+        self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float, sending: Sending
     ) -> bytes:
         while True:
             try:
                 self.check_open()
                 if self._publication.current() is None:
-                    return self._open_direct().perform(kind, data, ticket, deadline)
+                    return self._open_direct().perform(kind, data, request_id, deadline)
                 self._close_direct()
-                if ticket is None and _is_bulk(kind, data):
+                if request_id is None and _is_bulk(kind, data):
                     answer = self._read_here(kind, data, deadline)
                     if answer is not None:
                         return answer
-                return self._open_proxy().send(kind, data, ticket, deadline, sending)
+                return self._open_proxy().send(kind, data, request_id, deadline, sending)
             except (_ServedError, NotPublishedError):
                 if time.monotonic() > deadline:
                     msg = f"the server of {shown(self._db.path)} came and went until the time was over"

@@ -1,6 +1,6 @@
 """``ProxyTransport``: runs calls on the write server of a DB directory.
 
-A request that isn't answered is sent again, with the same ticket, to whichever server is published then, until the
+A request that isn't answered is sent again, with the same request id, to whichever server is published then, until the
 caller's deadline. The errors say what is known: a call that was never sent, or that the server refused, changed
 nothing.
 """
@@ -28,7 +28,7 @@ from balsam_core.errors import (
 from balsam_core.proxy import protocol
 from balsam_core.proxy.client.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
-from balsam_core.proxy.protocol import LARGEST_REQUEST, Run, Status
+from balsam_core.proxy.protocol import LARGEST_REQUEST, CallRequest, StatusRequest
 from balsam_core.transport.native import EncodedTransport, ServerStatus
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.publication import Publication
     from balsam_core.errors import BalsamError
-    from balsam_core.model.calls import Call, Ticket
+    from balsam_core.model.calls import Call, RequestId
     from balsam_core.proxy.protocol import Request
     from balsam_core.transport.native import ClientSession
 
@@ -72,9 +72,9 @@ class Sending:
         self.sent = False
         self.answered = False
 
-    def judged(self, err: BalsamError, ticket: Ticket | None) -> BalsamError:
+    def judged(self, err: BalsamError, request_id: RequestId | None) -> BalsamError:
         """Return the error, or, where the write may have been applied all the same, one that says so."""
-        if ticket is None or not self.sent or self.answered:
+        if request_id is None or not self.sent or self.answered:
             return err
         return OutcomeUnknown(f"{err}; the write was sent before, and may or may not have been applied")
 
@@ -97,7 +97,7 @@ class ProxyTransport(EncodedTransport):
         self._idle: list[tuple[Address, Channel]] = []
         self._lock = threading.Lock()
 
-    def perform(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float) -> bytes:
+    def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`.
 
         Raises:
@@ -105,28 +105,30 @@ class ProxyTransport(EncodedTransport):
         """
         sending = Sending()
         try:
-            return self.send(kind, data, ticket, deadline, sending)
+            return self.send(kind, data, request_id, deadline, sending)
         except LOCAL_ERRORS as err:
-            raise sending.judged(err, ticket) from err
+            raise sending.judged(err, request_id) from err
 
-    def send(self, kind: type[Call[R]], data: bytes, ticket: Ticket | None, deadline: float, sending: Sending) -> bytes:
+    def send(
+        self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float, sending: Sending
+    ) -> bytes:
         """Run an encoded call, and note in ``sending`` how far it came; its errors are not judged by that yet."""
         if len(data) > LARGEST_REQUEST:
             msg = f"{kind.operation()} is too large to be sent: {len(data)} of {LARGEST_REQUEST} bytes; split it"
             raise TooLarge(msg)
         operation = kind.operation()
-        client, seq, acked = ticket or (self._session.client, self._session.next_read(), 0)
+        client, seq, acked = request_id or (self._session.client, self._session.next_read(), 0)
         raw = msgspec.Raw(data)
 
-        def request(number: int, until: float) -> Run:
-            return Run(number, operation, raw, until, client, seq, acked)
+        def request(number: int, until: float) -> CallRequest:
+            return CallRequest(number, operation, raw, until, client, seq, acked)
 
         return _Exchange(self, request, deadline, sending).run()
 
     def server_status(self) -> ServerStatus | None:
         """Ask the server how it is."""
         deadline = time.monotonic() + 10
-        body = _Exchange(self, lambda number, _: Status(number), deadline, Sending()).run()
+        body = _Exchange(self, lambda number, _: StatusRequest(number), deadline, Sending()).run()
         return msgspec.msgpack.decode(body, type=ServerStatus)
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Call
     from balsam_core.proxy.single_writer import SingleWriter
 
-__all__ = ["Order", "Reader", "ReaderLostError", "Readers"]
+__all__ = ["ReadRequest", "Reader", "ReaderLostError", "Readers"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ReaderLostError(Exception):
         self.number = asked.number if asked else 0
 
 
-class Order(msgspec.Struct, array_like=True):
+class ReadRequest(msgspec.Struct, array_like=True):
     """What a reading process is asked: the operation, the call, the deadline."""
 
     operation: str
@@ -67,7 +67,7 @@ class _Asked:
 
     __slots__ = ("identity", "key", "number", "order")
 
-    def __init__(self, key: tuple[str, int], identity: bytes, number: int, order: Order) -> None:
+    def __init__(self, key: tuple[str, int], identity: bytes, number: int, order: ReadRequest) -> None:
         self.key = key
         self.identity = identity
         self.number = number
@@ -113,7 +113,7 @@ class Readers:
             theirs.close()
             self.all.append(Reader(ours, pid))
 
-    def ask(self, key: tuple[str, int], identity: bytes, number: int, order: Order) -> bool:
+    def ask(self, key: tuple[str, int], identity: bytes, number: int, order: ReadRequest) -> bool:
         """Let a call be run as soon as a process is free; False where too many of this client are waiting.
 
         Args:
@@ -198,7 +198,7 @@ def _live(pipe: Connection, single: SingleWriter, operations: Mapping[str, type[
 def _answer_all(pipe: Connection, single: SingleWriter, operations: Mapping[str, type[Call[Any]]]) -> None:
     from balsam_core.transport.native import NativeTransport
 
-    decode = msgspec.msgpack.Decoder(Order).decode
+    decode = msgspec.msgpack.Decoder(ReadRequest).decode
     transport = None
     while True:
         try:

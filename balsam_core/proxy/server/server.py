@@ -21,9 +21,9 @@ from balsam_core.model import calls
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
-from balsam_core.proxy.protocol import LARGEST_REQUEST, Hello, Reply, Run, Welcome, check_hello
-from balsam_core.proxy.server.readers import Order, ReaderLostError
-from balsam_core.proxy.server.writer import Answer, FencedError, HeldError, Write, error_answer
+from balsam_core.proxy.protocol import LARGEST_REQUEST, CallRequest, Hello, Reply, Welcome, check_hello
+from balsam_core.proxy.server.readers import ReaderLostError, ReadRequest
+from balsam_core.proxy.server.writer import Answer, FencedError, HeldError, PendingWrite, error_answer
 from balsam_core.proxy.server.zap import DOMAIN
 from balsam_core.transport.native import ClientSession, ServerStatus
 
@@ -141,7 +141,7 @@ class _Queued:
 
     __slots__ = ("identity", "number", "write")
 
-    def __init__(self, identity: bytes, number: int, write: Write) -> None:
+    def __init__(self, identity: bytes, number: int, write: PendingWrite) -> None:
         self.identity = identity
         self.number = number
         self.write = write
@@ -177,7 +177,7 @@ class WriteServer:
         self._readers = readers
         self._is_replaced = is_replaced
         self._writes: deque[_Queued] = deque()
-        self._by_ticket: dict[tuple[str, int], _Queued] = {}
+        self._by_request_id: dict[tuple[str, int], _Queued] = {}
         self._since = datetime.now(UTC)
         self._session = ClientSession()
         self._prune_at = time.monotonic() + PRUNE_EVERY
@@ -245,7 +245,7 @@ class WriteServer:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             self._drop(identity, str(err))
             return
-        if type(request) is Run:
+        if type(request) is CallRequest:
             self._take_call(identity, request)
         elif type(request) is Hello:
             self._reply(identity, request.id, self._greet(request))
@@ -261,28 +261,30 @@ class WriteServer:
             return error_answer(err)
         return Answer("", protocol.encode(Welcome(time.monotonic(), self._writer.epoch)))
 
-    def _take_call(self, identity: bytes, request: Run) -> None:
+    def _take_call(self, identity: bytes, request: CallRequest) -> None:
         kind = OPERATIONS.get(request.operation)
         if kind is None:
             self._reply(identity, request.id, error_answer(InvalidInput(f"no operation {request.operation!r}")))
         elif kind.writes:
             if not request.client or not request.seq:
-                self._reply(identity, request.id, error_answer(InvalidInput("a write without a ticket")))
+                self._reply(identity, request.id, error_answer(InvalidInput("a write without a request id")))
                 return
-            ticket = calls.Ticket(request.client, request.seq, min(request.acked, request.seq - 1))
-            key = (ticket.client, ticket.seq)
-            twin = self._by_ticket.get(key)
+            request_id = calls.RequestId(request.client, request.seq, min(request.acked, request.seq - 1))
+            key = (request_id.client, request_id.seq)
+            twin = self._by_request_id.get(key)
             if twin is not None:  # sent again while it waits: the newest sender gets the answer
                 twin.identity, twin.number = identity, request.id
             elif len(self._writes) >= MOST_WAITING:
                 # Not answered: a copy of it may have taken effect, and its client sends it again.
                 self._drop(identity, "one too many that waits")
             else:
-                queued = _Queued(identity, request.id, Write(kind, bytes(request.call), ticket, request.deadline))
-                self._by_ticket[key] = queued
+                queued = _Queued(
+                    identity, request.id, PendingWrite(kind, bytes(request.call), request_id, request.deadline)
+                )
+                self._by_request_id[key] = queued
                 self._writes.append(queued)
         elif self._readers:
-            order = Order(request.operation, bytes(request.call), request.deadline)
+            order = ReadRequest(request.operation, bytes(request.call), request.deadline)
             # One that doesn't number its reads can't repeat them.
             key = (request.client, request.seq) if request.client else (identity.hex(), request.id)
             if not self._readers.ask(key, identity, request.id, order):
@@ -338,7 +340,7 @@ class WriteServer:
                 self._answer(queued.identity, queued.number, self._writer.late(queued.write))
             else:
                 self._writes.appendleft(queued)
-                self._by_ticket[queued.write.ticket[:2]] = queued
+                self._by_request_id[queued.write.request_id[:2]] = queued
 
     def _next_batch(self) -> list[_Queued]:
         batch: list[_Queued] = []
@@ -349,7 +351,7 @@ class WriteServer:
             if length > LARGE_CALL and batch:
                 break
             self._writes.popleft()
-            del self._by_ticket[queued.write.ticket[:2]]
+            del self._by_request_id[queued.write.request_id[:2]]
             batch.append(queued)
             size += length
             if length > LARGE_CALL:
@@ -358,8 +360,8 @@ class WriteServer:
 
     def _prune(self) -> None:
         """Forget clients that were not seen for days."""
-        with self._session.ticket() as ticket:
-            write = Write(calls.Prune, encode_call(calls.Prune()), ticket, time.monotonic() + 60)
+        with self._session.request_id() as request_id:
+            write = PendingWrite(calls.Prune, encode_call(calls.Prune()), request_id, time.monotonic() + 60)
             try:
                 [answer] = self._writer.run([write])
             except HeldError:

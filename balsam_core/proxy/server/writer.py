@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from balsam_core.errors import BalsamError, Busy, Expired, InvalidInput, OutcomeUnknown, Unavailable
 from balsam_core.model.codec import decode_call, encode
 from balsam_core.operations import execution
-from balsam_core.operations.writer_cache import SoleWriter
+from balsam_core.operations.writer_cache import WriterCache
 from balsam_core.schema.tables import meta
 from balsam_core.schema.version import check
 from balsam_core.system.failpoints import failpoint
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from balsam_core.model.calls import Call, Ticket
+    from balsam_core.model.calls import Call, RequestId
     from balsam_core.proxy.single_writer import SingleWriter
 
-__all__ = ["Answer", "BatchLostError", "FencedError", "GroupWriter", "HeldError", "Write", "error_answer"]
+__all__ = ["Answer", "BatchLostError", "FencedError", "GroupWriter", "HeldError", "PendingWrite", "error_answer"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,19 +55,19 @@ class BatchLostError(Exception):
     """It is open what the database kept: the server must end without answering, and its clients repeat."""
 
 
-class Write(NamedTuple):
+class PendingWrite(NamedTuple):
     """A call that writes, as it came.
 
     Attributes:
         kind: The call's class.
         data: The encoded call.
-        ticket: Its identity.
+        request_id: Its identity.
         deadline: By this process's monotonic clock; later it is refused.
     """
 
     kind: type[Call[Any]]
     data: bytes
-    ticket: Ticket
+    request_id: RequestId
     deadline: float
 
 
@@ -108,7 +108,7 @@ class GroupWriter:
             # SQLAlchemy's own transactions cost 60 us each; this one process needs none of what they take care of.
             self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             self._cursor = self._conn.connection.cursor()
-            self._sole = SoleWriter(cursor=self._cursor)
+            self._sole = WriterCache(cursor=self._cursor)
             self._names = self._sole.names
             self.epoch = self._take_epoch()
         except SQLAlchemyError as err:
@@ -117,7 +117,7 @@ class GroupWriter:
             msg = "another program holds the database, so that the server can't begin"
             raise Busy(msg) from err
 
-    def run(self, writes: Sequence[Write]) -> list[Answer]:
+    def run(self, writes: Sequence[PendingWrite]) -> list[Answer]:
         """Run calls in one transaction; when this returns, what it says is durable.
 
         Raises:
@@ -179,7 +179,7 @@ class GroupWriter:
         self._conn.close()
         self._engine.dispose()
 
-    def late(self, write: Write) -> Answer:
+    def late(self, write: PendingWrite) -> Answer:
         """Return the answer of a call whose deadline is over: it is refused, unless it took effect before.
 
         Raises:
@@ -187,7 +187,7 @@ class GroupWriter:
         """
         return self._settled_alone(write, _expired(write))
 
-    def _settled_alone(self, write: Write, otherwise: Answer) -> Answer:
+    def _settled_alone(self, write: PendingWrite, otherwise: Answer) -> Answer:
         """Do as :meth:`_settled`, outside a transaction."""
         try:
             return self._settled(write, otherwise)
@@ -196,10 +196,10 @@ class GroupWriter:
                 raise BatchLostError(str(err)) from err
             return error_answer(OutcomeUnknown(f"the database can't say whether it has the write: {self._fault(err)}"))
 
-    def _settled(self, write: Write, otherwise: Answer) -> Answer:
+    def _settled(self, write: PendingWrite, otherwise: Answer) -> Answer:
         """Return the stored answer of a call that took effect, or was refused, before; else another one."""
         try:
-            return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.ticket))
+            return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.request_id))
         except OutcomeUnknown:
             return otherwise
         except BalsamError as err:
@@ -209,7 +209,7 @@ class GroupWriter:
         except Exception as err:  # noqa: BLE001  (see _failed)
             return self._failed(write.kind, err)
 
-    def _one(self, write: Write) -> Answer:
+    def _one(self, write: PendingWrite) -> Answer:
         """Run one call between savepoints."""
         try:
             call = decode_call(write.kind, write.data)
@@ -219,10 +219,10 @@ class GroupWriter:
             return self._settled(write, _expired(write))
         self._execute(SAVEPOINT)
         try:
-            answer = Answer("", execution.write(self._conn, call, write.ticket, self._clock, self._sole))
-        except execution.AlreadyApplied:
+            answer = Answer("", execution.write(self._conn, call, write.request_id, self._clock, self._sole))
+        except execution.AlreadyProcessed:
             self._undo()
-            answer = self._replay(call, write.ticket)
+            answer = self._replay(call, write.request_id)
         except BalsamError as err:
             self._undo()
             self._refuse(write, err)
@@ -242,12 +242,12 @@ class GroupWriter:
             self._execute(RELEASE)
         return answer
 
-    def _refuse(self, write: Write, err: BalsamError) -> None:
-        execution.refuse(self._conn, write.ticket, self._clock, self._sole, err)
+    def _refuse(self, write: PendingWrite, err: BalsamError) -> None:
+        execution.refuse(self._conn, write.request_id, self._clock, self._sole, err)
 
-    def _replay(self, call: Call[Any], ticket: Ticket) -> Answer:
+    def _replay(self, call: Call[Any], request_id: RequestId) -> Answer:
         try:
-            return Answer("", execution.replay(self._conn, call, ticket))
+            return Answer("", execution.replay(self._conn, call, request_id))
         except BalsamError as err:
             return error_answer(err)
         except SQLAlchemyError:
@@ -333,6 +333,6 @@ class GroupWriter:
         return Unavailable(fault.message) if isinstance(fault, OutcomeUnknown) else fault
 
 
-def _expired(write: Write) -> Answer:
+def _expired(write: PendingWrite) -> Answer:
     late = Expired(f"{write.kind.operation()} reached the database after its deadline; nothing was changed")
     return error_answer(late)

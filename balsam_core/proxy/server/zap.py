@@ -12,7 +12,7 @@ import threading
 import zmq
 import zmq.utils.z85
 
-__all__ = ["DOMAIN", "Gatekeeper"]
+__all__ = ["DOMAIN", "ZapAuthenticator"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _ENDPOINT = "inproc://zeromq.zap.01"
 _CREDENTIALS = 6  # frames before them: version, request id, domain, address, identity, mechanism
 
 
-class Gatekeeper:
+class ZapAuthenticator:
     """Admits clients with one public key; a thread of its own, so that handshakes don't wait for a long transaction.
 
     Args:

@@ -82,7 +82,7 @@ def test_children_start_when_all_parents_have_finished(db: Database, jobs: Jobs)
     taken = {job.id: job for job in claim(db, me)}
     assert set(taken) == {*(job.id for job in parents), eager.id}
     updates = [
-        Update(job=job.id or 0, attempt=1, hops=[(hop, 0.0) for hop in DONE])
+        Update(job=job.id or 0, attempt=1, transitions=[(transition, 0.0) for transition in DONE])
         for job in taken.values()
         if job.id in {parents[0].id, parents[1].id}
     ]
@@ -184,8 +184,8 @@ def test_many_jobs_appear_at_once(db: Database, jobs: Jobs) -> None:
     assert seen == [0, 0], "nothing was visible before the end"
     assert list(ids) == list(range(ids[0], ids[0] + count)), "ids are dense"
     assert jobs.states() == {S.READY: count // 2, S.AWAITING_PARENTS: count // 2}
-    assert db.run(calls.PromoteBatch()) is False
-    assert {event.job_id: event.hops for event in jobs.history(ids[1], ids[2])} == {
+    assert db.run(calls.PromoteStagedInsert()) is False
+    assert {event.job_id: event.transitions for event in jobs.history(ids[1], ids[2])} == {
         ids[1]: [(S.CREATED, 0.0), (S.AWAITING_PARENTS, 0.0)],
         ids[2]: [(S.CREATED, 0.0), (S.READY, 0.0)],
     }
@@ -203,41 +203,41 @@ def test_an_insert_that_fails_in_the_middle_leaves_nothing(jobs: Jobs) -> None:
 
 
 def test_keys_of_a_killed_insert_can_be_used_again(db: Database, jobs: Jobs) -> None:
-    dead = db.run(calls.OpenBatch())
-    db.run(calls.AddJobs(jobs=[Job(command="old", key="k"), Job(command="old", parents=[-1])], batch=dead))
+    dead = db.run(calls.OpenStagedInsert())
+    db.run(calls.AddJobs(jobs=[Job(command="old", key="k"), Job(command="old", parents=[-1])], staged_insert=dead))
     assert jobs.count() == 0
     assert claim(db, register(db)) == []
     jobs.add(Job(command="new", key="k"))
     assert [(job.command, job.key) for job in jobs] == [("new", "k")]
     with pytest.raises(Conflict, match="run again"):
-        db.run(calls.PublishBatch(batch=dead))
-    while db.run(calls.AbandonBatch(batch=dead)):
+        db.run(calls.PublishStagedInsert(staged_insert=dead))
+    while db.run(calls.AbandonStagedInsert(staged_insert=dead)):
         pass
     assert jobs.count() == 1
 
 
 def test_nothing_of_an_unpublished_insert_is_seen(db: Database, jobs: Jobs) -> None:
     (parent,) = jobs.add(Job(command="x"))
-    batch = db.run(calls.OpenBatch())
-    hidden = db.run(calls.AddJobs(jobs=[Job(command="x", parents=[parent])], batch=batch)).first
+    batch = db.run(calls.OpenStagedInsert())
+    hidden = db.run(calls.AddJobs(jobs=[Job(command="x", parents=[parent])], staged_insert=batch)).first
     assert jobs.ids() == [parent]
     assert db.run(calls.GetEdges(jobs=[parent], children_of=True)) == []
     assert db.run(calls.GetEdges(jobs=[hidden])) == []
     assert jobs.history(hidden) == []
     with pytest.raises(NotFound):
         jobs.add(Job(command="y", parents=[hidden]))
-    db.run(calls.PublishBatch(batch=batch))
+    db.run(calls.PublishStagedInsert(staged_insert=batch))
     assert db.run(calls.GetEdges(jobs=[hidden])) == [calls.Edge(parent, hidden)]
 
 
 def test_a_batch_published_by_a_killed_process_is_promoted_by_others(db: Database, jobs: Jobs) -> None:
-    batch = db.run(calls.OpenBatch())
-    answer = db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(5)], batch=batch))
-    db.run(calls.AddJobs(jobs=[Job(command="y", parents=[answer.first])], batch=batch))
+    batch = db.run(calls.OpenStagedInsert())
+    answer = db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(5)], staged_insert=batch))
+    db.run(calls.AddJobs(jobs=[Job(command="y", parents=[answer.first])], staged_insert=batch))
     assert jobs.count() == 0
-    db.run(calls.PublishBatch(batch=batch))
+    db.run(calls.PublishStagedInsert(staged_insert=batch))
     assert jobs.count() == 6
-    while db.run(calls.PromoteBatch(limit=2)):
+    while db.run(calls.PromoteStagedInsert(limit=2)):
         pass
     assert jobs.states() == {S.READY: 5, S.AWAITING_PARENTS: 1}
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from balsam_core.errors import Conflict
 from balsam_core.model import calls
-from balsam_core.model.calls import Resources, Ticket
+from balsam_core.model.calls import RequestId, Resources
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.job import Job
 from balsam_core.schema import tables
@@ -37,35 +37,37 @@ def client() -> str:
     return os.urandom(16).hex()
 
 
-def send(transport: EncodedTransport, call: calls.Call[Any], ticket: Ticket) -> Any:  # noqa: ANN401
-    """Send a write under a ticket of the test's choice, as a repetition after a lost answer does."""
-    return decode_result(type(call), transport.perform(type(call), encode_call(call), ticket, time.monotonic() + 60))
+def send(transport: EncodedTransport, call: calls.Call[Any], request_id: RequestId) -> Any:  # noqa: ANN401
+    """Send a write under a request id of the test's choice, as a repetition after a lost answer does."""
+    return decode_result(
+        type(call), transport.perform(type(call), encode_call(call), request_id, time.monotonic() + 60)
+    )
 
 
 def test_a_repeated_write_takes_effect_once_and_gives_the_same_answer(
     encoded: EncodedTransport, jobs: Jobs, client: str
 ) -> None:
-    ticket, call = Ticket(client, 1, 0), calls.AddJobs(jobs=[Job(command="x")])
-    first = send(encoded, call, ticket)
-    assert send(encoded, call, ticket) == first
+    request_id, call = RequestId(client, 1, 0), calls.AddJobs(jobs=[Job(command="x")])
+    first = send(encoded, call, request_id)
+    assert send(encoded, call, request_id) == first
     assert jobs.count() == 1
-    send(encoded, call, Ticket(client, 2, 1))
+    send(encoded, call, RequestId(client, 2, 1))
     assert jobs.count() == 2
 
 
 def test_a_repeated_claim_gives_the_same_jobs(encoded: EncodedTransport, db: Database, client: str) -> None:
     ids = db.jobs.add([Job(command="x", priority=i) for i in range(5)])
-    ticket, call = Ticket(client, 7, 6), calls.ClaimJobs(launcher=register(db), limit=3, resources=Resources())
-    first = [job.id for job in send(encoded, call, ticket).jobs]
+    request_id, call = RequestId(client, 7, 6), calls.ClaimJobs(launcher=register(db), limit=3, resources=Resources())
+    first = [job.id for job in send(encoded, call, request_id).jobs]
     assert first == [ids[4], ids[3], ids[2]]
-    assert [job.id for job in send(encoded, call, ticket).jobs] == first
-    assert [job.id for job in send(encoded, call, Ticket(client, 8, 6)).jobs] == [ids[1], ids[0]]
+    assert [job.id for job in send(encoded, call, request_id).jobs] == first
+    assert [job.id for job in send(encoded, call, RequestId(client, 8, 6)).jobs] == [ids[1], ids[0]]
 
 
 def test_a_refused_write_leaves_no_trace(encoded: EncodedTransport, jobs: Jobs, client: str) -> None:
     with pytest.raises(Conflict):
-        send(encoded, calls.RenewLease(launcher=10**9, lease_seconds=1), Ticket(client, 1, 0))
-    send(encoded, calls.AddJobs(jobs=[Job(command="x")]), Ticket(client, 2, 1))
+        send(encoded, calls.RenewLease(launcher=10**9, lease_seconds=1), RequestId(client, 1, 0))
+    send(encoded, calls.AddJobs(jobs=[Job(command="x")]), RequestId(client, 2, 1))
     assert jobs.count() == 1
 
 
@@ -82,7 +84,7 @@ def test_one_write_sent_by_many_at_once_takes_effect_once(place: Place, jobs: Jo
             for number in range(1, SENT + 1):
                 together.wait(60)
                 try:
-                    answers.append((number, send(db.transport, call, Ticket(client, number, number - 1))))
+                    answers.append((number, send(db.transport, call, RequestId(client, number, number - 1))))
                 except Exception as err:  # noqa: BLE001  (whatever it is, the test must say so)
                     answers.append((number, err))
 
@@ -103,23 +105,23 @@ def test_stored_answers_are_forgotten_once_acknowledged(
 ) -> None:
     for _ in range(200):
         db.jobs.add(Job(command="x"))
-    mine = sa.select(sa.func.count()).where(tables.applied.c.client_id == encoded._session.client)  # noqa: SLF001
+    mine = sa.select(sa.func.count()).where(tables.processed_requests.c.client_id == encoded._session.client)  # noqa: SLF001
     with engine("reader").connect() as conn:
         assert conn.execute(mine).scalar_one() < 100
 
 
 @pytest.mark.once
 def test_old_answers_and_abandoned_inserts_are_pruned(db: Database, engine: Callable[[str], Engine]) -> None:
-    batch = db.run(calls.OpenBatch())
+    batch = db.run(calls.OpenStagedInsert())
     (job,) = db.jobs.add(Job(command="seen"))
-    db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(3)], batch=batch))
+    db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(3)], staged_insert=batch))
     long_ago = datetime.now(UTC) - timedelta(days=8)
     with engine("writer").begin() as conn:
-        conn.execute(tables.applied.update().values(at=long_ago))
-        conn.execute(tables.batches.update().values(touched_at=long_ago))
+        conn.execute(tables.processed_requests.update().values(processed_at=long_ago))
+        conn.execute(tables.staged_inserts.update().values(updated_at=long_ago))
     while db.run(calls.Prune()):
         pass
     with engine("reader").connect() as conn:
         assert list(conn.execute(sa.select(tables.jobs.c.id)).scalars()) == [job]
-        oldest = conn.execute(sa.select(sa.func.min(tables.applied.c.at))).scalar_one()
+        oldest = conn.execute(sa.select(sa.func.min(tables.processed_requests.c.processed_at))).scalar_one()
     assert oldest > long_ago + timedelta(days=1)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from balsam_core import open_db
 from balsam_core.model.job import Job
 from balsam_core.plugin_types import ServerPolicy
-from balsam_core.schema.types import Blob, Document, Id, LongText, UTCDateTime, Words
+from balsam_core.schema.types import Blob, Id, JSONDocument, LongText, ShortText, UTCDateTime
 from balsam_core.testing.tools import balsam
 from balsam_core.watchdog import control
 
@@ -52,9 +52,9 @@ TABLE = sa.Table(
     "conformance_bulk",
     sa.MetaData(),
     sa.Column("id", Id(), primary_key=True, autoincrement=False),
-    sa.Column("word", Words(255)),
+    sa.Column("word", ShortText(255)),
     sa.Column("text", LongText()),
-    sa.Column("document", Document()),
+    sa.Column("document", JSONDocument()),
     sa.Column("blob", Blob()),
     sa.Column("time", UTCDateTime),
     sa.Column("flag", sa.Boolean(create_constraint=False)),
@@ -177,8 +177,8 @@ def test_a_restored_backup_is_the_db_as_it_was(
             assert other.jobs.states() == {"READY": 1, "AWAITING_PARENTS": 100}
             found = other.jobs.get(parent.id or 0)
             assert (found.name, found.description, found.data) == (parent.name, parent.description, parent.data)
-            assert [event.hops for event in other.jobs.history(parent)] == [
-                event.hops for event in db.jobs.history(parent)
+            assert [event.transitions for event in other.jobs.history(parent)] == [
+                event.transitions for event in db.jobs.history(parent)
             ]
             assert other.jobs.add(Job(command="x", key="k"))[0] == parent.id
             assert other.jobs.add(Job(command="x"))[0] == (parent.id or 0) + 101

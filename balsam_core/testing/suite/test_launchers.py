@@ -110,8 +110,8 @@ def test_a_released_job_can_be_claimed_again(db: Database, jobs: Jobs) -> None:
     me = register(db)
     first, second = claim(db, me)
     assert update(db, me, first, release=True) == {}
-    hops = (S.STAGED_IN, S.PREPROCESSED, S.RUNNING, S.RUN_ERROR, S.RESTART_READY)
-    assert update(db, me, second, *hops, return_code=1) == {}
+    transitions = (S.STAGED_IN, S.PREPROCESSED, S.RUNNING, S.RUN_ERROR, S.RESTART_READY)
+    assert update(db, me, second, *transitions, return_code=1) == {}
     assert [(job.id, job.state, job.attempt, job.retries) for job in claim(db, me)] == [
         (first.id, S.READY, 2, 0),
         (second.id, S.RESTART_READY, 2, 1),
@@ -134,10 +134,10 @@ def test_hops_keep_their_own_times(db: Database, jobs: Jobs) -> None:
     (number,) = jobs.add(Job(command="x"))
     me = register(db)
     claim(db, me)
-    told = Update(job=number, attempt=1, hops=[(S.STAGED_IN, 3.5), (S.PREPROCESSED, 2.25)], message="m")
+    told = Update(job=number, attempt=1, transitions=[(S.STAGED_IN, 3.5), (S.PREPROCESSED, 2.25)], message="m")
     db.run(calls.UpdateJobs(launcher=me, updates=[told]))
     last = jobs.history(number)[-1]
-    assert (last.hops, last.message, last.attempt) == ([(S.STAGED_IN, 3.5), (S.PREPROCESSED, 2.25)], "m", 1)
+    assert (last.transitions, last.message, last.attempt) == ([(S.STAGED_IN, 3.5), (S.PREPROCESSED, 2.25)], "m", 1)
     since = jobs.get(number).state_since
     assert since is not None
     assert last.at - since == timedelta(seconds=2.25)

@@ -36,9 +36,9 @@ def pair(db: Database) -> tuple[int, int]:
 
 
 def opened(db: Database, jobs: int = 0) -> int:
-    batch = db.run(calls.OpenBatch())
+    batch = db.run(calls.OpenStagedInsert())
     if jobs:
-        db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(jobs)], batch=batch))
+        db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(jobs)], staged_insert=batch))
     return batch
 
 
@@ -72,33 +72,33 @@ def add_jobs(db: Database) -> None:
     assert db.jobs.get(added.first + 1).parents == [added.first]
 
 
-def open_batch(db: Database) -> None:
+def open_staged_insert(db: Database) -> None:
     opened(db, jobs=2)
     assert db.jobs.count() == 0
 
 
-def publish_batch(db: Database) -> None:
+def publish_staged_insert(db: Database) -> None:
     batch = opened(db, jobs=2)
-    db.run(calls.PublishBatch(batch=batch))
+    db.run(calls.PublishStagedInsert(staged_insert=batch))
     assert db.jobs.count() == 2
 
 
-def abandon_batch(db: Database) -> None:
+def abandon_staged_insert(db: Database) -> None:
     batch = opened(db, jobs=3)
-    assert db.run(calls.AbandonBatch(batch=batch, limit=2)) == 2
-    while db.run(calls.AbandonBatch(batch=batch)):
+    assert db.run(calls.AbandonStagedInsert(staged_insert=batch, limit=2)) == 2
+    while db.run(calls.AbandonStagedInsert(staged_insert=batch)):
         pass
     assert db.jobs.count() == 0
 
 
-def promote_batch(db: Database) -> None:
+def promote_staged_insert(db: Database) -> None:
     first = one(db)
-    batch = db.run(calls.OpenBatch())
-    db.run(calls.AddJobs(jobs=[Job(command="x", parents=[first]) for _ in range(3)], batch=batch))
-    db.run(calls.PublishBatch(batch=batch))
-    while db.run(calls.PromoteBatch(batch=batch, limit=2)):
+    batch = db.run(calls.OpenStagedInsert())
+    db.run(calls.AddJobs(jobs=[Job(command="x", parents=[first]) for _ in range(3)], staged_insert=batch))
+    db.run(calls.PublishStagedInsert(staged_insert=batch))
+    while db.run(calls.PromoteStagedInsert(staged_insert=batch, limit=2)):
         pass
-    while db.run(calls.PromoteBatch()):
+    while db.run(calls.PromoteStagedInsert()):
         pass
     assert db.jobs.states() == {"READY": 1, "AWAITING_PARENTS": 3}
 
@@ -143,7 +143,7 @@ def get_history(db: Database) -> None:
     job = one(db)
     db.jobs.where(id=job).kill("why")
     events = db.run(calls.GetHistory(jobs=[job]))
-    assert [event.hops[-1][0] for event in events] == ["READY", "USER_KILLED"]
+    assert [event.transitions[-1][0] for event in events] == ["READY", "USER_KILLED"]
     assert events[-1].message == "why"
 
 
@@ -212,9 +212,9 @@ def update_jobs(db: Database) -> None:
     me = register(db)
     (job,) = claim(db, me)
     assert job.id is not None
-    good = Update(job=job.id, attempt=1, hops=[(State.STAGED_IN, 1.5)], message="m")
+    good = Update(job=job.id, attempt=1, transitions=[(State.STAGED_IN, 1.5)], message="m")
     assert db.run(calls.UpdateJobs(launcher=me, updates=[good])) == {}
-    late = Update(job=job.id, attempt=0, hops=[(State.PREPROCESSED, 0.0)])
+    late = Update(job=job.id, attempt=0, transitions=[(State.PREPROCESSED, 0.0)])
     assert [*db.run(calls.UpdateJobs(launcher=me, updates=[late]))] == [job.id]
     assert db.jobs.get(job.id).state == "STAGED_IN"
 
@@ -249,10 +249,10 @@ EXAMPLES: dict[type[Call[Any]], Callable[[Database], None]] = {
     calls.GetApps: get_apps,
     calls.RemoveApp: remove_app,
     calls.AddJobs: add_jobs,
-    calls.OpenBatch: open_batch,
-    calls.PublishBatch: publish_batch,
-    calls.AbandonBatch: abandon_batch,
-    calls.PromoteBatch: promote_batch,
+    calls.OpenStagedInsert: open_staged_insert,
+    calls.PublishStagedInsert: publish_staged_insert,
+    calls.AbandonStagedInsert: abandon_staged_insert,
+    calls.PromoteStagedInsert: promote_staged_insert,
     calls.AddEdge: add_edge,
     calls.GetJobs: get_jobs,
     calls.GetRows: get_rows,

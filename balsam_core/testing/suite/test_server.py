@@ -27,7 +27,7 @@ from balsam_core.system import processes
 from balsam_core.testing.programs import start_program
 from balsam_core.testing.tools import balsam, one_line, wait_until
 from balsam_core.watchdog import control
-from balsam_core.watchdog.lease import Watch
+from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,7 +127,7 @@ def test_a_killed_server_comes_back_and_nothing_is_lost_or_doubled(served: Spare
 
 def test_a_server_whose_port_is_taken_comes_back_at_another(served: Spare) -> None:
     before = control.start(served.directory).address
-    watchdog = Watch(served.directory).look().lease
+    watchdog = LeaseObserver(served.directory).look().lease
     assert watchdog is not None
     with open_db(served.path) as db:
         db.jobs.remove()
@@ -271,7 +271,7 @@ def _tree(published: Address) -> list[psutil.Process]:
 
 def _kill_with_watchdog(spare: Spare, published: Address) -> None:
     """Let the watchdog, the server and all its processes end at once, so that the address stays published."""
-    lease = Watch(spare.directory).look().lease
+    lease = LeaseObserver(spare.directory).look().lease
     assert lease is not None
     processes = [psutil.Process(lease.pid), *_tree(published)]
     for number in (signal.SIGSTOP, signal.SIGKILL):

@@ -18,12 +18,12 @@ from sqlalchemy import (
 from balsam_core.schema.types import (
     TABLE_OPTIONS,
     Blob,
-    Document,
     Id,
+    JSONDocument,
     LongText,
+    ShortText,
     UTCDateTime,
-    Words,
-    sparse_index,
+    partial_index,
     without_statistics,
 )
 
@@ -45,7 +45,7 @@ metadata = MetaData(
 Table(
     "meta",
     metadata,
-    Column("name", Words(64), primary_key=True, comment="db_id, epoch"),
+    Column("name", ShortText(64), primary_key=True, comment="db_id, epoch"),
     Column("value", LongText(), nullable=False),
     sqlite_with_rowid=False,
 )
@@ -53,7 +53,7 @@ Table(
 Table(
     "counters",
     metadata,
-    Column("name", Words(64), primary_key=True, comment="the table that the ids are for"),
+    Column("name", ShortText(64), primary_key=True, comment="the table that the ids are for"),
     Column("last", BigInteger, nullable=False, comment="the newest id given"),
     sqlite_with_rowid=False,
 )
@@ -61,7 +61,7 @@ Table(
 Table(
     "applied",
     metadata,
-    Column("client_id", Words(32), primary_key=True),
+    Column("client_id", ShortText(32), primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("reply", Blob(), comment="encoded answer; NULL where it is rebuilt from the rows"),
     Column("at", UTCDateTime, nullable=False),
@@ -72,26 +72,26 @@ Table(
     "workflows",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
-    Column("name", Words(255), nullable=False, unique=True),
+    Column("name", ShortText(255), nullable=False, unique=True),
 )
 
 Table(
     "apps",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
-    Column("name", Words(255), nullable=False, unique=True),
+    Column("name", ShortText(255), nullable=False, unique=True),
     Column("executable", LongText(), nullable=False),
     Column("description", LongText()),
     Column("preprocess", LongText()),
     Column("postprocess", LongText()),
-    Column("environ", Document()),
+    Column("environ", JSONDocument()),
 )
 
 Table(
     "resource_classes",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
-    Column("shape", Words(160), nullable=False, unique=True, comment="the other columns as one text"),
+    Column("shape", ShortText(160), nullable=False, unique=True, comment="the other columns as one text"),
     Column("num_nodes", Integer, nullable=False),
     Column("ranks_per_node", Integer, nullable=False),
     Column("threads_per_rank", Integer, nullable=False),
@@ -105,11 +105,11 @@ Table(
     "launchers",
     metadata,
     Column("id", Id(), primary_key=True, autoincrement=False),
-    Column("host", Words(255), nullable=False),
+    Column("host", ShortText(255), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("boot_id", Words(64), nullable=False),
+    Column("boot_id", ShortText(64), nullable=False),
     Column("process_start", Double, nullable=False, comment="seconds since the epoch"),
-    Column("workflow", Words(255), nullable=False),
+    Column("workflow", ShortText(255), nullable=False),
     Column("started_at", UTCDateTime, nullable=False),
     Column("seen_at", UTCDateTime, nullable=False),
     Column("lease_until", UTCDateTime, nullable=False),
@@ -135,7 +135,7 @@ _jobs = Table(
     Column("workflow_id", BigInteger, ForeignKey("workflows.id"), nullable=False),
     Column("app_id", BigInteger, ForeignKey("apps.id"), comment="NULL: the job's own command"),
     Column("resource_class_id", BigInteger, ForeignKey("resource_classes.id"), nullable=False),
-    Column("state", Words(20), nullable=False),
+    Column("state", ShortText(20), nullable=False),
     Column("claim_class", BigInteger, comment="resource_class_id while claimable, else NULL"),
     Column("priority", Integer, nullable=False),
     Column("launcher_id", BigInteger, comment="who holds it"),
@@ -144,7 +144,7 @@ _jobs = Table(
     Column("retries", Integer, nullable=False),
     Column("parents_left", Integer, nullable=False, comment="parents that have not finished"),
     Column("batch_id", BigInteger, nullable=False),
-    Column("key", Words(255)),
+    Column("key", ShortText(255)),
     Column("created_at", UTCDateTime, nullable=False),
     Column("state_since", UTCDateTime, nullable=False),
     Column("return_code", Integer),
@@ -158,25 +158,25 @@ _jobs = Table(
     Column("description", LongText()),
     Column("args", LongText()),
     Column("command", LongText()),
-    Column("parameters", Document()),
-    Column("input_files", Document()),
+    Column("parameters", JSONDocument()),
+    Column("input_files", JSONDocument()),
     Column("stage_in", LongText()),
     Column("stage_out", LongText()),
-    Column("stage_out_files", Document()),
+    Column("stage_out_files", JSONDocument()),
     Column("user_workdir", LongText()),
-    Column("environ", Document()),
+    Column("environ", JSONDocument()),
     Column("preprocess", LongText()),
     Column("postprocess", LongText()),
     Column("cpu_affinity", LongText()),
-    Column("data", Document()),
-    sparse_index(None, "key", without="key", unique=True),
+    Column("data", JSONDocument()),
+    partial_index(None, "key", without="key", unique=True),
     Index(None, "state", "id"),
     Index(None, "workflow_id", "id"),
-    sparse_index(None, "launcher_id", without="launcher_id"),
+    partial_index(None, "launcher_id", without="launcher_id"),
 )
 _claim = (_jobs.c.claim_class, _jobs.c.priority.desc(), _jobs.c.id)
-sparse_index("ix_jobs_claim", *_claim, without="claim_class")
-sparse_index("ix_jobs_workflow_claim", _jobs.c.workflow_id, *_claim, without="claim_class")
+partial_index("ix_jobs_claim", *_claim, without="claim_class")
+partial_index("ix_jobs_workflow_claim", _jobs.c.workflow_id, *_claim, without="claim_class")
 without_statistics(_jobs.c.claim_class)
 
 Table(
@@ -194,7 +194,7 @@ Table(
     Column("id", Id(), primary_key=True),
     Column("job_id", BigInteger, nullable=False),
     Column("at", UTCDateTime, nullable=False),
-    Column("hops", Words(1000), nullable=False, comment="STATE seconds-before-at, ..."),
+    Column("hops", ShortText(1000), nullable=False, comment="STATE seconds-before-at, ..."),
     Column("message", LongText()),
     Column("attempt", Integer, nullable=False),
     Index(None, "job_id"),
