@@ -148,13 +148,13 @@ def balsam_start_server(  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:  # type: ignore[empty-body]
+def balsam_open_transport(db: DBDir) -> Transport:  # type: ignore[empty-body]
     """Return what runs operations on this DB.
+
+    While a server is published (:func:`balsam_core.plugin.published_address`), the files are never written past it.
 
     Args:
         db: The directory.
-        address: The published server, None when none is published. While one is published, the files are never opened
-            behind its back.
 
     Raises:
         ServerNotRunning: The DB can't be reached without a server, and none is published.
@@ -164,13 +164,13 @@ def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:  # t
     Example::
 
         @hookimpl
-        def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:
+        def balsam_open_transport(db: DBDir) -> Transport:
             return NativeTransport(make_engine(db), is_retryable=is_retryable)
     """
 
 
 @hookspec(firstresult=True)
-def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:  # type: ignore[empty-body]
+def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:  # type: ignore[empty-body]
     """Return an SQLAlchemy engine for what operations are not: migration, copy, bulk reading, EXPLAIN.
 
     A transaction on a connection with the execution option ``balsam_reads=True`` only reads and sees one consistent
@@ -178,7 +178,6 @@ def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -
 
     Args:
         db: The directory.
-        address: The published server, None when none is published.
         role: What the engine is for; ``owner`` may change tables.
 
     Raises:
@@ -188,7 +187,7 @@ def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -
     Example::
 
         @hookimpl
-        def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+        def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
             return sqlalchemy.create_engine("toy://", creator=lambda: toydb.connect(db.path / "toy.db"))
     """
 
@@ -349,10 +348,10 @@ class BackendModule(Protocol):
         """See :func:`balsam_start_server`."""
         ...
 
-    def balsam_open_transport(self, db: DBDir, address: Address | None) -> Transport:
+    def balsam_open_transport(self, db: DBDir) -> Transport:
         """See :func:`balsam_open_transport`."""
         ...
 
-    def balsam_create_engine(self, db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+    def balsam_create_engine(self, db: DBDir, role: EngineRole) -> Engine:
         """See :func:`balsam_create_engine`."""
         ...

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.dbdir.publication import is_loopback
+    from balsam_core.dbdir.publication import is_loopback, published_address
     from balsam_core.errors import (
         BackendError,
         BalsamError,
@@ -73,6 +73,7 @@ __all__ = [
     "is_network",
     "make_certificate",
     "private_file",
+    "published_address",
     "rename_new",
     "seconds_left",
     "shown",
@@ -107,7 +108,7 @@ _MODULES = {
     "balsam_core.system.private_files": ("private_file", "write_private"),
     "balsam_core.proxy.client.routing": ("ServedTransport",),
     "balsam_core.proxy.single_writer": ("SingleWriter", "write_server_plan"),
-    "balsam_core.dbdir.publication": ("is_loopback",),
+    "balsam_core.dbdir.publication": ("is_loopback", "published_address"),
     "balsam_core.transport.native": ("NativeTransport", "ServerStatus", "Transport"),
 }
 

@@ -56,7 +56,7 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
     name = shown(target)
     backend = _able(db.db_type, "balsam_backup", "saved")
     published = address.read(db)
-    with backend.open_transport(db, published) as transport:
+    with backend.open_transport(db) as transport:
         schema = transport.run(GetInfo()).schema
     with _as_file_errors(name, target), _workplace(target) as place:
         content = place / "database"

@@ -187,9 +187,9 @@ def _build(backend: Backend, stage: Path, options: Mapping[str, str], filling: F
         db = replace(db, settings=backend.init_db(db, options))
     finally:
         loading.join()
+    address.withdraw(db)
     _upgrade(backend, db, new=filling is None, source=source if filling else None)
     source.unlink(missing_ok=True)
-    address.withdraw(db)
     write_config(db)
     return db
 
@@ -208,7 +208,7 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
     backend = registry.load(db.db_type)
     options = _checked_options(backend, options, password)
     required = backend.server_policy(db) is ServerPolicy.REQUIRED
-    if required and not options and (published := _published(db)) and _is_current(backend, db, published):
+    if required and not options and (published := _published(db)) and _is_current(backend, db):
         return InitResult(db=_bring_up_to_date(backend, db, options, published), created=False)
     from balsam_core.watchdog import control
 
@@ -229,9 +229,9 @@ def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], p
     settings = backend.init_db(db, options)
     make_tree(db.path)
     refreshed = replace(db, settings=settings)
-    _upgrade(backend, refreshed, published=published)
     if not os.path.lexists(db.address_file):
         address.withdraw(db)
+    _upgrade(backend, refreshed, published=published)
     if dict(db.settings) != settings:
         write_config(refreshed)
     staging.sweep(db.path)
@@ -242,13 +242,13 @@ def _published(db: DBDir) -> Address | None:
     return address.read(db) if os.path.lexists(db.address_file) else None
 
 
-def _is_current(backend: Backend, db: DBDir, published: Address) -> bool:
+def _is_current(backend: Backend, db: DBDir) -> bool:
     """Say whether the tables need no change, so that the server may go on; False where it doesn't answer."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from balsam_core.schema.migrate import pending
 
-    engine = backend.create_engine(db, published, "owner")
+    engine = backend.create_engine(db, "owner")
     try:
         return not pending(engine)
     except (SQLAlchemyError, Unavailable):
@@ -271,7 +271,7 @@ def _upgrade(
             published = stack.enter_context(private_server(db, backend))
         if source is not None:
             backend.restore(db, published, source)
-        engine = backend.create_engine(db, published, "owner")
+        engine = backend.create_engine(db, "owner")
         stack.callback(engine.dispose)
         try:
             upgrade(engine, db_id=db.id, new=new, take_over=new)

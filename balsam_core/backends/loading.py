@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from inspect import isfunction, signature
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from balsam_core.plugin_types import PLUGIN_API, DBType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
     import pluggy
 
     from balsam_core.backends.discovery import EntryPoint
+    from balsam_core.dbdir.directory import DBDir
 
 __all__ = [
     "ALIASES",
@@ -103,8 +105,9 @@ def load_plugin(name: str, announced: Sequence[EntryPoint], manager: pluggy.Plug
         raise PluginError("incompatible", why, f"upgrade with: pip install -U {outdated}", identity)
     if identity.name != name:
         raise PluginError("broken", f"it calls itself {identity.name}", repair, identity)
-    _register(name, module, identity, manager, repair)
-    return identity, module
+    plugin = _adapted(module)
+    _register(name, plugin, identity, manager, repair)
+    return identity, plugin
 
 
 def check_driver(identity: DBType, package: str, *, load: bool) -> None:
@@ -184,6 +187,42 @@ def _check_announcement(name: str, announced: Sequence[EntryPoint], repair: str)
     if ":" in one.module:
         why = f"the entry point's value {one.module!a} does not name a module"
         raise PluginError("broken", why, f"tell the authors of {one.package}")
+
+
+def _adapted(module: ModuleType) -> ModuleType:
+    """Return a plugin whose hooks take today's arguments, made of one that may still take an ``address``.
+
+    The first plugins of plugin API 1 were given the published server by two hooks. A plugin that still asks for it is
+    told by this adapter; pluggy would refuse it.
+    """
+    old = {
+        hook: function
+        for hook in ("balsam_open_transport", "balsam_create_engine")
+        if isfunction(function := getattr(module, hook, None)) and "address" in signature(function).parameters
+    }
+    if not old:
+        return module
+    from balsam_core.dbdir.publication import published_address
+    from balsam_core.hookspecs import hookimpl
+
+    def call(hook: str, **arguments: object) -> object:
+        arguments["address"] = published_address(arguments["db"])  # type: ignore[arg-type]
+        names = signature(old[hook]).parameters
+        return old[hook](**{name: value for name, value in arguments.items() if name in names})
+
+    @hookimpl
+    def balsam_open_transport(db: DBDir) -> object:
+        return call("balsam_open_transport", db=db)
+
+    @hookimpl
+    def balsam_create_engine(db: DBDir, role: str) -> object:
+        return call("balsam_create_engine", db=db, role=role)
+
+    adapted = ModuleType(module.__name__)
+    vars(adapted).update(vars(module))
+    new = {"balsam_open_transport": balsam_open_transport, "balsam_create_engine": balsam_create_engine}
+    vars(adapted).update({hook: new[hook] for hook in old})
+    return adapted
 
 
 def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.PluginManager, repair: str) -> None:

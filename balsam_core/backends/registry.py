@@ -137,22 +137,22 @@ class Backend:
         plan = self._call("balsam_start_server", ServerPlan, db=db, host=host, port=port, tls=tls)
         return replace(plan, is_ready=lambda seconds: self._fenced("is_ready", plan.is_ready, seconds))
 
-    def open_transport(self, db: DBDir, address: Address | None) -> Transport:
+    def open_transport(self, db: DBDir) -> Transport:
         """Return what runs operations; see ``balsam_open_transport``."""
         from balsam_core.transport.native import NativeTransport, Transport
 
-        found = self._call("balsam_open_transport", Transport, db=db, address=address)  # type: ignore[type-abstract]
+        found = self._call("balsam_open_transport", Transport, db=db)  # type: ignore[type-abstract]
         if isinstance(found, NativeTransport):
             found.db_id = db.id
             if self.has("balsam_bulk_insert"):
                 found.bulk_insert = self.bulk_insert
         return found
 
-    def create_engine(self, db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+    def create_engine(self, db: DBDir, role: EngineRole) -> Engine:
         """Return an SQLAlchemy engine; see ``balsam_create_engine``."""
         from sqlalchemy import Engine
 
-        return self._call("balsam_create_engine", Engine, db=db, address=address, role=role)
+        return self._call("balsam_create_engine", Engine, db=db, role=role)
 
     def bulk_insert(
         self, connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]

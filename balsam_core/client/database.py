@@ -183,7 +183,6 @@ def open_db(path: str | Path | None = None) -> Database:
         SchemaMismatch: Program and database speak different versions.
     """
     from balsam_core.backends import registry
-    from balsam_core.dbdir import address
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.settings import resolve_db_path
 
@@ -194,7 +193,7 @@ def open_db(path: str | Path | None = None) -> Database:
         ensure_default(resolved.path)
     directory = DBDir.open(resolved.path)
     backend = registry.load(directory.db_type)
-    return Database(directory, backend.open_transport(directory, address.read(directory)))
+    return Database(directory, backend.open_transport(directory))
 
 
 class CurrentJob:

@@ -7,6 +7,7 @@ half of one. Knows nothing about starting servers or talking to them.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -16,9 +17,24 @@ from balsam_core.system.files import atomic_write, read_regular, reason, shown
 from balsam_core.system.processes import is_alive, this_machine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["FORMAT", "Address", "is_copied", "is_gone", "is_here", "last_epoch", "place", "read", "withdraw", "write"]
+__all__ = [
+    "FORMAT",
+    "Address",
+    "instead",
+    "is_copied",
+    "is_gone",
+    "is_here",
+    "last_epoch",
+    "place",
+    "read",
+    "withdraw",
+    "write",
+]
 
 FORMAT = 1  # of the file; a program refuses a newer one
 _LARGEST = 64 * 1024  # bytes
@@ -83,6 +99,19 @@ def place(host: str, port: int) -> str:
 _decode = msgspec.json.Decoder(Address).decode
 
 
+_unpublished: dict[Path, Address] = {}  # servers that this process alone uses, by DB directory
+
+
+@contextmanager
+def instead(db: DBDir, server: Address) -> Iterator[None]:
+    """Let this process take a server that it runs itself for the published one, inside the block."""
+    _unpublished[db.path] = server
+    try:
+        yield
+    finally:
+        del _unpublished[db.path]
+
+
 def read(db: DBDir) -> Address | None:
     """Return the published address, or None when no server is published.
 
@@ -90,6 +119,8 @@ def read(db: DBDir) -> Address | None:
         AddressError: The file is missing, too large, a symbolic link, garbage or holds impossible values.
         SchemaMismatch: A newer Balsam wrote it.
     """
+    if db.path in _unpublished:
+        return _unpublished[db.path]
     address = _read(db)
     return (
         address if address.state == "running" and not (is_here(address) and is_copied(db, address.directory)) else None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["NotPublishedError", "Publication", "is_loopback"]
+__all__ = ["NotPublishedError", "Publication", "is_loopback", "published_address"]
 
 
 class NotPublishedError(Exception):
@@ -99,6 +99,16 @@ class Publication:
             )
             raise Unavailable(msg)
         return published
+
+
+def published_address(db: DBDir) -> Address | None:
+    """Return where the server of a DB directory is published; None while none is.
+
+    Raises:
+        AddressError: ``dbwriter_address`` is missing or damaged.
+        SchemaMismatch: A newer Balsam wrote it.
+    """
+    return address.read(db)
 
 
 def is_loopback(host: str) -> bool:

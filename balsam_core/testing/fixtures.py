@@ -15,7 +15,6 @@ import pytest
 from balsam_core import open_db
 from balsam_core.admin.initialise import initialise
 from balsam_core.backends import registry
-from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import ServerNotRunning, Unavailable
 from balsam_core.model import calls
@@ -184,7 +183,7 @@ def engine(place: Place, backend: Backend) -> Iterator[Callable[[EngineRole], En
 
     def make(role: EngineRole) -> Engine:
         try:
-            made.append(backend.create_engine(place.directory, address.read(place.directory), role))
+            made.append(backend.create_engine(place.directory, role))
         except (ServerNotRunning, Unavailable) as err:
             if not (place.served and backend.identity.server is ServerPolicy.OPTIONAL):
                 raise

@@ -8,10 +8,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from balsam_core.dbdir.address import Address
+from balsam_core.dbdir.address import Address, instead
 from balsam_core.errors import Unavailable
 from balsam_core.system import network
 from balsam_core.system.files import shown
+from balsam_core.system.processes import this_machine
 from balsam_core.watchdog.server_process import ServerProcess
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ PROBE = 1.0  # seconds that such a question may take
 def private_server(db: DBDir, backend: Backend) -> Iterator[Address]:
     """Run the server of a DB directory, which must have no other, and give its address.
 
+    Inside the block this process finds it as if it were published; other processes don't.
+
     Args:
         db: The DB directory; it may still be in the making.
         backend: Its backend.
@@ -47,14 +50,21 @@ def private_server(db: DBDir, backend: Backend) -> Iterator[Address]:
     reading = threading.Thread(target=_keep_reading, args=(server, finished), daemon=True)
     reading.start()
     try:
-        yield Address(
+        machine = this_machine()
+        address = Address(
             state="running",
             host=plan.host,
             port=plan.port,
             protocol=plan.protocol,
+            node=machine.node,
+            boot_id=machine.boot_id,
             pid=server.pid,
+            pid_namespace=machine.pid_namespace,
+            start_time=server.start,
             details=dict(plan.details),
         )
+        with instead(db, address):
+            yield address
     finally:
         finished.set()
         reading.join()

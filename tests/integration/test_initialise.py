@@ -51,7 +51,7 @@ def assert_works(db):
     from balsam_core.schema.version import check
 
     assert address.read(db) is None
-    engine = registry.load(db.db_type).create_engine(db, None, "reader")
+    engine = registry.load(db.db_type).create_engine(db, "reader")
     try:
         with engine.connect() as conn, conn.begin():
             check(conn)
@@ -300,7 +300,7 @@ def test_network_file_system_is_made_but_not_opened_directly(target, monkeypatch
     db = initialise(target).db
     assert not initialise(target).created
     backend = registry.load("sqlite")
-    for opening in (lambda: backend.open_transport(db, None), lambda: backend.create_engine(db, None, "reader")):
+    for opening in (lambda: backend.open_transport(db), lambda: backend.create_engine(db, "reader")):
         with pytest.raises(ServerNotRunning, match=r"is on nfs.*balsam dbserver.*local disk"):
             opening()
     assert entries(target) == FILES

@@ -65,7 +65,7 @@ def test_it_works_without_a_server_of_its_own(tmp_path, database, password):
     with open_db(path) as db:
         db.jobs.add([Job(command="true", workflow="w") for _ in range(3)])
         assert db.jobs.count() == 3
-    engine = registry.load("mysql").create_engine(DBDir.open(path), None, "writer")
+    engine = registry.load("mysql").create_engine(DBDir.open(path), "writer")
     with engine.connect() as conn:
         assert conn.exec_driver_sql("SELECT @@idle_write_transaction_timeout").scalar() == 30
     engine.dispose()

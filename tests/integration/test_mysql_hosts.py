@@ -36,9 +36,9 @@ keys = db.keys
 certificate, key, pins = (keys / name for name in ("mysql_certificate.pem", "mysql_key.pem", "mysql_client.cnf"))
 
 def cipher(to=at):
-    engine = registry.load("mysql").create_engine(db, to, "reader")
+    engine = registry.load("mysql").create_engine(db, "reader")
     try:
-        with engine.connect() as conn:
+        with address.instead(db, to), engine.connect() as conn:
             return conn.exec_driver_sql("SHOW SESSION STATUS LIKE 'Ssl_cipher'").one()[1]
     finally:
         engine.dispose()

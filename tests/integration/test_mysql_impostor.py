@@ -104,7 +104,7 @@ def test_one_that_asks_for_the_password_is_told_nothing(orphan, ask, plugin, tls
                 assert all(DISTRUST in line for line in ask())
             else:
                 with pytest.raises(Exception):  # noqa: B017, PT011  (any: this one breaks the handshake off)
-                    registry.load("mysql").create_engine(db.dir, address, "owner").connect()
+                    registry.load("mysql").create_engine(db.dir, "owner").connect()
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()

@@ -127,7 +127,7 @@ def test_init_again_keeps_everything_and_can_change_the_durability(served):
 
 def test_a_read_sees_one_state_whatever_others_commit(served, backend):
     query = "SELECT count(*) FROM workflows"
-    engine = backend.create_engine(served.dir, served.address, "writer")
+    engine = backend.create_engine(served.dir, "writer")
     with engine.connect() as plain, engine.connect() as writes:
         reads = plain.execution_options(balsam_reads=True)
         before = reads.exec_driver_sql(query).scalar()
@@ -157,7 +157,7 @@ def test_a_lock_that_is_held_too_long_is_an_error_that_is_repeated(served, backe
     before = waits()
     ask(holder, "SELECT * FROM counters FOR UPDATE")
     answers = []
-    with backend.open_transport(served.dir, served.address) as transport:
+    with backend.open_transport(served.dir) as transport:
         with transport.engine.connect() as conn:  # which the pool keeps
             conn.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
             conn.commit()
@@ -174,7 +174,7 @@ def test_a_lock_that_is_held_too_long_is_an_error_that_is_repeated(served, backe
 
 
 def test_a_forked_child_leaves_its_parents_connections_alone(served, backend):
-    engine = backend.create_engine(served.dir, served.address, "writer")
+    engine = backend.create_engine(served.dir, "writer")
     with engine.connect() as conn:
         number = conn.exec_driver_sql("SELECT connection_id()").scalar()
         child = os.fork()

@@ -79,7 +79,7 @@ def login(served):
 
 @pytest.fixture
 def engine(served, backend):
-    engine = backend.create_engine(served.dir, served.address, "writer")
+    engine = backend.create_engine(served.dir, "writer")
     yield engine
     engine.dispose()
 
@@ -111,7 +111,7 @@ def test_init_again_keeps_everything_and_can_change_the_durability(served, backe
     before = password_of(served)
     for durability, expected in (("relaxed", "off"), ("full", "on")):
         db = initialise(served.path, options={"durability": durability}).db
-        with backend.open_transport(db, served.address) as transport, transport.engine.connect() as conn:
+        with backend.open_transport(db) as transport, transport.engine.connect() as conn:
             assert conn.exec_driver_sql("SHOW synchronous_commit").scalar() == expected
     assert password_of(served) == before
     with pytest.raises(Exception, match="must be full or relaxed"):
@@ -146,7 +146,7 @@ def test_a_lock_that_is_held_too_long_is_an_error_that_is_repeated(served, backe
         db.jobs.add(Job(command="true"))  # so that there is something to be locked
     holder = login()
     holder.execute("SELECT * FROM counters FOR UPDATE")
-    with backend.open_transport(served.dir, served.address) as transport:
+    with backend.open_transport(served.dir) as transport:
         with transport.engine.connect() as conn:  # so that the test need not wait for the usual 10 s
             conn.exec_driver_sql("SET lock_timeout = 200")
             conn.commit()
@@ -162,7 +162,7 @@ def test_a_lock_that_is_held_too_long_is_an_error_that_is_repeated(served, backe
 def test_a_connection_that_the_server_ends_is_known_for_broken(served, backend, login):
     from balsam_core.model.calls import AddJobs
 
-    with backend.open_transport(served.dir, served.address) as transport:
+    with backend.open_transport(served.dir) as transport:
         for state in ("idle", "in a transaction"):
             with transport.engine.connect() as conn:
                 number = conn.exec_driver_sql("SELECT pg_backend_pid()").scalar()

@@ -53,8 +53,8 @@ def contents(db):
 def openings(db):
     backend = registry.load("sqlite")
     return {
-        "transport": lambda: backend.open_transport(db, None),
-        "engine": lambda: backend.create_engine(db, None, "owner"),
+        "transport": lambda: backend.open_transport(db),
+        "engine": lambda: backend.create_engine(db, "owner"),
         "init": lambda: initialise(db.path),
     }
 
@@ -179,7 +179,7 @@ def test_damage_deep_in_the_file_is_told_when_it_is_met(db):
     for page in pages:
         overwrite(file, (page - 1) * 4096, bytes(4096))
     before = file.read_bytes()
-    with registry.load("sqlite").open_transport(db, None) as transport, pytest.raises(Corrupt, match="damaged"):
+    with registry.load("sqlite").open_transport(db) as transport, pytest.raises(Corrupt, match="damaged"):
         transport.run(GetApps())
     assert file.read_bytes() == before
 

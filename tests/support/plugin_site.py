@@ -38,8 +38,8 @@ def balsam_open_transport(db):
     return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable)
 
 @hookimpl
-def balsam_create_engine(db, address, role):
-    return real.balsam_create_engine(db, None, role)
+def balsam_create_engine(db, role):
+    return real.balsam_create_engine(db, role)
 """
 
 

@@ -55,7 +55,7 @@ SERVER = """
 MODULE = """
     import socket, sys
     from pathlib import Path
-    from balsam_core.plugin import DBType, ServerNotRunning, ServerPlan, ServerPolicy, hookimpl
+    from balsam_core.plugin import DBType, ServerNotRunning, ServerPlan, ServerPolicy, hookimpl, published_address
 
     @hookimpl
     def balsam_db_type():
@@ -83,15 +83,15 @@ MODULE = """
         )
 
     @hookimpl
-    def balsam_open_transport(db, address):
+    def balsam_open_transport(db):
         raise ServerNotRunning("the toy has no transport")
 
     @hookimpl
-    def balsam_create_engine(db, address, role):
+    def balsam_create_engine(db, role):
         import sqlalchemy
 
         with (db.path / "engines").open("a") as file:
-            file.write(f"{{role}} {{address is not None}}\\n")
+            file.write(f"{{role}} {{published_address(db) is not None}}\\n")
         return sqlalchemy.create_engine(f"sqlite:///{{db.path}}/toy.db")
 """
 

@@ -10,6 +10,7 @@ import pytest
 
 from balsam_core.backends import registry as registry_module
 from balsam_core.backends.registry import OFFICIAL, Registry, canonical, list_backends
+from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, ServerNotRunning
 from balsam_core.hookspecs import BackendModule, hookimpl
@@ -35,7 +36,7 @@ GOOD = """
         raise ServerNotRunning("the toy wants its server")
 
     @hookimpl
-    def balsam_create_engine(db, address, role):
+    def balsam_create_engine(db, role):
         return 42
 """
 
@@ -92,7 +93,21 @@ def test_good_plugin_is_loaded_by_name(site, db):
     assert backend.init_db(db, {}) == {"made": str(db.path)}
     assert isinstance(backend.start_server(db, "h", 1, tls=True), ServerPlan)
     with pytest.raises(ServerNotRunning, match="the toy wants"):
-        backend.open_transport(db, None)
+        backend.open_transport(db)
+
+
+def test_plugin_of_the_first_days_still_gets_the_published_address(site, db):
+    old = """
+    @hookimpl
+    def balsam_create_engine(db, address, role):
+        from sqlalchemy import create_engine
+        return create_engine("sqlite://", logging_name=f"{address.place} {role}")
+"""
+    site("acme-toy", code=GOOD + old)
+    server = address.Address(state="running", host="h", port=7, protocol="toy", pid=1)
+    with address.instead(db, server):
+        engine = Registry().load("toy").create_engine(db, "owner")
+    assert engine.logging_name == "h:7 owner"
 
 
 def test_listing_tells_all_about_a_good_plugin(site):
@@ -287,8 +302,8 @@ def test_nonsense_results_are_a_fault_of_the_plugin(site, db, hook, old, new, wo
     arguments = {
         "init_db": [db, {}],
         "start_server": [db, "h", 1],
-        "open_transport": [db, None],
-        "create_engine": [db, None, "owner"],
+        "open_transport": [db],
+        "create_engine": [db, "owner"],
     }
     with pytest.raises(BackendError) as caught:
         getattr(backend, hook)(*arguments[hook])

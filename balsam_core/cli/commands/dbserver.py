@@ -204,20 +204,20 @@ def status_record(db: DBDir, state: ServerState, transport: Transport | None = N
         "calls": None,
     }
     if state.state == "running":
-        told = _asked(transport) if transport else _server_status(db, server)
+        told = _asked(transport) if transport else _server_status(db)
         for name in ("since", "clients", "calls"):
             if (value := getattr(told, name, None)) is not None:
                 record[name] = value
     return record
 
 
-def _server_status(db: DBDir, server: Address | None) -> object:
+def _server_status(db: DBDir) -> object:
     """Return what the server says of itself; None when it can't."""
     from balsam_core.backends import registry
     from balsam_core.errors import BalsamError
 
     try:
-        with registry.load(db.db_type).open_transport(db, server) as transport:
+        with registry.load(db.db_type).open_transport(db) as transport:
             return _asked(transport)
     except BalsamError:
         return None

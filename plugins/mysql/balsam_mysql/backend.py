@@ -77,21 +77,21 @@ def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:
 
 
 @hookimpl
-def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:
+def balsam_open_transport(db: DBDir) -> Transport:
     """Run operations in this process, on connections to the server that is published at the moment."""
     from balsam_core.plugin import NativeTransport
     from balsam_mysql.engine import make_engine
     from balsam_mysql.faults import is_retryable, translate
 
-    return NativeTransport(make_engine(db, None, "writer"), is_retryable=is_retryable, translate=translate)
+    return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable, translate=translate)
 
 
 @hookimpl
-def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine on the server."""
     from balsam_mysql.engine import make_engine
 
-    return make_engine(db, address, role)
+    return make_engine(db, role)
 
 
 @hookimpl

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine import ExceptionContext
 
-    from balsam_core.plugin import Address, DBDir, EngineRole
+    from balsam_core.plugin import DBDir, EngineRole
 
 __all__ = ["make_engine"]
 
@@ -36,12 +36,11 @@ _open_here: weakref.WeakSet[Any] = weakref.WeakSet()
 """The connections of this process."""
 
 
-def make_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+def make_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine on the database.
 
     Args:
         db: The DB directory.
-        address: The server; None for whichever is published at the moment. A DB with a URL needs none.
         role: What the engine is for.
     """
     read_timeout = OWNER_READ_TIMEOUT if role == "owner" else READ_TIMEOUT
@@ -50,8 +49,6 @@ def make_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
     def connection() -> Any:  # noqa: ANN401
         if "url" in db.settings:
             made = connect_by_url(db, Target.parse(db.settings["url"]), read_timeout=read_timeout)
-        elif address is not None:
-            made = connect(db, address, read_timeout=read_timeout)
         else:
             made = follow()
         _open_here.add(made)

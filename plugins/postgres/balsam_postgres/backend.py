@@ -71,22 +71,21 @@ def balsam_start_server(db: DBDir, host: str, port: int, tls: bool) -> ServerPla
 
 
 @hookimpl
-def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:
+def balsam_open_transport(db: DBDir) -> Transport:
     """Return what runs operations on whichever server is published."""
     from balsam_core.plugin import NativeTransport
     from balsam_postgres.engine import make_engine
     from balsam_postgres.faults import is_retryable, translate
 
-    # Each connection looks at the published address anew; this one is old by then.
-    return NativeTransport(make_engine(db, None, "writer"), is_retryable=is_retryable, translate=translate)
+    return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable, translate=translate)
 
 
 @hookimpl
-def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine on the database."""
     from balsam_postgres.engine import make_engine
 
-    return make_engine(db, address, role)
+    return make_engine(db, role)
 
 
 @hookimpl

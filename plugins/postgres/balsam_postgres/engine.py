@@ -22,33 +22,25 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine, ExceptionContext
 
-    from balsam_core.plugin import Address, DBDir, EngineRole
+    from balsam_core.plugin import DBDir, EngineRole
 
 __all__ = ["make_engine"]
 
 _KEPT, _MORE = 2, 30  # connections: the server has 300 for all processes
 
 
-def make_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+def make_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine; nothing is connected yet.
 
     Args:
         db: The DB directory.
-        address: The server; None for whichever is published when a connection is made.
         role: ``reader`` never writes.
     """
-
-    def connect_there() -> psycopg.Connection[Any]:
-        assert address is not None  # noqa: S101  (for mypy)
-        return connect(db, address)
-
     creator: Callable[[], Any]
     if "url" in db.settings:
         creator = lambda: connect_adopted(db)  # noqa: E731
-    elif address is None or role in {"writer", "reader"}:
-        creator = ServerConnector(db, lambda published: connect(db, published))
     else:
-        creator = connect_there
+        creator = ServerConnector(db, lambda published: connect(db, published))
     engine = create_engine(
         "postgresql+psycopg://",
         creator=creator,

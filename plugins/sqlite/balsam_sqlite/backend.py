@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import DBType, ServerPolicy, Unavailable, hookimpl, shown
+from balsam_core.plugin import DBType, ServerPolicy, Unavailable, hookimpl, published_address, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from balsam_core.plugin import Address, DBDir, EngineRole, ServerPlan, Transport
+    from balsam_core.plugin import DBDir, EngineRole, ServerPlan, Transport
 
 __all__ = [
     "balsam_backup",
@@ -59,7 +59,7 @@ def balsam_start_server(db: DBDir, host: str, port: int, tls: bool) -> ServerPla
 
 
 @hookimpl
-def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:
+def balsam_open_transport(db: DBDir) -> Transport:
     """Go through the write server while one is published, else open the file."""
     from balsam_core.plugin import ServedTransport
     from balsam_sqlite.serving import single_writer
@@ -68,14 +68,14 @@ def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:
 
 
 @hookimpl
-def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine on the file."""
     from balsam_sqlite.engine import make_engine
 
     # Never behind a server's back, but to look.
-    if address is not None and role != "reader":
+    if role != "reader" and (server := published_address(db)):
         raise Unavailable(
-            f"{shown(db.path)} is served at {address.host}:{address.port}: stop the server first with balsam dbserver "
+            f"{shown(db.path)} is served at {server.place}: stop the server first with balsam dbserver "
             f"--stop --path={shown(db.path)}"
         )
     return make_engine(db, role)

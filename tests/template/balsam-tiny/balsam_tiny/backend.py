@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import DBType, InvalidInput, ServerPolicy, Unavailable, hookimpl, shown
+from balsam_core.plugin import DBType, InvalidInput, ServerPolicy, Unavailable, hookimpl, published_address, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Engine
 
-    from balsam_core.plugin import Address, DBDir, EngineRole, ServerPlan, Transport
+    from balsam_core.plugin import DBDir, EngineRole, ServerPlan, Transport
 
 
 @hookimpl
@@ -57,10 +57,10 @@ def balsam_open_transport(db: DBDir) -> Transport:
 
 
 @hookimpl
-def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an SQLAlchemy engine; beside a running server only to look."""
     from balsam_tiny.engine import make_engine
 
-    if address is not None and role != "reader":
+    if published_address(db) is not None and role != "reader":
         raise Unavailable(f"{shown(db.path)} is served: stop the server first with balsam dbserver --stop")
     return make_engine(db, role)
