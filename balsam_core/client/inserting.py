@@ -162,8 +162,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def _numbers(answer: Added, count: int) -> Iterator[int]:
-    following = answer.first
-    existing = answer.existing
+    following = answer.first_id
+    existing = answer.existing_ids
     for position in range(count):
         if position in existing:
             yield existing[position]

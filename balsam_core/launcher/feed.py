@@ -15,10 +15,10 @@ from balsam_core.launcher.options import FIRST_IDLE, LARGEST_CLAIM, LONGEST_IDLE
 from balsam_core.model.calls import (
     MOST_JOBS,
     ClaimJobs,
+    CountHeldByOthers,
     CountJobs,
     GetRows,
     PromoteStagedInsert,
-    Unfinished,
     Update,
     UpdateJobs,
 )
@@ -159,7 +159,7 @@ class ClaimQueue:
         """Whether jobs for us may become claimable though nothing is left for us now: others hold their parents."""
         if self._options.only is not None and not self._some_wait():
             return False
-        return self._run(Unfinished(launcher=self._launcher, workflow=self._options.workflow)) > 0
+        return self._run(CountHeldByOthers(launcher=self._launcher, workflow=self._options.workflow)) > 0
 
     def _some_wait(self) -> bool:
         waits = Compare("state", "in", [State.CREATED, State.AWAITING_PARENTS])

@@ -29,7 +29,7 @@ from balsam_core.launcher.reporter import Reporter
 from balsam_core.model.calls import (
     CloseLauncher,
     CountWaiting,
-    GetKilled,
+    GetKilledJobs,
     Prune,
     RegisterLauncher,
     RenewLease,
@@ -276,7 +276,7 @@ class Launcher:
             self._end_killed(answer.killed)
         if now >= self._killed_at and (self._crew.live or self._feed.queue or self._held):
             self._killed_at = now + constants.KILLED_EVERY
-            self._end_killed(self._link.run(GetKilled(launcher=self._number)))
+            self._end_killed(self._link.run(GetKilledJobs(launcher=self._number)))
         if not self._reason:
             if now >= self._promote_at:
                 self._promote_at = now + constants.PROMOTE_EVERY

@@ -121,7 +121,7 @@ if "balsam_core.proxy" in sys.orig_argv:
     from balsam_core.model.calls import CountJobs
     from balsam_core.operations import execution
 
-    count = execution._body(CountJobs())
+    count = execution.operation_of(CountJobs())
     execution._OPERATIONS[CountJobs] = lambda tx, call: (time.sleep({seconds}), count(tx, call))[1]
 """
 

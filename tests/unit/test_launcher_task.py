@@ -13,7 +13,7 @@ from balsam_core.launcher.job.task import DiskFullError, Ended, LauncherContext,
 from balsam_core.model.app import App
 from balsam_core.model.calls import ParentRef
 from balsam_core.model.job import Job
-from balsam_core.model.states import State, illegal_transition
+from balsam_core.model.states import State, first_illegal_transition
 
 STOP = "stopped by SIGTERM"
 
@@ -48,7 +48,7 @@ class Walked:
         except StopIteration:
             pass
         assert next(ends, None) is None, "the walk asked for fewer processes"
-        assert illegal_transition(self.begun_at, [state for state, _ in task.transitions]) is None
+        assert first_illegal_transition(self.begun_at, [state for state, _ in task.transitions]) is None
 
     @property
     def states(self):

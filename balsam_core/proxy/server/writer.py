@@ -108,8 +108,8 @@ class GroupWriter:
             # SQLAlchemy's own transactions cost 60 us each; this one process needs none of what they take care of.
             self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             self._cursor = self._conn.connection.cursor()
-            self._sole = WriterCache(cursor=self._cursor)
-            self._names = self._sole.names
+            self._cache = WriterCache(cursor=self._cursor)
+            self._ids = self._cache.ids
             self.epoch = self._take_epoch()
         except SQLAlchemyError as err:
             raise self._fault(err) from err
@@ -135,7 +135,7 @@ class GroupWriter:
             failpoint("before_commit")
             self._execute("COMMIT")
         except SQLAlchemyError as err:
-            self._names.rolled_back()
+            self._ids.rolled_back()
             fatal = self._is_fatal(err)
             # The engine may have ended the transaction by itself.
             with contextlib.suppress(SQLAlchemyError):
@@ -147,7 +147,7 @@ class GroupWriter:
             # One that was sent before may have taken effect then, and must not be told that nothing was written.
             return [self._settled_alone(write, fault) for write in writes]
         failpoint("after_commit")
-        self._names.committed()
+        self._ids.committed()
         return answers
 
     def read(self, kind: type[Call[Any]], data: bytes) -> Answer:
@@ -219,7 +219,7 @@ class GroupWriter:
             return self._settled(write, _expired(write))
         self._execute(SAVEPOINT)
         try:
-            answer = Answer("", execution.write(self._conn, call, write.request_id, self._clock, self._sole))
+            answer = Answer("", execution.write(self._conn, call, write.request_id, self._clock, self._cache))
         except execution.AlreadyProcessed:
             self._undo()
             answer = self._replay(call, write.request_id)
@@ -243,7 +243,7 @@ class GroupWriter:
         return answer
 
     def _refuse(self, write: PendingWrite, err: BalsamError) -> None:
-        execution.refuse(self._conn, write.request_id, self._clock, self._sole, err)
+        execution.refuse(self._conn, write.request_id, self._clock, self._cache, err)
 
     def _replay(self, call: Call[Any], request_id: RequestId) -> Answer:
         try:
@@ -264,7 +264,7 @@ class GroupWriter:
         return error_answer(BalsamError(f"{kind.operation()} failed in the server ({err!r}); see its log"))
 
     def _undo(self, cause: SQLAlchemyError | None = None) -> None:
-        self._names.rolled_back()
+        self._ids.rolled_back()
         try:
             self._execute(UNDO)
             self._execute(RELEASE)
@@ -317,8 +317,8 @@ class GroupWriter:
             version = self._cursor.fetchone()
             if version != self._version:
                 self._version = version
-                self._names.clear()
-                self._names.rolled_back()
+                self._ids.clear()
+                self._ids.rolled_back()
 
     def _read_epoch(self) -> int:
         self._execute(EPOCH)
