@@ -39,7 +39,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, kw_only=True, forbid_unknown
     @classmethod
     def operation(cls) -> str:
         """Return the operation's name on the wire."""
-        return _name(cls)
+        return _operation_name(cls)
 
     @classmethod
     def result_type(cls) -> Any:  # noqa: ANN401  (any type form)
@@ -48,7 +48,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, kw_only=True, forbid_unknown
 
 
 @cache
-def _name(kind: type[Call[Any]]) -> str:
+def _operation_name(kind: type[Call[Any]]) -> str:
     return "".join("_" + c.lower() if c.isupper() else c for c in kind.__name__).lstrip("_")
 
 

@@ -198,16 +198,21 @@ def test_killed_before_any_statement_it_is_completed_by_the_next_run(db: DBDir, 
 
 
 def test_the_first_making_of_tables_killed_before_any_statement_is_completed(db: DBDir, engine: Engine) -> None:
+    """Each run is killed one statement later; where statements last (MariaDB), it continues what the last one left."""
+    made, kills, number = tables_and_indexes(engine), 0, 1
     with KilledUpgrades(db) as upgrades:
-        for number in count(1):
-            if not upgrades.kill_before(number):
-                break
-            if table_names(engine):  # else all was rolled back
-                migrate.upgrade(engine, db_id=db.id)
-                assert table_names(engine) == {*tables.metadata.tables, VERSION_TABLE}
-                remove_tables(engine)
+        while upgrades.kill_before(number):
+            left, kills = tables_and_indexes(engine), kills + 1
+            made, number = left, number + 1 if left == made else 2
     check_tables(engine)
-    assert number > len(FIRST.tables), "fewer kills than statements"
+    assert kills > len(made), "fewer kills than statements"
+
+
+def tables_and_indexes(engine: Engine) -> set[tuple[str, object]]:
+    with engine.connect() as conn:
+        inspector = sa.inspect(conn)
+        names = inspector.get_table_names()
+        return {(name, index["name"]) for name in names for index in [{"name": ""}, *inspector.get_indexes(name)]}
 
 
 def table_names(engine: Engine) -> set[str]:
@@ -234,7 +239,10 @@ def test_a_served_db_is_refreshed_and_served_again(kind: str, tmp_path: Path) ->
             db.jobs.where(id=parent + 1).kill()
             before = everything(db)
         server = address.read(directory)
-        engine = registry.load(kind).create_engine(directory, "owner")
+        if kind == "sqlite":  # its plugin doesn't touch the file of a server
+            engine = sa.create_engine(f"sqlite:///{path}/db.sqlite3")
+        else:
+            engine = registry.load(kind).create_engine(directory, "owner")
         rename_back(engine)
         engine.dispose()
         with pytest.raises(SchemaMismatch, match="has schema 0001"), open_db(path) as db:
