@@ -69,20 +69,23 @@ def page(query: Select[Any], where: Where, order: Order, limit: int, after: int 
         if order.field != "id" or order.descending:
             raise InvalidInput("'after' continues only in the order of ids")
         query = query.where(jobs.c.id > after)
-    if order.field != "id":
-        column = _order_column(order.field)
-        query = query.order_by(column.desc() if order.descending else column.asc())
-    return query.order_by(jobs.c.id.desc() if order.descending else jobs.c.id.asc())
+    columns = [jobs.c.id] if order.field == "id" else [*_order_columns(order.field), jobs.c.id]
+    return query.order_by(*[column.desc() if order.descending else column.asc() for column in columns])
 
 
-def _order_column(field: str) -> ColumnElement[Any]:
+def _order_columns(field: str) -> list[ColumnElement[Any]]:
+    """Return what sorts by a field, None before all else: databases differ in where they sort NULL."""
     if field in DOCUMENTS or field == "parents" or field not in FIELDS:
         raise InvalidInput(f"jobs can't be sorted by {field!r}")
-    if field not in IN_SMALL_TABLE:
-        return jobs.c[field]
-    column = IN_SMALL_TABLE[field]
-    refers = jobs.c[REFERENCES[column.table.name]]
-    return select(column).where(column.table.c.id == refers).scalar_subquery()
+    if field in IN_SMALL_TABLE:
+        column = IN_SMALL_TABLE[field]
+        reference = jobs.c[REFERENCES[column.table.name]]
+        value = select(column).where(column.table.c.id == reference).scalar_subquery()
+        return [func.coalesce(value, "") if reference.nullable else value]
+    stored = jobs.c[field]
+    if field in DEFAULT_FOR_NULL:
+        return [func.coalesce(stored, DEFAULT_FOR_NULL[field])]
+    return [stored.is_not(None), stored] if stored.nullable else [stored]
 
 
 def _flat_parts(where: AllOf | AnyOf | NoneOf) -> list[Where]:
