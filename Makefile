@@ -22,7 +22,7 @@ help:
 	@echo "make test    lint, types and all tests; PYTEST_ARGS='-k claim' for some, JOBS=0 one at a time"
 	@echo "make test-faults  the fault tests in full, an hour; renews the table in docs/reference/fault-tests.md"
 	@echo "make lint    ruff and mypy only          make format  let ruff reformat"
-	@echo "make bench   the benchmarks              make docs    regenerate the CLI reference"
+	@echo "make bench   the benchmarks              make docs    renew the generated pages"
 	@echo "make clean   delete caches and builds    make distclean  delete .venv too"
 
 demo: $(VENV)/.demo-installed
@@ -53,6 +53,7 @@ bench: $(VENV)/.tools-installed
 docs: $(VENV)/.tools-installed
 	@$(BIN)/python docs/generate_cli.py
 	@$(BIN)/python docs/generate_hooks.py
+	@$(BIN)/python docs/generate_rooms.py
 
 clean:
 	@rm -rf build dist plugins/*/build plugins/*/dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
