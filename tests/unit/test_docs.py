@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -109,6 +110,15 @@ def test_the_folders_of_the_tests_are_described():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for folder in (ROOT / "tests").glob("[a-z]*/"):
         assert f"    tests/{folder.name}/ " in text
+
+
+def test_fragments_of_the_changelog_have_names_that_towncrier_takes():
+    towncrier = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["towncrier"]
+    kinds = "|".join(kind["directory"] for kind in towncrier["type"])
+    for fragment in (ROOT / towncrier["directory"]).iterdir():
+        if fragment.name != "README.md":
+            assert re.fullmatch(rf"(\+[a-z0-9-]+|\d+)\.({kinds})\.md", fragment.name)
+    assert towncrier["start_string"] in (ROOT / towncrier["filename"]).read_text()
 
 
 @pytest.fixture(scope="module")
