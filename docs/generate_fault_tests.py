@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ machine, here {machine}.
 def main() -> None:
     results = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
     rows = sorted({(row["id"], row["fault"]): row["seen"] for row in map(json.loads, results) if row["full"]}.items())
-    machine = f"2 cores, Linux, Python {platform.python_version()}"
+    machine = f"{len(os.sched_getaffinity(0))} cores, {platform.system()}, Python {platform.python_version()}"
     lines = [f"| {ident} | {fault} | {seen.replace('|', '/')} |\n" for (ident, fault), seen in rows]
     PAGE.write_text(HEAD.format(machine=machine) + "".join(lines), encoding="utf-8")
     print(f"{PAGE}: {len(rows)} rows")
