@@ -73,6 +73,18 @@ def test_exit_codes_come_with_their_owner(processes, tmp_path):
     assert processes.running == {}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE])
+def test_a_child_gets_default_signals_whatever_this_process_ignores_or_blocks(processes, tmp_path, number):
+    before = signal.signal(number, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        start(processes, tmp_path, "sh", "-c", f"kill -{int(number)} $$")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(number, before)
+    assert ended(processes) == [("job", -number)]
+
+
 def test_output_and_errors_go_to_files_in_the_working_directory(processes, tmp_path):
     start(processes, tmp_path, "sh", "-c", "pwd; echo oops >&2")
     ended(processes)
