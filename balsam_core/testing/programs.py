@@ -14,7 +14,7 @@ from balsam_core import Database, Job, open_db
 from balsam_core.errors import Conflict, NotFound
 from balsam_core.model import calls
 from balsam_core.model.calls import Update
-from balsam_core.testing.tools import DONE, PATIENCE, claim, register
+from balsam_core.testing.tools import DONE, WAIT_TIMEOUT, claim, register
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +126,7 @@ def run_together(programs: Sequence[Sequence[object]]) -> list[str]:
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-        results = [process.communicate(timeout=PATIENCE) for process in processes]
+        results = [process.communicate(timeout=WAIT_TIMEOUT) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -1,23 +1,36 @@
-"""What several tests of the suite need: the command line as a program, a launcher without processes, waiting."""
+"""What several tests of the suite need: a launcher without processes, waiting, and the end of a server."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import contextlib
+import signal
 import time
 from typing import TYPE_CHECKING, TypeVar
+
+import psutil
 
 from balsam_core.model import calls
 from balsam_core.model.calls import Resources, Update
 from balsam_core.model.states import State
+from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from os import PathLike
+    from collections.abc import Callable, Iterable
 
     from balsam_core import Database, Job
+    from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["DONE", "balsam", "claim", "one_line", "register", "update", "wait_until"]
+__all__ = [
+    "DONE",
+    "WAIT_TIMEOUT",
+    "claim",
+    "kill_server",
+    "register",
+    "server_processes",
+    "signal_all",
+    "update",
+    "wait_until",
+]
 
 T = TypeVar("T")
 
@@ -31,37 +44,46 @@ DONE = (
 )
 """The way of a job that works."""
 
-PATIENCE = 90.0  # seconds, on a busy machine
+WAIT_TIMEOUT = 90.0  # seconds, on a busy machine
 
 
-def balsam(*words: str | PathLike[str]) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a program."""
-    return subprocess.run(
-        [sys.executable, "-m", "balsam_core.cli", *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+def wait_until(condition: Callable[[], T], what: str = "the condition", *, seconds: float = WAIT_TIMEOUT) -> T:
+    """Ask again and again until the answer is true, and return it; fail after a deadline.
 
-
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the error of a command that had to fail: one line, no traceback."""
-    assert done.returncode != 0, f"it did not fail: {done.stdout}"
-    assert "Traceback" not in done.stderr, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, f"an error is one line, not: {done.stderr}"
-    return lines[0]
-
-
-def wait_until(condition: Callable[[], T], what: str, *, seconds: float = PATIENCE) -> T:
-    """Ask until the answer is true, and return it; fail after a deadline."""
+    Args:
+        condition: What is asked.
+        what: Its name, for the failure's message.
+        seconds: Until the deadline.
+    """
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s"
-        time.sleep(0.005)
+        time.sleep(0.002)
     return answer
+
+
+def server_processes(directory: DBDir) -> list[psutil.Process]:
+    """Return the watchdog, its server and the server's children; there must be a lease."""
+    lease = LeaseObserver(directory).look().lease
+    assert lease is not None, "there is no lease"
+    watchdog = psutil.Process(lease.pid)
+    return [watchdog, *watchdog.children(recursive=True)]
+
+
+def signal_all(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
+    """Signal processes; some may be gone by now."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def kill_server(directory: DBDir) -> None:
+    """SIGKILL a watchdog and its server, so that neither sees the other's end; the published address stays behind."""
+    processes = server_processes(directory)
+    signal_all(signal.SIGSTOP, processes)
+    signal_all(signal.SIGKILL, processes)
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive, alive
 
 
 def register(db: Database, *, lease: float = 900) -> int:

@@ -10,12 +10,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from waiting import wait_until
 
 from balsam_core.admin.initialise import initialise
 from balsam_core.errors import BackendError
 from balsam_core.system import tether
 from balsam_core.testing.run import processes_of
+from balsam_core.testing.tools import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,36 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 
 import msgspec
 import psutil
-from backend_dbs import BALSAM, one_line, processes_of, report_of, send, stop_all, stranger
+from backend_dbs import foreign_process, report_of
+from balsam_program import BALSAM, child
 from exact import writers
-from resources import is_alive
-from waiting import wait_until
+from resources import is_alive, wait_for_end
+from served_db import listens
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
+from balsam_core.testing.tools import signal_all, wait_until
 from balsam_core.watchdog.lease import EXPIRY, encoded, lease_file
 
 LOCKS = {"postgres": "postgres/postmaster.pid", "mysql": "mysql/server.pid"}  # the server's own files of its process id
-
-
-def listens(where):
-    """Say whether anybody accepts connections there."""
-    try:
-        socket.create_connection((where.host, where.port), timeout=5).close()
-    except ConnectionRefusedError:
-        return False
-    return True
-
-
-def wait_for_end(pids):
-    """Wait until none of these processes runs."""
-    wait_until(lambda: not any(map(is_alive, pids)), "the end of the server", seconds=20)
 
 
 def wait_for_silence(where):
@@ -50,9 +37,9 @@ def test_watchdog_killed_under_writers(backend, kind, tmp_path, amount, verdict)
         clients.begin()
         for turn in range(kills):
             clients.wait_for_more(6)
-            before, everybody = backend.address, [process.pid for process in processes_of(backend)]
-            frozen = [] if turn % 5 != 1 else processes_of(backend)[1:]
-            send(signal.SIGSTOP, frozen)  # they can't hear it
+            before, everybody = backend.address, [process.pid for process in backend.processes()]
+            frozen = [] if turn % 5 != 1 else backend.processes()[1:]
+            signal_all(signal.SIGSTOP, frozen)  # they can't hear it
             began = time.monotonic()
             os.kill(backend.watchdog, signal.SIGKILL)
             if not frozen:
@@ -85,14 +72,12 @@ def test_both_killed(backend, kind, amount, verdict):
     with open_db(backend.path) as db:
         for turn in range(amount(1, 5)):
             db.jobs.add(Job(name=f"before{turn}", command="true"))
-            stop_all(backend)
+            backend.kill_all()
             if amount(False, True):
                 began = time.monotonic()
-                done = subprocess.run(
-                    [*BALSAM, "ls", "--db", str(backend.path)], capture_output=True, text=True, timeout=60, check=False
-                )
+                line = child.refused("ls", "--db", backend.path)
                 errors.append(time.monotonic() - began)
-                assert "start it with balsam dbserver --path=" in one_line(done)
+                assert "start it with balsam dbserver --path=" in line
             began = time.monotonic()
             backend.start()
             starts.append(time.monotonic() - began)
@@ -124,20 +109,19 @@ def forge(served, kind, lease, published, pid, start):
 
 def test_foreign_process_with_a_reused_number_is_never_signalled(backend, kind, amount, verdict):
     """T10: one that has nothing to do with the server, and one that works in its folder."""
-    lease, published = backend.lease, backend.address
     folder = (backend.path / LOCKS[kind]).parent
-    stop_all(backend)
+    lease, published = backend.kill_all()
     acts = amount([[]], [["--status"], ["--stop"], ["--reset"], []])
     for place in (None, folder):
-        with stranger(place) as (pid, start):
+        with foreign_process(place) as (pid, start):
             for words in acts:
                 forge(backend, kind, lease, published, pid, start)
                 done = backend.command(*words)
-                assert done.returncode == 0, done
+                assert done.code == 0, done
                 published = backend.start()
                 with open_db(backend.path) as db:
                     db.jobs.count()
-                stop_all(backend)
+                backend.kill_all()
     verdict(
         "T10",
         f"{kind}: process id reused by a foreign process",
@@ -184,7 +168,7 @@ def watchdogs_of(served):
 
 def test_nothing_is_left_after_a_stop(backend, verdict, kind):
     """T08."""
-    everybody, before = [process.pid for process in processes_of(backend)], backend.address
+    everybody, before = [process.pid for process in backend.processes()], backend.address
     backend.stop()
     assert not any(map(is_alive, everybody))
     wait_for_silence(before)

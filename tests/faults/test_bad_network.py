@@ -10,10 +10,10 @@ import msgspec
 from exact import check, rows_by_sqlite, writers
 from namespaces import cut_between, join_again, limit_rate, two_hosts
 from tcp_faults import FaultyLink
-from waiting import wait_until
 
 from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
+from balsam_core.testing.tools import wait_until
 
 
 def wait(seconds):
@@ -77,12 +77,11 @@ def test_everything_is_lost_for_a_while(served, tmp_path, amount, verdict):
 @contextmanager
 def served_on(host, path):
     """A server on one of the hosts."""
-    command = [sys.executable, "-m", "balsam_core.cli", "dbserver", "--path", path]
-    host.good([*command, "--host", host.address])
+    host.balsam.good("dbserver", "--path", path, "--host", host.address)
     try:
         yield
     finally:
-        host.run([*command, "--stop"])
+        host.balsam("dbserver", "--path", path, "--stop")
 
 
 def test_slow_and_split_network(tmp_path, amount, verdict):
@@ -104,7 +103,7 @@ def test_slow_and_split_network(tmp_path, amount, verdict):
                 taken.append(resumption(clients, before))
             clients.stop()
             clients.finish()
-        alpha.good([sys.executable, "-m", "balsam_core.cli", "dbserver", "--path", db.path, "--stop"])
+        alpha.balsam.good("dbserver", "--path", db.path, "--stop")
         report = check(clients.journals, rows_by_sqlite(db.path))
     report.assert_exact()
     assert not report.errors

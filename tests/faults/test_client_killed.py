@@ -8,10 +8,10 @@ import sys
 import time
 
 from exact import check, rows_by_sqlite, writers
-from waiting import wait_until
 
 from balsam_core import open_db
 from balsam_core.model.calls import MOST_JOBS
+from balsam_core.testing.tools import wait_until
 
 BATCH = 3 * MOST_JOBS + 500
 

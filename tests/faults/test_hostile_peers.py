@@ -16,11 +16,11 @@ from exact import check, read_journal, rows_by_api, writers
 from raw_peers import SilentPeers, fuzz, greeting, huge_frame
 from resources import is_alive, usage
 from served_db import ServedDB
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.model.calls import CountJobs, GetRows, Order
 from balsam_core.proxy.protocol import LARGEST_REQUEST, StatusRequest
+from balsam_core.testing.tools import wait_until
 
 MB = 1024 * 1024
 

@@ -9,10 +9,9 @@ import sys
 import time
 from collections import Counter
 
-from waiting import wait_until
-
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
+from balsam_core.testing.tools import wait_until
 
 SPAWNING = """
 import sys

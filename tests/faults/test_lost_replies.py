@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from exact import check, rows_by_sqlite, writers
 from tcp_faults import FaultyLink
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
@@ -19,6 +18,7 @@ from balsam_core.model.calls import AddJobs, Call, ClaimJobs, GetInfo, KillJobs,
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.proxy.client.transport import ProxyTransport
+from balsam_core.testing.tools import wait_until
 from balsam_core.transport.native import ClientSession
 
 R = TypeVar("R")

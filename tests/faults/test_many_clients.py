@@ -15,9 +15,9 @@ import zmq
 from curve_peers import Peer, status
 from exact import check, rows_by_api, writers
 from resources import is_alive, usage
-from waiting import wait_until
 
 from balsam_core.proxy.protocol import StatusRequest
+from balsam_core.testing.tools import wait_until
 
 MB = 1024 * 1024
 QUESTION = 7  # the number of a request

@@ -11,9 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from waiting import wait_until
-
 from balsam_core import Job, open_db
+from balsam_core.testing.tools import wait_until
 
 
 def processes_with(path):

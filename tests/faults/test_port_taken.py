@@ -12,8 +12,9 @@ import sys
 import time
 
 from exact import check, rows_by_sqlite, writers
-from resources import is_alive
-from waiting import wait_until
+from resources import wait_for_end
+
+from balsam_core.testing.tools import wait_until
 
 READER = """
 import sys
@@ -32,11 +33,6 @@ while reads < least or not stop.exists():
         print("reading", flush=True)
 print(reads, len(epochs))
 """
-
-
-def wait_for_end(pid):
-    """Wait until a process has ended."""
-    wait_until(lambda: not is_alive(pid), "the end of the server")
 
 
 def binds(taker, where):
@@ -79,7 +75,7 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
                 before, watchdog = served.address, served.watchdog
                 os.kill(watchdog, signal.SIGSTOP)  # so that it doesn't take the port first
                 served.kill_server()
-                wait_for_end(before.pid)
+                wait_for_end([before.pid])
                 with occupied(before):
                     began = time.monotonic()
                     os.kill(watchdog, signal.SIGCONT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import signal
 import threading
 
 import psutil
@@ -13,12 +12,11 @@ from exact import check, rows_by_api, rows_by_sqlite, writers
 from served_db import ServedDB
 from shims import FailIO, PowerLoss, preload
 from strace_check import RECEIVES, audit_answers, recorded
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.system import processes
+from balsam_core.testing.tools import wait_until
 
 REQUEST = 100  # bytes at least, encrypted; two heartbeats have 82
 
@@ -98,14 +96,6 @@ def cut_and_check(power, clients, tmp_path, number):
     return check(snapshot, rows_by_sqlite(target), ended=False)
 
 
-def kill_both(served):
-    """Kill watchdog and server."""
-    lease = served.lease
-    for pid, start in ((lease.pid, lease.start), (lease.child_pid, lease.child_start)):
-        processes.end_process(pid, start, [(int(signal.SIGKILL), 30.0)])
-        assert not processes.is_alive(pid, start)
-
-
 def test_power_cut_at_any_moment(cuttable, tmp_path, amount, verdict):
     """T05."""
     cuts, number = amount((4, 4), (50, 16))
@@ -121,7 +111,7 @@ def test_power_cut_at_any_moment(cuttable, tmp_path, amount, verdict):
             process.kill()
         clients.finish()
         journals = clients.journals
-    kill_both(served)
+    served.kill_all()
     power.cut(tmp_path / "after", keep="something", seed=cuts)
     served.path, served.dir = tmp_path / "after", DBDir.open(tmp_path / "after")
     served.start()

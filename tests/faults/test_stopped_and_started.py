@@ -13,7 +13,6 @@ import pytest
 from exact import check, rows_by_sqlite, writers
 from served_db import ServedDB
 from tcp_faults import FaultyLink
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
@@ -23,6 +22,7 @@ from balsam_core.model.calls import WINDOW, AddJobs, CountJobs
 from balsam_core.model.codec import encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.proxy.client.transport import ProxyTransport
+from balsam_core.testing.tools import wait_until
 from balsam_core.transport.native import ClientSession
 
 
@@ -168,7 +168,7 @@ def test_a_copy_of_a_served_directory_is_not_served(served, tmp_path, verdict):
         assert [row[0] for row in db.jobs.rows("name")] == ["original"]
     twin = ServedDB(tmp_path / "copy")
     try:
-        assert "no server" in twin.command("--stop").stdout + twin.command("--stop").stdout
+        assert "no server" in twin.command("--stop").out + twin.command("--stop").out
         assert twin.start().port != served.address.port
         served.lease  # noqa: B018  (it is still there)
         with open_db(tmp_path / "copy") as copy:

@@ -7,9 +7,9 @@ from contextlib import closing
 
 import pytest
 from exact import Report, Row, check, read_journal, rows_by_api, rows_by_sqlite, writers
-from waiting import wait_until
 
 from balsam_core.admin.initialise import initialise
+from balsam_core.testing.tools import wait_until
 
 WRITERS, COUNT = 3, 12
 

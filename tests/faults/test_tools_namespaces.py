@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from namespaces import cut_between, join_again, limit_rate, two_hosts
-from waiting import wait_until
+from namespaces import cut_between, join_again, limit_rate
+
+from balsam_core.testing.tools import wait_until
 
 SUPPORT = Path(__file__).parents[1] / "support"
 LISTEN = """
@@ -30,12 +31,6 @@ import socket, sys
 with socket.create_connection((sys.argv[1], 7777), timeout=float(sys.argv[2])) as connection:
     print(connection.recv(100).decode())
 """
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    with two_hosts(tmp_path) as hosts:
-        yield hosts
 
 
 def test_each_host_is_its_own(hosts):

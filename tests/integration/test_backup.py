@@ -21,7 +21,6 @@ import pytest
 from balsam_program import child, here
 from plugin_site import PluginSite
 from served_db import ServedDB
-from waiting import wait_until
 
 from balsam_core import App, Job, open_db
 from balsam_core.admin import archive
@@ -41,6 +40,7 @@ from balsam_core.errors import (
     Unavailable,
 )
 from balsam_core.system import filesystems
+from balsam_core.testing.tools import wait_until
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,8 @@ from pathlib import Path
 
 import pytest
 from balsam_program import here
-from native import make_transport
 
 from balsam_core import App, Job, open_db
-from balsam_core.client.database import Database
-from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Conflict, OutcomeUnknown
 from balsam_core.launcher import loop as loop_module
 from balsam_core.launcher import options as constants
@@ -674,10 +671,8 @@ def test_json_holds_all_that_is_known(db, path):
     assert os.environ.get("BALSAM_DB_PATH") is None
 
 
-def test_a_launcher_works_on_every_database(engine_url, tmp_path):
-    (tmp_path / "db" / "data").mkdir(parents=True)
-    directory = DBDir(path=tmp_path / "db", db_type="any", id="0" * 32)
-    with Database(directory, make_transport(engine_url)) as db:
+def test_a_launcher_works_on_every_database(each_db):
+    with open_db(each_db.path) as db:
         parents = [sh("echo x > part", name=f"p{n}") for n in range(30)]
         child = sh("cat part* | wc -l", name="sum", parents=parents, input_files=["part"])
         bad = sh("exit 3", name="bad", max_retries=1)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
+import socket
 from typing import TYPE_CHECKING
 
-from waiting import wait_until
+from balsam_program import child
 
 from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.system import processes
+from balsam_core.testing import tools
 from balsam_core.watchdog import control
 from balsam_core.watchdog.lease import LeaseObserver
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import psutil
+
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
+    from balsam_core.testing.cli import Result
     from balsam_core.watchdog.lease import Lease
 
-__all__ = ["ServedDB"]
-
-TIMEOUT = 90.0  # seconds for a command on a busy machine
+__all__ = ["ServedDB", "listens"]
 
 
 class ServedDB:
@@ -53,27 +54,20 @@ class ServedDB:
         self.env = dict(env or {})
         self._seen: set[tuple[int, float]] = set()
 
-    def command(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: str, env: Mapping[str, str] | None = None) -> Result:
         """Run ``balsam dbserver WORDS`` on this DB."""
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "balsam_core.cli", "dbserver", *words, "--path", str(self.path)],
-            env={**os.environ, **self.env, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
+        return child("dbserver", *words, "--path", self.path, env={**self.env, **(env or {})})
 
     def start(self, *words: str) -> Address:
         """Start the server and return its address."""
         done = self.command(*words)
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done
         return self.address
 
     def stop(self) -> None:
         """Stop the server as a user does."""
         done = self.command("--stop")
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done
 
     @property
     def address(self) -> Address:
@@ -101,6 +95,16 @@ class ServedDB:
         """Process id of the watchdog."""
         return self.lease.pid
 
+    def processes(self) -> list[psutil.Process]:
+        """Return the watchdog, the server and the server's children."""
+        return tools.server_processes(self.dir)
+
+    def kill_all(self) -> tuple[Lease, Address]:
+        """SIGKILL all of them at once; returns lease and address, which stay behind."""
+        left = self.lease, self.address
+        tools.kill_server(self.dir)
+        return left
+
     def kill_server(self) -> Address:
         """SIGKILL the server and return its address."""
         before = self.address
@@ -109,7 +113,7 @@ class ServedDB:
 
     def wait_for_another(self, before: Address, *, seconds: float = 30.0) -> Address:
         """Wait until another server than this one is published."""
-        wait_until(
+        tools.wait_until(
             lambda: (a := address.read(self.dir)) is not None and a.epoch > before.epoch,
             "a new server",
             seconds=seconds,
@@ -128,3 +132,12 @@ class ServedDB:
             for pid, start in self._seen:
                 if pid not in {0, os.getpid()}:
                     processes.end_process(pid, start, [(int(signal.SIGKILL), 10.0)])
+
+
+def listens(where: Address) -> bool:
+    """Say whether anybody accepts connections there."""
+    try:
+        socket.create_connection((where.host, where.port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
