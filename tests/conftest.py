@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -19,18 +22,40 @@ import plugin_dbs
 import pytest
 from db_servers import KINDS, REQUIRE, Databases, Missing, skip_kind
 from namespaces import two_hosts
+from plugin_site import PluginSite
 
+from balsam_core import open_db
+from balsam_core.admin.initialise import initialise
 from balsam_core.testing.run import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from namespaces import Host
 
+    from balsam_core import Database
     from balsam_core.dbdir.directory import DBDir
 
 ORIGINAL_ENVIRON = dict(os.environ)
+IGNORED = "BALSAM_TESTS_IGNORE"  # tells the workers of pytest-xdist what their parent ignores
+
+
+def give_children_default_signals() -> None:
+    """Let all that the tests start have the default signal dispositions, however the tests were started.
+
+    Under nohup, or with & in a script, SIGHUP, SIGINT and SIGQUIT are ignored, and children inherit that. They don't
+    inherit a handler that does nothing, by which this process goes on ignoring the signal.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    inherited = {int(number) for number in os.environ.get(IGNORED, "").split()}
+    ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+    ignored = (ignored | inherited) - {signal.SIGPIPE, signal.SIGXFSZ}  # Python ignores these, and not for its children
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    os.environ[IGNORED] = " ".join(str(int(number)) for number in ignored)
+
+
+give_children_default_signals()
 
 # Machines that run tests are busy; how long one example takes says nothing there.
 hypothesis.settings.register_profile("balsam", deadline=None)
@@ -72,6 +97,31 @@ def run_directory(_clean_environment: None) -> Iterator[Path]:
 def original_environ() -> dict[str, str]:
     """The environment that pytest was started with, for tools like pip that need the person's own settings."""
     return dict(ORIGINAL_ENVIRON)
+
+
+@pytest.fixture(scope="session")
+def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of an SQLite DB without jobs, which nobody changes."""
+    return initialise(tmp_path_factory.mktemp("empty") / "db").db.path
+
+
+@pytest.fixture
+def path(empty_db: Path, tmp_path: Path) -> Path:
+    """The path of an SQLite DB without jobs, to change."""
+    return Path(shutil.copytree(empty_db, tmp_path / "db"))
+
+
+@pytest.fixture
+def db(path: Path) -> Iterator[Database]:
+    """The DB at ``path``, opened."""
+    with open_db(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> PluginSite:
+    """A folder to install plugins in; who has its environment has them."""
+    return PluginSite(tmp_path / "site")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
-__all__ = ["Program", "Result", "balsam"]
+__all__ = ["TIMEOUT", "Program", "Result", "balsam"]
 
 TIMEOUT = 120.0  # seconds, on a busy machine
 

@@ -9,6 +9,8 @@ import sys
 import time
 from collections import Counter
 
+from balsam_program import BALSAM
+
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
 from balsam_core.testing.tools import wait_until
@@ -43,7 +45,7 @@ def test_launcher_drains_while_its_server_is_killed(served, tmp_path, amount, ve
             )
             for number in range(spawning)
         )
-    words = [sys.executable, "-W", "error", "-m", "balsam_core.cli", "--db", str(served.path), "launcher"]
+    words = [*BALSAM, "--db", str(served.path), "launcher"]
     began = time.monotonic()
     with subprocess.Popen(
         [*words, "--consume-all", "-o", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

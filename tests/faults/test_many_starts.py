@@ -7,9 +7,10 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+from balsam_program import BALSAM
 
 from balsam_core import Job, open_db
 from balsam_core.testing.tools import wait_until
@@ -42,7 +43,7 @@ def test_of_twenty_starts_at_once_one_wins(make_served, amount, verdict):
     rounds, number = amount(1, 50), 20
     served = make_served()
     slowest = 0.0
-    words = [sys.executable, "-m", "balsam_core.cli", "dbserver", "-o", "json", "--path", str(served.path)]
+    words = [*BALSAM, "dbserver", "-o", "json", "--path", str(served.path)]
     for turn in range(1, rounds + 1):
         began = time.monotonic()
         starters = [

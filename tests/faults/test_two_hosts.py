@@ -14,7 +14,6 @@ import pytest
 from exact import check, rows_by_sqlite, writers
 from resources import usage
 
-from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Unavailable
@@ -49,8 +48,8 @@ with ProxyTransport(Publication(DBDir.open(sys.argv[1])), ClientSession()) as tr
 
 
 @pytest.fixture
-def db(tmp_path):
-    return initialise(tmp_path / "db").db
+def db(path):
+    return DBDir.open(path)
 
 
 def serve(host, db, *words):

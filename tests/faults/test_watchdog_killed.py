@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from balsam_program import child
+from balsam_program import BALSAM, child
 from exact import check, rows_by_sqlite, writers
 from resources import is_alive, wait_for_end
 from served_db import listens
@@ -74,7 +73,7 @@ def test_both_killed_and_a_stale_address(served, tmp_path, amount, verdict):
             # A new program, and one that was connected, at the same time.
             words = ["job", "--name", f"never {number}", "--command", "true", "--db", str(served.path)]
             with subprocess.Popen(
-                [sys.executable, "-m", "balsam_core.cli", *words],
+                [*BALSAM, *words],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from balsam_program import child
-from plugin_site import PluginSite
 
 from balsam_core.errors import BackendError
 from balsam_core.launcher import events as events_module
@@ -98,11 +97,6 @@ BULK = """
         statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
         connection.connection.driver_connection.executemany(statement, rows)
 """
-
-
-@pytest.fixture
-def site(tmp_path):
-    return PluginSite(tmp_path / "site")
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import sys
 from typing import TYPE_CHECKING
 from unittest import mock
 
-from balsam_core.testing.cli import Program, Result
+from balsam_core.testing.cli import TIMEOUT, Program, Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BALSAM", "Program", "Result", "child", "here"]
+__all__ = ["BALSAM", "TIMEOUT", "Program", "Result", "child", "here"]
 
 BALSAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
 
