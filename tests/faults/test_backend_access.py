@@ -62,7 +62,7 @@ def refused_by_cli(path, balsam=child):
 
 
 def test_wrong_passwords_are_refused(backend, kind, run_directory, verdict):
-    """T27."""
+    """The password is missing, wrong, or open to others: programs are refused in one line (T27)."""
     right = (backend.dir.keys / PASSWORD[kind]).read_bytes()
     cases = {
         "missing": (None, 0o600, PASSWORD[kind]),
@@ -104,7 +104,7 @@ def test_wrong_passwords_are_refused(backend, kind, run_directory, verdict):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_user_is_refused(backend, kind, run_directory, verdict):
-    """T27: all is open but the password."""
+    """Another user comes while all but the password is open to him: he is refused in one line (T27)."""
     setpriv = shutil.which("setpriv") or pytest.skip("setpriv is missing")
     become = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
     if subprocess.run([*become, sys.executable, "-c", "import balsam_core.cli"], check=False, cwd="/").returncode:
@@ -129,7 +129,7 @@ def test_another_user_is_refused(backend, kind, run_directory, verdict):
 
 
 def test_everything_is_the_owner_s_alone(run_directory, kind, amount, verdict):
-    """T40: with a lax umask; and no password is anywhere but in keys/."""
+    """The umask is lax: all files are the owner's alone, and no password is anywhere but in ``keys/`` (T40)."""
     for umask in amount([0o000], [0o000, 0o002, 0o022]):
         previous = os.umask(umask)
         try:
@@ -265,7 +265,7 @@ def listening(db, *words):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_nobody_gets_in_without_the_password(backend, kind, verdict, host):
-    """T41."""
+    """Somebody tries to log in at each address under each account without the password: no attempt succeeds (T41)."""
     secret = (backend.dir.keys / PASSWORD[kind]).read_text().strip()
     other = own_address()
     attempts = 0
@@ -296,7 +296,7 @@ def test_nobody_gets_in_without_the_password(backend, kind, verdict, host):
 
 
 def test_errors_of_the_transport_hide_nothing(backend, kind, verdict):
-    """T40: what a client is told names no password."""
+    """The server doesn't run: what a client is told names no password (T40)."""
     secret = (backend.dir.keys / PASSWORD[kind]).read_text().strip()
     backend.stop()
     with pytest.raises(Unavailable) as caught, open_db(backend.path) as opened:

@@ -27,7 +27,7 @@ SECONDS = 60.0  # in which a start must have an end, on a busy machine
 
 
 def test_disk_that_reports_errors_at_fsync(make_backend, kind, tmp_path, amount, verdict):
-    """T16: the server trusts no later fsync after a failed one."""
+    """The disk fails to sync the log: the server trusts no later fsync, and nothing is lost (T16)."""
     faults, number = amount((1, 3), (25, 16))
     disk = FailIO(tmp_path)
     served = make_backend("eio", env=preload(disk))
@@ -50,7 +50,7 @@ def test_disk_that_reports_errors_at_fsync(make_backend, kind, tmp_path, amount,
 
 
 def test_disk_that_reports_errors_while_the_server_stops(make_backend, kind, tmp_path, verdict):
-    """T16: the data files, whose content is in the log all the same."""
+    """The disk fails to sync the data files: all is in the log, so nothing is lost (T16)."""
     disk = FailIO(tmp_path)
     served = make_backend("eio data", env=preload(disk))
     served.start()
@@ -190,7 +190,7 @@ def digest_of(directory):
 
 
 def test_damaged_or_foreign_files(healthy, other, run_directory, kind, amount, verdict):
-    """T17."""
+    """The server's files are damaged, or another DB's: refused and left alone, or noticed in use (T17)."""
     seen, slowest = {}, 0.0
     cases = list(DAMAGES[kind].items())
     for name, (damage, expected) in cases[1::4] if other is None else cases:

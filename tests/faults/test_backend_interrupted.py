@@ -35,7 +35,7 @@ def test_victim():
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL] if QUICK else [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_leaves_nothing(kind, tmp_path, verdict, signum):
-    """The servers are detached from the run."""
+    """A test run is interrupted or killed, whose servers are detached: no process, port or directory is left (T07)."""
     test = tmp_path / "test_victim.py"
     test.write_text(VICTIM.format(kind=kind))
     words = [

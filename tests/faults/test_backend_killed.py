@@ -40,7 +40,7 @@ def end(served, turn):
 
 
 def test_server_killed_at_random(backend, kind, tmp_path, amount, verdict):
-    """T01."""
+    """The server, or one of its processes, is killed at random under writers: no write is lost or doubled (T01)."""
     kills, number = amount((4, 4), (50, 16))
     chance = random.Random(1)
     with writers(backend.path, number, tmp_path, name="killed", kill_every=7) as clients:
@@ -71,7 +71,7 @@ def through(served, link):
 
 
 def test_connections_cut_at_random(backend, kind, tmp_path, amount, verdict):
-    """T03: also after a request, before its answer."""
+    """Connections are cut at random, also after a request and before its answer: no write is lost or doubled (T03)."""
     cuts, number = amount((8, 3), (100, 16))
     chance = random.Random(2)
     real = backend.address
@@ -101,7 +101,7 @@ def test_connections_cut_at_random(backend, kind, tmp_path, amount, verdict):
 
 
 def test_repeated_while_the_first_commit_is_in_flight(make_backend, kind, tmp_path, amount, verdict):
-    """Issue 4, point 5: the server is inside of COMMIT while the client, cut off, sends the write again."""
+    """A client is cut off amid COMMIT and sends the write again: it takes effect once (T03)."""
     rounds, seconds = amount(1, 25), 1.5
     disk = SlowFsync(tmp_path)
     served = make_backend("inflight", env=preload(disk))
@@ -142,7 +142,7 @@ def test_repeated_while_the_first_commit_is_in_flight(make_backend, kind, tmp_pa
 
 
 def test_write_in_flight_when_the_server_ends_for_good(make_backend, kind, tmp_path, verdict):
-    """Issue 4, point 5: nobody can say any more whether it was applied, so nobody says that nothing was changed."""
+    """The server ends for good amid COMMIT: the client is told that the outcome is unknown (T03)."""
     disk = SlowFsync(tmp_path)
     served = make_backend("ended", env=preload(disk))
     real = served.start()

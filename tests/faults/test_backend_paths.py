@@ -47,7 +47,7 @@ def no_canary(*places):
 
 @pytest.mark.parametrize("any_kind", SERVER_KINDS if QUICK else ["sqlite", *SERVER_KINDS])
 def test_odd_paths(balsam, run_directory, any_kind, tmp_path, amount, verdict):
-    """T38, T39: init, start, write, stop."""
+    """The DB's path has shell characters or other oddities: all works, and nothing is executed (T38, T39)."""
     names = amount(["hostile"], list(PATHS))
     for name in names:
         path = run_directory / f"{any_kind} odd" / PATHS[name]
@@ -70,7 +70,7 @@ def test_odd_paths(balsam, run_directory, any_kind, tmp_path, amount, verdict):
 
 
 def test_odd_options(balsam, run_directory, kind, tmp_path, verdict):
-    """T38: refused in one line, and nothing is made."""
+    """Options hold shell characters: they are refused in one line, nothing is made or executed (T38)."""
     path = run_directory / f"{kind} never"
     for words in OPTIONS:
         told = [word.format(scheme=SCHEME[kind]) if "{" in word else word for word in words]
@@ -82,7 +82,7 @@ def test_odd_options(balsam, run_directory, kind, tmp_path, verdict):
 
 
 def test_odd_hosts(balsam, backend, kind, tmp_path, verdict):
-    """T38."""
+    """Host names hold shell characters: they are refused in one line, nothing is executed (T38)."""
     backend.stop()
     hosts = [f"$(touch {CANARY})", f"127.0.0.1;touch {CANARY}", "127.0.0.1' -c fsync=off", "-h", "no\nhost"]
     for host in hosts:

@@ -45,7 +45,7 @@ def attempt(db, call, seconds):
 
 
 def test_frozen_server(backend, kind, tmp_path, amount, verdict):
-    """T28: patient writers wait until it is replaced; callers with 3 s, connected or not, are told in time."""
+    """The server is frozen for good: it is replaced; callers with a deadline are told in time (T28)."""
     rounds = amount(1, 5)
     acted, late = [], []
     with (
@@ -95,7 +95,7 @@ def test_frozen_server(backend, kind, tmp_path, amount, verdict):
 
 
 def test_frozen_for_a_while_and_continued(backend, kind, tmp_path, amount, verdict):
-    """T28: the main process alone, whose children go on, and all of it."""
+    """The server's main process, or all of it, is frozen for a while: it goes on, nothing is lost or doubled (T28)."""
     seconds = amount(2.0, 20.0)
     with writers(backend.path, 3, tmp_path, name="while") as clients:
         clients.begin()

@@ -20,7 +20,7 @@ def db(run_directory, kind):
 
 
 def test_programs_on_another_host_use_the_server(hosts, db, kind, tmp_path, amount, verdict):
-    """Issue 4, point 1: through TLS; and what is said where that can't be."""
+    """Programs on another host: through TLS all works; on the loopback they are told how (issue 4, point 1)."""
     alpha, beta = hosts
     number, count = amount((1, 10), (8, 200))
     try:

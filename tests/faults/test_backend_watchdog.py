@@ -30,7 +30,7 @@ def wait_for_silence(where):
 
 
 def test_watchdog_killed_under_writers(backend, kind, tmp_path, amount, verdict):
-    """T07: the server, behind whatever stands before it, hears that."""
+    """The watchdog is killed under writers: its server ends too, and the next start works (T07)."""
     kills = amount(2, 25)
     ends, starts = [], []
     with writers(backend.path, 3, tmp_path, name="orphan") as clients:
@@ -67,7 +67,7 @@ def test_watchdog_killed_under_writers(backend, kind, tmp_path, amount, verdict)
 
 
 def test_both_killed(backend, kind, amount, verdict):
-    """T08."""
+    """Watchdog and server are killed at once: commands say so, and the next start works without a reset (T08)."""
     errors, starts = [], []
     with open_db(backend.path) as db:
         for turn in range(amount(1, 5)):
@@ -108,7 +108,7 @@ def forge(served, kind, lease, published, pid, start):
 
 
 def test_foreign_process_with_a_reused_number_is_never_signalled(backend, kind, amount, verdict):
-    """T10: one that has nothing to do with the server, and one that works in its folder."""
+    """All files name a foreign process, once one that works in the server's folder: it is never signalled (T10)."""
     folder = (backend.path / LOCKS[kind]).parent
     lease, published = backend.kill_all()
     acts = amount([[]], [["--status"], ["--stop"], ["--reset"], []])
@@ -131,7 +131,7 @@ def test_foreign_process_with_a_reused_number_is_never_signalled(backend, kind, 
 
 
 def test_of_twenty_starts_at_once_one_wins(lasting_backend, kind, amount, verdict):
-    """T11."""
+    """Many start the server at once: one wins, the others are told its address (T11)."""
     served, rounds, number = lasting_backend, amount(1, 20), amount(6, 20)
     slowest = 0.0
     for _ in range(rounds):
@@ -167,7 +167,7 @@ def watchdogs_of(served):
 
 
 def test_nothing_is_left_after_a_stop(backend, verdict, kind):
-    """T08."""
+    """The server is stopped: no process, port or address is left (T08)."""
     everybody, before = [process.pid for process in backend.processes()], backend.address
     backend.stop()
     assert not any(map(is_alive, everybody))

@@ -46,7 +46,7 @@ def through(served, link):
 
 
 def test_everything_is_lost_for_a_while(served, tmp_path, amount, verdict):
-    """T29."""
+    """The network loses every byte for a while: clients go on within 5 s of its end, exactly once (T29)."""
     gone = amount([3], [30, 11, 19])
     taken = []
     with FaultyLink((served.address.host, served.address.port)) as link:
@@ -85,7 +85,7 @@ def served_on(host, path):
 
 
 def test_slow_and_split_network(tmp_path, amount, verdict):
-    """T29."""
+    """The network is slow, and split for a while: clients go on within 5 s of its end, exactly once (T29)."""
     gone = amount([4], [30, 13, 21])
     taken = []
     db = initialise(tmp_path / "db").db
@@ -116,7 +116,7 @@ def test_slow_and_split_network(tmp_path, amount, verdict):
 
 
 def test_errors_of_a_split_network_say_what_is_known(tmp_path, verdict):
-    """T29."""
+    """The network is split during a write: at the deadline its outcome is said to be unknown (T29)."""
     db = initialise(tmp_path / "db").db
     program = """
 import sys, time

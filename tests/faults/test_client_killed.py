@@ -37,7 +37,7 @@ with open_db(sys.argv[1]) as db:
 
 
 def test_clients_killed_while_they_send(served, tmp_path, amount, verdict):
-    """T06."""
+    """Clients are killed while they send: the server lives on, what was acknowledged is stored once (T06)."""
     rounds, number = amount((1, 10), (13, 16))
     chance = random.Random(6)
     journals, kills = [], 0
@@ -68,7 +68,7 @@ def wait_for_calls(db, client, before, wanted):
 
 
 def test_clients_killed_amid_a_large_batch(served, amount, verdict):
-    """T06."""
+    """Clients are killed amid an insert of many calls: all of it is there or nothing (T06)."""
     kills = amount(3, 25)
     chance = random.Random(66)
     seen = {"absent": 0, "whole": 0}

@@ -84,7 +84,7 @@ def state_of(directory):
 
 
 def test_damaged_or_foreign_files_are_refused_and_left_alone(healthy, tmp_path, amount, verdict):
-    """T17."""
+    """The database file is damaged or foreign: server and commands refuse it and leave it untouched (T17)."""
     variants = amount(6, 200)
     seen = {}
     for n in range(variants):
@@ -139,7 +139,7 @@ def use(path):
 
 
 def test_flipped_bits_end_in_errors_and_not_in_crashes(healthy, make_served, tmp_path, amount, verdict):
-    """T18."""
+    """Bits are flipped behind the first page: what is noticed is an error, and the server lives (T18)."""
     variants = amount(2, 60)
     noticed, unsound, restarts = 0, 0, 0
     for n in range(variants):

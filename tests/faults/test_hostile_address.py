@@ -122,7 +122,7 @@ def refused(db, seconds=0.2):
 @given(garbage)
 @settings(max_examples=2000 if FULL else 100, suppress_health_check=list(HealthCheck))
 def test_garbage_is_a_clear_error(db, data):
-    """T19."""
+    """The address file holds garbage: clients get a clear error and leave it alone (T19)."""
     publish(db, data)
     try:
         told = json.loads(data)
@@ -138,7 +138,7 @@ def test_garbage_is_a_clear_error(db, data):
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory", "device", "missing", "socket"])
 def test_what_is_no_file_is_a_clear_error(db, tmp_path, kind):
-    """T19."""
+    """The address is a link, a pipe or anything but a file: clients get a clear error (T19)."""
     file = db.address_file
     aside = tmp_path / "aside"
     publish(db, GOOD)
@@ -257,7 +257,7 @@ TRAPS = {
 
 
 def test_traps_hear_nothing(db, tmp_path, verdict):
-    """T19."""
+    """The address leads to another program: clients get a clear error in 5 s and send it nothing (T19)."""
     publish(db, b"{}")
     copies = [DBDir.open(shutil.copytree(db.path, tmp_path / f"db{number}")) for number in range(len(TRAPS))]
 
@@ -300,7 +300,7 @@ def check_heard(db, heard):
 
 
 def test_a_silent_trap_hears_nothing(db, verdict):
-    """T19."""
+    """The address leads to a silent program: clients get an error at their deadline, send nothing (T19)."""
     with raw_trap(b"") as (trap, _):
         publish(db, published(port=trap.port))
         began = time.monotonic()
@@ -315,7 +315,7 @@ def test_a_silent_trap_hears_nothing(db, verdict):
 
 
 def test_an_address_of_another_host_s_loopback(db, verdict):
-    """T19."""
+    """The address is the loopback of another host: the error says how to start the server for other hosts (T19)."""
     publish(db, published(port=NOBODY, node="elsewhere", boot_id="another"))
     began = time.monotonic()
     error = refused(db)

@@ -29,7 +29,7 @@ with open("ran", "a") as file:
 
 
 def test_launcher_drains_while_its_server_is_killed(served, tmp_path, amount, verdict):
-    """T01: seen from the jobs."""
+    """The server is killed while jobs run that add jobs: each job runs and finishes exactly once (T01)."""
     plain, spawning, children, kills = amount((200, 4, 3, 3), (2000, 40, 5, 30))
     chance = random.Random(7)
     script = tmp_path / "spawn.py"

@@ -55,7 +55,7 @@ def lose_the_answer(transport: ProxyTransport, session: ClientSession, link: Fau
 
 
 def test_lost_replies_are_given_again_byte_for_byte(served, link, amount, verdict):
-    """T03."""
+    """Answers to writes are lost, and the writes sent again: the same bytes come back (T03)."""
     rounds = amount(1, 8)
     session = ClientSession()
     with ProxyTransport(Publication(served.dir), session) as transport:
@@ -82,7 +82,7 @@ def lose(link, count):
 
 
 def test_many_lost_replies(served, link, tmp_path, amount, verdict):
-    """T03."""
+    """Answers are lost at random under writers: no write is lost or doubled (T03)."""
     rounds, number = amount((3, 4), (60, 16))
     chance = random.Random(3)
     with writers(served.path, number, tmp_path, pause=0.002) as clients:

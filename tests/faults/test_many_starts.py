@@ -39,7 +39,7 @@ def epoch_of(path):
 
 
 def test_of_twenty_starts_at_once_one_wins(make_served, amount, verdict):
-    """T11."""
+    """Twenty start the server at once: one wins, the others are told its address (T11)."""
     rounds, number = amount(1, 50), 20
     served = make_served()
     slowest = 0.0

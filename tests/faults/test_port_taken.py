@@ -58,7 +58,7 @@ def occupied(where):
 
 
 def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
-    """T14."""
+    """Another program takes the port of a killed server: the next one publishes another port, nothing is lost (T14)."""
     rounds, least = amount(2, 20), amount(5_000, 100_000)
     stop = tmp_path / "enough"
     resumed = []

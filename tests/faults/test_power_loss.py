@@ -58,7 +58,7 @@ def calls_about(calls, ports):
 
 
 def test_no_answer_before_the_log_is_on_disk(make_served, tmp_path, amount, verdict):
-    """T04."""
+    """The server's system calls are recorded: no write is answered before its log is forced to disk (T04)."""
     audits = {}
     for clients, count in amount([(1, 60)], [(1, 1000), (8, 300)]):
         served = make_served(f"db{clients}")
@@ -97,7 +97,7 @@ def cut_and_check(power, clients, tmp_path, number):
 
 
 def test_power_cut_at_any_moment(cuttable, tmp_path, amount, verdict):
-    """T05."""
+    """The power is cut at any moment under writers: what was acknowledged is on the disk, once (T05)."""
     cuts, number = amount((4, 4), (50, 16))
     served, power = cuttable()
     served.start()
@@ -121,7 +121,7 @@ def test_power_cut_at_any_moment(cuttable, tmp_path, amount, verdict):
 
 
 def test_power_cut_with_relaxed_durability_loses_and_is_found_out(cuttable, tmp_path, amount, verdict):
-    """T05."""
+    """The power is cut with relaxed durability: the last writes are lost, the file is consistent (T05)."""
     served, power = cuttable("relaxed")
     served.start()
     lost = []
@@ -140,7 +140,7 @@ def test_power_cut_with_relaxed_durability_loses_and_is_found_out(cuttable, tmp_
 
 @pytest.mark.parametrize(("what", "every"), [("fsync", 12), ("write", 400)])
 def test_disk_that_reports_errors(cuttable, tmp_path, amount, verdict, what, every):
-    """T16."""
+    """The disk reports errors to the server: it is replaced, no write is lost or doubled (T16)."""
     faults, number = amount((2, 3), (25, 16))
     disk = FailIO(tmp_path)
     served, power = cuttable("full", disk)

@@ -16,7 +16,7 @@ from balsam_core.testing.tools import wait_until
 
 
 def test_server_killed_at_random(served, tmp_path, amount, verdict):
-    """T01."""
+    """The server is killed at random under writers: no write is lost or doubled (T01)."""
     kills, number = amount((3, 8), (200, 16))
     chance = random.Random(1)
     with writers(served.path, number, tmp_path) as clients:
@@ -37,7 +37,7 @@ def test_server_killed_at_random(served, tmp_path, amount, verdict):
 
 @pytest.mark.parametrize("point", ["before_commit", "after_commit"])
 def test_server_dies_beside_the_commit(make_served, tmp_path, amount, verdict, point):
-    """T02."""
+    """The server dies right before or after a COMMIT: no write is lost or doubled (T02)."""
     crashes, number = amount((2, 6), (25, 16))
     served = make_served(env={"BALSAM_FAILPOINT": f"{point}:8"})
     served.start()
@@ -66,7 +66,7 @@ def kill_server_and_watchdog(served):
 
 @pytest.mark.parametrize("point", ["before_publish", "after_publish"])
 def test_watchdog_dies_beside_the_publication(make_served, tmp_path, amount, verdict, point):
-    """T02."""
+    """The watchdog dies right before or after publishing: the next start works, nothing is lost (T02)."""
     rounds = amount(range(1) if point == "after_publish" else range(1, 2), range(25))
     served = make_served()
     worst = 0.0
@@ -96,9 +96,9 @@ def test_watchdog_dies_beside_the_publication(make_served, tmp_path, amount, ver
 
 
 def test_server_notices_writes_past_it(served, verdict):
-    """T02.
+    """Others write to the file while the server is being stopped: it notices, and every write takes effect (T02).
 
-    While a server is stopped, its address is withdrawn first; what it still has to do meets those who write directly.
+    When a server stops, its address is withdrawn first; its last writes may then meet writes of direct clients.
     """
     published = served.address
     with open_db(served.path) as db, open_db(served.path) as late:

@@ -62,7 +62,7 @@ def leave(served, lease, published, *, age=0.0, began=None, **members):
 
 
 def test_reboot_leaves_files_of_another_boot(served, foreign_process, amount, verdict):
-    """T09."""
+    """Files from before a reboot name a foreign process: it isn't signalled, the next start works (T09)."""
     process, notes = foreign_process
     with open_db(served.path) as db:
         db.jobs.add(Job(name="before", command="true"))
@@ -106,7 +106,7 @@ def test_reboot_leaves_files_of_another_boot(served, foreign_process, amount, ve
 
 
 def test_foreign_process_with_a_reused_number_is_never_signalled(served, foreign_process, amount, verdict):
-    """T10."""
+    """Lease and address name a foreign process: no command signals it, and each start works (T10)."""
     process, notes = foreign_process
     lease, published = served.kill_all()
     other = processes.start_of(process.pid)
@@ -157,7 +157,7 @@ PLANTED = {
 
 
 def test_planted_links_are_refused_or_replaced(make_served, tmp_path, amount, verdict):
-    """T37."""
+    """Symbolic links are planted in place of our files: they are refused or replaced, their targets untouched (T37)."""
     names = list(PLANTED)
     kinds = amount([names[:1] + names[3:4] + names[6:], [names[2], names[4]]], [[name] for name in PLANTED])
     for number, planted in enumerate(kinds):

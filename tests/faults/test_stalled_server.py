@@ -41,7 +41,7 @@ def toil(served, least, took):
 
 
 def test_frozen_server_is_replaced_and_busy_one_is_not(make_served, tmp_path, amount, verdict):
-    """T28."""
+    """A server is frozen: it is replaced, nothing is lost; one that is only busy is not replaced (T28)."""
     rounds = amount(1, 5)
     frozen, busy = make_served("frozen"), make_served("busy")
     frozen.start()
@@ -85,7 +85,7 @@ def test_frozen_server_is_replaced_and_busy_one_is_not(make_served, tmp_path, am
 
 
 def test_stopped_for_a_moment_and_continued(served, tmp_path, amount, verdict):
-    """T28: shorter than the watchdog's patience."""
+    """The server is frozen for less than the watchdog waits: it isn't replaced, nothing is lost (T28)."""
     seconds, rounds = amount(1.0, 7.0), amount(1, 5)
     before = served.address
     with writers(served.path, 8, tmp_path) as clients:

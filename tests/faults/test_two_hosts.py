@@ -92,7 +92,7 @@ def runs(host, pid):
 
 
 def test_programs_on_another_host_use_the_server(hosts, db, tmp_path, amount, verdict):
-    """Issue 3, point 2."""
+    """Programs on another host use the server; if it is on the loopback they are told so (issue 3, point 2)."""
     alpha, beta = hosts
     serve(alpha, db)
     line, seconds = refused(beta, "ls", "--db", db.path)
@@ -218,7 +218,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
 
 
 def test_server_stopped_on_one_host_and_taken_over_by_the_other(hosts, db, tmp_path, amount, verdict):
-    """T12: locks are honest."""
+    """A frozen server is taken over by another host and wakes up: it is fenced, nothing is lost (T12)."""
     rounds, patient = amount(2, 6), amount(False, True)
     alpha, beta = hosts
     number_processes(alpha)
@@ -247,7 +247,7 @@ def test_server_stopped_on_one_host_and_taken_over_by_the_other(hosts, db, tmp_p
 
 
 def test_host_lost_with_its_server(hosts, db, tmp_path, amount, verdict):
-    """T12: the whole machine is gone."""
+    """A whole host is lost with its server: the other one takes over, nothing is lost or doubled (T12)."""
     alpha, beta = hosts
     serve(alpha, db, "--host", alpha.address)
     with writers(db.path, 4, tmp_path, wrap=beta.argv) as clients:

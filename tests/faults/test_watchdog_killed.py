@@ -19,7 +19,7 @@ from balsam_core.errors import OutcomeUnknown, Unavailable
 
 
 def test_watchdog_killed_under_writers(served, tmp_path, amount, verdict):
-    """T07."""
+    """The watchdog is killed under writers: its server ends, the next start works, nothing is lost (T07)."""
     kills = amount(2, 25)
     ends, starts = [], []
     with writers(served.path, 8, tmp_path) as clients:
@@ -60,7 +60,7 @@ def test_watchdog_killed_under_writers(served, tmp_path, amount, verdict):
 
 
 def test_both_killed_and_a_stale_address(served, tmp_path, amount, verdict):
-    """T08."""
+    """Watchdog and server are killed at once: clients get a clear error, the next start works without a reset (T08)."""
     rounds = amount(1, 3)
     errors, starts = [], []
     with writers(served.path, 4, tmp_path) as clients, open_db(served.path) as db:
@@ -115,7 +115,7 @@ def test_both_killed_and_a_stale_address(served, tmp_path, amount, verdict):
 
 
 def test_what_is_left_of_both_is_told_and_removed_on_request(make_served, verdict):
-    """T08: --status, --stop and --reset after both were killed."""
+    """Watchdog and server are killed at once: --status says so, --stop and --reset remove what they left (T08)."""
     served = make_served("left")
     for act, said in (("--stop", "had died; what it left is removed"), ("--reset", "no server")):
         served.start()
