@@ -42,7 +42,7 @@ DONE = (
     State.POSTPROCESSED,
     State.JOB_FINISHED,
 )
-"""The way of a job that works."""
+"""The states of a job that succeeds."""
 
 WAIT_TIMEOUT = 90.0  # seconds, on a busy machine
 
@@ -87,7 +87,7 @@ def kill_server(directory: DBDir) -> None:
 
 
 def register(db: Database, *, lease: float = 900) -> int:
-    """Announce a launcher."""
+    """Register a launcher and return its id."""
     return db.run(calls.RegisterLauncher(host="here", pid=1, boot_id="b", process_start=0.0, lease_seconds=lease))
 
 
@@ -100,7 +100,7 @@ def claim(
     workflow: str = "",
     only: list[int] | None = None,
 ) -> list[Job]:
-    """Take jobs."""
+    """Claim jobs and return them."""
     call = calls.ClaimJobs(
         launcher=launcher, limit=limit, resources=resources or Resources(), workflow=workflow, only=only
     )
@@ -116,9 +116,9 @@ def update(
     return_code: int | None = None,
     release: bool = False,
 ) -> dict[int, str]:
-    """Record what happened to a job; return the refusals."""
+    """Record transitions of a job; return why they were refused, by job id."""
     assert job.id is not None
-    told = Update(
+    change = Update(
         job=job.id,
         attempt=job.attempt,
         transitions=[(transition, 0.0) for transition in transitions],
@@ -126,4 +126,4 @@ def update(
         return_code=return_code,
         release=release,
     )
-    return db.run(calls.UpdateJobs(launcher=launcher, updates=[told]))
+    return db.run(calls.UpdateJobs(launcher=launcher, updates=[change]))

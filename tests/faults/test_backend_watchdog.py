@@ -1,17 +1,15 @@
-"""The watchdog of PostgreSQL's and MariaDB's server dies, alone or with it; and files that name strangers are left."""
+"""The watchdog of PostgreSQL's and MariaDB's server dies, alone or with it; and files that name foreign processes are left."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import time
 
 import msgspec
 import psutil
 from backend_dbs import foreign_process, report_of
-from balsam_program import BALSAM, child
+from balsam_program import child
 from exact import writers
 from resources import is_alive, wait_for_end
 from served_db import listens
@@ -136,18 +134,7 @@ def test_of_twenty_starts_at_once_one_wins(lasting_backend, kind, amount, verdic
     slowest = 0.0
     for _ in range(rounds):
         served.stop()
-        words = [*BALSAM, "dbserver", "-o", "json", "--path", str(served.path)]
-        began = time.monotonic()
-        starters = [
-            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(number)
-        ]
-        ended = [starter.communicate(timeout=120) for starter in starters]
-        slowest = max(slowest, time.monotonic() - began)
-        assert [starter.returncode for starter in starters] == [0] * number, ended
-        shown = [json.loads(out) for out, _ in ended]
-        assert sorted(one.pop("already") for one in shown) == [False, *[True] * (number - 1)]
-        assert all(one == shown[0] for one in shown)
-        assert (shown[0]["pid"], shown[0]["port"]) == (served.server, served.address.port)
+        slowest = max(slowest, served.start_together(number))
         wait_until(lambda: watchdogs_of(served) == [served.watchdog], "the end of the others", seconds=10)
     verdict(
         "T11",

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 
 import msgspec
-from exact import check, rows_by_sqlite, writers
+from exact import check, exact_report, rows_by_sqlite, writers
 from namespaces import cut_between, join_again, limit_rate, two_hosts
 from tcp_faults import FaultyLink
 
@@ -62,10 +62,7 @@ def test_everything_is_lost_for_a_while(served, tmp_path, amount, verdict):
                 taken.append(resumption(clients, before))
             clients.stop()
             clients.finish()
-    served.stop()
-    report = check(clients.journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, clients.journals)
     assert max(taken) <= 5
     verdict(
         "T29",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from exact import check, rows_by_sqlite, writers
+from exact import exact_report, rows_by_sqlite, writers
 
 from balsam_core import open_db
 from balsam_core.model.calls import MOST_JOBS
@@ -52,10 +52,7 @@ def test_clients_killed_while_they_send(served, tmp_path, amount, verdict):
             clients.finish()
             journals += clients.journals
     assert served.lease.restarts == 0
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert report.open > 0
     verdict("T06", "client SIGKILLed while it sends", f"{kills} kills: {report}")
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 import pytest
-from exact import check, rows_by_sqlite, writers
+from exact import exact_report, writers
 from tcp_faults import FaultyLink
 
 from balsam_core import Job, open_db
@@ -95,9 +95,6 @@ def test_many_lost_replies(served, link, tmp_path, amount, verdict):
         clients.finish()
         journals = clients.journals
     lost = link.to_clients.swallowed
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert report.longest_stall < 5
     verdict("T03", f"lost replies under {number} writers", f"{lost} lost: {report}")

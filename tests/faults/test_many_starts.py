@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
-import subprocess
-import time
 from pathlib import Path
-
-from balsam_program import BALSAM
 
 from balsam_core import Job, open_db
 from balsam_core.testing.tools import wait_until
@@ -43,19 +38,8 @@ def test_of_twenty_starts_at_once_one_wins(make_served, amount, verdict):
     rounds, number = amount(1, 50), 20
     served = make_served()
     slowest = 0.0
-    words = [*BALSAM, "dbserver", "-o", "json", "--path", str(served.path)]
     for turn in range(1, rounds + 1):
-        began = time.monotonic()
-        starters = [
-            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(number)
-        ]
-        ended = [starter.communicate(timeout=120) for starter in starters]
-        slowest = max(slowest, time.monotonic() - began)
-        assert [starter.returncode for starter in starters] == [0] * number, ended
-        shown = [json.loads(out) for out, _ in ended]
-        assert sorted(one.pop("already") for one in shown) == [False, *[True] * (number - 1)]
-        assert all(one == shown[0] for one in shown)
-        assert (shown[0]["pid"], shown[0]["port"]) == (served.server, served.address.port)
+        slowest = max(slowest, served.start_together(number))
         # Those that lost end a moment after their starters were told.
         wait_until(lambda: len(processes_with(served.path)["balsam_core.watchdog"]) == 1, seconds=10)
         assert processes_with(served.path) == {

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from exact import check, rows_by_sqlite, writers
+from exact import exact_report, writers
 from resources import wait_for_end
 
 from balsam_core.testing.tools import wait_until
@@ -92,10 +92,7 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
             reader.kill()
     assert reader.returncode == 0, err
     reads, epochs = map(int, out.split())
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert max(resumed) <= 5
     verdict(
         "T14",

@@ -8,7 +8,7 @@ import threading
 
 import psutil
 import pytest
-from exact import check, rows_by_api, rows_by_sqlite, writers
+from exact import check, exact_report, rows_by_api, rows_by_sqlite, writers
 from served_db import ServedDB
 from shims import FailIO, PowerLoss, preload
 from strace_check import RECEIVES, audit_answers, recorded
@@ -158,10 +158,7 @@ def test_disk_that_reports_errors(cuttable, tmp_path, amount, verdict, what, eve
         clients.stop()
         clients.finish()
         journals = clients.journals
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert resumed < 5
     assert disk.hits >= faults
     log = "".join(path.read_text() for path in served.dir.log.glob("server_*.log"))

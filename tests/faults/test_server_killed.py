@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from exact import check, rows_by_sqlite, writers
+from exact import check, exact_report, rows_by_sqlite, writers
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
@@ -27,10 +27,7 @@ def test_server_killed_at_random(served, tmp_path, amount, verdict):
         clients.stop()
         clients.finish()
         journals = clients.journals
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert report.longest_stall < 5
     verdict("T01", f"server SIGKILLed under {number} writers", f"{kills} kills: {report}")
 
@@ -47,10 +44,7 @@ def test_server_dies_beside_the_commit(make_served, tmp_path, amount, verdict, p
         clients.stop()
         clients.finish()
         journals = clients.journals
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert report.longest_stall < 5
     log = "".join(path.read_text() for path in served.dir.log.glob("dbserver_*.log"))
     assert log.count(f"was ended by {signal.SIGKILL.name}") >= crashes

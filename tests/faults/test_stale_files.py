@@ -1,4 +1,4 @@
-"""Files that name processes of the past, strangers, or other files: nobody is signalled, nothing else is changed."""
+"""Files that name dead processes, foreign processes or other files: nobody is signalled, nothing else is changed."""
 
 from __future__ import annotations
 

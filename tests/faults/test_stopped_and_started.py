@@ -10,7 +10,7 @@ import time
 
 import msgspec
 import pytest
-from exact import check, rows_by_sqlite, writers
+from exact import exact_report, writers
 from served_db import ServedDB
 from tcp_faults import FaultyLink
 
@@ -37,10 +37,7 @@ def test_clients_write_while_the_server_comes_and_goes(served, tmp_path, amount,
         clients.stop()
         clients.finish()
         journals = clients.journals
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     verdict("S01", "server stopped and started under 12 writers", f"{stops} times: {report}")
 
 

@@ -83,7 +83,7 @@ def test_other_id_is_found(tampered):
 
 def test_stranger_is_found(tampered):
     report = tampered("UPDATE jobs SET name = 'w0-77' WHERE name = 'w0-1'")
-    assert report.faults == {"lost": ["w0-1"], "strangers": ["w0-77"]}
+    assert report.faults == {"lost": ["w0-1"], "unsent": ["w0-77"]}
 
 
 def test_undone_kill_is_found(tampered):

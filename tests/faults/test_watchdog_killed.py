@@ -9,7 +9,7 @@ import time
 
 import pytest
 from balsam_program import BALSAM, child
-from exact import check, rows_by_sqlite, writers
+from exact import check, exact_report, rows_by_sqlite, writers
 from resources import is_alive, wait_for_end
 from served_db import listens
 
@@ -46,10 +46,7 @@ def test_watchdog_killed_under_writers(served, tmp_path, amount, verdict):
         clients.stop()
         clients.finish()
         journals = clients.journals
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert report.longest_stall < 5
     verdict(
         "T07",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import time
 from typing import TYPE_CHECKING
 
-from balsam_program import child
+from balsam_program import BALSAM, TIMEOUT, child
 
 from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
@@ -63,6 +66,29 @@ class ServedDB:
         done = self.command(*words)
         assert done.code == 0, done
         return self.address
+
+    def start_together(self, number: int) -> float:
+        """Start the server so many times at once; one start must win, and all must tell its address.
+
+        Returns:
+            The seconds until all had ended.
+        """
+        words = [*BALSAM, "dbserver", "-o", "json", "--path", str(self.path)]
+        began = time.monotonic()
+        starters = [
+            subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **self.env}
+            )
+            for _ in range(number)
+        ]
+        ended = [starter.communicate(timeout=TIMEOUT) for starter in starters]
+        seconds = time.monotonic() - began
+        assert [starter.returncode for starter in starters] == [0] * number, ended
+        shown = [json.loads(out) for out, _ in ended]
+        assert sorted(one.pop("already") for one in shown) == [False, *[True] * (number - 1)]
+        assert all(one == shown[0] for one in shown)
+        assert (shown[0]["pid"], shown[0]["port"]) == (self.server, self.address.port)
+        return seconds
 
     def stop(self) -> None:
         """Stop the server as a user does."""

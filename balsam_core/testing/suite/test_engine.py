@@ -72,7 +72,7 @@ def test_a_writer_commits_or_leaves_nothing(db: Database, engine: MakeEngine) ->
 
 @pytest.mark.once
 def test_a_write_waits_for_a_lock_that_another_holds_for_seconds(db: Database, engine: MakeEngine) -> None:
-    """Longer than an engine's first patience: the call's deadline decides."""
+    """Longer than the engine itself waits for a lock: the deadline of the call decides."""
     db.jobs.add(Job(command="x"))
     answers: list[object] = []
     adding = threading.Thread(target=lambda: answers.append(_add(db)), daemon=True)
