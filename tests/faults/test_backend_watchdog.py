@@ -1,4 +1,4 @@
-"""The watchdog of PostgreSQL's and MariaDB's server dies, alone or with it; and files that name foreign processes are left."""
+"""The watchdog of PostgreSQL's and MariaDB's server dies, alone or with it; and files name foreign processes."""
 
 from __future__ import annotations
 
