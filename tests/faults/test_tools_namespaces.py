@@ -72,10 +72,10 @@ def test_process_ids_are_the_host_s(hosts):
     with alpha.running(["sh", "-c", "echo $$; exec sleep 1000"]) as sleeper:
         pid = int(sleeper.stdout.readline())
         alpha.signal(pid, "STOP")
-        assert "stopped" in alpha.good(["grep", "State", f"/proc/{pid}/status"])
+        wait_until(lambda: "stopped" in alpha.good(["grep", "State", f"/proc/{pid}/status"]))
         assert "sleep" not in beta.good(["sh", "-c", "cat /proc/[0-9]*/comm"])
         alpha.signal(pid, "CONT")
-        assert "sleeping" in alpha.good(["grep", "State", f"/proc/{pid}/status"])
+        wait_until(lambda: "sleeping" in alpha.good(["grep", "State", f"/proc/{pid}/status"]))
 
 
 def detached_sleeper(alpha):
