@@ -125,9 +125,9 @@ class ServedDB:
         """Return the watchdog, the server and the server's children."""
         return tools.server_processes(self.dir)
 
-    def kill_all(self) -> tuple[Lease, Address]:
-        """SIGKILL all of them at once; returns lease and address, which stay behind."""
-        left = self.lease, self.address
+    def kill_all(self) -> tuple[Lease, Address | None]:
+        """SIGKILL all of them at once; returns lease and published address, which stay behind."""
+        left = self.lease, address.read(self.dir)
         tools.kill_server(self.dir)
         return left
 
