@@ -34,7 +34,8 @@ MOST_KNOWN = 1000  # programs whose place is remembered
 
 _OUTPUT = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
 _SHORTAGES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-_RESTORED = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]  # ignored by Python
+# Python ignores some, and so does the parent of a launcher that was started with nohup, or with & by a script.
+_RESTORED = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 class ShortageError(Exception):
@@ -143,6 +144,7 @@ class Processes(Generic[T]):
                 words,
                 env,
                 setsid=True,
+                setsigmask=(),
                 setsigdef=_RESTORED,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, self._null, 0),

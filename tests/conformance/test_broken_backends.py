@@ -126,8 +126,8 @@ FAULTS: dict[str, tuple[Any, ...]] = {
         "a_server_listens_on_the_published_address_only",
         ("backend", 'return write_server_plan(db, host, port, engine="balsam_tiny.engine:single_writer")', WIDE),
     ),
-    "strangers are told secrets": (
-        "a_stranger_at_a_dead_servers_port_learns_nothing",
+    "other programs are told secrets": (
+        "another_program_at_a_dead_servers_port_learns_nothing",
         ("backend", "", SUBCLASS.format(TELLING).replace("return Own(db", "Own.home = db\n    return Own(db")),
     ),
     "errors are its own": ("faults_of_the_caller_are_told_apart", ("backend", "", SUBCLASS.format(LEAKY))),

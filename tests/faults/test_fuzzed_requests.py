@@ -160,7 +160,7 @@ def where(served):
 
 
 def test_decoding_takes_no_exception_and_no_time(amount, verdict):
-    """T21."""
+    """Requests are mutated at random: each is decoded or refused, within a millisecond (T21)."""
     chance = random.Random(21)
     times, refused, requests = [], 0, 0
     clock = time.perf_counter
@@ -195,14 +195,14 @@ def test_decoding_takes_no_exception_and_no_time(amount, verdict):
 )
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))
 def test_any_well_formed_message_is_a_request_or_refused(value):  # fmt: skip
-    """T21."""
+    """Any well-formed message is decoded: it is a request or refused (T21)."""
     for tagged in (value, ["run", value], ["hello", 1, value], ["run", 1, "get_info", value, value, "", 0, 0]):
         with contextlib.suppress(msgspec.DecodeError):
             assert isinstance(decode_request(msgspec.msgpack.encode(tagged)), (Hello, CallRequest, StatusRequest))
 
 
 def test_fuzzed_requests_are_answered_or_dropped(served, tmp_path, amount, verdict):
-    """T21."""
+    """A client sends mutated requests: each is answered or dropped, server and other clients go on (T21)."""
     before, number = served.address, amount(6_000, 1_000_000)
     chance = random.Random(22)
     codes = collections.Counter()
@@ -285,7 +285,7 @@ def module_served(tmp_path_factory):
 
 
 def test_hostile_values_are_refused_by_name(module_served):
-    """T21."""
+    """A client with the key sends hostile values: each is refused by a named error, the server goes on (T21)."""
     served = module_served
     before = served.address
     with Peer(served.dir, where(served)) as peer:
@@ -310,8 +310,8 @@ def test_hostile_values_are_refused_by_name(module_served):
     assert not tracebacks(served)
 
 
-def test_a_ticket_of_another_call_is_refused(module_served):
-    """T21."""
+def test_a_request_id_of_another_call_is_refused(module_served):
+    """A client sends the request id of another call, or acknowledges too much: it is refused (T21)."""
     served = module_served
     before = served.address
     with Peer(served.dir, where(served)) as peer:

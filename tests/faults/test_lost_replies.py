@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import pytest
-from exact import check, rows_by_sqlite, writers
+from exact import exact_report, writers
 from tcp_faults import FaultyLink
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.backends import registry
@@ -18,6 +17,7 @@ from balsam_core.dbdir import address
 from balsam_core.model.calls import AddJobs, Call, ClaimJobs, GetInfo, KillJobs, RegisterLauncher, Resources
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
+from balsam_core.testing.tools import wait_until
 
 if TYPE_CHECKING:
     from balsam_core.transport.base import EncodedTransport
@@ -56,7 +56,7 @@ def lose_the_answer(transport: EncodedTransport, link: FaultyLink, call: Call[R]
 
 
 def test_lost_replies_are_given_again_byte_for_byte(served, link, amount, verdict):
-    """T03."""
+    """Answers to writes are lost, and the writes sent again: the same bytes come back (T03)."""
     rounds = amount(1, 8)
     with registry.load("sqlite").open_transport(served.dir) as transport:
         registration = RegisterLauncher(host="h", pid=1, boot_id="b", process_start=0.0, lease_seconds=900)
@@ -82,7 +82,7 @@ def lose(link, count):
 
 
 def test_many_lost_replies(served, link, tmp_path, amount, verdict):
-    """T03."""
+    """Answers are lost at random under writers: no write is lost or doubled (T03)."""
     rounds, number = amount((3, 4), (60, 16))
     chance = random.Random(3)
     with writers(served.path, number, tmp_path, pause=0.002) as clients:
@@ -95,9 +95,6 @@ def test_many_lost_replies(served, link, tmp_path, amount, verdict):
         clients.finish()
         journals = clients.journals
     lost = link.to_clients.swallowed
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert report.longest_stall < 5
     verdict("T03", f"lost replies under {number} writers", f"{lost} lost: {report}")

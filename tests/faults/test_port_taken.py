@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 
-from exact import check, rows_by_sqlite, writers
-from resources import is_alive
-from waiting import wait_until
+from exact import exact_report, writers
+from resources import wait_for_end
+
+from balsam_core.testing.tools import wait_until
 
 READER = """
 import sys
@@ -32,11 +33,6 @@ while reads < least or not stop.exists():
         print("reading", flush=True)
 print(reads, len(epochs))
 """
-
-
-def wait_for_end(pid):
-    """Wait until a process has ended."""
-    wait_until(lambda: not is_alive(pid), "the end of the server")
 
 
 def binds(taker, where):
@@ -62,7 +58,7 @@ def occupied(where):
 
 
 def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
-    """T14."""
+    """Another program takes the port of a killed server: the next one publishes another port, nothing is lost (T14)."""
     rounds, least = amount(2, 20), amount(5_000, 100_000)
     stop = tmp_path / "enough"
     resumed = []
@@ -79,7 +75,7 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
                 before, watchdog = served.address, served.watchdog
                 os.kill(watchdog, signal.SIGSTOP)  # so that it doesn't take the port first
                 served.kill_server()
-                wait_for_end(before.pid)
+                wait_for_end([before.pid])
                 with occupied(before):
                     began = time.monotonic()
                     os.kill(watchdog, signal.SIGCONT)
@@ -96,10 +92,7 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
             reader.kill()
     assert reader.returncode == 0, err
     reads, epochs = map(int, out.split())
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert max(resumed) <= 5
     verdict(
         "T14",

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,14 +17,6 @@ from balsam_core.cli.records import ALL
 from balsam_core.model.job import FIELDS
 
 SEVERAL = 150  # more than the default table shows
-
-
-@pytest.fixture(scope="module")
-def empty_db(tmp_path_factory):
-    """A database that nobody changes."""
-    path = tmp_path_factory.mktemp("cli") / "empty"
-    here.good("init", path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +35,8 @@ def full_db(tmp_path_factory):
 
 
 @pytest.fixture
-def db(tmp_path, empty_db):
-    """A database to change."""
-    return shutil.copytree(empty_db, tmp_path / "db")
+def db(path):
+    return path
 
 
 # ---- which database

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from balsam_program import TIMEOUT, child, here
+from balsam_program import BALSAM, TIMEOUT, child, here
 
 from balsam_core import Job, open_db
 
@@ -261,7 +261,7 @@ def test_hostile_paths_are_shown_on_one_line(tmp_path):
 
 def program(*words, db, **settings):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "balsam_core.cli", *words],
+        [*BALSAM, *words],
         env={**os.environ, "BALSAM_DB_PATH": str(db)},
         stderr=subprocess.PIPE,
         **settings,

@@ -14,10 +14,9 @@ import threading
 import msgspec
 import psutil
 import pytest
-from balsam_program import child, here
+from balsam_program import BALSAM, child, here
 from namespaces import two_hosts
 from toy_backend import toys
-from waiting import wait_until
 
 from balsam_core.admin import initialise as initialise_module
 from balsam_core.admin.initialise import initialise
@@ -25,13 +24,12 @@ from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Conflict, Corrupt, Unavailable
 from balsam_core.system.processes import is_alive, send_signal, start_of
+from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog import control, user_servers
 from balsam_core.watchdog.lease import EXPIRY, HeldLease, LeaseObserver, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.stop_request import ask_to_stop
 from balsam_core.watchdog.takeover import acquire
-
-PROGRAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
 
 
 @pytest.fixture
@@ -415,7 +413,7 @@ def test_a_stop_for_another_lease_is_ignored(toy, db):
 
 def test_stop_works_from_another_host_and_touches_no_process_here(toy, db, tmp_path):
     with two_hosts(tmp_path) as (alpha, beta):
-        dbserver_there = [*PROGRAM, "dbserver", "--path", str(db.path)]
+        dbserver_there = [*BALSAM, "dbserver", "--path", str(db.path)]
         shown = json.loads(alpha.good([*dbserver_there, "--host", "0.0.0.0", "-o", "json"]))
         assert shown["host"] == alpha.address
         state = json.loads(beta.good([*dbserver_there, "--status", "-o", "json"]))
@@ -432,7 +430,7 @@ def test_stop_works_from_another_host_and_touches_no_process_here(toy, db, tmp_p
 @pytest.mark.parametrize("round_number", range(3))
 def test_of_twenty_one_starts_and_the_others_report_its_address(toy, db, round_number):
     starters = [
-        subprocess.Popen([*PROGRAM, "dbserver", "-o", "json", "--path", db.path], stdout=subprocess.PIPE)
+        subprocess.Popen([*BALSAM, "dbserver", "-o", "json", "--path", db.path], stdout=subprocess.PIPE)
         for _ in range(20)
     ]
     outputs = [starter.communicate()[0] for starter in starters]
@@ -520,7 +518,7 @@ def test_foreground(toy, db, tmp_path, number):
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
         subprocess.Popen(
-            [*PROGRAM, "dbserver", "--foreground", "--path", db.path],
+            [*BALSAM, "dbserver", "--foreground", "--path", db.path],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -546,7 +544,7 @@ def test_foreground(toy, db, tmp_path, number):
 
 def test_foreground_is_stopped_like_any_other(toy, db):
     with subprocess.Popen(
-        [*PROGRAM, "dbserver", "--foreground", "--path", db.path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*BALSAM, "dbserver", "--foreground", "--path", db.path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         process.stdout.readline()
         toy.lease(db)

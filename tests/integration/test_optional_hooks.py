@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 from balsam_program import child
-from plugin_site import PluginSite
-from waiting import wait_until
 
 from balsam_core.errors import BackendError
 from balsam_core.launcher import events as events_module
 from balsam_core.launcher.events import EventDispatcher
 from balsam_core.model.calls import Update
 from balsam_core.model.states import State
+from balsam_core.testing.tools import wait_until
 
 COMMANDS = """
     import click
@@ -98,11 +97,6 @@ BULK = """
         statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
         connection.connection.driver_connection.executemany(statement, rows)
 """
-
-
-@pytest.fixture
-def site(tmp_path):
-    return PluginSite(tmp_path / "site")
 
 
 @pytest.fixture

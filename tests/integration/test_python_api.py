@@ -17,7 +17,6 @@ from balsam_core.errors import NotFound, TimedOut, Unavailable
 from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Update, UpdateJobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from balsam_core import Database
@@ -29,12 +28,6 @@ DONE = ("STAGED_IN", "PREPROCESSED", "RUNNING", "RUN_DONE", "POSTPROCESSED", "JO
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return initialise(tmp_path / "my db?%41", "sqlite").db.path
-
-
-@pytest.fixture
-def db(path: Path) -> Iterator[Database]:
-    with open_db(path) as made:
-        yield made
 
 
 def finish_all(path: Path) -> None:

@@ -13,7 +13,6 @@ import time
 import msgspec
 import pytest
 from toy_backend import toys
-from waiting import wait_until
 
 from balsam_core.backends import registry
 from balsam_core.dbdir import address
@@ -21,6 +20,7 @@ from balsam_core.errors import BackendError, Conflict, InvalidInput, Unavailable
 from balsam_core.system import network
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.system.signals import StopRequests
+from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog import health, supervisor
 from balsam_core.watchdog.lease import LeaseObserver, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions

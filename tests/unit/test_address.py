@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from balsam_core.dbdir import address
 from balsam_core.dbdir.address import Address
-from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import AddressError, SchemaMismatch
 
 RUNNING = Address(
@@ -25,11 +24,6 @@ RUNNING = Address(
     epoch=3,
     details={"database": "balsam"},
 )
-
-
-@pytest.fixture
-def db(tmp_path):
-    return DBDir(path=tmp_path, db_type="sqlite", id="0" * 32)
 
 
 def test_what_is_written_is_read(db):

@@ -11,7 +11,6 @@ import pytest
 from balsam_core.backends import registry as registry_module
 from balsam_core.backends.registry import OFFICIAL, Registry, canonical, list_backends
 from balsam_core.dbdir import address
-from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, ServerNotRunning
 from balsam_core.hookspecs import BackendModule, hookimpl
 from balsam_core.plugin_types import DBType, ServerPlan, ServerPolicy
@@ -68,11 +67,6 @@ def site(tmp_path, monkeypatch):
     for module in set(sys.modules) - known:
         if module.endswith("_module"):
             del sys.modules[module]
-
-
-@pytest.fixture
-def db(tmp_path):
-    return DBDir(path=tmp_path, db_type="toy", id="0" * 32)
 
 
 def row(name):

@@ -9,11 +9,11 @@ import time
 
 import pytest
 import zmq
-from waiting import wait_until
 
 from balsam_core.proxy.client import channel as channels
 from balsam_core.proxy.client.channel import Channel
 from balsam_core.proxy.keys import ClientKeys
+from balsam_core.testing.tools import wait_until
 
 
 def keys(server=None):

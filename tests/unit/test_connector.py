@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from balsam_core.dbdir import address
-from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import AddressError, ServerNotRunning, Unavailable
 from balsam_core.system.processes import start_of, this_machine
 from balsam_core.transport import connector
@@ -18,10 +17,9 @@ from balsam_core.transport.connector import ServerConnector
 
 
 @pytest.fixture
-def db(tmp_path):
-    made = DBDir(path=tmp_path, db_type="toy", id="0" * 32)
-    address.withdraw(made)
-    return made
+def db(db):
+    address.withdraw(db)
+    return db
 
 
 def publish(db, *, pid=0, port=1, epoch=1, **members):

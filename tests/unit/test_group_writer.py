@@ -8,7 +8,7 @@ from itertools import count
 import msgspec
 import pytest
 
-from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError, by_code
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
@@ -36,8 +36,8 @@ numbers = count(1)
 
 
 @pytest.fixture
-def db(tmp_path):
-    return initialise(tmp_path / "db").db
+def db(path):
+    return DBDir.open(path)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import sys
 
 import psutil
 import pytest
-from waiting import wait_until
 
 from balsam_core.system import processes
 from balsam_core.system.processes import cpu_seconds, end_process, is_alive, send_signal, start_of, started_at
+from balsam_core.testing.tools import wait_until
 
 SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(100)"]
 STUBBORN = [

@@ -11,7 +11,6 @@ import threading
 import msgspec
 import pytest
 
-from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Conflict, SchemaMismatch
 from balsam_core.system.processes import start_of
 from balsam_core.watchdog import lease as lease_module
@@ -21,11 +20,6 @@ from balsam_core.watchdog.stop_request import ask_to_stop, forget_stop, stop_ask
 from balsam_core.watchdog.takeover import acquire, take
 
 HOUR = 3600
-
-
-@pytest.fixture
-def db(tmp_path):
-    return DBDir(path=tmp_path, db_type="toy", id="0" * 32)
 
 
 def dead_pid():

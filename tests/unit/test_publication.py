@@ -10,17 +10,14 @@ import pytest
 from msgspec.structs import replace
 
 from balsam_core.dbdir import address
-from balsam_core.dbdir.directory import DBDir
 from balsam_core.dbdir.publication import Publication
 from balsam_core.system.processes import start_of, this_machine
 
 
 @pytest.fixture
-def db(tmp_path):
-    (tmp_path / "db").mkdir()
-    made = DBDir(path=tmp_path / "db", db_type="toy", id="a" * 32)
-    address.withdraw(made)
-    return made
+def db(db):
+    address.withdraw(db)
+    return db
 
 
 def running(db, **members):
