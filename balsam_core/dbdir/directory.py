@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["CONFIG_NAME", "DB_TYPE_NAME", "FORMAT", "DBDir", "atomic_write", "make_tree", "write_config"]
+__all__ = ["CONFIG_NAME", "DB_TYPE_NAME", "FORMAT", "DBDir", "make_tree", "write_config"]
 
 FORMAT = 1  # layout of the DB directory; a program refuses a newer one
 CONFIG_NAME = "balsam.toml"
