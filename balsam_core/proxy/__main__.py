@@ -96,7 +96,7 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
         msg = f"can't listen on {chosen.host}:{chosen.port}: {str(err).lower()}"
         raise Unavailable(msg) from err
     writer = GroupWriter(single)
-    before = address.last_epoch(db)
+    before = address.last_generation(db)
     publication = Publication(db)
     server = WriteServer(listener, writer, readers, None if single.shared else lambda: publication.is_replaced(before))
     server.register(wakeup)

@@ -66,7 +66,7 @@ class ServerConnector:
                 self._vain = published, time.monotonic()
             elif time.monotonic() - since > PATIENCE and (is_gone(published) or not _listens(published)):
                 raise ServerNotRunning(
-                    f"the server of {name}, published at {published.place}, is not there: start it with "
+                    f"the server of {name}, published at {published.endpoint}, is not there: start it with "
                     f"balsam dbserver --path={name}"
                 ) from None
             raise

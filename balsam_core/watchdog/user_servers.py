@@ -76,7 +76,7 @@ def _running() -> Iterator[DBDir]:
         try:
             entry = msgspec.json.decode(read_regular(file, limit=_LARGEST), type=_Entry)
             db = DBDir.open(os.fsdecode(bytes.fromhex(entry.path)))
-            if not LeaseObserver(db).look().is_takeable:
+            if not LeaseObserver(db).observe().is_available:
                 yield db
                 continue
         except OSError as err:  # a file system that is away for now

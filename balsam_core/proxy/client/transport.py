@@ -169,7 +169,7 @@ class ProxyTransport(EncodedTransport):
         try:
             return Channel(address.host, address.port, keys)
         except zmq.ZMQError as err:  # a host that is none, no descriptors left
-            msg = f"the server of {self.name} can't be reached at {address.place}: {str(err).lower()}"
+            msg = f"the server of {self.name} can't be reached at {address.endpoint}: {str(err).lower()}"
             raise Unavailable(msg) from err
 
     def give_back(self, address: Address, channel: Channel) -> None:
@@ -276,12 +276,12 @@ class _Exchange:
             raise _StaleChannelError
         if now > self._deadline + (GRACE if self._sending.sent else 0):
             took = now - self._began
-            msg = f"the server of {self._transport.name} at {address.place} didn't answer in {took:.1f} s"
+            msg = f"the server of {self._transport.name} at {address.endpoint} didn't answer in {took:.1f} s"
             raise Unavailable(msg)
 
     def _judge(self, channel: Channel, address: Address) -> None:
         """Raise where the server can't be the right one, or isn't there."""
-        name, where = self._transport.name, f"{address.place}"
+        name, where = self._transport.name, f"{address.endpoint}"
         if channel.unwelcome:
             msg = (
                 f"the server of {name} at {where} doesn't accept the key in keys/client.key: it was started with "

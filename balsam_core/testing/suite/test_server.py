@@ -127,7 +127,7 @@ def test_a_killed_server_comes_back_and_nothing_is_lost_or_doubled(served: Spare
 
 def test_a_server_whose_port_is_taken_comes_back_at_another(served: Spare) -> None:
     before = control.start(served.directory).address
-    watchdog = LeaseObserver(served.directory).look().lease
+    watchdog = LeaseObserver(served.directory).observe().lease
     assert watchdog is not None
     with open_db(served.path) as db:
         db.jobs.remove()
@@ -271,7 +271,7 @@ def _tree(published: Address) -> list[psutil.Process]:
 
 def _kill_with_watchdog(spare: Spare, published: Address) -> None:
     """Let the watchdog, the server and all its processes end at once, so that the address stays published."""
-    lease = LeaseObserver(spare.directory).look().lease
+    lease = LeaseObserver(spare.directory).observe().lease
     assert lease is not None
     processes = [psutil.Process(lease.pid), *_tree(published)]
     for number in (signal.SIGSTOP, signal.SIGKILL):
@@ -289,7 +289,7 @@ def _kill(spare: Spare, before: Address) -> None:
 
 def _wait_for_another(spare: Spare, before: Address) -> Address:
     return wait_until(
-        lambda: (a := address.read(spare.directory)) is not None and a.epoch > before.epoch and a,  # type: ignore[return-value]
+        lambda: (a := address.read(spare.directory)) is not None and a.generation > before.generation and a,  # type: ignore[return-value]
         "a new server",
         seconds=60,
     )
