@@ -508,7 +508,6 @@ def test_servers_that_are_gone_are_forgotten(toy, tmp_path):
     for db in (gone, moved):
         user_servers.add(db)
     moved.path.rename(tmp_path / "elsewhere")
-    (tmp_path / "state/balsam/servers/garbage.json").write_text("garbage")
     assert user_servers.running() == []
     assert list((tmp_path / "state/balsam/servers").iterdir()) == []
 
