@@ -36,9 +36,9 @@ def shown(path: str | os.PathLike[str]) -> str:
     return text if text.isprintable() and text else repr(text)
 
 
-def reason(err: OSError) -> str:
-    """Return the operating system's text for an error, without number and path."""
-    return (err.strerror or str(err) or type(err).__name__).lower()
+def reason(err: Exception) -> str:
+    """Return the text of an error in lower case; of an OSError the system's text, without number and path."""
+    return (getattr(err, "strerror", None) or str(err) or type(err).__name__).lower()
 
 
 def expand(path: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""A lock between programs that share a directory, as far as its file system has locks."""
+"""A lock between programs that share a directory, for file systems that may have no working locks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _POLL = 0.01  # seconds
 
 @contextlib.contextmanager
 def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
-    """Hold the lock of a file that stays, if that can be had; the body runs in any case.
+    """Hold a lock while the body runs, if possible; without it the body runs as well.
 
-    What relies on it must bear its absence: locks may lie or be missing, and whoever hangs with one is not waited for.
+    So the body must be correct without the lock: locks may be missing or not work, and a holder that hangs is not
+    waited for.
 
     Args:
-        path: The file, made where it is missing; its directory exists.
+        path: The lock's file, made where it is missing and never removed; its directory exists.
         seconds: Longest wait.
 
     Raises:

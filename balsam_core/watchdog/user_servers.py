@@ -59,18 +59,18 @@ def running() -> list[DBDir]:
         links = [path for path in _folder().iterdir() if path.is_symlink()]
     except (OSError, RuntimeError):
         return []
-    found = []
+    served = []
     for link in links:
         try:
             db = DBDir.open(link.readlink())
-            if not LeaseObserver(db).observe().is_available:
-                found.append(db)
-                continue
-        except OSError as err:  # a file system that is away for now
-            logger.debug("%s: %s", link, err)
+            is_served = not LeaseObserver(db).observe().is_available
+        except OSError:  # a file system that is away for now
             continue
-        except BalsamError as err:
-            logger.debug("%s: %s", link, err)
-        with contextlib.suppress(OSError):
-            link.unlink()
-    return sorted(found, key=lambda db: db.path)
+        except BalsamError:
+            is_served = False
+        if is_served:
+            served.append(db)
+        else:
+            with contextlib.suppress(OSError):
+                link.unlink()
+    return sorted(served, key=lambda db: db.path)
