@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["NotPublishedError", "Publication", "is_loopback", "published_address"]
 
 
+published_address = address.read
+
+
 class NotPublishedError(Exception):
     """No server is published any more; the call may have been sent to one."""
 
@@ -93,16 +96,6 @@ class Publication:
                 f"restart it there with balsam dbserver --stop, then balsam dbserver --host 0.0.0.0"
             )
         return published
-
-
-def published_address(db: DBDir) -> Address | None:
-    """Return where the server of a DB directory is published; None while none is.
-
-    Raises:
-        AddressError: ``dbwriter_address`` is missing or damaged.
-        SchemaMismatch: A newer Balsam wrote it.
-    """
-    return address.read(db)
 
 
 def is_loopback(host: str) -> bool:

@@ -22,7 +22,7 @@ from balsam_core.system.processes import is_alive, send_signal
 from balsam_core.watchdog import stop_request, user_servers
 from balsam_core.watchdog.lease import HEARTBEAT, HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.watchdog.options import ServerOptions
-from balsam_core.watchdog.takeover import acquire, check_takeover
+from balsam_core.watchdog.takeover import acquire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,6 @@ def start(db: DBDir, options: ServerOptions | None = None) -> Started:
         if status.is_available:
             from balsam_core.watchdog.process import launch
 
-            check_takeover(db, status, takeover=options.takeover)
             if launched := launch(db, options):
                 return Started(address=launched, already=False)
         elif token and time.monotonic() > deadline:

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import BalsamError
+from balsam_core.system.processes import cpu_seconds
 
 if TYPE_CHECKING:
     from balsam_core.watchdog.server_process import ServerProcess
@@ -41,7 +42,7 @@ class Health:
         self._server = server
         self._last_answer = monotonic()
         self._last_work = self._last_answer
-        self._cpu = server.cpu_seconds()
+        self._cpu = cpu_seconds(server.pid)
         self._is_silent = False
         self.due = self._last_answer + PERIOD
 
@@ -49,12 +50,12 @@ class Health:
         """Probe the server; return in words why it has stalled, None when it hasn't."""
         pid = self._server.pid
         try:
-            answered = self._server.is_ready(SILENT_PROBE_TIMEOUT if self._is_silent else PROBE_TIMEOUT)
+            answered = self._server.plan.is_ready(SILENT_PROBE_TIMEOUT if self._is_silent else PROBE_TIMEOUT)
         except BalsamError as err:
             logger.warning("server pid=%d can't be asked whether it works: %s", pid, err)
             answered = False
         now = monotonic()
-        cpu = self._server.cpu_seconds()
+        cpu = cpu_seconds(pid)
         if cpu != self._cpu:
             self._cpu, self._last_work = cpu, now
         if answered:

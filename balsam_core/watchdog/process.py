@@ -47,14 +47,12 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a watchdog tells its starter.
 
     Attributes:
-        address: The published address; None without success.
-        occupied: Whether another watchdog has the lease.
+        address: The published address; None where another watchdog has the lease, or after an error.
         code: Code of the error that prevented the start, empty for none.
         message: Its text.
     """
 
     address: Address | None = None
-    occupied: bool = False
     code: str = ""
     message: str = ""
 
@@ -86,9 +84,10 @@ def launch(db: DBDir, options: ServerOptions) -> Address | None:
     except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
         last = lines[-1].decode(errors="replace") if lines else "it ended without a word"
         raise Unavailable(f"the watchdog of {shown(db.path)} could not start: {last}; see {shown(db.log)}") from None
-    if report.code or report.message:
-        raise by_code(report.code)(report.message)
-    return None if report.occupied else report.address
+    if report.code:
+        error = by_code(report.code)
+        raise error(report.message + (f"; its log is in {shown(db.log)}" if error is Unavailable else ""))
+    return report.address
 
 
 def _portable_environment() -> dict[str, str]:
@@ -125,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
             on_ready=lambda address: send_report(Report(address=address)),
         )
         if outcome is None:
-            send_report(Report(occupied=True))
+            send_report(Report())
         early = f"the server of {shown(db.path)} was stopped before it was ready"
         send_report(Report(code=Unavailable.code, message=early))
     except BaseException as err:

@@ -18,17 +18,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from balsam_core.dbdir.address import Address
+from balsam_core.errors import Unavailable
 from balsam_core.system import tether
 from balsam_core.system.files import reason, shown
-from balsam_core.system.processes import (
-    children_of,
-    cpu_seconds,
-    descendants,
-    open_process,
-    send_signal,
-    start_of,
-    this_machine,
-)
+from balsam_core.system.processes import children_of, descendants, open_process, send_signal, start_of, this_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +71,7 @@ class ServerProcess:
         start: When it started; see :func:`balsam_core.system.processes.start_of`.
         output: Descriptor that becomes readable when it wrote something; None once it is closed.
         ending: Descriptor that becomes readable when it ended; None where the system has none.
+        last_lines: The last lines of its output.
 
     Raises:
         OSError: It can't be started.
@@ -108,8 +102,8 @@ class ServerProcess:
         os.set_blocking(self.output, False)
         self.ending = open_process(self.pid)
         self.start = start_of(self.pid) or 0.0
+        self.last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._started_at = time.monotonic()
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._incomplete_line = b""
         self._status: int | None = None
 
@@ -118,26 +112,18 @@ class ServerProcess:
         """Seconds since it was started."""
         return time.monotonic() - self._started_at
 
-    @property
-    def is_late(self) -> bool:
-        """Whether the time is over in which it must become ready."""
-        return self.age > self.plan.ready_timeout
-
-    @property
-    def last_lines(self) -> list[str]:
-        """The last lines of its output."""
-        return list(self._lines)
-
-    def is_ready(self, seconds: float) -> bool:
-        """Ask it whether clients can connect.
-
-        Args:
-            seconds: What the answer may take.
+    def check_ready(self, seconds: float) -> bool:
+        """Say whether clients can connect; the answer may take so long.
 
         Raises:
-            BalsamError: The backend fails to ask.
+            Unavailable: The time is over in which it must become ready.
+            BalsamError: The backend fails to ask it.
         """
-        return self.plan.is_ready(seconds) and not self.ended()
+        if self.plan.is_ready(seconds) and not self.ended():
+            return True
+        if self.age > self.plan.ready_timeout:
+            raise Unavailable(self.describe_failure(f"was not ready after {self.plan.ready_timeout:g} s"))
+        return False
 
     def address(self) -> Address:
         """Return where it is and which process it is; the directory and the generation are left to the publisher."""
@@ -190,16 +176,12 @@ class ServerProcess:
     def _log_line(self, line: bytes) -> None:
         text = line.decode(errors="backslashreplace").rstrip()
         if text:
-            self._lines.append(text[:_MAX_LINE])
+            self.last_lines.append(text[:_MAX_LINE])
             logger.info("server pid=%d: %s", self.pid, text[:_MAX_LINE])
 
     def _close_output(self) -> None:
         self.output = None
         self._pipe.close()
-
-    def cpu_seconds(self) -> float:
-        """Return the CPU time that it and its descendants have used."""
-        return cpu_seconds(self.pid)
 
     # ---- the end
 
@@ -241,7 +223,7 @@ class ServerProcess:
 
     def describe_failure(self, why: str) -> str:
         """Return an error message: the DB, why it failed, and the line of the output that tells most."""
-        lines = self.last_lines
+        lines = list(self.last_lines)
         telling = [line for line in lines if any(word in line for word in _ERROR_WORDS)] or lines[-1:]
         return f"the server of {shown(self._db.path)} {why}" + (f": {telling[0]}" if telling else "")
 

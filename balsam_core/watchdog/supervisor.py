@@ -20,7 +20,7 @@ from balsam_core.dbdir import address
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.system import network
 from balsam_core.system.failpoints import failpoint
-from balsam_core.system.files import reason, shown
+from balsam_core.system.files import reason
 from balsam_core.watchdog import stop_request, user_servers
 from balsam_core.watchdog.health import Health
 from balsam_core.watchdog.lease import EXPIRY, HEARTBEAT
@@ -109,7 +109,7 @@ class Supervisor:
         self._stops = stops
         self._on_ready = on_ready
         self._generation = address.last_generation(db)
-        self._advertised = network.advertised(options.host) if network.is_wildcard(options.host) else ""
+        self._advertised = network.advertised(options.host)
         self._port = options.port or options.preferred_port
         self._health: Health
         self._published_at: float | None = None  # None before the first publication
@@ -245,30 +245,24 @@ class Supervisor:
         self._update_lease(
             child_pid=server.pid,
             child_start=server.start,
-            stop=[(int(number), float(seconds)) for number, seconds in plan.stop],
+            stop=list(plan.stop),
             restarts=self._held.lease.restarts + (self._published_at is not None),
         )
         logger.info("server pid=%d: started on %s port %d", server.pid, host, port)
 
     def _check_ready(self, server: ServerProcess) -> None:
         """Probe a server that is starting, and publish it once it answers."""
-        if server.is_ready(READY_TIMEOUT):
+        self._next_step_at = monotonic() + READY_POLL
+        if server.check_ready(READY_TIMEOUT):
             self.state = SupervisorState.READY
             self._publish(server)
-        elif server.is_late:
-            late = f"was not ready after {server.plan.ready_timeout:g} s"
-            if self._published_at is None:
-                raise self._start_error(server, late)
-            self._handle_failure(late)
-        else:
-            self._next_step_at = monotonic() + READY_POLL
 
     def _publish(self, server: ServerProcess) -> None:
         """Publish the address of a server that is ready."""
         found = server.address()
         published = msgspec.structs.replace(
             found,
-            host=self._advertised if self._advertised and network.is_wildcard(found.host) else found.host,
+            host=self._advertised if network.is_wildcard(found.host) else found.host,
             directory=self._held.lease.directory,
             generation=self._generation + 1,
         )
@@ -322,12 +316,9 @@ class Supervisor:
         )
         if server is not None and self._published_at is None:
             if self.failures >= FIRST_ATTEMPTS:
-                raise self._start_error(server, why)
+                raise Unavailable(server.describe_failure(why))
             self._port = self._options.port  # another one, unless it is fixed: it may have been taken in the meantime
         self._next_step_at = monotonic() + pause
-
-    def _start_error(self, server: ServerProcess, why: str) -> Unavailable:
-        return Unavailable(f"{server.describe_failure(why)}; its log is in {shown(self._db.log)}")
 
     def _stop_server(self, *, max_seconds: float = math.inf) -> None:
         """Stop the server and wait for its end; a second signal to the watchdog shortens that."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.watchdog.lease import Lease, LeaseObserver, LeaseStatus
 
-__all__ = ["acquire", "check_takeover", "take"]
+__all__ = ["acquire", "take"]
 
 _LEFTOVER_AGE = 60.0  # seconds after which a temporary file is nobody's
 
@@ -53,13 +53,13 @@ def acquire(db: DBDir, lease: Lease, observer: LeaseObserver, *, takeover: bool 
         status = observer.observe()
         if not status.is_available:
             return status
-        check_takeover(db, status, takeover=takeover)
+        _check_takeover(db, status, takeover=takeover)
         _end_orphan(db, status)
         if take(db, lease, status):
             return HeldLease(db, lease)
 
 
-def check_takeover(db: DBDir, status: LeaseStatus, *, takeover: bool) -> None:
+def _check_takeover(db: DBDir, status: LeaseStatus, *, takeover: bool) -> None:
     """Refuse to take a lease from another machine where two servers would destroy the data.
 
     Raises:
