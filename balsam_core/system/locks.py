@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["best_effort_lock"]
 
-_POLL = 0.01  # seconds
+_POLL = 0.01  # seconds between two attempts
+_TIMEOUT = 2.0  # seconds until the body runs without the lock
 
 
 @contextlib.contextmanager
-def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
+def best_effort_lock(path: Path) -> Iterator[None]:
     """Hold a lock while the body runs, if possible; without it the body runs as well.
 
     So the body must be correct without the lock: locks may be missing or not work, and a holder that hangs is not
@@ -29,7 +30,6 @@ def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
 
     Args:
         path: The lock's file, made where it is missing and never removed; its directory exists.
-        seconds: Longest wait.
 
     Raises:
         FileNotFoundError: The directory is gone.
@@ -41,7 +41,7 @@ def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
     except OSError:  # a full disk, a planted link
         yield
         return
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + _TIMEOUT
     try:
         with contextlib.suppress(OSError):
             give_to_owner(descriptor, path.parent)

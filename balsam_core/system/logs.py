@@ -35,7 +35,6 @@ def configure(
     *,
     level: int = logging.INFO,
     context: str = "",
-    largest: int = _MAX_BYTES,
     keep: int | None = None,
 ) -> Path:
     """Send this process's log records to a file of its own and return the file's path.
@@ -47,7 +46,6 @@ def configure(
         name: What runs, e.g. ``server``.
         level: Lowest level that is written.
         context: What every line carries for grep, e.g. ``port=4711``.
-        largest: Size at which the file is rotated, bytes.
         keep: How many files of earlier runs to keep, for a program that runs once at a time; None for all.
 
     Raises:
@@ -70,7 +68,7 @@ def configure(
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, folder)
         os.close(opener(str(path), os.O_WRONLY | os.O_CREAT))
-        handler = _make_handler(path, largest, opener, stack.pop_all().close)
+        handler = _make_handler(path, opener, stack.pop_all().close)
     handler.setFormatter(_OneLine(context))
     close()
     root = logging.getLogger()
@@ -94,9 +92,7 @@ def _open_folder(log_dir: Path) -> int:
         raise
 
 
-def _make_handler(
-    path: Path, largest: int, opener: Callable[[str, int], int], on_close: Callable[[], None]
-) -> logging.Handler:
+def _make_handler(path: Path, opener: Callable[[str, int], int], on_close: Callable[[], None]) -> logging.Handler:
     from logging.handlers import RotatingFileHandler
 
     class File(RotatingFileHandler):
@@ -107,7 +103,7 @@ def _make_handler(
             super().close()
             on_close()
 
-    return File(path, maxBytes=largest, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
+    return File(path, maxBytes=_MAX_BYTES, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
 
 
 def _remove_old_files(log_dir: Path, name: str, keep: int) -> None:

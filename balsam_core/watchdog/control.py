@@ -151,7 +151,8 @@ def stop(db: DBDir, *, takeover: bool = False) -> Stopped:
             asked = lease
         elif lease is not None and asked is not None and lease.token != asked.token:
             return "stopped"  # another one was started meanwhile
-        if time.monotonic() - began > STOP_MARGIN + (lease.stop_time if lease else 0.0):
+        stop_time = sum(seconds for _, seconds in lease.stop) if lease else 0.0
+        if time.monotonic() - began > STOP_MARGIN + stop_time:
             raise TimedOut(
                 f"{_describe_holder(status)} did not stop the server of {shown(db.path)} in time: see {shown(db.log)}; "
                 f"if it is gone for good, use balsam dbserver --reset"

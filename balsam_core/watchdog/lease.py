@@ -106,11 +106,6 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         """Whether its process ids can be looked up here."""
         return (self.node, self.boot_id, self.pid_namespace) == this_machine()
 
-    @property
-    def stop_time(self) -> float:
-        """Seconds that the server may take to stop."""
-        return sum(seconds for _, seconds in self.stop)
-
 
 class LeaseState(Enum):
     """What is known about a lease."""
