@@ -209,7 +209,7 @@ class Supervisor:
             logger.warning("the lease can't be refreshed: %s", reason(err))
             if silent > EXPIRY - HEARTBEAT and self.server is not None:
                 # Another machine may take it now. A server is started again once the lease turns out to be ours still.
-                self._handle_failure(f"must rest: the lease was not refreshed for {silent:.0f} s")
+                self._handle_failure(f"must stop: the lease was not refreshed for {silent:.0f} s")
             return True
         self._last_heartbeat = now
         return ours

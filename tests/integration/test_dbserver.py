@@ -353,7 +353,7 @@ def test_a_lease_from_elsewhere_is_taken_over_once_it_is_silent(toy, db, strange
     assert stranger.poll() is None  # the number means another process there
 
 
-def test_a_server_elsewhere_is_found_once_its_heart_was_heard(toy, db):
+def test_a_server_elsewhere_is_found_once_a_refresh_was_observed(toy, db):
     lease = put(db, node="other", generation=7)
     done = []
     starting = threading.Thread(target=lambda: done.append(control.start(db)))
@@ -363,18 +363,18 @@ def test_a_server_elsewhere_is_found_once_its_heart_was_heard(toy, db):
         starting.join(0.1)
     assert done == [control.Started(address=address.read(db), already=True)]
     with pytest.raises(Conflict, match="on other lives"):
-        beating(db, lambda: control.reset(db))
+        refreshing(db, lambda: control.reset(db))
     assert balsam("--status", "-o", "json", db=db.path).json["node"] == lease.node
 
 
-def beating(db, act):
+def refreshing(db, act):
     finished = threading.Event()
 
-    def beat():
+    def refresh():
         while not finished.wait(0.1):
             os.utime(lease_file(db))
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=refresh)
     thread.start()
     try:
         act()
@@ -383,7 +383,7 @@ def beating(db, act):
         thread.join()
 
 
-def test_data_that_two_servers_would_destroy_need_a_word(toy):
+def test_data_that_two_servers_would_destroy_need_takeover(toy):
     db = toy("db", "toyrequired")
     put(db, age=EXPIRY + 1, node="other", exclusive=True)
     for words in ([], ["--stop"]):

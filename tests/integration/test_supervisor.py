@@ -164,7 +164,7 @@ def test_a_crash_loop_never_ends_and_gets_slower(drive, db, caplog):
     driven.until_published(after=first.generation)
 
 
-def test_a_healthy_life_is_forgiven(drive, monkeypatch):
+def test_a_failure_after_healthy_service_counts_as_the_first(drive, monkeypatch):
     monkeypatch.setattr(supervisor, "HEALTHY_AFTER", 0.0)
     driven = drive()
     generation = 0
@@ -244,7 +244,7 @@ def test_a_replaced_watchdog_starts_and_publishes_nothing(drive, db, monkeypatch
     assert driven.loop.server is None
 
 
-def test_without_a_refreshed_lease_the_server_rests(drive, monkeypatch):
+def test_without_a_refreshed_lease_the_server_is_stopped(drive, monkeypatch):
     driven = drive()
     first = driven.until_published()
 
@@ -401,7 +401,7 @@ def test_signals_stop_in_the_right_order(drive, db, monkeypatch):
     assert not is_alive(lease.child_pid, lease.child_start)
 
 
-def test_a_second_signal_ends_the_patience(drive, db, monkeypatch):
+def test_a_second_signal_ends_the_waiting(drive, db, monkeypatch):
     (db.path / "deaf").touch()
     driven = drive()
     driven.until_published()

@@ -92,7 +92,7 @@ def test_elsewhere_only_the_heartbeat_counts(db, members):
         assert state(db) is LeaseState.EXPIRED
 
 
-def test_a_beating_heart_is_seen(db):
+def test_a_refresh_is_noticed(db):
     put(db, node="other", age=5)
     observer = LeaseObserver(db)
     assert observer.observe().state is LeaseState.UNSURE
@@ -110,7 +110,7 @@ def test_another_lease_is_no_heartbeat(db):
 
 
 @pytest.mark.parametrize("age", [-HOUR, 0])
-def test_without_a_clock_to_trust_watching_decides(db, monkeypatch, age):
+def test_without_a_reliable_clock_observation_decides(db, monkeypatch, age):
     now = [100.0]
     monkeypatch.setattr(lease_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(lease_module, "_seconds_since", lambda db, moment: None if age == 0 else age)
@@ -175,7 +175,7 @@ def test_living_leases_are_not(db):
         assert json.loads(lease_file(db).read_bytes())["token"] == mine.token
 
 
-def test_a_dead_machine_that_may_hold_the_data_needs_a_word(db):
+def test_a_dead_machine_that_may_hold_the_data_needs_takeover(db):
     put(db, node="other", age=EXPIRY + 1, exclusive=True)
     with pytest.raises(Conflict, match=r"other.*--takeover"):
         taken(db)
@@ -218,7 +218,7 @@ def test_beating_and_changing_refresh_the_file(db):
 # ---- races, driven at chosen points. Threads of one process are not kept apart by the lock, as where locks lie.
 
 
-def test_a_rival_between_look_and_deed_wins(db):
+def test_a_rival_between_check_and_take_wins(db):
     put(db, pid=dead_pid())
     seen = LeaseObserver(db).observe()
     rival = taken(db)
@@ -239,13 +239,13 @@ def test_a_rival_that_finds_the_gap_wins(db, monkeypatch):
     """The old lease is renamed aside, the new one not linked yet: another starter finds the place free."""
     put(db, pid=dead_pid())
     seen = LeaseObserver(db).observe()
-    place = takeover.rename_new
+    rename_new = takeover.rename_new
     rivals = []
 
     def slow(temporary, target):
-        monkeypatch.setattr(takeover, "rename_new", place)
+        monkeypatch.setattr(takeover, "rename_new", rename_new)
         rivals.append(taken(db))
-        return place(temporary, target)
+        return rename_new(temporary, target)
 
     monkeypatch.setattr(takeover, "rename_new", slow)
     assert not take(db, new_lease(), seen)
