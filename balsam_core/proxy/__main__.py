@@ -95,7 +95,7 @@ def _serve_db(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -
     except zmq.ZMQError as err:
         raise Unavailable(f"can't listen on {chosen.host}:{chosen.port}: {str(err).lower()}") from err
     writer = GroupWriter(single, db.id)
-    before = address.last_epoch(db)
+    before = address.last_generation(db)
     publication = Publication(db)
     server = WriteServer(listener, writer, readers, None if single.shared else lambda: publication.is_replaced(before))
     server.register(wakeup)

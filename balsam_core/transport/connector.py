@@ -67,7 +67,7 @@ class ServerConnector:
                 self._unreachable = published, time.monotonic()
             elif time.monotonic() - since > RESTART_TIMEOUT and (is_gone(published) or not _listens(published)):
                 raise ServerNotRunning(
-                    f"the server of {name}, published at {published.place}, is not there: start it with "
+                    f"the server of {name}, published at {published.endpoint}, is not there: start it with "
                     f"balsam dbserver --path={name}"
                 ) from None
             raise

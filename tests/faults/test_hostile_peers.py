@@ -211,7 +211,7 @@ def test_a_message_without_end(served, tmp_path, amount, verdict):
             highest = max(highest, usage(before.pid).rss)
             time.sleep(0.01)
         took = time.monotonic() - began
-    assert served.address.epoch == before.epoch + 1, "it has begun anew"
+    assert served.address.generation == before.generation + 1, "it has begun anew"
     assert report[0].longest_stall <= 5
     verdict(
         "T22",

@@ -175,7 +175,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
     Returns:
         The journals, the seconds until clients were served, and whether both servers had the same process id.
     """
-    published, lease = address.read(db), LeaseObserver(db).look().lease
+    published, lease = address.read(db), LeaseObserver(db).observe().lease
     assert published.node == old.name
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(writers(db.path, 2, tmp_path, count=20, name=f"{name}-o", wrap=old.argv))
@@ -196,7 +196,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
         number_processes(new)
         serve(new, db, "--host", new.address)
         now = address.read(db)
-        assert now.epoch == published.epoch + 1
+        assert now.generation == published.generation + 1
         after.wait_for_more(20, seconds=5)
         seconds = time.monotonic() - began
         if orphaned:
@@ -210,7 +210,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
         after.wait_for_more(20, seconds=5)
         after.stop()
         after.finish()
-    assert epoch_of(db) == now.epoch
+    assert epoch_of(db) == now.generation
     assert stored(db, "pinned") == []
     return [*before.journals, *after.journals], seconds, now.pid == published.pid
 

@@ -97,10 +97,12 @@ def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     server = started.address
     printer = session.printer()
     verb = "already running at" if started.already else "running at"
-    printer.one({"address": server.place, **_record(db, server), "already": started.already}, f"{verb} {server.place}")
+    printer.one(
+        {"address": server.endpoint, **_record(db, server), "already": started.already}, f"{verb} {server.endpoint}"
+    )
     if server.details.get("tls") == "off" and not is_loopback(server.host):
         printer.note("Warning: connections from other hosts are not encrypted")
-    lease = LeaseObserver(db).look().lease if started.already else None
+    lease = LeaseObserver(db).observe().lease if started.already else None
     if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
         printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")
 
@@ -112,11 +114,11 @@ def _serve(session: Session, options: ServerOptions) -> None:
 
     db = _directory(session, create=True)
 
-    def ready(server: Address) -> None:
-        session.printer().one({"address": server.place, **_record(db, server)}, f"running at {server.place}")
+    def tell_ready(server: Address) -> None:
+        session.printer().one({"address": server.endpoint, **_record(db, server)}, f"running at {server.endpoint}")
         sys.stdout.flush()
 
-    run_in_foreground(db, options, ready)
+    run_in_foreground(db, options, tell_ready)
 
 
 def _stop(session: Session, *, takeover: bool) -> None:
@@ -197,7 +199,7 @@ def status_record(db: DBDir, state: ServerState, transport: Transport | None = N
         "watchdog_pid": lease.pid if lease else None,
         "node": lease.node if lease else server.node if server else None,
         "since": state.since,
-        "epoch": server.epoch if server else None,
+        "generation": server.generation if server else None,
         "restarts": lease.restarts if lease else None,
         "heartbeat_age": state.age,
         "clients": None,
@@ -240,14 +242,14 @@ def _status_lines(record: dict[str, object], state: ServerState) -> Iterator[str
         pids = f"server pid {record['pid'] or 'none'}, watchdog pid {record['watchdog_pid'] or 'unknown'}"
         yield f"host      {printable(str(record['node']))}: {pids}"
     if record["since"]:
-        yield f"since     {cell(record['since'])}, {record['restarts']} restarts, epoch {record['epoch']}"
+        yield f"since     {cell(record['since'])}, {record['restarts']} restarts, generation {record['generation']}"
     if record["clients"] is not None:
         yield f"clients   {record['clients']}, {record['calls']} calls"
 
 
 def describe_state(state: ServerState) -> str:
     """Return in a line how a server stands."""
-    place = state.address.place if state.address else "no address"
+    place = state.address.endpoint if state.address else "no address"
     match state.state:
         case "stopped":
             return "none"
@@ -270,7 +272,7 @@ def _record(db: DBDir, server: Address) -> dict[str, object]:
         "port": server.port,
         "pid": server.pid,
         "node": server.node,
-        "epoch": server.epoch,
+        "generation": server.generation,
     }
 
 

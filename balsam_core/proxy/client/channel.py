@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import zmq
 
-from balsam_core.dbdir.address import place
+from balsam_core.dbdir.address import endpoint
 from balsam_core.errors import by_code
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
@@ -113,7 +113,7 @@ class Channel:
             socket.reconnect_ivl_max = 500
             socket.tcp_keepalive = 1
             self._monitor: zmq.Socket[bytes] | None = socket.get_monitor_socket(_EVENTS)
-            socket.connect(f"tcp://{place(host, port)}")
+            socket.connect(f"tcp://{endpoint(host, port)}")
         except BaseException:
             self.close()
             raise

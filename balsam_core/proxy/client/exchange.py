@@ -137,7 +137,7 @@ class ProxyClient:
             return Channel(address.host, address.port, keys)
         except zmq.ZMQError as err:  # no such host, no descriptors left
             raise Unavailable(
-                f"the server of {self.name} can't be reached at {address.place}: {str(err).lower()}"
+                f"the server of {self.name} can't be reached at {address.endpoint}: {str(err).lower()}"
             ) from err
 
     def give_back(self, address: Address, channel: Channel) -> None:
@@ -241,11 +241,11 @@ class Exchange:
             raise TryAgainError
         if now > self._deadline + (GRACE if self._sent else 0):
             took = now - self._began
-            raise Unavailable(f"the server of {self._client.name} at {address.place} didn't answer in {took:.1f} s")
+            raise Unavailable(f"the server of {self._client.name} at {address.endpoint} didn't answer in {took:.1f} s")
 
     def _check_peer(self, channel: Channel, address: Address) -> None:
         """Raise where whoever listens there can't be the right server, or nobody does."""
-        name, where = self._client.name, address.place
+        name, where = self._client.name, address.endpoint
         if channel.unwelcome:
             raise Unavailable(
                 f"the server of {name} at {where} doesn't accept the key in keys/client.key: it was started with "

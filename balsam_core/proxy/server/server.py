@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import zmq
 
-from balsam_core.dbdir.address import place
+from balsam_core.dbdir.address import endpoint
 from balsam_core.errors import BalsamError, Busy, InvalidInput
 from balsam_core.model import calls
 from balsam_core.model.codec import decode_result, encode_call
@@ -92,7 +92,7 @@ class Listener:
         socket.zap_domain = DOMAIN
         self.monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
         self._peers: set[int] = set()
-        self._endpoint = f"tcp://{place(host, port)}"
+        self._endpoint = f"tcp://{endpoint(host, port)}"
         self._bind_again_at: float | None = None
         socket.bind(self._endpoint)
 
