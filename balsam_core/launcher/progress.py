@@ -1,14 +1,14 @@
-"""How a run is shown: one live line on a terminal, a plain line every few seconds elsewhere."""
+"""How the progress of a run is shown: one live line on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.live import Live
 
-__all__ = ["LiveProgress", "NoProgress", "PlainProgress", "Progress", "Snapshot", "progress_on"]
+__all__ = ["LiveProgress", "PlainProgress", "Progress", "Snapshot", "progress_on"]
 
 PLAIN_EVERY = 5.0  # seconds
 LIVE_EVERY = 0.25
@@ -16,14 +16,14 @@ LIVE_EVERY = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """How a launcher stands.
+    """The progress of a launcher at one moment.
 
     Attributes:
         seconds: Since its start.
         finished: Jobs that finished.
         failed: Jobs that failed.
         killed: Jobs that the user killed.
-        running: Jobs in work.
+        running: Jobs that run.
         queued: Jobs claimed but not started.
         remark: What is unusual, e.g. that the database doesn't answer; empty for nothing.
     """
@@ -53,35 +53,23 @@ class Snapshot:
         return ", ".join(parts) + (f" ({self.remark})" if self.remark else "")
 
 
-class Progress(Protocol):
-    """Shows how a launcher stands.
+class Progress:
+    """Shows the progress of a launcher; this base class shows nothing.
 
     Attributes:
-        every: Seconds between two showings.
+        every: Seconds between two calls of :meth:`show`.
     """
 
-    every: float
+    every = 3600.0
 
     def show(self, snapshot: Snapshot) -> None:
         """Show it."""
 
     def close(self) -> None:
-        """Take the display away."""
+        """Remove the display."""
 
 
-class NoProgress:
-    """Shows nothing."""
-
-    every = 3600.0
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class PlainProgress:
+class PlainProgress(Progress):
     """Writes a line when something has changed.
 
     Args:
@@ -95,18 +83,15 @@ class PlainProgress:
         self._last: tuple[object, ...] = (0, 0, 0, 0, "")
 
     def show(self, snapshot: Snapshot) -> None:
-        """Write a line, unless it would say the same as the last one."""
+        """Write a line, unless nothing but the time has changed."""
         now = (snapshot.finished, snapshot.failed, snapshot.killed, snapshot.running, snapshot.remark)
         if now != self._last:
             self._last = now
             self._stream.write(f"{snapshot.text()}\n")
             self._stream.flush()
 
-    def close(self) -> None:
-        """Do nothing."""
 
-
-class LiveProgress:
+class LiveProgress(Progress):
     """Keeps one line of a terminal up to date.
 
     Args:
@@ -137,13 +122,13 @@ class LiveProgress:
             from rich.console import Console
             from rich.live import Live
 
-            # No thread: processes are started with the working directory of this process changed.
+            # No refresh thread: this process changes its working directory while it starts another one.
             self._live = Live(console=Console(file=self._stream), auto_refresh=False, transient=True)
             self._live.start()
         self._live.update(line, refresh=True)
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._live is not None:
             self._live.stop()
             self._live = None

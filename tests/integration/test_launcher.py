@@ -600,9 +600,9 @@ class Flaky:
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(constants, "FIRST_BACK_OFF", 0.02)
-    monkeypatch.setattr("balsam_core.launcher.link.FIRST_BACK_OFF", 0.02)
-    monkeypatch.setattr("balsam_core.launcher.link.LONGEST_BACK_OFF", 0.1)
-    monkeypatch.setattr("balsam_core.launcher.link.CALL_TIMEOUT", 0.2)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.FIRST_BACK_OFF", 0.02)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.LONGEST_BACK_OFF", 0.1)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.CALL_TIMEOUT", 0.2)
 
 
 def test_lost_answers_neither_lose_nor_double_a_run(db, path, tmp_path, impatient):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from balsam_core.client.database import Database
-    from balsam_core.launcher.loop import LauncherResult
+    from balsam_core.launcher.result import LauncherResult
 
 __all__ = ["launcher"]
 
@@ -81,7 +81,7 @@ def launcher(
 
     from balsam_core.launcher.loop import Launcher
     from balsam_core.launcher.options import LauncherOptions, available_cores
-    from balsam_core.launcher.progress import NoProgress, progress_on
+    from balsam_core.launcher.progress import Progress, progress_on
     from balsam_core.system import logs
 
     options = LauncherOptions(
@@ -101,7 +101,7 @@ def launcher(
             context=f"db={db.path}",
         )
         try:
-            outcome = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else NoProgress()).run()
+            outcome = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else Progress()).run()
         finally:
             logs.close()
     printer.one({name: getattr(outcome, name) for name in _RESULT}, list(_text(outcome)))
