@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.app import App
     from balsam_core.model.calls import Call, Info
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 R = TypeVar("R")
 

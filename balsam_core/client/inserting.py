@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from balsam_core.model.calls import Added
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 __all__ = ["Ids", "insert"]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from balsam_core.client.inserting import Ids
     from balsam_core.model.calls import Changed, Event, RemovedJob, Where
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 __all__ = ["JobQuery", "Jobs"]
 

@@ -218,7 +218,7 @@ def test_fuzzed_requests_are_answered_or_dropped(served, tmp_path, amount, verdi
             if sent % 50 == 0:
                 take()
             if sent % 1000 == 999:  # what was sent before has been looked at when this is answered
-                while (reply := peer.receive(10)) is None or reply.id != 2**53:
+                while (reply := peer.receive(10)) is None or reply.number != 2**53:
                     if reply is None:
                         assert served.server == before.pid
                         peer.send(StatusRequest(2**53))

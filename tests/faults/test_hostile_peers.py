@@ -310,7 +310,7 @@ def test_giant_answers_are_refused(served, amount, verdict):
             tree = max(tree, usage(served.server, tree=True).rss)
             assert other.ask(StatusRequest(1), 5).code == ""
             while (reply := peer.receive(0.01)) is not None:
-                seen[reply.id] = reply.code
+                seen[reply.number] = reply.code
         assert set(seen.values()) == {"too-large"}
         assert peer.ask(call(9, GetRows(fields=["description"] * 101))).code == "invalid-input"
     assert served.address == before

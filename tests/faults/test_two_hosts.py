@@ -32,11 +32,9 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError
 from balsam_core import Job
 from balsam_core.model.calls import AddJobs, GetInfo
-from balsam_core.proxy.client.transport import ProxyTransport
-from balsam_core.dbdir.publication import Publication
-from balsam_core.transport.native import ClientSession
+from balsam_core.backends import registry
 
-with ProxyTransport(Publication(DBDir.open(sys.argv[1])), ClientSession()) as transport:
+with registry.load("sqlite").open_transport(DBDir.open(sys.argv[1])) as transport:
     transport.run(GetInfo())
     print("ready", flush=True)
     if not sys.stdin.readline():

@@ -23,7 +23,7 @@ from balsam_core.schema.tables import staged_inserts
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
     Build = Callable[[World], Scene]
 

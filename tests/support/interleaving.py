@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from balsam_core import Job
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 __all__ = ["FAIL", "Scene", "World"]
 

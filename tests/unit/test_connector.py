@@ -73,17 +73,17 @@ def test_a_driver_s_error_is_passed_on_while_the_server_may_come_back(db, monkey
     for _ in range(3):
         with pytest.raises(OSError, match="nobody"):
             opened()
-    monkeypatch.setattr(connector, "PATIENCE", 0.0)
+    monkeypatch.setattr(connector, "RESTART_TIMEOUT", 0.0)
     with pytest.raises(ServerNotRunning, match=r"published at 127\.0\.0\.1:1, is not there"):
         opened()
     publish(db, port=2, epoch=2, pid=dead_process())  # a new server has all the time again
-    monkeypatch.setattr(connector, "PATIENCE", 60.0)
+    monkeypatch.setattr(connector, "RESTART_TIMEOUT", 60.0)
     with pytest.raises(OSError, match="nobody"):
         opened()
 
 
 def test_a_server_that_lives_and_listens_is_waited_for(db, monkeypatch):
-    monkeypatch.setattr(connector, "PATIENCE", 0.0)
+    monkeypatch.setattr(connector, "RESTART_TIMEOUT", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         publish(db, port=listener.getsockname()[1])
         opened = ServerConnector(db, refused)

@@ -186,7 +186,7 @@ def test_upward_imports_are_found(module, source):
         ("balsam_core.cli.main", "from balsam_core import __version__, backends"),
         ("balsam_core.transport.native", "'''balsam_core.client'''\nTEXT = 'see balsam_core.client for more'"),
         ("balsam_core.testing.suite", "from balsam_core import cli, open_db"),
-        ("balsam_core.proxy.client.transport", "from balsam_core.transport.native import Transport"),
+        ("balsam_core.proxy.client.exchange", "from balsam_core.transport.base import Transport"),
     ],
 )
 def test_downward_imports_are_not_blamed(module, source):

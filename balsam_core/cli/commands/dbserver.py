@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from balsam_core.cli.command import Session
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
     from balsam_core.watchdog.control import ServerState
     from balsam_core.watchdog.options import ServerOptions
 

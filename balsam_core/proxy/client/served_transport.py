@@ -1,8 +1,8 @@
 """``ServedTransport``: through the write server while one is published, straight to the engine while none is.
 
-Never past a published server: a program that had the engine open finds the published address inside its next
-transaction, which it then gives up. Both ways share the numbers of the writes, so a write that was sent to a server
-which then stopped takes effect once, whoever carries it out.
+Never past a published server: a program that has the engine open checks for one inside each transaction, and gives the
+transaction up. Both ways share the request ids, so a write that was sent to a server which then stopped takes effect
+once, whoever carries it out.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from balsam_core.dbdir.address import is_here
 from balsam_core.dbdir.publication import NotPublishedError, Publication
-from balsam_core.errors import ServerNotRunning, Unavailable
+from balsam_core.errors import DBDirError, OutcomeUnknown, SchemaMismatch, ServerNotRunning, Unavailable
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
 from balsam_core.model.codec import decode_call
-from balsam_core.system.files import shown
-from balsam_core.transport.native import ClientSession, EncodedTransport, NativeTransport
+from balsam_core.transport.base import ClientSession, EncodedTransport, TryAgainError
+from balsam_core.transport.native import NativeTransport
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Call, RequestId
     from balsam_core.plugin_types import EngineRole
-    from balsam_core.proxy.client.transport import ProxyTransport, Sending
+    from balsam_core.proxy.client.exchange import Exchange, ProxyClient
     from balsam_core.proxy.single_writer import SingleWriter
-    from balsam_core.transport.native import ServerStatus
+    from balsam_core.transport.base import ServerStatus
 
 __all__ = ["ServedTransport"]
 
 R = TypeVar("R")
 
-
-class _ServedError(Exception):
-    """A server was published: the transaction in hand is not ours to finish."""
+GRACE = 0.5  # seconds beyond the deadline for an answer, or a refusal, that is on its way
+STATUS_TIMEOUT = 10.0  # seconds
 
 
 class ServedTransport(EncodedTransport):
@@ -54,47 +53,42 @@ class ServedTransport(EncodedTransport):
         self._publication = Publication(db)
         self._direct: NativeTransport | None = None
         self._bulk_reader: NativeTransport | None = None
-        self._proxy: ProxyTransport | None = None
+        self._client: ProxyClient | None = None
         self._lock = threading.RLock()
         if self._publication.current() is None:
             self._open_direct()
 
     def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
-        if self._publication.current() is None and self._proxy is None:
-            try:
-                return self._open_direct().perform(kind, data, request_id, deadline)
-            except _ServedError:
-                pass
-        from balsam_core.proxy.client.transport import LOCAL_ERRORS, Sending
-
-        sending = Sending()
-        try:
-            return self._perform(kind, data, request_id, deadline, sending)
-        except LOCAL_ERRORS as err:
-            raise sending.judged(err, request_id) from err
-
-    def _perform(
-        self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float, sending: Sending
-    ) -> bytes:
+        exchange: Exchange | None = None
         while True:
             try:
                 self.check_open()
                 if self._publication.current() is None:
                     return self._open_direct().perform(kind, data, request_id, deadline)
                 self._close_direct()
-                if request_id is None and _is_bulk(kind, data):
-                    answer = self._read_here(kind, data, deadline)
-                    if answer is not None:
+                if exchange is None:
+                    if request_id is None and (answer := self._read_bulk(kind, data, deadline)) is not None:
                         return answer
-                return self._open_proxy().send(kind, data, request_id, deadline, sending)
-            except (_ServedError, NotPublishedError):
-                if time.monotonic() > deadline:
-                    msg = f"the server of {shown(self._db.path)} came and went until the time was over"
-                    raise Unavailable(msg) from None
+                    exchange = self._open_client().exchange(kind, data, request_id, deadline)
+                return exchange.attempt()
+            except (TryAgainError, NotPublishedError):
+                if time.monotonic() > deadline + GRACE:
+                    err = f"the server of {self._publication.name} came and went until the time was over"
+                    raise _outcome(Unavailable(err), exchange) from None
+            except (Unavailable, DBDirError, SchemaMismatch) as err:  # they say nothing of an attempt before
+                if exchange is None or not exchange.may_be_applied:
+                    raise
+                raise _outcome(err, exchange) from err
 
-    def _read_here(self, kind: type[Call[R]], data: bytes, deadline: float) -> bytes | None:
-        """Read from the engine beside the server, None where that can't be: a million jobs would keep it busy."""
+    def _read_bulk(self, kind: type[Call[R]], data: bytes, deadline: float) -> bytes | None:
+        """Read many jobs from the engine, beside the server, which a million jobs would keep busy.
+
+        Returns:
+            The answer; None where the read isn't one of many jobs, or where this can't be done.
+        """
+        if not _is_bulk(kind, data):
+            return None
         published = self._publication.current()
         if not self._single.shared or published is None or not is_here(published):
             return None
@@ -115,49 +109,60 @@ class ServedTransport(EncodedTransport):
     def _native(self, role: EngineRole, *, guarded: bool) -> NativeTransport:
         return NativeTransport(
             self._single.open_engine(role),
+            db=self._db,
             is_retryable=self._single.is_retryable,
             translate=self._single.translate,
             session=self._session,
-            guard=self._refuse_served if guarded else None,
+            guard=self._give_way_to_server if guarded else None,
         )
 
-    def _refuse_served(self) -> None:
+    def _give_way_to_server(self) -> None:
         if self._publication.current() is not None:
-            raise _ServedError
+            raise TryAgainError
 
     def _close_direct(self) -> None:
-        # Other threads may be inside a transaction; they find the server at their next one, and the last one closes.
+        # Other threads may be inside a transaction. They find the server at their next one, and the last one closes.
         if self._direct is not None:
             with self._lock:
                 direct, self._direct = self._direct, None
             if direct is not None:
                 direct.engine.dispose()
 
-    def _open_proxy(self) -> ProxyTransport:
+    def _open_client(self) -> ProxyClient:
         with self._lock:
-            if self._proxy is None:
-                from balsam_core.proxy.client.transport import ProxyTransport
+            if self._client is None:
+                from balsam_core.proxy.client.exchange import ProxyClient
 
-                self._proxy = ProxyTransport(self._publication, self._session)
-            return self._proxy
+                self._client = ProxyClient(self._publication, self._session)
+            return self._client
 
     def server_status(self) -> ServerStatus | None:
         """Ask the server how it is; None while none is published."""
-        try:
-            return self._open_proxy().server_status() if self._publication.current() else None
-        except NotPublishedError:
-            return None
+        deadline = time.monotonic() + STATUS_TIMEOUT
+        while self._publication.current() is not None:
+            try:
+                return self._open_client().server_status(deadline)
+            except (TryAgainError, NotPublishedError):
+                continue
+        return None
 
     def close(self) -> None:
         """Close all connections."""
         self._closed = True
-        for transport in (self._direct, self._bulk_reader, self._proxy):
-            if transport is not None:
-                transport.close()
+        for connection in (self._direct, self._bulk_reader, self._client):
+            if connection is not None:
+                connection.close()
+
+
+def _outcome(err: Unavailable | DBDirError | SchemaMismatch, exchange: Exchange | None) -> Exception:
+    """Return the error, or, where a server may have applied the write all the same, one that says so."""
+    if exchange is None or not exchange.may_be_applied:
+        return err
+    return OutcomeUnknown(f"{err}; the write was sent before, and may or may not have been applied")
 
 
 def _is_bulk(kind: type[Call[Any]], data: bytes) -> bool:
-    """Say whether a read is the continuation of a long one, or a very large one."""
+    """Return whether a read continues a long one, or is a very large one."""
     if kind not in {GetJobs, GetRows}:
         return False
     call: Any = decode_call(kind, data)
