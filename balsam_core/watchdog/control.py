@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from balsam_core.dbdir import address
-from balsam_core.errors import AddressError, Conflict, TimedOut, Unavailable, by_code
+from balsam_core.errors import AddressError, Conflict, TimedOut, Unavailable, error_class
 from balsam_core.system.files import shown
 from balsam_core.system.processes import is_alive, send_signal
 from balsam_core.watchdog import stop_request, user_servers
@@ -294,7 +294,7 @@ def _launch(db: DBDir, options: ServerOptions) -> Address | None:
         last = lines[-1].decode(errors="replace") if lines else "it ended without a word"
         raise Unavailable(f"the watchdog of {shown(db.path)} could not start: {last}; see {shown(db.log)}") from None
     if report.code or report.message:
-        raise by_code(report.code)(report.message)
+        raise error_class(report.code)(report.message)
     return None if report.occupied else report.address
 
 
