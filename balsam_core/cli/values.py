@@ -1,4 +1,4 @@
-"""Kinds of option values: ``KEY=VALUE``, JSON, lists of patterns, job states."""
+"""Values of options: numbers, ``KEY=VALUE``, JSON, lists of patterns, job states."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from balsam_core.cli.text import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +29,7 @@ LARGEST = 2**31 - 1
 
 
 class _AtLeast(click.IntRange):
-    """A number with a lower bound, and the upper bound of a database's integers, which the help need not name."""
+    """A number with a lower bound; the upper bound, that of a database's integers, is not in the help."""
 
     name = "number"
 
@@ -39,7 +41,7 @@ class _AtLeast(click.IntRange):
 
 
 class _Share(click.FloatRange):
-    """A number that may be a fraction; not a number is none."""
+    """A number that may be a fraction; NaN is refused."""
 
     name = "number"
 
@@ -71,7 +73,7 @@ class _Pair(ParamType):
             return value
         key, equals, text = value.partition("=")
         if not equals or not key:
-            self.fail(f"{_short(value)} is not of the form KEY=VALUE", param, ctx)
+            self.fail(f"{quote(value)} is not of the form KEY=VALUE", param, ctx)
         return key, text
 
 
@@ -88,7 +90,7 @@ class _JSONObject(ParamType):
         try:
             return msgspec.json.decode(value, type=dict[str, Any])
         except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as err:
-            self.fail(f"{_short(value)} is no JSON object: {err}", param, ctx)
+            self.fail(f"{quote(value)} is no JSON object: {err}", param, ctx)
 
 
 PAIR = _Pair()
@@ -104,17 +106,17 @@ def mapping(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in pairs:
         if key in found:
-            raise click.UsageError(f"{option} gives {_short(key)} twice")
+            raise click.UsageError(f"{option} gives {quote(key)} twice")
         found[key] = value
     return found
 
 
 def parameters(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Return repeated ``KEY=VALUE`` options as job parameters: JSON as what it says, everything else as text."""
-    return {key: _value(text) for key, text in mapping(option, pairs).items()}
+    """Return repeated ``KEY=VALUE`` options as job parameters: JSON is decoded, everything else is text."""
+    return {key: _decode_json_or_text(text) for key, text in mapping(option, pairs).items()}
 
 
-def _value(text: str) -> object:
+def _decode_json_or_text(text: str) -> object:
     import msgspec
 
     try:
@@ -124,7 +126,7 @@ def _value(text: str) -> object:
 
 
 def patterns(option: str, texts: Iterable[str]) -> list[str]:
-    """Return file patterns, given in several options or as several words of one.
+    """Return file patterns, given in several options or as several words of one option.
 
     Raises:
         click.UsageError: A quotation is not closed.
@@ -136,7 +138,7 @@ def patterns(option: str, texts: Iterable[str]) -> list[str]:
         try:
             found += shlex.split(text)
         except ValueError:
-            raise click.UsageError(f"{option}: a quotation is not closed in {_short(text)}") from None
+            raise click.UsageError(f"{option}: a quotation is not closed in {quote(text)}") from None
     return found
 
 
@@ -153,19 +155,15 @@ def states(option: str, texts: Sequence[str]) -> list[str]:
         for word in text.replace(" ", "").split(","):
             name = word.upper()
             if name not in State.__members__:
-                raise click.UsageError(f"{option}: there is no state {_short(word)}{similar(name, State.__members__)}")
+                raise click.UsageError(f"{option}: there is no state {quote(word)}{similar(name, State.__members__)}")
             if name not in found:
                 found.append(name)
     return found
 
 
 def similar(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
-    """Return what may have been meant, as the rest of a message: the nearest known words, else all."""
+    """Return the end of a message about a wrong word: the most similar known words, or all known ones."""
     from difflib import get_close_matches
 
     near = get_close_matches(word, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(known)}"
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) < 60 else f"{text[:57]}...")  # noqa: PLR2004

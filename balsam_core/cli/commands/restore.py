@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from balsam_core.cli.backend_options import backend_options, parse_options, read_password, shown_warnings
 from balsam_core.cli.command import command, pass_session
-from balsam_core.cli.commands.init import backend_options, given_options, given_password, shown_warnings
 
 if TYPE_CHECKING:
     from balsam_core.cli.command import Session
@@ -44,9 +44,10 @@ def restore(
     from balsam_core.admin.backup import restore as load
     from balsam_core.cli.text import printable
 
-    options = given_options(option, url)
+    options = parse_options(option, url)
     printer = session.printer()
     with shown_warnings(printer):
-        db, saved = load(file, path, options, password=given_password(options.get("url"), password_file))
-    result = {"path": str(db.path), "db_type": db.db_type, "id": db.id, "saved": saved.created}
-    printer.one(result, f"restored {printable(str(db.path))} ({db.db_type}), as it was at {printable(saved.created)}")
+        directory, saved = load(file, path, options, password=read_password(options.get("url"), password_file))
+    path = str(directory.path)
+    result = {"path": path, "db_type": directory.db_type, "id": directory.id, "saved": saved.created}
+    printer.one(result, f"restored {printable(path)} ({directory.db_type}), as it was at {printable(saved.created)}")

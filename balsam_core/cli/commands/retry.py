@@ -11,6 +11,7 @@ from balsam_core.cli.command import command, pass_session
 
 if TYPE_CHECKING:
     from balsam_core.cli.command import Session
+    from balsam_core.model.filters import Condition
 
 __all__ = ["retry"]
 
@@ -23,10 +24,10 @@ def retry(session: Session, selector: tuple[str, ...]) -> None:
 
     Jobs that ended only because of them start again, too. Other jobs stay as they are.
     """
-    from balsam_core.cli.changing import change, report
+    from balsam_core.cli.changing import change_jobs
     from balsam_core.model.calls import RetryJobs
 
-    selection = selectors.parse(selector)
-    with session.open_db() as db:
-        ids = change(db, selectors.choose(db, selection), lambda where: RetryJobs(where=where))
-    report(session.printer(), "retried", ids, "none of them had failed or been killed")
+    def call(where: Condition) -> RetryJobs:
+        return RetryJobs(where=where)
+
+    change_jobs(session, selector, "retried", call, why_none="none of them had failed or been killed")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balsam_core.cli.command import command, pass_session
-from balsam_core.cli.job_options import add, job_options
-from balsam_core.cli.records import job_record
+from balsam_core.cli.job_options import add_job, job_options
 
 if TYPE_CHECKING:
     from balsam_core.cli.command import Session
@@ -36,9 +35,5 @@ def run(session: Session, /, words: tuple[str, ...], **options: Any) -> None:  #
     """
     if options["name"] is None:
         options["name"] = PurePosixPath(words[0]).name
-    with session.open_db() as db:
-        new = add(db, {"command": shlex.join(words), **options})
-        printer = session.printer()
-        record = {"id": new.id} if printer.form in {"table", "ids"} else job_record(db.jobs.get(new.id or 0))
-    printer.one(record, str(new.id))
-    printer.note(f"Added job {new.id}; 'balsam launcher --consume-all' runs it.")
+    job_id = add_job(session, {"command": shlex.join(words), **options})
+    session.printer().note(f"Added job {job_id}; 'balsam launcher --consume-all' runs it.")
