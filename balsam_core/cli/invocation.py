@@ -62,13 +62,13 @@ def _run_command(words: list[str], session: Session) -> int:
 
 
 def _report_exception(err: Exception, session: Session, words: list[str]) -> int:
-    code, message, exit_code = _describe(err)
+    code, message, exit_code = _describe_exception(err)
     if code == "unexpected" and not session.verbose:
         message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"
-    return _report(session, words, code, message, exit_code, None if isinstance(err, click.UsageError) else err)
+    return _report_error(session, words, code, message, exit_code, None if isinstance(err, click.UsageError) else err)
 
 
-def _describe(err: Exception) -> tuple[str, str, int]:
+def _describe_exception(err: Exception) -> tuple[str, str, int]:
     """Return an error's code, message and exit code."""
     match err:
         case BalsamError():
@@ -91,7 +91,7 @@ def _describe(err: Exception) -> tuple[str, str, int]:
     return described
 
 
-def _report(
+def _report_error(
     session: Session, words: list[str], code: str, message: str, exit_code: int, err: BaseException | None = None
 ) -> int:
     """Tell the user about an error; returns the exit code."""
@@ -152,7 +152,7 @@ def _handle_lost_output(err: OSError, session: Session, words: list[str]) -> int
     _discard_output_of(1)
     if err.errno in {errno.EPIPE, errno.ECONNRESET}:
         return READER_GONE
-    return _report(session, words, "output", f"the output can't be written: {reason(err)}", 1, err)
+    return _report_error(session, words, "output", f"the output can't be written: {reason(err)}", 1, err)
 
 
 def _discard_output_of(descriptor: int) -> None:

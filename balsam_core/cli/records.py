@@ -85,9 +85,9 @@ class JobRows:
         if self._is_plain:
             return fetched
         values = dict(zip(self.fetched, fetched, strict=True))
-        return [self._compute(name, values) if name in COMPUTED else values[name] for name in self.names]
+        return [self._compute_field(name, values) if name in COMPUTED else values[name] for name in self.names]
 
-    def _compute(self, name: str, values: dict[str, object]) -> object:
+    def _compute_field(self, name: str, values: dict[str, object]) -> object:
         if name == "runs":
             return values["app"] or values["command"]
         from balsam_core.dbdir.workdirs import workdir

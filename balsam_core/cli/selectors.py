@@ -143,11 +143,11 @@ def choose(db: Database, selection: Selection) -> Chosen:
         if not db.jobs.where(workflow=name).limit(1).ids():
             raise NotFound(f"there are no jobs in workflow {name!r}; 'balsam ls wf' lists the workflows")
     for first, final in selection.ranges:
-        if not db.jobs.where(_between(first, final)).limit(1).ids():
+        if not db.jobs.where(_id_range(first, final)).limit(1).ids():
             raise NotFound(f"there are no jobs {first}-{final}")
     if selection.ids:
         check_exist(db, selection.ids)
-    return Chosen(db.jobs, _conditions(ids, selection))
+    return Chosen(db.jobs, _make_conditions(ids, selection))
 
 
 def choose_one(db: Database, word: str) -> int:
@@ -174,18 +174,18 @@ def _last_id(db: Database) -> int:
     return last
 
 
-def _between(first: int, final: int) -> Condition:
+def _id_range(first: int, final: int) -> Condition:
     from balsam_core.model.filters import AllOf, Compare
 
     return AllOf([Compare("id", "ge", first), Compare("id", "le", final)])
 
 
-def _conditions(ids: set[int], selection: Selection) -> Iterator[Condition]:
+def _make_conditions(ids: set[int], selection: Selection) -> Iterator[Condition]:
     """Give conditions that together are the selection; they may overlap."""
     from balsam_core.model.filters import AnyOf, Compare
 
     parts: list[Condition] = [Compare("workflow", "eq", name) for name in selection.workflows]
-    parts += [_between(*both) for both in selection.ranges]
+    parts += [_id_range(*both) for both in selection.ranges]
     ordered = sorted(ids)
     parts += [Compare("id", "in", ordered[at : at + SLICE]) for at in range(0, len(ordered), SLICE)]
     if 1 < len(parts) <= SLICE and len(ordered) <= SLICE:

@@ -65,14 +65,14 @@ def insert(transport: Transport, jobs: Iterable[Job]) -> list[int]:
     except BaseException:
         for job in added:
             job.id = None
-        _abandon(transport, staged_insert)
+        _abandon_staged_insert(transport, staged_insert)
         raise
     while transport.run(PromoteStagedInsert(staged_insert=staged_insert)):
         pass
     return ids
 
 
-def _abandon(transport: Transport, staged_insert: int) -> None:
+def _abandon_staged_insert(transport: Transport, staged_insert: int) -> None:
     """Remove the jobs of an unpublished staged insert, which nobody can see; what is left now is pruned later."""
     try:
         while transport.run(AbandonStagedInsert(staged_insert=staged_insert)):

@@ -157,7 +157,7 @@ class JobQuery:
 
     # ---- changing
 
-    def _condition(self) -> Where:
+    def _stable_condition(self) -> Where:
         """Return a condition that stays true while the jobs are changed in slices."""
         if self._limit is None:
             return self._where
@@ -165,11 +165,11 @@ class JobQuery:
 
     def kill(self, message: str = "") -> int:
         """Kill the jobs that have not ended; waiting descendants become PARENT_KILLED. Returns how many changed."""
-        return self._change_in_slices(KillJobs(where=self._condition(), message=message))
+        return self._change_in_slices(KillJobs(where=self._stable_condition(), message=message))
 
     def retry(self) -> int:
         """Start failed or killed jobs again; returns how many changed."""
-        return self._change_in_slices(RetryJobs(where=self._condition()))
+        return self._change_in_slices(RetryJobs(where=self._stable_condition()))
 
     def remove(self) -> list[RemovedJob]:
         """Remove the jobs from the database; their working directories stay. Returns the removed jobs.
@@ -177,7 +177,7 @@ class JobQuery:
         Raises:
             Conflict: A job is running, or another job waits for it.
         """
-        call = RemoveJobs(where=self._condition())
+        call = RemoveJobs(where=self._stable_condition())
         removed: list[RemovedJob] = []
         while some := self._transport.run(call):
             removed += some

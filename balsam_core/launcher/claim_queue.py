@@ -103,10 +103,10 @@ class ClaimQueue:
             got += len(claim.jobs)
             if got >= count:
                 break
-        self._adapt(got, complete=got >= count)
+        self._adapt_claim_size(got, complete=got >= count)
         return got
 
-    def _adapt(self, got: int, *, complete: bool) -> None:
+    def _adapt_claim_size(self, got: int, *, complete: bool) -> None:
         """Fit the size of claims to how fast the jobs of the last one were used up."""
         now = monotonic()
         self.dry = not complete

@@ -104,7 +104,7 @@ class JobRunner:
         running = RunningJob(claimed, min(claimed.slots, self._slots))
         self.jobs[claimed.id] = running
         self._used_slots += running.slots
-        self._advance(running, None)
+        self._advance_job(running, None)
 
     def retry_blocked(self) -> None:
         """Try again to start what this machine could not start."""
@@ -112,7 +112,7 @@ class JobRunner:
         while waiting:
             running = waiting.pop(0)
             if running.spec is None:
-                self._advance(running, None)
+                self._advance_job(running, None)
             else:
                 self._start_process(running, running.spec)
             if self._blocked:
@@ -126,9 +126,9 @@ class JobRunner:
         for running, exit_code in ended:
             running.process = None
             if running.dropped:
-                self._remove(running)
+                self._remove_job(running)
             else:
-                self._advance(running, ProcessResult(exit_code, running.stop_reason))
+                self._advance_job(running, ProcessResult(exit_code, running.stop_reason))
 
     def stop(self, reason: str, *, grace: float) -> None:
         """Start nothing more, and ask all processes to end; kill them after ``grace`` seconds."""
@@ -145,7 +145,7 @@ class JobRunner:
         """End a job's process without using its result."""
         running.dropped = True
         if running.process is None:
-            self._remove(running)
+            self._remove_job(running)
         else:
             self.processes.terminate(running.process, grace=grace)
 
@@ -164,12 +164,12 @@ class JobRunner:
 
     # ---- one job
 
-    def _advance(self, running: RunningJob, result: ProcessResult | None) -> None:
+    def _advance_job(self, running: RunningJob, result: ProcessResult | None) -> None:
         """Let a job go on until it needs a process, or is done."""
         try:
             spec = next(running.lifecycle) if result is None else running.lifecycle.send(result)
         except StopIteration:
-            self._remove(running)
+            self._remove_job(running)
         except DiskFullError as err:
             self._stop_on_full_disk(running, err)
         except ShortageError as err:
@@ -209,7 +209,7 @@ class JobRunner:
                 try:
                     running.lifecycle.throw(err)
                 except StopIteration:
-                    self._remove(running)
+                    self._remove_job(running)
         else:
             if spec.started_state is not None:
                 claimed.reach(spec.started_state)
@@ -222,9 +222,9 @@ class JobRunner:
     def _give_back(self, running: RunningJob) -> None:
         """Release a job in the state that it has reached."""
         running.claimed.released = True
-        self._remove(running)
+        self._remove_job(running)
 
-    def _remove(self, running: RunningJob) -> None:
+    def _remove_job(self, running: RunningJob) -> None:
         running.lifecycle.close()
         if running in self._blocked:
             self._blocked.remove(running)

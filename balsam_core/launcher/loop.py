@@ -90,14 +90,14 @@ class Launcher:
             BalsamError: The database refused us, or could not take the last changes.
         """
         with StopRequests() as self._stop_requests, open_dispatcher(self._db) as self._dispatcher:
-            self._register()
+            self._register_launcher()
             runner = self._runner
             runner.processes.watch(self._stop_requests.descriptor, self._stop_requests.drain)
             failed = False
             try:
                 while not self._over:
                     self.run_once(constants.LONGEST_POLL)
-                return self._finish()
+                return self._sign_off()
             except BaseException:
                 logger.exception("launcher %s ends all its processes because of an error", self._launcher_id)
                 failed = True
@@ -110,7 +110,7 @@ class Launcher:
                         self._client.run(CloseLauncher(launcher=self._launcher_id))
                 logger.info("launcher %s ended; seconds by kind of work: %s", self._launcher_id, self.counters)
 
-    def _register(self) -> None:
+    def _register_launcher(self) -> None:
         me = this_process()
         self._launcher_id = self._db.run(
             RegisterLauncher(
@@ -144,7 +144,7 @@ class Launcher:
             return Resources()
         return Resources(minutes_left=max(0.0, self._time_limit_at - monotonic()) / 60)
 
-    def _finish(self) -> LauncherResult:
+    def _sign_off(self) -> LauncherResult:
         self._show_progress(now=True)
         if self._reporter.jobs:
             raise Unavailable(
@@ -233,13 +233,13 @@ class Launcher:
             return
         if self._claim_in_doubt:
             self._give_back_unknown()
-        self._claim()
+        self._claim_jobs()
         due = self._reporter.due()
         now = monotonic()
         idle = self._runner.free_slots > 0 and not self._queue.jobs
         if due is not None and (due <= now or idle) and self._write_changes():
             self._queue.poll_soon()
-            self._claim()
+            self._claim_jobs()
         if now >= self._renew_at:
             answer = self._client.run(RenewLease(launcher=self._launcher_id, lease_seconds=constants.LEASE_SECONDS))
             self._renew_at = now + constants.RENEW_EVERY
@@ -253,7 +253,7 @@ class Launcher:
                 self._queue.promote()
             self._check_for_end()
 
-    def _claim(self) -> int:
+    def _claim_jobs(self) -> int:
         """Claim jobs where some are wanted, and start them; returns how many came."""
         may_claim = not self._end_reason and not self._reporter.in_doubt
         wanted = self._queue.wanted(self._runner.free_slots) if may_claim else 0
@@ -323,7 +323,7 @@ class Launcher:
             return
         self._queue.promote()
         self._queue.poll_at = 0.0
-        self._over = not self._claim() and not self._queue.more_may_come()
+        self._over = not self._claim_jobs() and not self._queue.more_may_come()
         self._check_end_at = monotonic() + constants.LONGEST_POLL
 
     def _check_for_stop(self) -> None:
@@ -332,15 +332,17 @@ class Launcher:
         if requests.count > self._signals_seen:
             self._signals_seen = requests.count
             name = signal.Signals(requests.number or signal.SIGINT).name
-            self._stop(f"stopped by {name}", requests.at, grace=constants.TERM_GRACE if requests.count == 1 else 0.0)
+            self._stop_jobs(
+                f"stopped by {name}", requests.at, grace=constants.TERM_GRACE if requests.count == 1 else 0.0
+            )
         elif self._end_reason:
             return
         elif monotonic() >= self._time_limit_at:
-            self._stop("the time limit was reached", self._time_limit_at, grace=constants.TERM_GRACE)
+            self._stop_jobs("the time limit was reached", self._time_limit_at, grace=constants.TERM_GRACE)
         elif self._runner.fault:
             self._end_early(self._runner.fault)  # running jobs may end well
 
-    def _stop(self, reason: str, since: float, *, grace: float) -> None:
+    def _stop_jobs(self, reason: str, since: float, *, grace: float) -> None:
         """Start nothing more and ask all processes to end."""
         self._end_early(reason)
         self._stop_requested_at = min(self._stop_requested_at, since)

@@ -114,7 +114,7 @@ class Processes(Generic[T]):
             opened.append(opened[0] if stderr == stdout else _open_output(stderr))
             if self.running and opened[-1] >= self._most_descriptors:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            pid = self._spawn(argv, env, opened)
+            pid = self._spawn_process(argv, env, opened)
         except OSError as err:
             if is_shortage(err):
                 raise ShortageError(err.strerror) from err
@@ -136,7 +136,7 @@ class Processes(Generic[T]):
             self._selector.register(pidfd, selectors.EVENT_READ, process)
         return process
 
-    def _spawn(self, argv: list[str], env: Mapping[str, str], outputs: Sequence[int]) -> int:
+    def _spawn_process(self, argv: list[str], env: Mapping[str, str], outputs: Sequence[int]) -> int:
         searched_before = bool(self._found_programs)
         program, full_argv = find_program(argv, env, self._found_programs)
         try:
@@ -157,7 +157,7 @@ class Processes(Generic[T]):
                 raise
             if searched_before:  # it may have been moved since it was found
                 self._found_programs.clear()
-                return self._spawn(argv, env, outputs)
+                return self._spawn_process(argv, env, outputs)
             raise OSError(err.errno, explain_failure(program, err)) from err
 
     def wait(self, timeout: float) -> Iterator[tuple[T, int]]:

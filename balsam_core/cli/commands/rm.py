@@ -54,7 +54,9 @@ def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes:
 
     unique = list(dict.fromkeys(names))
     db.run(GetApps(names=unique))  # raises where one does not exist, before any is removed
-    if yes or _confirm(f"Remove {'the app' if len(unique) == 1 else 'the apps'} {', '.join(map(repr, unique))}?"):
+    if yes or _confirm_removal(
+        f"Remove {'the app' if len(unique) == 1 else 'the apps'} {', '.join(map(repr, unique))}?"
+    ):
         for name in unique:
             db.apps.remove(name)
         printer.one({"removed": len(unique), "names": unique}, f"removed {len(unique)} apps", ids=unique)
@@ -68,7 +70,7 @@ def _remove_jobs(db: Database, printer: Printer, chosen: selectors.Chosen, *, fi
     if not yes:
         count = chosen.count()
         with_files = " with their files" if files else ""
-        if count and not _confirm(f"Remove {count_text(count)}{with_files} from {db.path}?"):
+        if count and not _confirm_removal(f"Remove {count_text(count)}{with_files} from {db.path}?"):
             return
     ids: list[int] = []
     kept: list[str] = []
@@ -83,7 +85,7 @@ def _remove_jobs(db: Database, printer: Printer, chosen: selectors.Chosen, *, fi
         printer.note(f"Warning: {fault}")
 
 
-def _confirm(question: str) -> bool:
+def _confirm_removal(question: str) -> bool:
     if not click.confirm(question, err=True):
         click.echo("nothing was removed", err=True)
         return False

@@ -164,7 +164,7 @@ class ClaimedJob:
         if self.state is _S.STAGED_IN and not self.released:
             yield from self._run_hook("preprocess", _S.PREPROCESSED)
         if self.state in {_S.PREPROCESSED, _S.RESTART_READY} and not self.released:
-            yield from self._run()
+            yield from self._run_main_process()
         if self.state is _S.RUN_DONE and not self.released:
             yield from self._stage_out()
         if self.state is _S.RUN_DONE and not self.released:
@@ -194,7 +194,7 @@ class ClaimedJob:
                 link_parents(self._context.directory, self.job, self.workdir, self._parents)
         self.reach(_S.STAGED_IN)
 
-    def _run(self) -> Generator[ProcessSpec, ProcessResult, None]:
+    def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
         result = yield ProcessSpec(
             job_argv(self.job, self._app),
             self._environment(),
@@ -228,7 +228,7 @@ class ClaimedJob:
 
     def _handle_error(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if self.job.retries < self.job.max_retries:
-            self._restart(f"retry {self.job.retries + 1} of {self.job.max_retries}")
+            self._mark_for_restart(f"retry {self.job.retries + 1} of {self.job.max_retries}")
         elif self.job.post_error_handler:
             yield from self._run_handler("BALSAM_JOB_ERROR")
         else:
@@ -242,7 +242,7 @@ class ClaimedJob:
 
     def _retry_after_timeout(self) -> None:
         if self.job.auto_timeout_retry:
-            self._restart("")
+            self._mark_for_restart("")
         else:
             self.reach(_S.FAILED)
 
@@ -284,6 +284,6 @@ class ClaimedJob:
         if self.state not in END:
             self.reach(_S.FAILED, reason)
 
-    def _restart(self, reason: str) -> None:
+    def _mark_for_restart(self, reason: str) -> None:
         self.reach(_S.RESTART_READY, reason)
         self.released = True

@@ -29,7 +29,7 @@ def job_argv(job: Job, app: App | None) -> list[str]:
     """
     if job.app:
         what = f"app {job.app!r}"
-        argv = fill(_split(_require_app(job, app).executable, what), job.parameters, what=what)
+        argv = fill(_split_words(_require_app(job, app).executable, what), job.parameters, what=what)
     else:
         argv = _fill_own(job, job.command, "command")
     argv += _fill_own(job, job.args, "args")
@@ -53,14 +53,14 @@ def _require_app(job: Job, app: App | None) -> App:
 def _fill_own(job: Job, text: str, what: str) -> list[str]:
     if not text:
         return []
-    words = _split(text, what)
+    words = _split_words(text, what)
     return fill(words, job.parameters, what=what) if job.parameters else words
 
 
 _SPECIAL = frozenset("'\"\\") | {chr(c) for c in range(32) if chr(c) not in " \t\r\n"}
 
 
-def _split(text: str, what: str) -> list[str]:
+def _split_words(text: str, what: str) -> list[str]:
     # shlex takes 40 us for a short line; most command lines hold nothing that it treats specially.
     if text.isascii() and not _SPECIAL.intersection(text):
         return text.split()

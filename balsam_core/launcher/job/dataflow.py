@@ -97,7 +97,7 @@ def link_parents(directory: DBDir, job: Job, workdir: Path, parents: Iterable[Pa
         except FileNotFoundError:
             continue  # it never ran, or its files were removed
         for name in names:
-            _link(os.path.join(target, name), workdir, _link_names(name, parent.id, reserved))  # noqa: PTH118
+            _make_link(os.path.join(target, name), workdir, _link_names(name, parent.id, reserved))  # noqa: PTH118
             count += 1
     return count
 
@@ -112,7 +112,7 @@ def _link_names(name: str, parent_id: int, reserved: set[str]) -> Iterator[str]:
         yield stem + suffix
 
 
-def _link(target: str, workdir: Path, names: Iterable[str]) -> None:
+def _make_link(target: str, workdir: Path, names: Iterable[str]) -> None:
     for name in names:
         link = os.path.join(workdir, name)  # noqa: PTH118
         try:
