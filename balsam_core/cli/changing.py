@@ -10,13 +10,12 @@ if TYPE_CHECKING:
     from balsam_core.cli.command import Session
     from balsam_core.cli.output import Printer
     from balsam_core.model.calls import Call, Changed
-    from balsam_core.model.filters import Condition
 
 __all__ = ["change_jobs", "count_text", "report_changed"]
 
 
 def change_jobs(
-    session: Session, words: Sequence[str], verb: str, call: Callable[[Condition], Call[Changed]], *, why_none: str
+    session: Session, words: Sequence[str], verb: str, call: Callable[..., Call[Changed]], *, why_none: str
 ) -> None:
     """Change the chosen jobs and print which of them changed.
 
@@ -24,7 +23,7 @@ def change_jobs(
         session: The session.
         words: Selectors.
         verb: What is done, e.g. ``killed``.
-        call: Makes the call for the jobs that meet a condition.
+        call: Makes the call for the jobs that meet a condition, the argument ``where``.
         why_none: Why there may be none, for people.
     """
     from balsam_core.cli.selectors import choose, parse
@@ -35,7 +34,7 @@ def change_jobs(
         for condition in choose(db, selection).conditions:
             more = True
             while more:
-                changed = db.run(call(condition))
+                changed = db.run(call(where=condition))
                 ids += changed.ids
                 more = changed.more
     report_changed(session.printer(), verb, ids, why_none=why_none)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,8 +19,6 @@ __all__ = ["FORMATS", "Command", "Group", "Session", "command", "group", "pass_s
 FORMATS = ("table", "json", "jsonl", "csv", "ids")
 OUTPUT_VARIABLE = "BALSAM_OUTPUT"
 DEBUG_VARIABLE = "BALSAM_DEBUG"
-
-F = TypeVar("F")
 
 
 class Session:
@@ -161,18 +159,8 @@ class Group(click.Group):
         return super().parse_args(ctx, args)
 
 
-@overload
-def command(function: Callable[..., Any], /) -> Command: ...
-@overload
-def command(name: str | None = None, /, **settings: Any) -> Callable[[Callable[..., Any]], Command]: ...  # noqa: ANN401
-def command(
-    name: str | Callable[..., Any] | None = None,
-    /,
-    **settings: Any,
-) -> Command | Callable[[Callable[..., Any]], Command]:
+def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:  # noqa: ANN401
     """Make a function a command: as ``click.command``, with the common options and ``examples=[...]``."""
-    if callable(name):
-        return click.command(cls=Command)(name)
     return click.command(name, cls=Command, **settings)
 
 

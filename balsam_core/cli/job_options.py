@@ -17,6 +17,7 @@ from balsam_core.cli.values import (
     LARGEST,
     PAIR,
     SHARE,
+    converted,
     mapping,
     parameters,
     patterns,
@@ -33,17 +34,12 @@ __all__ = ["add_job", "job_options"]
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
-def _convert_values(convert: Callable[[str, Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Return a callback that converts the values of a repeatable option, for messages with the option's name."""
-    return lambda _ctx, param, values: convert(max(param.opts, key=len), values)
-
-
 _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--name",), {"help": "Name, also of the working directory; need not be unique."}),
     (("--workflow", "--wf"), {"metavar": "NAME", "help": "The workflow that it belongs to.  [default: default]"}),
     (("--description",), {"help": "Free text."}),
     (("--param", "-p", "parameters"), {
-        "type": PAIR, "multiple": True, "metavar": "KEY=VALUE", "callback": _convert_values(parameters),
+        "type": PAIR, "multiple": True, "metavar": "KEY=VALUE", "callback": converted(parameters),
         "help": "Value for a {KEY} of the command; JSON where it is JSON, else text. May be repeated.",
     }),
     (("--parent", "parents"), {
@@ -54,18 +50,17 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "help": "Whether to wait for the parents or only to take their files.",
     }),
     (("--input-files",), {
-        "multiple": True, "metavar": "PATTERNS", "callback": _convert_values(patterns),
+        "multiple": True, "metavar": "PATTERNS", "callback": converted(patterns),
         "help": "Patterns of the parents' files to link into the working directory, e.g. '*.xyz out.*'.",
     }),
     (("--stage-in",), {"metavar": "PATH", "help": "Copy this directory or file into the working directory first."}),
     (("--stage-out",), {"metavar": "PATH", "help": "Copy results to this directory at the end."}),
     (("--stage-out-files",), {
-        "multiple": True, "metavar": "PATTERNS", "callback": _convert_values(patterns),
-        "help": "Which files to copy there.",
+        "multiple": True, "metavar": "PATTERNS", "callback": converted(patterns), "help": "Which files to copy there.",
     }),
     (("--user-workdir",), {"metavar": "PATH", "help": "Run here instead of in a working directory of its own."}),
     (("--env", "environ"), {
-        "type": PAIR, "multiple": True, "metavar": "KEY=VALUE", "callback": _convert_values(mapping),
+        "type": PAIR, "multiple": True, "metavar": "KEY=VALUE", "callback": converted(mapping),
         "help": "Environment variable. May be repeated.",
     }),
     (("--preprocess",), {"metavar": "COMMAND", "help": "Command to run before the job, instead of the app's."}),

@@ -10,14 +10,16 @@ import click
 from balsam_core.cli.text import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = [
     "AT_LEAST_0",
     "AT_LEAST_1",
     "JSON_OBJECT",
+    "MINUTES",
     "PAIR",
     "SHARE",
+    "converted",
     "mapping",
     "parameters",
     "patterns",
@@ -40,7 +42,7 @@ class _AtLeast(click.IntRange):
         return number
 
 
-class _Share(click.FloatRange):
+class _Fraction(click.FloatRange):
     """A number that may be a fraction; NaN is refused."""
 
     name = "number"
@@ -52,7 +54,8 @@ class _Share(click.FloatRange):
         return number
 
 
-SHARE = _Share(0, 1e6)
+SHARE = _Fraction(0, 1e6)
+MINUTES = _Fraction(0, 60 * 24 * 366, min_open=True)
 AT_LEAST_0 = _AtLeast(0)
 AT_LEAST_1 = _AtLeast(1)
 
@@ -95,6 +98,11 @@ class _JSONObject(ParamType):
 
 PAIR = _Pair()
 JSON_OBJECT = _JSONObject()
+
+
+def converted(convert: Callable[[str, Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a click callback that calls ``convert`` with an option's name, for messages, and its values."""
+    return lambda _ctx, param, values: convert(max(param.opts, key=len), values)
 
 
 def mapping(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

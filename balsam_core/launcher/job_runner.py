@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator  # noqa: TC003
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from balsam_core.launcher.job.claimed_job import ClaimedJob, ProcessResult, ProcessSpec
@@ -148,19 +147,6 @@ class JobRunner:
             self._remove_job(running)
         else:
             self.processes.terminate(running.process, grace=grace)
-
-    def abandon(self, *, grace: float) -> bool:
-        """End all processes, whatever becomes of the jobs, and release everything; returns whether all did end."""
-        for process in list(self.processes.running.values()):
-            self.processes.terminate(process, grace=grace)
-        deadline = monotonic() + grace + 1.0
-        while self.processes.running and monotonic() < deadline:
-            self.processes.kill_overdue()
-            for _ in self.processes.wait(0.1):
-                pass
-        all_ended = not self.processes.running
-        self.processes.close()
-        return all_ended
 
     # ---- one job
 

@@ -22,9 +22,9 @@ from balsam_core.launcher.event_dispatcher import open_dispatcher
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.job.commands import base_environment
 from balsam_core.launcher.job_runner import JobRunner
+from balsam_core.launcher.options import LauncherResult
 from balsam_core.launcher.progress import Progress, Snapshot
 from balsam_core.launcher.reporter import Reporter
-from balsam_core.launcher.result import LauncherResult
 from balsam_core.launcher.retrying_client import OUTAGES, RetryingClient
 from balsam_core.model.calls import (
     CloseLauncher,
@@ -105,7 +105,7 @@ class Launcher:
             finally:
                 with suppress(OSError, ValueError):  # the terminal is gone
                     self._progress.close()
-                if runner.abandon(grace=constants.KILL_GRACE) and failed and not self._client.outage:
+                if runner.processes.close(grace=constants.KILL_GRACE) and failed and not self._client.outage:
                     with suppress(BalsamError):  # others get our jobs when the lease ends; now would be better
                         self._client.run(CloseLauncher(launcher=self._launcher_id))
                 logger.info("launcher %s ended; seconds by kind of work: %s", self._launcher_id, self.counters)

@@ -213,14 +213,20 @@ class Processes(Generic[T]):
             next_at = process.kill_at if next_at is None else min(next_at, process.kill_at)
         return next_at
 
-    def close(self) -> None:
-        """Kill all children and release everything; a child that hangs in the kernel is left to init."""
-        for process in self.running.values():
-            _signal_group(process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 2.0
+    def close(self, *, grace: float = 0.0) -> bool:
+        """End all children, kill them after ``grace`` seconds, and release everything.
+
+        Returns:
+            Whether all have ended; a child that hangs in the kernel is left to init.
+        """
+        for process in list(self.running.values()):
+            self.terminate(process, grace=grace)
+        deadline = time.monotonic() + grace + 2.0
         while self.running and time.monotonic() < deadline:
+            self.kill_overdue()
             for _ in self.wait(0.1):
                 pass
+        all_ended = not self.running
         for process in self.running.values():
             if process.pidfd >= 0:
                 os.close(process.pidfd)
@@ -230,6 +236,7 @@ class Processes(Generic[T]):
         os.close(self._own_directory)
         if self._old_sigchld is not None:
             signal.signal(signal.SIGCHLD, self._old_sigchld)
+        return all_ended
 
 
 def _signal_group(pid: int, number: int) -> None:

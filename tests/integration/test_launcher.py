@@ -358,7 +358,7 @@ def test_listed_jobs_are_run_alone(db, path, tmp_path):
         (["--wf-name", ""], 2, "name of a workflow"),
         (["--job-file", "/no/such/file"], 2, "can't be read"),
         (["--consume-all", "--max-ranks-per-node", "0"], 2, "range"),
-        (["--consume-all", "--time-limit-minutes", "nan"], 2, "number of minutes"),
+        (["--consume-all", "--time-limit-minutes", "nan"], 2, "is no number"),
         (["--job-file", "-"], 3, "no job 17"),
     ],
 )

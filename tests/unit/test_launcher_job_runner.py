@@ -63,7 +63,7 @@ class Watched:
 def watched(tmp_path):
     one = Watched(tmp_path)
     yield one
-    one.runner.abandon(grace=0.0)
+    one.runner.processes.close(grace=0.0)
 
 
 def test_jobs_run_side_by_side_up_to_the_slots(watched):
@@ -186,6 +186,6 @@ def test_abandoning_leaves_no_process(tmp_path):
     watched = Watched(tmp_path)
     watched.runner.start(watched.job(1, "sleep 600"))
     process = watched.runner.jobs[1].process
-    watched.runner.abandon(grace=DEADLINE)
+    watched.runner.processes.close(grace=DEADLINE)
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)

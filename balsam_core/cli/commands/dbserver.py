@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balsam_core.cli.command import Session
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.transport.base import Transport

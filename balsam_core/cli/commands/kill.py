@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import click
 
 from balsam_core.cli import selectors
-from balsam_core.cli.command import command, pass_session
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
-    from balsam_core.model.filters import Condition
+from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["kill"]
 
@@ -32,7 +28,5 @@ def kill(session: Session, selector: tuple[str, ...], message: str) -> None:
     from balsam_core.cli.changing import change_jobs
     from balsam_core.model.calls import KillJobs
 
-    def call(where: Condition) -> KillJobs:
-        return KillJobs(where=where, message=message)
-
+    call = partial(KillJobs, message=message)
     change_jobs(session, selector, "killed", call, why_none="none of them was waiting or running")

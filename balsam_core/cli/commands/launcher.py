@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,22 +11,16 @@ import click
 
 from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.text import quote
+from balsam_core.cli.values import MINUTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balsam_core.launcher.result import LauncherResult
+    from balsam_core.launcher.options import LauncherResult
 
 __all__ = ["launcher"]
 
 MOST_RANKS = 100_000
-LONGEST = 60 * 24 * 366  # minutes
-
-
-def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):  # no range excludes it
-        raise click.BadParameter("'nan' is no number of minutes.", ctx=ctx, param=param)
-    return value
 
 
 @command(
@@ -46,13 +39,7 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None)
     metavar="N",
     help="Run so many processes at the same time (default: the cores that may be used).",
 )
-@click.option(
-    "--time-limit-minutes",
-    type=click.FloatRange(0, LONGEST, min_open=True),
-    callback=_refuse_nan,
-    metavar="M",
-    help="Stop after M minutes, e.g. 55 or 0.5.",
-)
+@click.option("--time-limit-minutes", type=MINUTES, metavar="M", help="Stop after M minutes, e.g. 55 or 0.5.")
 @pass_session
 def launcher(
     session: Session,

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.values import AT_LEAST_0, states
 
 if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
     from balsam_core.cli.output import Printer
     from balsam_core.client.database import Database
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from balsam_core.cli.backend_options import backend_options, parse_options, read_password, shown_warnings
-from balsam_core.cli.command import command, pass_session
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["restore"]
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from balsam_core.cli import selectors
-from balsam_core.cli.command import command, pass_session
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
-    from balsam_core.model.filters import Condition
+from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["retry"]
 
@@ -27,7 +21,4 @@ def retry(session: Session, selector: tuple[str, ...]) -> None:
     from balsam_core.cli.changing import change_jobs
     from balsam_core.model.calls import RetryJobs
 
-    def call(where: Condition) -> RetryJobs:
-        return RetryJobs(where=where)
-
-    change_jobs(session, selector, "retried", call, why_none="none of them had failed or been killed")
+    change_jobs(session, selector, "retried", RetryJobs, why_none="none of them had failed or been killed")

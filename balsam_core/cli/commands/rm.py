@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from balsam_core.cli import selectors
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 
 if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
     from balsam_core.cli.output import Printer
     from balsam_core.client.database import Database
 

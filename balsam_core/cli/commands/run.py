@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.job_options import add_job, job_options
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
 
 __all__ = ["run"]
 

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.selectors import choose_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from balsam_core.cli.command import Session
 
 __all__ = ["show"]
 

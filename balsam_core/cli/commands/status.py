@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balsam_core.cli.command import Session
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import LauncherInfo
 
