@@ -18,20 +18,6 @@ imports none. The command ``hello`` is a function in ``commands/hello.py``::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from balsam_core.cli.invocation import main
 
 __all__ = ["main"]
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        args: The words after ``balsam``; None for those of this process.
-    """
-    from balsam_core.cli.invocation import run
-
-    return run(args)

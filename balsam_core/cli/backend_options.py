@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from balsam_core.cli.values import PAIR, mapping
+from balsam_core.cli.values import converted, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from balsam_core.cli.output import Printer
 
-__all__ = ["backend_options", "parse_options", "read_password", "shown_warnings"]
+__all__ = ["backend_options", "read_password", "shown_warnings", "with_url"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -26,9 +26,10 @@ PASSWORD_VARIABLE = "BALSAM_DB_PASSWORD"  # noqa: S105  (a name, no password)
 _OPTIONS = (
     click.option(
         "--option",
-        type=PAIR,
+        "options",
         multiple=True,
         metavar="KEY=VALUE",
+        callback=converted(mapping),
         help="An option of the database type. May be repeated.",
     ),
     click.option("--url", metavar="URL", help="Use a database on a server that somebody else runs."),
@@ -42,24 +43,21 @@ _OPTIONS = (
 
 
 def backend_options(function: F) -> F:
-    """Give a command the arguments ``option``, ``url`` and ``password_file``."""
+    """Give a command the arguments ``options``, ``url`` and ``password_file``."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
-def parse_options(option: tuple[tuple[str, str], ...], url: str | None) -> dict[str, str]:
-    """Return ``--option`` and ``--url`` as one dictionary.
+def with_url(options: dict[str, str], url: str | None) -> dict[str, str]:
+    """Return the options with ``--url`` as one of them.
 
     Raises:
-        click.UsageError: An option is given twice.
+        click.UsageError: The URL is given twice.
     """
-    options = mapping("--option", option)
-    if url is not None:
-        if "url" in options:
-            raise click.UsageError("the URL is given twice: use --url")
-        options["url"] = url
-    return options
+    if url is not None and "url" in options:
+        raise click.UsageError("the URL is given twice: use --url")
+    return options if url is None else {**options, "url": url}
 
 
 def read_password(url: str | None, file: str | None) -> str | None:

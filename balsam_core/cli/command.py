@@ -55,11 +55,12 @@ class Session:
 
         return Printer(self.format)
 
-    def directory(self, db_type: str = "") -> DBDir:
+    def directory(self, db_type: str = "", *, create: bool = False) -> DBDir:
         """Return the chosen DB directory, without opening its database.
 
         Args:
             db_type: The db type that it must have; empty for any.
+            create: Whether to create the default DB if that is chosen and not there.
 
         Raises:
             Conflict: It has another one.
@@ -70,7 +71,12 @@ class Session:
         from balsam_core.errors import Conflict
         from balsam_core.system.files import shown
 
-        found = DBDir.open(resolve_db_path(self.db).path)
+        resolved = resolve_db_path(self.db)
+        if create and resolved.source == "default":
+            from balsam_core.admin.initialise import ensure_default
+
+            ensure_default(resolved.path)
+        found = DBDir.open(resolved.path)
         if db_type and found.db_type != db_type:
             raise Conflict(f"{shown(found.path)} is a DB of type {found.db_type}, not {db_type}: name another by --db")
         return found

@@ -19,7 +19,7 @@ from balsam_core.errors import BalsamError, InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["run"]
+__all__ = ["main"]
 
 USAGE = 2
 INTERRUPTED = 130  # as a shell counts: 128 + SIGINT
@@ -28,8 +28,12 @@ COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
 LONGEST_MESSAGE = 2000  # characters
 
 
-def run(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        args: The words after ``balsam``; None for those of this process.
+    """
     _open_standard_streams()
     words = list(sys.argv[1:] if args is None else args)
     session = Session()

@@ -13,11 +13,10 @@ import click
 from balsam_core.cli.values import (
     AT_LEAST_0,
     AT_LEAST_1,
-    JSON_OBJECT,
     LARGEST,
-    PAIR,
     SHARE,
     converted,
+    json_object,
     mapping,
     parameters,
     patterns,
@@ -39,7 +38,7 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--workflow", "--wf"), {"metavar": "NAME", "help": "The workflow that it belongs to.  [default: default]"}),
     (("--description",), {"help": "Free text."}),
     (("--param", "-p", "parameters"), {
-        "type": PAIR, "multiple": True, "metavar": "KEY=VALUE", "callback": converted(parameters),
+        "multiple": True, "metavar": "KEY=VALUE", "callback": converted(parameters),
         "help": "Value for a {KEY} of the command; JSON where it is JSON, else text. May be repeated.",
     }),
     (("--parent", "parents"), {
@@ -60,7 +59,7 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
     (("--user-workdir",), {"metavar": "PATH", "help": "Run here instead of in a working directory of its own."}),
     (("--env", "environ"), {
-        "type": PAIR, "multiple": True, "metavar": "KEY=VALUE", "callback": converted(mapping),
+        "multiple": True, "metavar": "KEY=VALUE", "callback": converted(mapping),
         "help": "Environment variable. May be repeated.",
     }),
     (("--preprocess",), {"metavar": "COMMAND", "help": "Command to run before the job, instead of the app's."}),
@@ -81,7 +80,7 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--node-packing-count",), {"type": AT_LEAST_1, "help": "How many such jobs share one node."}),
     (("--cpu-affinity",), {"help": "Binding of processes to cores."}),
     (("--key",), {"help": "Unique key: if a job with this key exists, none is added and its id is printed."}),
-    (("--data",), {"type": JSON_OBJECT, "metavar": "JSON", "help": "A JSON object of your own."}),
+    (("--data",), {"metavar": "JSON", "callback": converted(json_object), "help": "A JSON object of your own."}),
 )  # fmt: skip
 
 

@@ -58,18 +58,13 @@ class Chosen:
         self.conditions = list(conditions)
         self._jobs = jobs
 
-    @property
-    def queries(self) -> list[JobQuery]:
-        """One query for each condition."""
-        return [self._jobs.where(condition) for condition in self.conditions]
-
     def count(self) -> int:
         """Count the jobs."""
-        return sum(query.count() for query in self.queries)
+        return sum(self._jobs.where(condition).count() for condition in self.conditions)
 
     def ids(self) -> list[int]:
         """Read the ids, each once, in their order."""
-        return sorted({job for query in self.queries for job in query.ids()})
+        return sorted({job for condition in self.conditions for job in self._jobs.where(condition).ids()})
 
 
 def parse(words: Iterable[str]) -> Selection:

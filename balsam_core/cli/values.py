@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AT_LEAST_0",
     "AT_LEAST_1",
-    "JSON_OBJECT",
     "MINUTES",
-    "PAIR",
     "SHARE",
     "converted",
+    "json_object",
     "mapping",
     "parameters",
     "patterns",
@@ -60,68 +59,31 @@ AT_LEAST_0 = _AtLeast(0)
 AT_LEAST_1 = _AtLeast(1)
 
 
-if TYPE_CHECKING:
-    ParamType = click.ParamType[Any]  # generic in newer versions only
-else:
-    ParamType = click.ParamType
-
-
-class _Pair(ParamType):
-    """``KEY=VALUE``, split at the first equals sign."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:  # noqa: ANN401  (click's signature)
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            self.fail(f"{quote(value)} is not of the form KEY=VALUE", param, ctx)
-        return key, text
-
-
-class _JSONObject(ParamType):
-    """A JSON object, as a dictionary."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:  # noqa: ANN401  (click's signature)
-        if isinstance(value, dict):
-            return value
-        import msgspec
-
-        try:
-            return msgspec.json.decode(value, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as err:
-            self.fail(f"{quote(value)} is no JSON object: {err}", param, ctx)
-
-
-PAIR = _Pair()
-JSON_OBJECT = _JSONObject()
-
-
 def converted(convert: Callable[[str, Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Return a click callback that calls ``convert`` with an option's name, for messages, and its values."""
-    return lambda _ctx, param, values: convert(max(param.opts, key=len), values)
+    """Return a click callback that converts an option's value by a function of the option's name and the value."""
+    return lambda _ctx, param, value: None if value is None else convert(max(param.opts, key=len), value)
 
 
-def mapping(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return repeated ``KEY=VALUE`` options as a dictionary.
+def mapping(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """Return repeated ``KEY=VALUE`` options, split at the first equals sign, as a dictionary.
 
     Raises:
-        click.UsageError: A key is given twice.
+        click.UsageError: A text has another form, or a key is given twice.
     """
     found: dict[str, str] = {}
-    for key, value in pairs:
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"{option}: {quote(text)} is not of the form KEY=VALUE")
         if key in found:
             raise click.UsageError(f"{option} gives {quote(key)} twice")
         found[key] = value
     return found
 
 
-def parameters(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def parameters(option: str, texts: Iterable[str]) -> dict[str, Any]:
     """Return repeated ``KEY=VALUE`` options as job parameters: JSON is decoded, everything else is text."""
-    return {key: _decode_json_or_text(text) for key, text in mapping(option, pairs).items()}
+    return {key: _decode_json_or_text(text) for key, text in mapping(option, texts).items()}
 
 
 def _decode_json_or_text(text: str) -> object:
@@ -131,6 +93,20 @@ def _decode_json_or_text(text: str) -> object:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
         return text
+
+
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """Return a JSON object as a dictionary.
+
+    Raises:
+        click.UsageError: The text is something else.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as err:
+        raise click.UsageError(f"{option}: {quote(text)} is no JSON object: {err}") from None
 
 
 def patterns(option: str, texts: Iterable[str]) -> list[str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.live import Live
 
 __all__ = ["LiveProgress", "PlainProgress", "Progress", "Snapshot", "progress_on"]
@@ -41,16 +43,21 @@ class Snapshot:
         """Ended jobs per second."""
         return (self.finished + self.failed) / self.seconds if self.seconds > 0 else 0.0
 
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """Give the parts of a line, without the remark, each with its style for rich."""
+        yield f"{self.finished} finished", "green" if self.finished else "dim"
+        yield f"{self.failed} failed", "bold red" if self.failed else "dim"
+        if self.killed:
+            yield f"{self.killed} killed", "yellow"
+        yield f"{self.running} running", "blue" if self.running else "dim"
+        if self.queued:
+            yield f"{self.queued} claimed", "dim"
+        yield f"{self.rate:.1f} jobs/s", "dim"
+        yield duration(self.seconds), "dim"
+
     def text(self) -> str:
         """Return it as one line."""
-        parts = [f"{self.finished} finished", f"{self.failed} failed"]
-        if self.killed:
-            parts.append(f"{self.killed} killed")
-        parts.append(f"{self.running} running")
-        if self.queued:
-            parts.append(f"{self.queued} claimed")
-        parts += [f"{self.rate:.1f} jobs/s", duration(self.seconds)]
-        return ", ".join(parts) + (f" ({self.remark})" if self.remark else "")
+        return ", ".join(text for text, _ in self.parts()) + (f" ({self.remark})" if self.remark else "")
 
 
 class Progress:
@@ -108,16 +115,9 @@ class LiveProgress(Progress):
         """Redraw the line."""
         from rich.text import Text
 
-        line = Text(no_wrap=True, overflow="ellipsis")
-        line.append(f"{snapshot.finished} finished", "green" if snapshot.finished else "dim")
-        line.append("  ")
-        line.append(f"{snapshot.failed} failed", "bold red" if snapshot.failed else "dim")
-        if snapshot.killed:
-            line.append(f"  {snapshot.killed} killed", "yellow")
-        line.append(f"  {snapshot.running} running", "blue" if snapshot.running else "dim")
-        line.append(f"  {snapshot.rate:.1f} jobs/s  {duration(snapshot.seconds)}", "dim")
-        if snapshot.remark:
-            line.append(f"  {snapshot.remark}", "yellow")
+        parts = [*snapshot.parts(), (snapshot.remark, "yellow")]
+        line = Text("  ").join(Text(text, style) for text, style in parts)
+        line.no_wrap, line.overflow = True, "ellipsis"
         if self._live is None:
             from rich.console import Console
             from rich.live import Live

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from balsam_core.cli.command import Session, command, pass_session
-from balsam_core.cli.values import PAIR, converted, mapping
+from balsam_core.cli.values import converted, mapping
 
 __all__ = ["app"]
 
@@ -26,7 +26,6 @@ __all__ = ["app"]
 @click.option(
     "--env",
     "environ",
-    type=PAIR,
     multiple=True,
     metavar="KEY=VALUE",
     callback=converted(mapping),

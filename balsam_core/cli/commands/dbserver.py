@@ -91,7 +91,7 @@ def _start_server(session: Session, options: ServerOptions, *, chosen: bool) -> 
     from balsam_core.watchdog.control import start
     from balsam_core.watchdog.lease import LeaseObserver
 
-    directory = _choose_directory(session, create=True)
+    directory = session.directory(create=True)
     started = start(directory, options)
     server = started.address
     printer = session.printer()
@@ -109,7 +109,7 @@ def _serve_in_foreground(session: Session, options: ServerOptions) -> None:
 
     from balsam_core.watchdog.process import run_in_foreground
 
-    directory = _choose_directory(session, create=True)
+    directory = session.directory(create=True)
 
     def ready(server: Address) -> None:
         session.printer().one(_address_record(directory, server), f"running at {server.place}")
@@ -122,7 +122,7 @@ def _stop_server(session: Session, *, takeover: bool) -> None:
     from balsam_core.cli.text import printable
     from balsam_core.watchdog.control import stop
 
-    directory = _choose_directory(session) if session.db is not None else _find_served()
+    directory = session.directory() if session.db is not None else _find_served()
     done = "none" if directory is None else stop(directory, takeover=takeover)
     where = "" if directory is None else f" of {printable(str(directory.path))}"
     text = {
@@ -161,7 +161,7 @@ def _find_served() -> DBDir | None:
 def _show_status(session: Session) -> None:
     from balsam_core.watchdog.control import describe
 
-    directory = _choose_directory(session)
+    directory = session.directory()
     state = describe(directory)
     record = status_record(directory, state)
     session.printer().one(record, _format_lines(record, state))
@@ -171,7 +171,7 @@ def _reset_server(session: Session) -> None:
     from balsam_core.cli.text import printable
     from balsam_core.watchdog.control import reset
 
-    directory = _choose_directory(session)
+    directory = session.directory()
     reset(directory)
     text = f"reset: no server of {printable(str(directory.path))} is published"
     session.printer().one({"path": str(directory.path), "result": "reset"}, text)
@@ -272,16 +272,3 @@ def _address_record(directory: DBDir, server: Address) -> dict[str, object]:
         "node": server.node,
         "epoch": server.epoch,
     }
-
-
-def _choose_directory(session: Session, *, create: bool = False) -> DBDir:
-    """Return the chosen DB directory; the default one is created if a server is to be started for it."""
-    from balsam_core.dbdir.directory import DBDir
-    from balsam_core.dbdir.settings import resolve_db_path
-
-    resolved = resolve_db_path(session.db)
-    if create and resolved.source == "default":
-        from balsam_core.admin.initialise import ensure_default
-
-        return ensure_default(resolved.path)
-    return DBDir.open(resolved.path)

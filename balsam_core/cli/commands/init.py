@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from balsam_core.cli.backend_options import backend_options, parse_options, read_password, shown_warnings
+from balsam_core.cli.backend_options import backend_options, read_password, shown_warnings, with_url
 from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["init"]
@@ -28,7 +28,7 @@ def init(
     session: Session,
     path: str,
     db_type: str | None,
-    option: tuple[tuple[str, str], ...],
+    options: dict[str, str],
     url: str | None,
     password_file: str | None,
 ) -> None:
@@ -42,7 +42,7 @@ def init(
     from balsam_core.admin.initialise import initialise
     from balsam_core.cli.text import printable
 
-    options = parse_options(option, url)
+    options = with_url(options, url)
     printer = session.printer()
     with shown_warnings(printer):
         done = initialise(path, db_type, options, password=read_password(options.get("url"), password_file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from balsam_core.cli.backend_options import backend_options, parse_options, read_password, shown_warnings
+from balsam_core.cli.backend_options import backend_options, read_password, shown_warnings, with_url
 from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["restore"]
@@ -24,7 +24,7 @@ def restore(
     session: Session,
     file: str,
     path: str,
-    option: tuple[tuple[str, str], ...],
+    options: dict[str, str],
     url: str | None,
     password_file: str | None,
 ) -> None:
@@ -39,7 +39,7 @@ def restore(
     from balsam_core.admin.backup import restore as load
     from balsam_core.cli.text import printable
 
-    options = parse_options(option, url)
+    options = with_url(options, url)
     printer = session.printer()
     with shown_warnings(printer):
         directory, saved = load(file, path, options, password=read_password(options.get("url"), password_file))
