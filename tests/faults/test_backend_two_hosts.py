@@ -27,7 +27,7 @@ def db(guarded, kind):
 
 
 def test_programs_on_another_host_use_the_server(hosts, db, kind, tmp_path, amount, verdict):
-    """Issue 4, point 1: through TLS; and what is said where that can't be."""
+    """Through TLS; a server that listens on its own host only is reported with the remedy."""
     alpha, beta = hosts
     number, count = amount((1, 10), (8, 200))
 
@@ -62,7 +62,7 @@ def test_programs_on_another_host_use_the_server(hosts, db, kind, tmp_path, amou
     report = check(journals, rows_by_api(db.path))
     report.assert_exact()
     assert not report.errors
-    verdict("point 1", f"{kind}: clients on another host, through TLS", f"CLI and API work from there: {report}")
+    verdict("S06", f"{kind}: clients on another host, through TLS", f"CLI and API work from there: {report}")
 
 
 def test_host_lost_with_its_server(hosts, db, kind, amount, verdict):

@@ -300,12 +300,12 @@ def test_hostile_values_are_refused_by_name(module_served):
         peer.send(Hello(3, 1, "x\n", "forged line of the log", ""))
         peer.send(write(OpenStagedInsert(), 3, client="\n"))
         peer.send(StatusRequest(4))
-        assert peer.receive(10).id == 4, "they are dropped"
+        assert peer.receive(10).number == 4, "they are dropped"
         for depth in (2_000, 100_000):  # too deep to be read at all
             peer.send(run(3, "get_rows", bomb(depth)))
             peer.send(run(3, "get_info", b"\x91" * depth))
             peer.send(StatusRequest(4))
-            assert peer.receive(10).id == 4, "they are dropped"
+            assert peer.receive(10).number == 4, "they are dropped"
     assert served.address == before
     assert not tracebacks(served)
 

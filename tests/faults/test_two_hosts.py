@@ -103,7 +103,7 @@ def runs(host, pid):
 
 
 def test_programs_on_another_host_use_the_server(hosts, db, tmp_path, amount, verdict):
-    """Issue 3, point 2."""
+    """With the command line and Python; a server that listens on its own host only is reported with the remedy."""
     alpha, beta = hosts
     serve(alpha, db)
     line, seconds = refused(beta, "ls", "--db", db.path)
@@ -133,7 +133,7 @@ def test_programs_on_another_host_use_the_server(hosts, db, tmp_path, amount, ve
     report.assert_exact()
     assert not report.errors
     verdict(
-        "point 2",
+        "S06",
         "clients on another host",
         f"CLI and API work from there, loopback address: clear error after {seconds:.1f} s: {report}",
     )

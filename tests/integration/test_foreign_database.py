@@ -1,4 +1,4 @@
-"""A database file that belongs to another DB directory is used by nobody: not directly, not by a server, not to read."""
+"""A database file that belongs to another DB directory is used by nobody: neither directly nor by a server."""
 
 from __future__ import annotations
 
