@@ -21,7 +21,7 @@ import msgspec
 from balsam_core.backends import registry
 from balsam_core.dbdir.address import Address
 from balsam_core.dbdir.directory import DBDir, make_tree
-from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable, by_code
+from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable, error_class
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system import logs
 from balsam_core.system.files import reason, shown
@@ -85,7 +85,7 @@ def launch(db: DBDir, options: ServerOptions) -> Address | None:
         last = lines[-1].decode(errors="replace") if lines else "it ended without a word"
         raise Unavailable(f"the watchdog of {shown(db.path)} could not start: {last}; see {shown(db.log)}") from None
     if report.code:
-        error = by_code(report.code)
+        error = error_class(report.code)
         raise error(report.message + (f"; its log is in {shown(db.log)}" if error is Unavailable else ""))
     return report.address
 

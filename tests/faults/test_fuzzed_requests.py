@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balsam_core import Job
-from balsam_core.errors import by_code
+from balsam_core.errors import error_class
 from balsam_core.model import calls
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
@@ -293,7 +293,7 @@ def test_hostile_values_are_refused_by_name(module_served):
         for request in HOSTILE:
             reply = peer.ask(request, 10)
             if reply.code:
-                assert by_code(reply.code).code == reply.code
+                assert error_class(reply.code).code == reply.code
                 message = msgspec.msgpack.decode(reply.body, type=str)
                 assert message.isprintable(), (request, message)
                 assert "see its log" not in message, (request, message)

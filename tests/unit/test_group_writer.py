@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.errors import BalsamError, by_code
+from balsam_core.errors import BalsamError, error_class
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
     AddApp,
@@ -58,7 +58,7 @@ def add(name, **fields):
 
 def result(sent, answer):
     if answer.code:
-        raise by_code(answer.code)(msgspec.msgpack.decode(answer.body))
+        raise error_class(answer.code)(msgspec.msgpack.decode(answer.body))
     return decode_result(sent.kind, answer.body)
 
 

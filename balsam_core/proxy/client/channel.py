@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from balsam_core.dbdir.address import endpoint
-from balsam_core.errors import by_code
+from balsam_core.errors import error_class
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
 from balsam_core.proxy.protocol import PROTOCOL, Hello, Welcome, catalogue
@@ -170,7 +170,7 @@ class Channel:
                 self._say_hello()
             return False
         if reply.code:
-            raise by_code(reply.code)(decode_text(reply.body))
+            raise error_class(reply.code)(decode_text(reply.body))
         # Read before it was sent here, so the offset is never too large, and a call never runs after its deadline.
         self._clock_offset = decode_welcome(reply.body).clock - arrived
         self.welcomed = True

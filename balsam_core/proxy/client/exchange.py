@@ -16,7 +16,7 @@ import msgspec
 import zmq
 
 from balsam_core.dbdir.address import is_gone
-from balsam_core.errors import Expired, TooLarge, Unavailable, by_code
+from balsam_core.errors import Expired, TooLarge, Unavailable, error_class
 from balsam_core.proxy import protocol
 from balsam_core.proxy.client.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
@@ -201,7 +201,7 @@ class Exchange:
         self._client.give_back(address, channel)
         self._answered = True
         if reply.code:
-            raise by_code(reply.code)(decode_text(reply.body))
+            raise error_class(reply.code)(decode_text(reply.body))
         return bytes(reply.body)
 
     def _ask(self, channel: Channel, address: Address) -> protocol.Reply:
