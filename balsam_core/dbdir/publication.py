@@ -85,6 +85,11 @@ class Publication:
         published = self.current()
         if published is None:
             raise NotPublishedError
+        self.check_reachable(published)
+        return published
+
+    def check_reachable(self, published: Address) -> None:
+        """Raise Unavailable where a published server can't be reached from this machine."""
         if is_loopback(published.host) and not is_here(published):
             if published.node == this_machine().node:
                 raise Unavailable(
@@ -95,7 +100,6 @@ class Publication:
                 f"the server of {self.name} listens only on its own host, {published.node}, and this is another one: "
                 f"restart it there with balsam dbserver --stop, then balsam dbserver --host 0.0.0.0"
             )
-        return published
 
 
 def is_loopback(host: str) -> bool:

@@ -84,10 +84,10 @@ class ProxyClient:
 
         return Exchange(self, request, deadline, writes=request_id is not None)
 
-    def server_status(self, deadline: float) -> ServerStatus:
+    def server_status(self, address: Address, deadline: float) -> ServerStatus:
         """Ask the server how it is; raises as :meth:`Exchange.attempt`."""
         exchange = Exchange(self, lambda number, _: StatusRequest(number), deadline, writes=False)
-        return msgspec.msgpack.decode(exchange.attempt(), type=ServerStatus)
+        return msgspec.msgpack.decode(exchange.attempt(address), type=ServerStatus)
 
     def close(self) -> None:
         """Close all connections; calls of other threads end with an error."""
@@ -106,19 +106,13 @@ class ProxyClient:
         """The DB directory, for messages."""
         return self.publication.name
 
-    def server(self) -> Address:
-        """Return the published server.
-
-        Raises:
-            NotPublishedError: There is none.
-            Unavailable: It can't be reached from here.
-        """
-        address = self.publication.reachable()
+    def check(self, address: Address) -> None:
+        """Raise Unavailable where a published server can't be used from here."""
+        self.publication.check_reachable(address)
         if address.protocol != protocol.NAME:
             raise Unavailable(
                 f"{self.name} is served by another kind of server ({address.protocol}): upgrade balsam-core with pip"
             )
-        return address
 
     def is_server(self, address: Address) -> bool:
         """Return whether this server is still the published one, and this client open."""
@@ -178,17 +172,16 @@ class Exchange:
         """Whether a server may have the write, and none has said what became of it."""
         return self._writes and self._sent and not self._answered
 
-    def attempt(self) -> bytes:
-        """Send the request on one connection and return the encoded answer.
+    def attempt(self, address: Address) -> bytes:
+        """Send the request to a published server on one connection and return the encoded answer.
 
         Raises:
-            TryAgainError: The connection is of no use any more, or another server is published.
-            NotPublishedError: No server is published any more.
+            TryAgainError: The connection is of no use any more, or another server, or none, is published.
             BalsamError: The server's answer; or the server can't be reached and waiting on makes no sense.
         """
-        address = self._client.server()
         if address != self._address:
             self._address, self._unreachable_since = address, None
+        self._client.check(address)
         channel = self._client.take(address)
         try:
             reply = self._ask(channel, address)

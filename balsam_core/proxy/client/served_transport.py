@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from balsam_core.dbdir.address import is_here
-from balsam_core.dbdir.publication import NotPublishedError, Publication
+from balsam_core.dbdir.publication import Publication
 from balsam_core.errors import DBDirError, OutcomeUnknown, SchemaMismatch, ServerNotRunning, Unavailable
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
 from balsam_core.model.codec import decode_call
@@ -64,15 +65,16 @@ class ServedTransport(EncodedTransport):
         while True:
             try:
                 self.check_open()
-                if self._publication.current() is None:
+                published = self._publication.current()
+                if published is None:
                     return self._open_direct().perform(kind, data, request_id, deadline)
                 self._close_direct()
                 if exchange is None:
                     if request_id is None and (answer := self._read_bulk(kind, data, deadline)) is not None:
                         return answer
                     exchange = self._open_client().exchange(kind, data, request_id, deadline)
-                return exchange.attempt()
-            except (TryAgainError, NotPublishedError):
+                return exchange.attempt(published)
+            except TryAgainError:
                 if time.monotonic() > deadline + GRACE:
                     err = f"the server of {self._publication.name} came and went until the time was over"
                     raise _outcome(Unavailable(err), exchange) from None
@@ -139,11 +141,9 @@ class ServedTransport(EncodedTransport):
     def server_status(self) -> ServerStatus | None:
         """Ask the server how it is; None while none is published."""
         deadline = time.monotonic() + STATUS_TIMEOUT
-        while self._publication.current() is not None:
-            try:
-                return self._open_client().server_status(deadline)
-            except (TryAgainError, NotPublishedError):
-                continue
+        while (published := self._publication.current()) is not None:
+            with suppress(TryAgainError):
+                return self._open_client().server_status(published, deadline)
         return None
 
     def close(self) -> None:
