@@ -32,44 +32,46 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:
-        args: The words after ``balsam``; None for those of this process.
+        args: The command line after ``balsam``; None for those of this process.
     """
     _open_standard_streams()
-    words = list(sys.argv[1:] if args is None else args)
+    arguments = list(sys.argv[1:] if args is None else args)
     session = Session()
-    code = _run_command(words, session)
+    code = _run_command(arguments, session)
     try:
         sys.stdout.flush()
     except OSError as err:
-        code = _handle_lost_output(err, session, words)
+        code = _handle_lost_output(err, session, arguments)
     return code
 
 
-def _run_command(words: list[str], session: Session) -> int:
+def _run_command(arguments: list[str], session: Session) -> int:
     from balsam_core.cli.root import root
 
     if os.environ.get(COMPLETION_VARIABLE):  # the shell completes a command line
-        root.main(words, prog_name="balsam", complete_var=COMPLETION_VARIABLE)
+        root.main(arguments, prog_name="balsam", complete_var=COMPLETION_VARIABLE)
     try:
         # Not root.main(): it prints errors on several lines and handles a closed pipe in its own way.
-        with root.make_context("balsam", words, obj=session) as ctx:
+        with root.make_context("balsam", arguments, obj=session) as ctx:
             code = root.invoke(ctx)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError as err:
-        return _handle_lost_output(err, session, words)
+        return _handle_lost_output(err, session, arguments)
     except Exception as err:  # noqa: BLE001  (users see tracebacks on request only)
-        return _report_exception(err, session, words)
+        return _report_exception(err, session, arguments)
     return code if isinstance(code, int) else 0
 
 
-def _report_exception(err: Exception, session: Session, words: list[str]) -> int:
+def _report_exception(err: Exception, session: Session, arguments: list[str]) -> int:
     code, message, exit_code = _describe_exception(err)
     if code == "unexpected" and not session.verbose:
         message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"
-    return _report_error(session, words, code, message, exit_code, None if isinstance(err, click.UsageError) else err)
+    return _report_error(
+        session, arguments, code, message, exit_code, None if isinstance(err, click.UsageError) else err
+    )
 
 
 def _describe_exception(err: Exception) -> tuple[str, str, int]:
@@ -96,7 +98,7 @@ def _describe_exception(err: Exception) -> tuple[str, str, int]:
 
 
 def _report_error(
-    session: Session, words: list[str], code: str, message: str, exit_code: int, err: BaseException | None = None
+    session: Session, arguments: list[str], code: str, message: str, exit_code: int, err: BaseException | None = None
 ) -> int:
     """Tell the user about an error; returns the exit code."""
     from balsam_core.cli.text import flatten
@@ -108,7 +110,7 @@ def _report_error(
     line = flatten(message)
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
-    if _wants_json(session, words):
+    if _wants_json(session, arguments):
         import json
 
         content = {"code": code, "message": line, "exit_code": exit_code}
@@ -125,18 +127,18 @@ def _report_error(
     return exit_code
 
 
-def _wants_json(session: Session, words: list[str]) -> bool:
+def _wants_json(session: Session, arguments: list[str]) -> bool:
     """Whether errors are JSON; if the command line could not be parsed, it is searched for the option."""
     chosen = session.output
-    for index, word in enumerate(words):
-        if chosen is not None or word == "--":
+    for index, argument in enumerate(arguments):
+        if chosen is not None or argument == "--":
             break
-        if word in {"-o", "--output"}:
-            chosen = words[index + 1] if index + 1 < len(words) else None
-        elif word.startswith("--output="):
-            chosen = word.partition("=")[2]
-        elif word.startswith("-o"):
-            chosen = word[2:]
+        if argument in {"-o", "--output"}:
+            chosen = arguments[index + 1] if index + 1 < len(arguments) else None
+        elif argument.startswith("--output="):
+            chosen = argument.partition("=")[2]
+        elif argument.startswith("-o"):
+            chosen = argument[2:]
     if chosen not in FORMATS:
         chosen = os.environ.get(OUTPUT_VARIABLE, "").strip()
     return chosen in {"json", "jsonl"}
@@ -149,14 +151,14 @@ def _describe_os_error(err: OSError) -> str:
     return f"{' and '.join(names) or 'the system reports'}: {reason(err)}"
 
 
-def _handle_lost_output(err: OSError, session: Session, words: list[str]) -> int:
+def _handle_lost_output(err: OSError, session: Session, arguments: list[str]) -> int:
     """Return the exit code for output that can't be written; no message where the reader went away."""
     from balsam_core.system.files import reason
 
     _discard_output_of(1)
     if err.errno in {errno.EPIPE, errno.ECONNRESET}:
         return READER_GONE
-    return _report_error(session, words, "output", f"the output can't be written: {reason(err)}", 1, err)
+    return _report_error(session, arguments, "output", f"the output can't be written: {reason(err)}", 1, err)
 
 
 def _discard_output_of(descriptor: int) -> None:
