@@ -27,7 +27,15 @@ from balsam_core import Job, open_db
 
 REQUIRED = 0.2
 WORKERS = 2
-DATABASE = {"ClaimJobs", "UpdateJobs", "PromoteStagedInsert", "GetKilled", "Prune", "Unfinished", "CountWaiting"}
+DATABASE = {
+    "ClaimJobs",
+    "UpdateJobs",
+    "PromoteStagedInsert",
+    "GetKilledJobs",
+    "Prune",
+    "CountHeldByOthers",
+    "CountWaiting",
+}
 DATABASE |= {"CloseLauncher", "RenewLease"}
 
 

@@ -129,10 +129,10 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 def _ids_of(answer: Added, count: int) -> list[int]:
-    existing = answer.existing
+    existing = answer.existing_ids
     if not existing:
-        return list(range(answer.first, answer.first + count))
-    new_ids = iter(range(answer.first, answer.first + count))
+        return list(range(answer.first_id, answer.first_id + count))
+    new_ids = iter(range(answer.first_id, answer.first_id + count))
     return [existing[index] if index in existing else next(new_ids) for index in range(count)]
 
 

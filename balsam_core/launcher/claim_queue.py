@@ -15,10 +15,10 @@ from balsam_core.launcher.options import FIRST_POLL, LARGEST_CLAIM, LONGEST_POLL
 from balsam_core.model.calls import (
     MOST_JOBS,
     ClaimJobs,
+    CountHeldByOthers,
     CountJobs,
     GetRows,
     PromoteStagedInsert,
-    Unfinished,
     Update,
     UpdateJobs,
 )
@@ -153,7 +153,7 @@ class ClaimQueue:
         """Whether jobs for us may become claimable later: other launchers hold their parents."""
         if self._options.only is not None and not self._listed_jobs_wait():
             return False
-        return self._run(Unfinished(launcher=self._launcher_id, workflow=self._options.workflow)) > 0
+        return self._run(CountHeldByOthers(launcher=self._launcher_id, workflow=self._options.workflow)) > 0
 
     def _listed_jobs_wait(self) -> bool:
         waits = Compare("state", "in", [State.CREATED, State.AWAITING_PARENTS])

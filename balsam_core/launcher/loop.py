@@ -29,7 +29,7 @@ from balsam_core.launcher.retrying_client import OUTAGES, RetryingClient
 from balsam_core.model.calls import (
     CloseLauncher,
     CountWaiting,
-    GetKilled,
+    GetKilledJobs,
     Prune,
     RegisterLauncher,
     RenewLease,
@@ -246,7 +246,7 @@ class Launcher:
             self._end_killed(answer.killed)
         if now >= self._ask_killed_at and (self._runner.jobs or self._queue.jobs or self._unreleased):
             self._ask_killed_at = now + constants.ASK_KILLED_EVERY
-            self._end_killed(self._client.run(GetKilled(launcher=self._launcher_id)))
+            self._end_killed(self._client.run(GetKilledJobs(launcher=self._launcher_id)))
         if not self._end_reason:
             if now >= self._promote_at:
                 self._promote_at = now + constants.PROMOTE_EVERY

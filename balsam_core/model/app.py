@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from balsam_core.errors import InvalidInput
-from balsam_core.model.text import check_environ, check_text
+from balsam_core.model.text import check_environ, check_text, title
 
 __all__ = ["App"]
 
@@ -32,15 +32,19 @@ class App(msgspec.Struct, omit_defaults=True):
 
     def check(self) -> None:
         """Raise InvalidInput where a value can never work."""
+        try:
+            self._check_fields()
+        except InvalidInput as err:
+            raise InvalidInput(f"{title('app', self.name)}: {err}") from None
+
+    def _check_fields(self) -> None:
         from balsam_core.model.command import split
 
-        what = f"app {self.name!r}"
-        check_text(what, "name", self.name, longest=255, empty=False)
+        check_text("name", self.name, longest=255, empty=False)
         for field in ("description", "executable", "preprocess", "postprocess"):
-            check_text(what, field, getattr(self, field))
-        if not split(self.executable, what=f"{what}: executable"):
-            msg = f"{what}: the executable is empty; give the command that its jobs run"
-            raise InvalidInput(msg)
-        split(self.preprocess, what=f"{what}: preprocess")
-        split(self.postprocess, what=f"{what}: postprocess")
-        check_environ(what, self.environ)
+            check_text(field, getattr(self, field))
+        if not split(self.executable, what="executable"):
+            raise InvalidInput("the executable is empty; give the command that its jobs run")
+        split(self.preprocess, what="preprocess")
+        split(self.postprocess, what="postprocess")
+        check_environ("environ", self.environ)

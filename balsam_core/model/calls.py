@@ -39,7 +39,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, kw_only=True, forbid_unknown
     @classmethod
     def operation(cls) -> str:
         """Return the operation's name on the wire."""
-        return _name(cls)
+        return _operation_name(cls)
 
     @classmethod
     def result_type(cls) -> Any:  # noqa: ANN401  (any type form)
@@ -48,7 +48,7 @@ class Call(msgspec.Struct, Generic[R], frozen=True, kw_only=True, forbid_unknown
 
 
 @cache
-def _name(kind: type[Call[Any]]) -> str:
+def _operation_name(kind: type[Call[Any]]) -> str:
     return "".join("_" + c.lower() if c.isupper() else c for c in kind.__name__).lstrip("_")
 
 
@@ -65,8 +65,8 @@ class Write(Call[R], Generic[R], frozen=True, kw_only=True):
 
 
 WINDOW = 64
-"""Writes of one client between the oldest unanswered one and the newest: what is older was answered, and is not sent
-again. So the stored answers are bounded, and a late copy of an old write is known for one."""
+"""Writes of one client between the oldest unanswered one and the newest. An older one was answered and is not sent
+again, so the stored answers are bounded, and a late copy of an old write is recognised."""
 
 
 class RequestId(NamedTuple):
@@ -99,7 +99,7 @@ class GetInfo(Read[Info], frozen=True, kw_only=True):
 
 
 class Prune(Write[int], frozen=True, kw_only=True):
-    """Forget answers of clients unseen for 7 days and inserts abandoned for a day; returns how many rows went."""
+    """Forget answers older than 7 days and inserts left alone for a day; returns how many rows were removed."""
 
     limit: Slice = MOST_JOBS
 
@@ -130,21 +130,21 @@ class RemoveApp(Write[None], frozen=True, kw_only=True):
 
 
 class Added(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Ids of added jobs: ``first``, ``first + 1``, ..., except where a key existed.
+    """Ids of added jobs: ``first_id``, ``first_id + 1``, ..., except where a key existed.
 
     Attributes:
-        first: Id of the first new job.
-        existing: Position in the call -> id, for jobs whose key was there already; the others are numbered in order.
+        first_id: Id of the first new job.
+        existing_ids: Index in the call -> id, for jobs whose key existed; the other jobs have consecutive ids.
     """
 
-    first: int
-    existing: dict[int, int] = {}
+    first_id: int
+    existing_ids: dict[int, int] = {}
 
 
 class AddJobs(Write[Added], frozen=True, kw_only=True):
     """Add jobs: all of them or none.
 
-    A parent is an id, or ``-(position + 1)`` of an earlier job in the same call. With ``staged_insert`` the jobs stay
+    A parent is an id, or ``-(index + 1)`` of an earlier job in the same call. With ``staged_insert`` the jobs stay
     invisible until the staged insert is published.
     """
 
@@ -163,7 +163,7 @@ class PublishStagedInsert(Write[None], frozen=True, kw_only=True):
 
 
 class AbandonStagedInsert(Write[int], frozen=True, kw_only=True):
-    """Remove a slice of an unpublished staged insert; returns how many jobs went, 0 when the staged insert is gone."""
+    """Remove a slice of an unpublished staged insert; returns how many jobs were removed, 0 when it is gone."""
 
     staged_insert: int
     limit: Slice = MOST_JOBS
@@ -235,7 +235,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         job_id: The job.
         at: When it was written, by the database's clock.
-        transitions: The states that the job went through, each with the seconds before ``at`` when it came there.
+        transitions: The states that the job went through, each with the seconds before ``at`` when it came to it.
         message: Why.
         attempt: The attempt that it belongs to.
     """
@@ -332,10 +332,10 @@ class RegisterLauncher(Write[int], frozen=True, kw_only=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer to a launcher's sign of life.
+    """The answer to a launcher that renews its lease.
 
     Attributes:
-        killed: Jobs it holds that the user killed.
+        killed: Jobs that it holds and the user killed.
     """
 
     killed: list[int] = []
@@ -348,14 +348,14 @@ class RenewLease(Write[Heartbeat], frozen=True, kw_only=True):
     lease_seconds: Seconds
 
 
-class GetKilled(Read[list[int]], frozen=True, kw_only=True):
+class GetKilledJobs(Read[list[int]], frozen=True, kw_only=True):
     """Ask which of a launcher's jobs the user killed."""
 
     launcher: int
 
 
 class CloseLauncher(Write[None], frozen=True, kw_only=True):
-    """Say goodbye: jobs that the launcher still holds become claimable again."""
+    """End a launcher: jobs that it still holds become claimable again."""
 
     launcher: int
 
@@ -454,7 +454,7 @@ class CountWaiting(Read[dict[Waiting, int]], frozen=True, kw_only=True):
 
 
 class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A launcher that has not said goodbye."""
+    """A launcher that has not ended."""
 
     id: int
     host: str
@@ -467,11 +467,11 @@ class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class GetLaunchers(Read[list[LauncherInfo]], frozen=True, kw_only=True):
-    """List launchers that have not said goodbye, with the number of jobs that each holds."""
+    """List launchers that have not ended, with the number of jobs that each holds."""
 
 
-class Unfinished(Read[int], frozen=True, kw_only=True):
-    """Count jobs that other live launchers hold (up to ``limit``), as long as some job waits for a parent.
+class CountHeldByOthers(Read[int], frozen=True, kw_only=True):
+    """Count jobs that other live launchers hold (up to ``limit``); 0 also where no job waits for a parent.
 
     0 means that no job will become claimable by itself, so that an idle launcher can end.
     """

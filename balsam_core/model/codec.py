@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from balsam_core.errors import InvalidInput
+from balsam_core.errors import Corrupt, InvalidInput, SchemaMismatch
 
 if TYPE_CHECKING:
     from balsam_core.model.calls import Call
 
-__all__ = ["decode", "decode_call", "decode_result", "encode", "encode_call"]
+__all__ = ["decode_call", "decode_refusal", "decode_result", "encode", "encode_call"]
 
 R = TypeVar("R")
 
 encode = msgspec.msgpack.Encoder().encode
 """Encode a call or a result."""
-
-decode = msgspec.msgpack.Decoder().decode
-"""Decode a value of no particular type."""
 
 
 def encode_call(call: Call[R]) -> bytes:
@@ -35,8 +32,7 @@ def encode_call(call: Call[R]) -> bytes:
     try:
         return encode(call)
     except (TypeError, UnicodeEncodeError, OverflowError, RecursionError) as err:
-        msg = f"{call.operation()}: a value can't be stored: {err}"
-        raise InvalidInput(msg) from None
+        raise InvalidInput(f"{call.operation()}: a value can't be stored: {err}") from None
 
 
 @cache
@@ -53,10 +49,38 @@ def decode_call(kind: type[Call[R]], data: bytes) -> Call[R]:
     try:
         return _decoder(kind).decode(data)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-        msg = f"{kind.operation()}: {err}"
-        raise InvalidInput(msg) from None
+        raise InvalidInput(f"{kind.operation()}: {err}") from None
 
 
 def decode_result(kind: type[Call[R]], data: bytes) -> R:
-    """Return the result of a call of this kind."""
-    return _decoder(kind.result_type()).decode(data)  # type: ignore[no-any-return]
+    """Return the result of a call of this kind.
+
+    Raises:
+        SchemaMismatch: A value has another type than this program expects.
+        Corrupt: The bytes are no encoded value.
+    """
+    result: R = _decode_stored(kind.result_type(), data, f"the answer to {kind.operation()}")
+    return result
+
+
+def decode_refusal(data: bytes) -> tuple[str, str]:
+    """Return code and message of a stored error.
+
+    Raises:
+        SchemaMismatch: A value has another type than this program expects.
+        Corrupt: The bytes are no encoded value.
+    """
+    refusal: tuple[str, str] = _decode_stored(tuple[str, str], data, "a stored error")
+    return refusal
+
+
+def _decode_stored(kind: Any, data: bytes, what: str) -> Any:  # noqa: ANN401  (any type form)
+    try:
+        return _decoder(kind).decode(data)
+    except msgspec.ValidationError as err:
+        raise SchemaMismatch(
+            f"{what} holds a value that this program can't read ({err}): the database was written by another version; "
+            f"upgrade balsam-core with pip, then run: balsam init PATH"
+        ) from err
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise Corrupt(f"{what} is damaged ({err})") from err

@@ -31,14 +31,13 @@ def split(text: str, *, what: str) -> list[str]:
         InvalidInput: A quotation is not closed.
     """
     try:
-        return list(_words(text))
+        return list(_split_cached(text))
     except ValueError as err:
-        msg = f"{what}: can't split {text!r} into words ({err}); close the quotation"
-        raise InvalidInput(msg) from None
+        raise InvalidInput(f"{what}: can't split {text!r} into words ({err}); close the quotation") from None
 
 
 @lru_cache(maxsize=1024)  # the jobs of an ensemble have few different command lines
-def _words(text: str) -> tuple[str, ...]:
+def _split_cached(text: str) -> tuple[str, ...]:
     return tuple(shlex.split(text))
 
 
@@ -59,8 +58,7 @@ def fill(words: Sequence[str], parameters: Mapping[str, object], *, what: str) -
             found = parameters[match[1]]
         except KeyError:
             have = ", ".join(sorted(parameters)) or "none"
-            msg = f"{what}: parameter {match[1]!r} is missing (given: {have})"
-            raise InvalidInput(msg) from None
+            raise InvalidInput(f"{what}: parameter {match[1]!r} is missing (given: {have})") from None
         return found if isinstance(found, str) else str(found)
 
     return [_PLACEHOLDER.sub(value, word) for word in words]

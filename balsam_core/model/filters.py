@@ -33,8 +33,7 @@ class _Combinable:
         return NoneOf(parts=[self])  # type: ignore[list-item]
 
     def __bool__(self) -> bool:
-        msg = "a condition has no truth value: combine conditions with & | ~ instead of and / or / not"
-        raise TypeError(msg)
+        raise TypeError("a condition has no truth value: combine conditions with & | ~ instead of and / or / not")
 
 
 class Compare(_Combinable, msgspec.Struct, frozen=True, tag="compare", forbid_unknown_fields=True):

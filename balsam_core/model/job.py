@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import msgspec
-from msgspec.structs import astuple
+from msgspec.structs import astuple, fields
 
 from balsam_core.errors import InvalidInput
 from balsam_core.model.fields import Field, default
 from balsam_core.model.filters import Column
 from balsam_core.model.states import State
-from balsam_core.model.text import check_document, check_environ, check_text
+from balsam_core.model.text import check_document, check_environ, check_text, title
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from msgspec.structs import FieldInfo
 
     Parents = Field[Sequence["Job | int"]]
 else:
     Parents = list[int]
 
-__all__ = ["FIELDS", "Job", "check_columns"]
+__all__ = ["FIELDS", "GIVEN_BY_DATABASE", "Job", "check_columns", "field_infos"]
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -73,7 +76,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         cpu_affinity: Binding of processes to cores; empty for none.
         key: Unique over the database; adding a job with a key that exists gives the existing job.
         data: Any JSON object of the user's own.
-        id: The job's number, given by the database.
+        id: The job's id, given by the database.
         state: Where it stands.
         state_since: When it came there.
         created_at: When it was added.
@@ -116,6 +119,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
     key: Field[str | None] = default(None)
     data: Field[dict[str, Any]] = default({})
 
+    # GIVEN_BY_DATABASE
     id: Field[int | None] = default(None)
     state: Field[State] = default(State.CREATED)
     state_since: Field[datetime | None] = default(None)
@@ -131,55 +135,81 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
 
     def check(self) -> None:
         """Raise InvalidInput where a value can never work; numbers' ranges are checked by the codec."""
-        what = f"job {self.name!r}" if len(self.name) < 80 else f"job {self.name[:77]!r}..."  # noqa: PLR2004
-        check_columns(what, {name: (value,) for name, value in self.values().items()})
+        check_columns({name: (value,) for name, value in self.values().items()})
 
     def __repr__(self) -> str:
-        number = "new" if self.id is None else self.id
-        return f"<Job {number} {self.workflow}/{self.name} {self.state}>"
+        job_id = "new" if self.id is None else self.id
+        return f"<Job {job_id} {self.workflow}/{self.name} {self.state}>"
 
 
-_TEXTS = (
-    "description",
-    "app",
-    "args",
-    "command",
-    "stage_in",
-    "stage_out",
-    "user_workdir",
-    "preprocess",
-    "postprocess",
-    "cpu_affinity",
+GIVEN_BY_DATABASE = frozenset(
+    {"id", "state", "state_since", "created_at", "attempt", "retries", "return_code", "launcher_id"}
 )
-_DOCUMENTS = ("parameters", "input_files", "stage_out_files", "data")
+"""Fields whose values in a new job don't count."""
 
 
-def check_columns(what: str, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Raise InvalidInput where a value of some jobs can never work. Each different text is looked at once.
+@cache
+def field_infos() -> tuple[FieldInfo, ...]:
+    """Return type and default of each field. Takes 1 ms, so it is not done at import."""
+    return fields(Job)
+
+
+def check_columns(columns: Mapping[str, Sequence[Any]]) -> None:
+    """Raise InvalidInput for a value that can never work; the message names its job.
+
+    Whole columns are checked, since jobs of an ensemble share most of their values: each different text is looked at
+    once.
 
     Args:
-        what: The jobs in words, for the message.
-        columns: The jobs' values, by field.
+        columns: The values of some jobs, by field.
     """
-    for app, command in set(zip(columns["app"], columns["command"], strict=True)):
+    kinds = list(zip(columns["app"], columns["command"], strict=True))
+    for app, command in set(kinds):
         if bool(app) == bool(command):
-            msg = f"{what}: give either an app or a command" + (", not both" if app else "")
-            raise InvalidInput(msg)
-    for name in columns["name"]:
-        check_text(what, "name", name, longest=LONGEST_NAME)
-    for workflow in set(columns["workflow"]):
-        check_text(what, "workflow", workflow, longest=LONGEST_WORKFLOW, empty=False)
-    for key in columns["key"]:
-        if key is not None:
-            check_text(what, "key", key, longest=LONGEST_KEY, empty=False)
-    for field in _TEXTS:
-        for value in filter(None, set(columns[field])):
-            check_text(what, field, value)
-    for field in _DOCUMENTS:
-        for value in filter(None, columns[field]):
-            check_document(what, field, value)
-    for environ in filter(None, columns["environ"]):
-        check_environ(what, environ)
+            job = title("job", columns["name"][kinds.index((app, command))])
+            raise InvalidInput(f"{job}: give either an app or a command" + (", not both" if app else ""))
+    for field, check in _checks().items():
+        values = columns[field]
+        for value in filter(None, values) if check in _OF_DOCUMENTS else set(values):
+            try:
+                check(field, value)
+            except InvalidInput as err:
+                job = title("job", columns["name"][values.index(value)])
+                raise InvalidInput(f"{job}: {err}") from None
+
+
+@cache
+def _checks() -> dict[str, Callable[[str, Any], None]]:
+    """Return what checks the values of each field that a user gives as text or document."""
+    by_name: dict[str, Callable[[str, Any], None]] = {
+        "name": partial(check_text, longest=LONGEST_NAME),
+        "workflow": partial(check_text, longest=LONGEST_WORKFLOW, empty=False),
+        "key": _check_key,
+        "command": _check_command,
+        "environ": check_environ,
+    }
+    by_type: dict[Any, Callable[[str, Any], None]] = {str: check_text, dict: check_document, list: check_document}
+    for info in field_infos():
+        kind = get_origin(info.type) or info.type
+        if kind in by_type and info.name != "parents":  # Job objects or ids; an operation checks them
+            by_name.setdefault(info.name, by_type[kind])
+    return by_name
+
+
+_OF_DOCUMENTS = {check_document, check_environ}
+
+
+def _check_key(field: str, key: str | None) -> None:
+    if key is not None:
+        check_text(field, key, longest=LONGEST_KEY, empty=False)
+
+
+def _check_command(field: str, command: str) -> None:
+    from balsam_core.model.command import split
+
+    check_text(field, command)
+    if command and not split(command, what=field):
+        raise InvalidInput(f"the {field} is blank")
 
 
 FIELDS: tuple[str, ...] = Job.__struct_fields__

@@ -7,12 +7,13 @@ CREATED, (AWAITING_PARENTS,) READY, STAGED_IN, PREPROCESSED, RUNNING, RUN_DONE, 
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ACTIVE", "END", "PARENT_LOST", "RETRYABLE", "TRANSITIONS", "State", "illegal_transition"]
+__all__ = ["ACTIVE", "CHILD_END_STATE", "END", "TRANSITIONS", "UNSUCCESSFUL", "State", "first_illegal_transition"]
 
 
 class State(StrEnum):
@@ -61,25 +62,23 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 END = frozenset({_S.JOB_FINISHED, _S.FAILED, _S.USER_KILLED, _S.PARENT_KILLED})
 """States that a job leaves only by a retry."""
 
-RETRYABLE = END - {_S.JOB_FINISHED}
-"""End states that ``retry`` starts again."""
+UNSUCCESSFUL = END - {_S.JOB_FINISHED}
+"""End states that end the waiting children, too; ``retry`` starts such jobs again."""
 
-PARENT_LOST: dict[State, State] = {
+CHILD_END_STATE: dict[State, State] = {
     _S.FAILED: _S.FAILED,
     _S.USER_KILLED: _S.PARENT_KILLED,
     _S.PARENT_KILLED: _S.PARENT_KILLED,
 }
-"""What becomes of a waiting child when its parent ends in the given state."""
+"""The state in which a waiting child ends when its parent ends in the given one."""
 
 ACTIVE = frozenset(_S) - END
 """States of jobs that still have work before them."""
 
 
-def illegal_transition(start: State, transitions: Iterable[State]) -> tuple[State, State] | None:
+def first_illegal_transition(start: State, transitions: Iterable[State]) -> tuple[State, State] | None:
     """Return the first transition of the path that :data:`TRANSITIONS` forbids, None where all are allowed."""
-    here = start
-    for there in transitions:
-        if there not in TRANSITIONS[here]:
-            return here, there
-        here = there
+    for pair in pairwise([start, *transitions]):
+        if pair[1] not in TRANSITIONS[pair[0]]:
+            return pair
     return None

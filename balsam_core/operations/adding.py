@@ -1,4 +1,4 @@
-"""Operations that add jobs and dependencies."""
+"""The operation that adds jobs."""
 
 from __future__ import annotations
 
@@ -6,42 +6,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import astuple
-from sqlalchemy import BigInteger, and_, delete, insert, literal, not_, or_, select, update
+from sqlalchemy import and_, insert, literal, or_, select
 
-from balsam_core.errors import Conflict, InvalidInput, NotFound
-from balsam_core.model.calls import Added, AddEdge, AddJobs
-from balsam_core.model.command import split
+from balsam_core.errors import InvalidInput, NotFound
+from balsam_core.model.calls import Added, AddJobs
 from balsam_core.model.job import FIELDS, check_columns
-from balsam_core.model.states import END, PARENT_LOST, State
+from balsam_core.model.states import UNSUCCESSFUL, State
+from balsam_core.operations.conditions import in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants
-from balsam_core.operations.dimensions import app_needs, check_parameters, class_ids, shapes_of, workflow_ids
-from balsam_core.operations.events import INSERT_EVENTS, record
+from balsam_core.operations.events import INSERT_EVENTS
 from balsam_core.operations.execution import operation
-from balsam_core.operations.rows import DOCUMENTS, OPTIONAL_TEXTS, in_chunks, visible
+from balsam_core.operations.job_keys import KeyMatches, find_existing_keys
+from balsam_core.operations.small_tables import app_needs, check_parameters, class_ids, shapes_of, workflow_ids
 from balsam_core.operations.staged_inserts import extend_staged_insert, lock_open_staged_insert
+from balsam_core.operations.stored_fields import COPIED, DEFAULT_FOR_NULL, DOCUMENTS
 from balsam_core.schema.prepared import Insertion, Rows
-from balsam_core.schema.tables import counters, job_edges, job_events, jobs, staged_inserts
+from balsam_core.schema.tables import job_edges, jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from balsam_core.model.job import Job
-    from balsam_core.operations.dimensions import AppNeeds
     from balsam_core.operations.execution import Tx
-
-COPIED = (
-    "priority",
-    "key",
-    "wall_time_minutes",
-    "max_retries",
-    "wait_for_parents",
-    "post_error_handler",
-    "post_timeout_handler",
-    "auto_timeout_retry",
-)
-"""Fields that are stored as they are."""
-
-EMPTY_AS_NULL = (*OPTIONAL_TEXTS, *DOCUMENTS)
+    from balsam_core.operations.small_tables import AppNeeds
 
 
 @operation(AddJobs)
@@ -54,171 +41,78 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
         Conflict: The staged insert is published.
     """
     if not call.jobs:
-        return Added(first=0)
+        return Added(first_id=0)
     staged_insert = lock_open_staged_insert(tx, call.staged_insert) if call.staged_insert else None
-    given = _columns(call.jobs)
-    _check(call.jobs, given)
+    given = _values_by_field(call.jobs)
+    check_columns(given)
+    for job in call.jobs if any(given["id"]) else ():
+        if job.id is not None:
+            raise InvalidInput(f"job {job.name!r} has the id {job.id} already: ids are given by the database")
     needs = app_needs(tx, set(given["app"]) - {""})
     for job in call.jobs if needs else ():
         if job.app:
             check_parameters(job, needs[job.app].parameters)
-    existing = _existing_keys(tx, call) if any(given["key"]) else {}
-    new = [(place, job) for place, job in enumerate(call.jobs) if place not in existing]
+    stored, repeated = find_existing_keys(tx, call) if any(given["key"]) else KeyMatches({}, {})
+    new = [(index, job) for index, job in enumerate(call.jobs) if index not in stored and index not in repeated]
     if not new:
-        return Added(first=0, existing=existing)
-    first = tx.take_ids("jobs", len(new))
-    ids = {place: first + i for i, (place, _) in enumerate(new)}
-    for place, twin in existing.items():
-        ids[place] = ids[twin.place] if isinstance(twin, _Twin) else twin
-    parents = _Parents(tx, call, ids, {place for place, twin in existing.items() if not isinstance(twin, _Twin)})
-    if existing:
-        given = _columns([job for _, job in new])
-    rows = _rows(tx, call.staged_insert, given, [ids[place] for place, _ in new], needs, parents)
+        return Added(first_id=0, existing_ids=stored)
+    first_id = tx.take_ids("jobs", len(new))
+    ids = stored | {index: first_id + i for i, (index, _) in enumerate(new)}
+    ids.update((index, ids[first]) for index, first in repeated.items())
+    parents = _Parents(tx, call, ids, stored.keys())
+    if len(new) < len(call.jobs):
+        given = _values_by_field([job for _, job in new])
+    rows = _job_rows(tx, call.staged_insert, given, [ids[index] for index, _ in new], needs, parents)
     tx.insert(_INSERT_JOBS, rows)
-    parents.write(tx)
-    if events := _events(tx, rows):
+    parents.insert_edges(tx)
+    if events := _first_events(tx, rows):
         tx.insert(INSERT_EVENTS, events)
     if staged_insert is None:
-        fail_descendants(tx, parents.lost)
+        fail_descendants(tx, parents.unsuccessful)
     else:
-        extend_staged_insert(tx, staged_insert, first, first + len(new) - 1)
-    return Added(first=first, existing={place: ids[place] for place in existing})
+        extend_staged_insert(tx, staged_insert, first_id, first_id + len(new) - 1)
+    return Added(first_id=first_id, existing_ids={index: ids[index] for index in (*stored, *repeated)})
 
 
 _INSERT_JOBS = Insertion(jobs)
-_INSERT_EDGES = insert(job_edges)
 
 
-def _columns(given: Sequence[Job]) -> dict[str, tuple[Any, ...]]:
-    """Return the jobs' values by field."""
+def _values_by_field(given: Sequence[Job]) -> dict[str, Sequence[Any]]:
     return dict(zip(FIELDS, zip(*[astuple(job) for job in given], strict=True), strict=True))
 
 
-def _check(jobs_: Sequence[Job], given: dict[str, tuple[Any, ...]]) -> None:
-    try:
-        check_columns("jobs", given)
-        for command in set(given["command"]) - {""}:
-            _check_command("jobs", command)
-        if not any(given["id"]):
-            return
-    except InvalidInput:
-        pass
-    for job in jobs_:  # for a message that names the job
-        job.check()
-        _check_command(f"job {job.name!r}", job.command)
-        if job.id is not None:
-            msg = f"job {job.name!r} has the id {job.id} already: ids are given by the database"
-            raise InvalidInput(msg)
-
-
-def _check_command(what: str, command: str) -> None:
-    if command and not split(command, what=f"{what}: command"):
-        msg = f"{what}: the command is blank"
-        raise InvalidInput(msg)
-
-
-class _Twin:
-    """Stands for the id of an earlier job of the same call with the same key."""
-
-    def __init__(self, place: int) -> None:
-        self.place = place
-
-
-def _existing_keys(tx: Tx, call: AddJobs) -> dict[int, Any]:
-    """Return place -> id (or twin) of jobs whose key exists; takes keys over from other unpublished staged inserts."""
-    places: dict[str, int] = {}
-    existing: dict[int, Any] = {}
-    for place, job in enumerate(call.jobs):
-        if job.key is not None:
-            if job.key in places:
-                existing[place] = _Twin(places[job.key])
-            else:
-                places[job.key] = place
-    # One at a time from here on, as when the ids are taken: else all who add a key in this moment would collide.
-    tx.lock_ids("jobs")
-    keys = sorted(places)
-    for start in range(0, len(keys), 500):
-        some = keys[start : start + 500]
-        while True:
-            found, stolen = _with_keys(tx, some, call.staged_insert)
-            if _invalidate(tx, stolen):
-                break
-        existing.update((places[key], number) for key, number in found.items())
-    for place, twin in existing.items():
-        if isinstance(twin, _Twin) and twin.place in existing:
-            existing[place] = existing[twin.place]
-    return existing
-
-
-def _with_keys(tx: Tx, keys: list[str], staged_insert: int) -> tuple[dict[str, int], dict[int, int]]:
-    """Return the jobs that have these keys: key -> id, and id -> staged insert of those in unpublished other ones."""
-    query = (
-        select(jobs.c.id, jobs.c.key, jobs.c.staged_insert_id, staged_inserts.c.published)
-        .outerjoin(staged_inserts, staged_inserts.c.id == jobs.c.staged_insert_id)
-        .where(jobs.c.key.in_(keys))
-    )
-    found: dict[str, int] = {}
-    stolen: dict[int, int] = {}
-    for row in tx.execute(query):
-        if row.published is False and row.staged_insert_id != staged_insert:
-            stolen[row.id] = row.staged_insert_id
-        else:
-            found[row.key] = row.id
-    return found, stolen
-
-
-def _invalidate(tx: Tx, stolen: dict[int, int]) -> bool:
-    """Remove jobs from other unpublished staged inserts, which can then no longer be published.
-
-    Their writer was most likely killed. If it lives, it gets an error on publishing and nothing that was acknowledged
-    is lost.
-
-    Returns:
-        False, and nothing was removed, where one was published or abandoned in this moment.
-    """
-    if not stolen:
-        return True
-    among = staged_inserts.c.id.in_(sorted(set(stolen.values())))
-    still_open = (
-        select(staged_inserts.c.id)
-        .where(among, not_(staged_inserts.c.published))
-        .order_by(staged_inserts.c.id)
-        .with_for_update()
-    )
-    if set(tx.execute(still_open).scalars()) != set(stolen.values()):
-        return False
-    tx.execute(update(staged_inserts).where(among).values(invalidated=True))
-    ids = sorted(stolen)
-    tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(ids), job_edges.c.parent_id.in_(ids))))
-    tx.execute(delete(job_events).where(job_events.c.job_id.in_(ids)))
-    tx.execute(delete(jobs).where(jobs.c.id.in_(ids)))
-    return True
-
-
 class _Parents:
-    """The parents of the jobs of one call: which there are, which have not finished, which are lost."""
+    """The parents of the jobs of one call: which there are, which have not finished, which have ended badly.
 
-    def __init__(self, tx: Tx, call: AddJobs, ids: dict[int, int], existing: set[int]) -> None:
+    Args:
+        tx: The transaction.
+        call: The call.
+        ids: The jobs' ids by index.
+        stored: Indices of jobs whose keys stand for jobs that were stored before.
+    """
+
+    def __init__(self, tx: Tx, call: AddJobs, ids: dict[int, int], stored: Collection[int]) -> None:
         outside: set[int] = set()
         self._of: dict[int, set[int]] = {}
-        for place, job in enumerate(call.jobs):
+        for index, job in enumerate(call.jobs):
             if not job.parents:
                 continue
             found = set()
             for parent in job.parents:
-                if not isinstance(parent, int) or parent == 0 or parent < -place:
-                    msg = f"job {job.name!r}: {parent!r} is no parent: give ids, or earlier jobs of the same call"
-                    raise InvalidInput(msg)
-                number = ids[-parent - 1] if parent < 0 else parent
-                found.add(number)
-                if parent > 0 or -parent - 1 in existing:
-                    outside.add(number)
-            self._of[ids[place]] = found
-        self._states = self._read(tx, outside, call.staged_insert)
+                if not isinstance(parent, int) or parent == 0 or parent < -index:
+                    raise InvalidInput(
+                        f"job {job.name!r}: {parent!r} is no parent: give ids, or earlier jobs of the same call"
+                    )
+                parent_id = ids[-parent - 1] if parent < 0 else parent
+                found.add(parent_id)
+                if parent > 0 or -parent - 1 in stored:
+                    outside.add(parent_id)
+            self._of[ids[index]] = found
+        self._states = self._lock(tx, outside, call.staged_insert)
 
     @staticmethod
-    def _read(tx: Tx, outside: set[int], staged_insert: int) -> dict[int, State]:
-        """Return the states of parents from before, locked, so that none finishes unseen."""
+    def _lock(tx: Tx, outside: set[int], staged_insert: int) -> dict[int, State]:
+        """Return the states of parents that were stored before, locked, so that none finishes unseen."""
         states: dict[int, State] = {}
         for some in in_chunks(sorted(outside)):
             query = (
@@ -233,44 +127,44 @@ class _Parents:
             states.update((row.id, State(row.state)) for row in tx.execute(query))
         missing = outside - states.keys()
         if missing:
-            msg = f"there is no job {min(missing)} that could be a parent"
-            raise NotFound(msg)
+            raise NotFound(f"there is no job {min(missing)} that could be a parent")
         return states
 
-    def left(self, job: int) -> int:
-        """Count the parents that have not finished."""
+    def count_unfinished(self, job: int) -> int:
+        """Count the parents of a job that have not finished."""
         return sum(self._states.get(parent) != State.JOB_FINISHED for parent in self._of.get(job, ()))
 
-    def write(self, tx: Tx) -> None:
+    def insert_edges(self, tx: Tx) -> None:
         """Insert the dependencies."""
         edges = [{"parent_id": parent, "child_id": child} for child, found in self._of.items() for parent in found]
         if edges:
-            tx.execute(_INSERT_EDGES, edges)
+            tx.execute(insert(job_edges), edges)
 
-    def only_new(self, new: set[int]) -> None:
+    def keep_only(self, new: set[int]) -> None:
         """Forget the parents of jobs that existed before."""
         self._of = {child: found for child, found in self._of.items() if child in new}
 
     @property
-    def lost(self) -> list[tuple[int, State]]:
-        """The parents that ended badly before."""
-        return [(parent, state) for parent, state in self._states.items() if state in PARENT_LOST]
+    def unsuccessful(self) -> list[tuple[int, State]]:
+        """The parents that have ended badly before, with their states."""
+        return [(parent, state) for parent, state in self._states.items() if state in UNSUCCESSFUL]
 
 
-def _rows(
+def _job_rows(
     tx: Tx,
     staged_insert: int,
-    given: dict[str, tuple[Any, ...]],
+    given: dict[str, Sequence[Any]],
     ids: list[int],
     needs: dict[str, AppNeeds],
     parents: _Parents,
 ) -> Rows:
     """Return the rows of new jobs. Those of a staged insert are not claimable yet, and with parents CREATED."""
-    parents.only_new(set(ids))
-    flows = workflow_ids(tx, set(given["workflow"]))
+    parents.keep_only(set(ids))
+    workflows = workflow_ids(tx, set(given["workflow"]))
     shapes = shapes_of(given)
     classes = class_ids(tx, set(shapes))
     names = zip(given["name"], given["app"], strict=True)
+    given["name"] = [name or app or "job" for name, app in names]
     rows = Rows(
         len(ids),
         same={
@@ -280,19 +174,19 @@ def _rows(
             "created_at": tx.now,
             "state_since": tx.now,
         },
-        columns={"id": ids, "name": [name or app or "job" for name, app in names]},
+        columns={"id": ids},
     )
     for name in COPIED:
         rows.put(name, given[name])
-    for name in EMPTY_AS_NULL:
+    for name in (*DEFAULT_FOR_NULL, *DOCUMENTS):
         if any(given[name]):
             rows.columns[name] = [value or None for value in given[name]]
-    rows.put("workflow_id", [flows[name] for name in given["workflow"]])
+    rows.put("workflow_id", [workflows[name] for name in given["workflow"]])
     rows.put("app_id", [needs[name].id if name else None for name in given["app"]])
     its_class: list[int | None] = [classes[one] for one in shapes]
     rows.put("resource_class_id", its_class)
     if any(given["parents"]):
-        left = [parents.left(number) for number in ids]
+        left = [parents.count_unfinished(job) for job in ids]
         if staged_insert:
             states = [State.CREATED.value if of else State.READY.value for of in given["parents"]]
         else:
@@ -301,74 +195,23 @@ def _rows(
         rows.put("parents_left", left)
         rows.columns["state"] = states
         ready = zip(its_class, states, strict=True)
-        claim = [one if state == State.READY.value else None for one, state in ready]
+        claim_class = [one if state == State.READY.value else None for one, state in ready]
     else:
         rows.same.update(parents_left=0, state=State.READY.value)
-        claim = its_class
+        claim_class = its_class
     if not staged_insert:
-        rows.put("claim_class", claim)
+        rows.put("claim_class", claim_class)
     return rows
 
 
-def _events(tx: Tx, rows: Rows) -> Rows:
+def _first_events(tx: Tx, rows: Rows) -> Rows:
     """Return the first events of new jobs; a CREATED one gets it when it is promoted."""
     events = Rows(len(rows), same={"at": tx.now, "attempt": 0}, columns={"job_id": rows.columns["id"]})
     if "state" in rows.same:
         events.same["transitions"] = f"CREATED 0, {rows.same['state']} 0"
         return events
     states = zip(rows.columns["id"], rows.columns["state"], strict=True)
-    known = [(number, state) for number, state in states if state != State.CREATED]
-    events.columns["job_id"] = [number for number, _ in known]
+    known = [(job, state) for job, state in states if state != State.CREATED]
+    events.columns["job_id"] = [job for job, _ in known]
     events.columns["transitions"] = [f"CREATED 0, {state} 0" for _, state in known]
     return replace(events, count=len(known))
-
-
-@operation(AddEdge)
-def add_edge(tx: Tx, call: AddEdge) -> bool:
-    """Make a job wait for another.
-
-    Raises:
-        InvalidInput: It would close a circle.
-        NotFound: A job doesn't exist.
-        Conflict: The child has started or ended.
-    """
-    if call.parent == call.child:
-        msg = f"job {call.child} can't be its own parent"
-        raise InvalidInput(msg)
-    # One at a time: two dependencies added side by side could close a circle that neither sees.
-    tx.execute(select(counters.c.last).where(counters.c.name == "jobs").with_for_update())
-    query = select(jobs).where(jobs.c.id.in_([call.parent, call.child]), visible())
-    found = {row.id: row for row in tx.execute(query.order_by(jobs.c.id).with_for_update())}
-    for number in (call.parent, call.child):
-        if number not in found:
-            msg = f"there is no job {number}"
-            raise NotFound(msg)
-    pair = {"parent_id": call.parent, "child_id": call.child}
-    if tx.execute(select(job_edges).filter_by(**pair)).first():
-        return False
-    parent, child = found[call.parent], found[call.child]
-    if child.launcher_id is not None or child.state not in {State.CREATED, State.AWAITING_PARENTS, State.READY}:
-        why = "ended" if child.state in END else "started"
-        msg = f"job {call.child} has {why} ({child.state}): it can't wait for job {call.parent} any more"
-        raise Conflict(msg)
-    _refuse_circle(tx, call)
-    tx.execute(_INSERT_EDGES, pair)
-    if parent.state == State.JOB_FINISHED:
-        return True
-    changes: dict[str, Any] = {"parents_left": jobs.c.parents_left + 1}
-    if child.state == State.READY and child.wait_for_parents:
-        changes |= {"state": State.AWAITING_PARENTS, "state_since": tx.now, "claim_class": None}
-        record(tx, [(child.id, [(State.AWAITING_PARENTS, 0)], f"waits for job {parent.id}", child.attempt)])
-    tx.execute(update(jobs).where(jobs.c.id == child.id).values(changes))
-    if parent.state in PARENT_LOST:
-        fail_descendants(tx, [(parent.id, State(parent.state))])
-    return True
-
-
-def _refuse_circle(tx: Tx, call: AddEdge) -> None:
-    """Raise InvalidInput where the child is an ancestor of the parent."""
-    above = select(literal(call.parent, BigInteger).label("id")).cte("above", recursive=True)
-    above = above.union(select(job_edges.c.parent_id).join(above, job_edges.c.child_id == above.c.id))
-    if tx.execute(select(above.c.id).where(above.c.id == call.child)).first():
-        msg = f"job {call.parent} depends on job {call.child} already: the dependency would close a circle"
-        raise InvalidInput(msg)

@@ -9,8 +9,8 @@ from sqlalchemy import delete, insert, select, update
 from balsam_core.errors import Conflict
 from balsam_core.model.app import App
 from balsam_core.model.calls import AddApp, GetApps, RemoveApp
-from balsam_core.operations.dimensions import unknown_app
 from balsam_core.operations.execution import operation
+from balsam_core.operations.small_tables import unknown_app
 from balsam_core.schema.tables import apps, jobs
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["read_apps"]
 
 
-def _app(row: Any) -> App:  # noqa: ANN401  (a database row)
+def _app_from_row(row: Any) -> App:  # noqa: ANN401  (a database row)
     return App(
         name=row.name,
         executable=row.executable,
@@ -32,7 +32,7 @@ def _app(row: Any) -> App:  # noqa: ANN401  (a database row)
 
 def read_apps(tx: Tx, ids: set[int]) -> dict[int, App]:
     """Return apps by id."""
-    return {row.id: _app(row) for row in tx.execute(select(apps).where(apps.c.id.in_(ids)))} if ids else {}
+    return {row.id: _app_from_row(row) for row in tx.execute(select(apps).where(apps.c.id.in_(ids)))} if ids else {}
 
 
 @operation(AddApp)
@@ -50,18 +50,19 @@ def add_app(tx: Tx, call: AddApp) -> int:
     }
     row = tx.execute(select(apps).where(apps.c.name == app.name).with_for_update()).first()
     if row is None:
-        number = tx.take_ids("apps")
-        tx.execute(insert(apps), {"id": number} | values)
-        return number
-    number = int(row.id)
-    if _app(row) != app:
+        app_id = tx.take_ids("apps")
+        tx.execute(insert(apps), {"id": app_id} | values)
+        return app_id
+    app_id = int(row.id)
+    if _app_from_row(row) != app:
         if not call.replace:
-            msg = f"app {app.name!r} exists already and differs; choose another name, or replace it (--replace)"
-            raise Conflict(msg)
-        if tx.names is not None:
-            tx.names.clear()
-        tx.execute(update(apps).where(apps.c.id == number).values(values))
-    return number
+            raise Conflict(
+                f"app {app.name!r} exists already and differs; choose another name, or replace it (--replace)"
+            )
+        if tx.id_cache is not None:
+            tx.id_cache.clear()
+        tx.execute(update(apps).where(apps.c.id == app_id).values(values))
+    return app_id
 
 
 @operation(GetApps)
@@ -70,7 +71,7 @@ def get_apps(tx: Tx, call: GetApps) -> list[App]:
     query = select(apps).order_by(apps.c.name)
     if call.names is not None:
         query = query.where(apps.c.name.in_(call.names))
-    found = [_app(row) for row in tx.execute(query)]
+    found = [_app_from_row(row) for row in tx.execute(query)]
     missing = sorted(set(call.names or ()) - {app.name for app in found})
     if missing:
         raise unknown_app(tx, missing[0])
@@ -80,13 +81,12 @@ def get_apps(tx: Tx, call: GetApps) -> list[App]:
 @operation(RemoveApp)
 def remove_app(tx: Tx, call: RemoveApp) -> None:
     """Remove an unused app."""
-    number = tx.execute(select(apps.c.id).where(apps.c.name == call.name).with_for_update()).scalar()
-    if number is None:
+    app_id = tx.execute(select(apps.c.id).where(apps.c.name == call.name).with_for_update()).scalar()
+    if app_id is None:
         raise unknown_app(tx, call.name)
-    user = tx.execute(select(jobs.c.id).where(jobs.c.app_id == number).limit(1)).scalar()
+    user = tx.execute(select(jobs.c.id).where(jobs.c.app_id == app_id).limit(1)).scalar()
     if user is not None:
-        msg = f"app {call.name!r} is used by job {user} and maybe others; remove these first"
-        raise Conflict(msg)
-    if tx.names is not None:
-        tx.names.clear()
-    tx.execute(delete(apps).where(apps.c.id == number))
+        raise Conflict(f"app {call.name!r} is used by job {user} and maybe others; remove these first")
+    if tx.id_cache is not None:
+        tx.id_cache.clear()
+    tx.execute(delete(apps).where(apps.c.id == app_id))

@@ -8,24 +8,24 @@ from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, updat
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
-from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, State
+from balsam_core.model.states import ACTIVE, END, UNSUCCESSFUL, State
+from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, lock_parents
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.operations.rows import condition, in_chunks, visible
 from balsam_core.schema.tables import job_edges, job_events, jobs, workflows
 
 if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
 
 _parents = jobs.alias("parents")
-_LOST_PARENT = exists(
+_HAS_UNSUCCESSFUL_PARENT = exists(
     select(job_edges.c.child_id)
     .join(_parents, _parents.c.id == job_edges.c.parent_id)
-    .where(job_edges.c.child_id == jobs.c.id, _parents.c.state.in_(list(PARENT_LOST)))
+    .where(job_edges.c.child_id == jobs.c.id, _parents.c.state.in_(list(UNSUCCESSFUL)))
     .correlate(jobs)
 )
-"""Whether a parent of the job has ended badly."""
+"""Whether a parent of the job has failed or been killed."""
 
 
 @operation(KillJobs)
@@ -43,17 +43,17 @@ def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
         these = jobs.c.id.in_(some)
         record_where(tx, these, [State.USER_KILLED], call.message or "killed by the user")
         tx.execute(update(jobs).where(these).values(state=State.USER_KILLED, state_since=tx.now, claim_class=None))
-    fail_descendants(tx, [(number, State.USER_KILLED) for number in ids])
+    fail_descendants(tx, [(job, State.USER_KILLED) for job in ids])
     return Changed(ids=ids, more=len(ids) == call.limit)
 
 
 @operation(RetryJobs)
 def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
-    """Start ended jobs again; a job whose parent is lost comes back together with that parent only."""
-    ended = and_(visible(), condition(call.where), jobs.c.state.in_(list(RETRYABLE)), jobs.c.launcher_id.is_(None))
+    """Start ended jobs again; a job whose parent failed or was killed comes back only together with that parent."""
+    ended = and_(visible(), condition(call.where), jobs.c.state.in_(list(UNSUCCESSFUL)), jobs.c.launcher_id.is_(None))
     chosen = (
         select(jobs.c.id)
-        .where(ended, or_(~_LOST_PARENT, ~jobs.c.wait_for_parents))
+        .where(ended, or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents))
         .order_by(jobs.c.id)
         .limit(call.limit)
         .with_for_update()
@@ -62,18 +62,17 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
     if not ids:
         blocked = tx.execute(select(func.min(jobs.c.id)).where(ended)).scalar()
         if blocked is not None:
-            msg = f"job {blocked} can't run again before its failed or killed parent; retry the parent"
-            raise Conflict(msg)
+            raise Conflict(f"job {blocked} can't run again before its failed or killed parent; retry the parent")
     _restart(tx, ids, "retried by the user")
-    front = ids
-    while front:
-        front = _revive_children(tx, front)
+    generation = ids
+    while generation:
+        generation = _restart_children(tx, generation)
     return Changed(ids=ids, more=len(ids) == call.limit)
 
 
 def _restart(tx: Tx, ids: list[int], message: str) -> None:
     """Move jobs to READY or AWAITING_PARENTS."""
-    lost = lock_parents(tx, ids)
+    unsuccessful_parents = lock_parents(tx, ids)
     for some in in_chunks(ids):
         these = jobs.c.id.in_(some)
         left = dict.fromkeys(some, 0)
@@ -86,7 +85,7 @@ def _restart(tx: Tx, ids: list[int], message: str) -> None:
         left.update((child, count) for child, count in tx.execute(counts))
         tx.execute(
             update(jobs).where(jobs.c.id == bindparam("job_id_")).values(parents_left=bindparam("left_")),
-            [{"job_id_": number, "left_": count} for number, count in left.items()],
+            [{"job_id_": job, "left_": count} for job, count in left.items()],
         )
         fresh = {"state_since": tx.now, "retries": 0, "return_code": None}
         free = and_(these, or_(jobs.c.parents_left == 0, ~jobs.c.wait_for_parents))
@@ -95,10 +94,10 @@ def _restart(tx: Tx, ids: list[int], message: str) -> None:
         record_where(tx, waits, [State.AWAITING_PARENTS], message)
         tx.execute(update(jobs).where(waits).values(state=State.AWAITING_PARENTS, claim_class=None, **fresh))
         tx.execute(update(jobs).where(free).values(state=State.READY, claim_class=jobs.c.resource_class_id, **fresh))
-    fail_descendants(tx, lost)
+    fail_descendants(tx, unsuccessful_parents)
 
 
-def _revive_children(tx: Tx, parents: list[int]) -> list[int]:
+def _restart_children(tx: Tx, parents: list[int]) -> list[int]:
     """Restart children that ended only because of these parents (they never ran); returns them."""
     children: list[int] = []
     for some in in_chunks(parents):
@@ -108,7 +107,7 @@ def _revive_children(tx: Tx, parents: list[int]) -> list[int]:
                 jobs.c.id.in_(select(job_edges.c.child_id).where(job_edges.c.parent_id.in_(some))),
                 or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0)),
                 jobs.c.wait_for_parents,
-                ~_LOST_PARENT,
+                ~_HAS_UNSUCCESSFUL_PARENT,
             )
             .order_by(jobs.c.id)
             .with_for_update()
@@ -133,8 +132,7 @@ def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
     rows = tx.execute(chosen).all()
     held = [row.id for row in rows if row.launcher_id is not None]
     if held:
-        msg = f"job {held[0]} is held by a launcher; kill it first (balsam kill {held[0]})"
-        raise Conflict(msg)
+        raise Conflict(f"job {held[0]} is held by a launcher; kill it first (balsam kill {held[0]})")
     ids = [row.id for row in rows]
     for some in in_chunks(ids):
         waiting = (
@@ -150,9 +148,8 @@ def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
         )
         child = tx.execute(waiting).first()
         if child is not None:
-            msg = f"job {child.id} waits for job {child.parent_id}; remove or kill it first"
-            raise Conflict(msg)
-    # Children in a later slice must not wait for ever, should this be the last slice that runs.
+            raise Conflict(f"job {child.id} waits for job {child.parent_id}; remove or kill it first")
+    # Children in a later slice must not wait for ever if no later slice runs.
     fail_descendants(tx, [(row.id, State.USER_KILLED) for row in rows if row.state != State.JOB_FINISHED])
     for some in in_chunks(ids):
         tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(some), job_edges.c.parent_id.in_(some))))

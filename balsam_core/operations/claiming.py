@@ -23,9 +23,10 @@ from sqlalchemy import (
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Claim, ClaimJobs, CountWaiting, ParentRef
 from balsam_core.operations.apps import read_apps
-from balsam_core.operations.dimensions import RESOURCES
+from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.execution import operation, rebuilds
-from balsam_core.operations.rows import WHOLE, in_chunks, jobs_of
+from balsam_core.operations.job_rows import COLUMNS_OF_JOB, jobs_from_rows
+from balsam_core.operations.stored_fields import RESOURCES
 from balsam_core.schema.prepared import Prepared, PreparedList
 from balsam_core.schema.tables import job_edges, jobs, launchers, resource_classes, workflows
 
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
     from balsam_core.model.calls import Resources, Waiting
     from balsam_core.operations.execution import Tx
-    from balsam_core.operations.rows import Known
+    from balsam_core.operations.job_rows import KnownValues
 
 
-def _fits(nodes: Any, ranks: Any, gpus: Any, minutes: Any) -> ColumnElement[bool]:  # noqa: ANN401  (values or parameters)
-    """Return which resource classes a launcher can run."""
+def _class_fits(nodes: Any, ranks: Any, gpus: Any, minutes: Any) -> ColumnElement[bool]:  # noqa: ANN401
+    """Return which resource classes a launcher can run, by values or parameters."""
     classes = resource_classes.c
     return and_(
         classes.num_nodes <= nodes,
@@ -50,12 +51,7 @@ def _fits(nodes: Any, ranks: Any, gpus: Any, minutes: Any) -> ColumnElement[bool
     )
 
 
-def _fit(resources: Resources) -> ColumnElement[bool]:
-    return _fits(resources.nodes, resources.ranks_per_node, resources.gpus_per_node, _minutes(resources))
-
-
-def _minutes(resources: Resources) -> int:
-    """Return the minutes left as the classes have them: whole ones."""
+def _whole_minutes_left(resources: Resources) -> int:
     left = resources.minutes_left
     return _NO_LIMIT if left is None else max(-1, min(_NO_LIMIT, floor(left)))
 
@@ -70,81 +66,73 @@ def claim_jobs(tx: Tx, call: ClaimJobs) -> Claim:
     Raises:
         Conflict: The launcher's lease is over, and its jobs were given away.
     """
-    classes = _classes(tx, call)
+    classes = _fitting_classes(tx, call)
     if not classes:
         check_launcher(tx, call.launcher)
         return Claim(jobs=[])
     if call.only is None:
-        return _claimed(tx, _take(tx, call, classes), classes)
-    return _claimed(tx, _mark(tx, call, _choose_among(tx, call, classes)), classes)
+        return _build_claim(tx, _claim_by_priority(tx, call, classes), classes)
+    return _build_claim(tx, _assign_locked(tx, call, _lock_given_jobs(tx, call, classes)), classes)
 
 
-def _stamp(tx: Tx) -> int:
+def _request_seq(tx: Tx) -> int:
     return tx.request_id.seq if tx.request_id else 0
 
 
-def _mark(tx: Tx, call: ClaimJobs, rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
-    """Take jobs that are locked, and return them as they are now."""
-    if rows and tx.run(_STAYS, {"launcher": call.launcher}).first() is None:
+def _assign_locked(tx: Tx, call: ClaimJobs, rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
+    """Give locked jobs to the launcher, and return them as they are now."""
+    if rows and tx.run_prepared(_KEEP_LAUNCHER, {"launcher": call.launcher}).first() is None:
         check_launcher(tx, call.launcher)
     for some in in_chunks(row["id"] for row in rows):
-        tx.run(*_CLAIM.fill(some, launcher=call.launcher, stamp=_stamp(tx)))
+        tx.run_prepared(*_ASSIGN.fill(some, launcher=call.launcher, request_seq=_request_seq(tx)))
     return [{**row, "launcher_id": call.launcher, "attempt": row["attempt"] + 1} for row in rows]
 
 
-_TAKEN = {
+_ASSIGNED_VALUES = {
     "launcher_id": bindparam("launcher", type_=BigInteger),
-    "claim_request_seq": bindparam("stamp", type_=BigInteger),
+    "claim_request_seq": bindparam("request_seq", type_=BigInteger),
     "attempt": jobs.c.attempt + 1,
     "claim_class": None,
 }
-_CLAIM = PreparedList(lambda ids: update(jobs).where(jobs.c.id.in_(ids)).values(_TAKEN))
+_ASSIGN = PreparedList(lambda ids: update(jobs).where(jobs.c.id.in_(ids)).values(_ASSIGNED_VALUES))
 
 
 @rebuilds(ClaimJobs)
 def rebuild_claim(tx: Tx, call: ClaimJobs) -> Claim:
-    """Find the jobs of an earlier claim again by its stamp."""
-    query = select(*_NEEDED).where(jobs.c.launcher_id == call.launcher, jobs.c.claim_request_seq == _stamp(tx))
-    return _claimed(tx, tx.execute(query.order_by(jobs.c.priority.desc(), jobs.c.id)).mappings().all())
+    """Find the jobs of an earlier claim again by its request id."""
+    claimed = (jobs.c.launcher_id == call.launcher, jobs.c.claim_request_seq == _request_seq(tx))
+    query = select(*_READ_COLUMNS).where(*claimed).order_by(jobs.c.priority.desc(), jobs.c.id)
+    return _build_claim(tx, tx.execute(query).mappings().all())
 
 
 def check_launcher(tx: Tx, launcher: int) -> None:
     """Raise Conflict unless the launcher is registered and has not been given up."""
-    row = tx.run(_LAUNCHER, {"launcher": launcher}).first()
+    row = tx.run_prepared(_LAUNCHER_END, {"launcher": launcher}).first()
     if row is None or row[0] is not None:
-        msg = f"launcher {launcher} is not registered, or was given up because its lease was over"
-        raise Conflict(msg)
+        raise Conflict(f"launcher {launcher} is not registered, or was given up because its lease was over")
 
 
-_STAYING = (
+_LOCK_LAUNCHER = (
     select(launchers.c.id)
     .where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
     .with_for_update(read=True)
 )
-"""Keeps a launcher from being given up until the claim ends: what it takes then would be held by nobody for ever."""
+"""Keeps a launcher from being given up until the claim ends: else nobody would ever release what it takes now."""
 
-_STAYS = Prepared(_STAYING)
-_LAUNCHER = Prepared(select(launchers.c.ended_at).where(launchers.c.id == bindparam("launcher")))
-
-
-def _of_workflow(tx: Tx, name: str) -> int | None:
-    """Return a workflow's id; 0 for any, None where there is no such workflow."""
-    if not name:
-        return 0
-    number: int | None = tx.execute(select(workflows.c.id).where(workflows.c.name == name)).scalar()
-    return number
+_KEEP_LAUNCHER = Prepared(_LOCK_LAUNCHER)
+_LAUNCHER_END = Prepared(select(launchers.c.ended_at).where(launchers.c.id == bindparam("launcher")))
 
 
-class _Class(NamedTuple):
+class _FittingClass(NamedTuple):
     """A resource class that fits: its first claimable job, and what its jobs need."""
 
-    number: int
+    id: int
     head: int | None
     priority: int | None
     needs: tuple[float, ...]
 
 
-def _classes(tx: Tx, call: ClaimJobs) -> list[_Class]:
+def _fitting_classes(tx: Tx, call: ClaimJobs) -> list[_FittingClass]:
     """Return the classes that fit, for a launcher that has not been given up; else none."""
     resources = call.resources
     limits = {
@@ -152,46 +140,50 @@ def _classes(tx: Tx, call: ClaimJobs) -> list[_Class]:
         "nodes": resources.nodes,
         "ranks": resources.ranks_per_node,
         "gpus": resources.gpus_per_node,
-        "minutes": _minutes(resources),
+        "minutes": _whole_minutes_left(resources),
     }
-    if call.only is not None or not call.workflow:
-        found = tx.run(ALL_HEADS if call.only is None else _ALL_CLASSES, limits).all()
+    if call.only is not None:
+        found = tx.run_prepared(_ALL_CLASSES, limits).all()
+    elif call.workflow:
+        found = tx.run_prepared(HEADS_OF_WORKFLOW, limits | {"workflow": call.workflow}).all()
     else:
-        found = tx.run(WORKFLOW_HEADS, limits | {"workflow": call.workflow}).all()
-    return [_Class(number, head, priority, tuple(needs)) for number, head, priority, *needs in found]
+        found = tx.run_prepared(HEADS, limits).all()
+    return [_FittingClass(row[0], row[1], row[2], tuple(row[3:])) for row in found]
 
 
-def _take(tx: Tx, call: ClaimJobs, classes: Sequence[_Class]) -> list[Mapping[Any, Any]]:
+def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[Mapping[Any, Any]]:
     """Take jobs that fit and return them: by priority, then from the class with the oldest job first."""
-    heap = [(-one.priority, one.head, one.number) for one in classes if one.head and one.priority is not None]
+    heap = [(-one.priority, one.head, one.id) for one in classes if one.head and one.priority is not None]
     heapq.heapify(heap)
     of_workflow = bool(call.workflow)
-    at_once = tx.conn.dialect.update_returning_multifrom
+    in_one_statement = tx.conn.dialect.update_returning_multifrom
     rows: list[Mapping[Any, Any]] = []
     while heap and len(rows) < call.limit:
-        _, _, number = heapq.heappop(heap)
+        _, _, class_id = heapq.heappop(heap)
         wanted = call.limit - len(rows)
-        place = {"workflow": call.workflow, "class": number, "limit": wanted, "floor": -heap[0][0] if heap else _LOWEST}
-        if at_once:
-            taking = place | {"launcher": call.launcher, "stamp": _stamp(tx)}
-            taken = tx.read(claiming(of_workflow, bool(heap)), taking)
+        # Not below the priority of the next class's first job.
+        lowest = -heap[0][0] if heap else _LOWEST_PRIORITY
+        given = {"workflow": call.workflow, "class": class_id, "limit": wanted, "lowest": lowest}
+        if in_one_statement:
+            given |= {"launcher": call.launcher, "request_seq": _request_seq(tx)}
+            taken = tx.read_prepared(claim_statement(of_workflow, bool(heap)), given)
             some: list[Mapping[Any, Any]] = sorted(taken, key=lambda row: (-row["priority"], row["id"]))
         else:
-            some = _mark(tx, call, tx.read(locking(of_workflow, bool(heap)), place))
+            some = _assign_locked(tx, call, tx.read_prepared(lock_query(of_workflow, bool(heap)), given))
         rows += some
         if len(some) < wanted and heap:
-            following = tx.run(below(of_workflow), place).first()
+            following = tx.run_prepared(first_below_priority(of_workflow), given).first()
             if following is not None:
-                heapq.heappush(heap, (-following[0], following[1], number))
+                heapq.heappush(heap, (-following[0], following[1], class_id))
     return rows
 
 
-_LOWEST = -(2**31)
+_LOWEST_PRIORITY = -(2**31)
 _NO_LIMIT = 2**31 - 1
 
 
-_NEEDED = (
-    *WHOLE,
+_READ_COLUMNS = (
+    *COLUMNS_OF_JOB,
     select(workflows.c.name)
     .where(workflows.c.id == jobs.c.workflow_id)
     .correlate(jobs)
@@ -202,21 +194,21 @@ _NEEDED = (
 """What is read of claimed jobs at once."""
 
 
-def _claimable(of_workflow: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
+def _of_workflow(of_workflow: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
     if not of_workflow:
         return []
-    flow = select(workflows.c.id).where(workflows.c.name == bindparam("workflow")).scalar_subquery()
-    return [jobs.c.workflow_id == flow]
+    workflow_id = select(workflows.c.id).where(workflows.c.name == bindparam("workflow")).scalar_subquery()
+    return [jobs.c.workflow_id == workflow_id]
 
 
-def _firsts(columns: Iterable[Any], of_workflow: bool, bounded: bool) -> Select[Any]:  # noqa: FBT001
-    """Return the query that locks the first jobs of a class, or of some priorities: one index filters and orders."""
+def _first_jobs(columns: Iterable[Any], of_workflow: bool, bounded: bool) -> Select[Any]:  # noqa: FBT001
+    """Return the query that locks the first jobs of a class, or those down to a priority: one index does it all."""
     return (
         select(*columns)
         .where(
-            *_claimable(of_workflow),
+            *_of_workflow(of_workflow),
             jobs.c.claim_class == bindparam("class", type_=BigInteger),
-            *([jobs.c.priority >= bindparam("floor")] if bounded else []),
+            *([jobs.c.priority >= bindparam("lowest")] if bounded else []),
         )
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(bindparam("limit"))
@@ -225,71 +217,71 @@ def _firsts(columns: Iterable[Any], of_workflow: bool, bounded: bool) -> Select[
 
 
 @cache
-def locking(of_workflow: bool, bounded: bool) -> Prepared:  # noqa: FBT001
+def lock_query(of_workflow: bool, bounded: bool) -> Prepared:  # noqa: FBT001
     """Return the query that locks jobs."""
-    return Prepared(_firsts(_NEEDED, of_workflow, bounded), returns=_NEEDED)
+    return Prepared(_first_jobs(_READ_COLUMNS, of_workflow, bounded), returns=_READ_COLUMNS)
 
 
 @cache
-def claiming(of_workflow: bool, bounded: bool) -> Prepared:  # noqa: FBT001
+def claim_statement(of_workflow: bool, bounded: bool) -> Prepared:  # noqa: FBT001
     """Return the statement that takes jobs; the part that chooses them is carried out once, because it locks."""
-    chosen = _firsts([jobs.c.id], of_workflow, bounded).cte("chosen")
-    stays = _STAYING.cte("stays")
-    taking = update(jobs).where(jobs.c.id == chosen.c.id, exists(select(stays.c.id)))
-    taking = taking.values(_TAKEN).returning(*_NEEDED)
-    return Prepared(taking, returns=_NEEDED)
+    chosen = _first_jobs([jobs.c.id], of_workflow, bounded).cte("chosen")
+    launcher = _LOCK_LAUNCHER.cte("launcher")
+    statement = update(jobs).where(jobs.c.id == chosen.c.id, exists(select(launcher.c.id)))
+    statement = statement.values(_ASSIGNED_VALUES).returning(*_READ_COLUMNS)
+    return Prepared(statement, returns=_READ_COLUMNS)
 
 
 @cache
-def below(of_workflow: bool) -> Prepared:  # noqa: FBT001
+def first_below_priority(of_workflow: bool) -> Prepared:  # noqa: FBT001
     """Return the query for the first job of a class below a priority."""
     return Prepared(
         select(jobs.c.priority, jobs.c.id)
         .where(
-            *_claimable(of_workflow),
+            *_of_workflow(of_workflow),
             jobs.c.claim_class == bindparam("class", type_=BigInteger),
-            jobs.c.priority < bindparam("floor"),
+            jobs.c.priority < bindparam("lowest"),
         )
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(literal_column("1"))
     )
 
 
-def _heads(of_workflow: bool) -> Prepared:  # noqa: FBT001
+def _heads_query(of_workflow: bool) -> Prepared:  # noqa: FBT001
     """Return the query for the classes that fit, each with its first claimable job, if any."""
     first = (
         select(jobs.c.id)
-        .where(*_claimable(of_workflow), jobs.c.claim_class == resource_classes.c.id)
+        .where(*_of_workflow(of_workflow), jobs.c.claim_class == resource_classes.c.id)
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(literal_column("1"))
         .correlate(resource_classes)
         .scalar_subquery()
     )
-    classes = select(resource_classes.c.id, *_NEEDS, first.label("head")).where(_fitting()).subquery()
+    classes = select(resource_classes.c.id, *_NEEDS, first.label("head")).where(_fits_live_launcher()).subquery()
     needs = [classes.c[name] for name in RESOURCES]
     head = outerjoin(classes, jobs, jobs.c.id == classes.c.head)
     return Prepared(select(classes.c.id, classes.c.head, jobs.c.priority, *needs).select_from(head))
 
 
-def _fitting() -> ColumnElement[bool]:
+def _fits_live_launcher() -> ColumnElement[bool]:
     alive = select(launchers.c.id).where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
-    fits = _fits(bindparam("nodes"), bindparam("ranks"), bindparam("gpus"), bindparam("minutes"))
+    fits = _class_fits(bindparam("nodes"), bindparam("ranks"), bindparam("gpus"), bindparam("minutes"))
     return and_(fits, exists(alive))
 
 
 _NEEDS = [resource_classes.c[name] for name in RESOURCES]
-ALL_HEADS, WORKFLOW_HEADS = _heads(of_workflow=False), _heads(of_workflow=True)
-_ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_fitting()))
+HEADS, HEADS_OF_WORKFLOW = _heads_query(of_workflow=False), _heads_query(of_workflow=True)
+_ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_fits_live_launcher()))
 
 
-def _choose_among(tx: Tx, call: ClaimJobs, classes: Sequence[_Class]) -> list[RowMapping]:
+def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[RowMapping]:
     """Return those of the given jobs that can be claimed, locked."""
-    numbers = [one.number for one in classes]
+    class_ids = [one.id for one in classes]
     rows: list[RowMapping] = []
     for some in in_chunks(call.only or ()):
         query = (
-            select(*_NEEDED)
-            .where(*_claimable(bool(call.workflow)), jobs.c.id.in_(some), jobs.c.claim_class.in_(numbers))
+            select(*_READ_COLUMNS)
+            .where(*_of_workflow(bool(call.workflow)), jobs.c.id.in_(some), jobs.c.claim_class.in_(class_ids))
             .order_by(jobs.c.priority.desc(), jobs.c.id)
             .limit(call.limit - len(rows))
             .with_for_update(skip_locked=True)
@@ -300,15 +292,15 @@ def _choose_among(tx: Tx, call: ClaimJobs, classes: Sequence[_Class]) -> list[Ro
     return rows
 
 
-def _claimed(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_Class] = ()) -> Claim:
+def _build_claim(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_FittingClass] = ()) -> Claim:
     """Return jobs, of which the rows are given, with all that a launcher needs to run them."""
-    known: Known = {}
+    known: KnownValues = {}
     if classes:
-        known.update((name, {one.number: one.needs[at] for one in classes}) for at, name in enumerate(RESOURCES))
+        known.update((name, {one.id: one.needs[at] for one in classes}) for at, name in enumerate(RESOURCES))
     known["workflow"] = {row["workflow_id"]: row["workflow"] for row in rows}
     if not any(row["has_parents"] for row in rows):
         known["parents"] = {}
-    taken = jobs_of(tx, rows, known)
+    taken = jobs_from_rows(tx, rows, known)
     used = {row["app_id"] for row in rows} - {None}
     apps = {app.name: app for app in read_apps(tx, used).values()} if used else {}
     parents: dict[int, ParentRef] = {}
@@ -326,15 +318,14 @@ def _claimed(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_Class
 @operation(CountWaiting)
 def count_waiting(tx: Tx, call: CountWaiting) -> dict[Waiting, int]:
     """Count claimable jobs, up to a limit each."""
-    workflow = _of_workflow(tx, call.workflow)
-    counts: dict[Waiting, int] = {"fits": 0, "does not fit": 0}
-    if workflow is None:
-        return counts
-    narrow = [jobs.c.workflow_id == workflow] if workflow else []
-    fits = _fit(call.resources)
+    counts: dict[Waiting, int] = {}
+    resources = call.resources
+    limits = (resources.nodes, resources.ranks_per_node, resources.gpus_per_node, _whole_minutes_left(resources))
+    fits = _class_fits(*limits)
     sides: list[tuple[Waiting, ColumnElement[bool]]] = [("fits", fits), ("does not fit", ~fits)]
+    given = {"workflow": call.workflow} if call.workflow else {}
     for name, side in sides:
-        classes = select(resource_classes.c.id).where(side)
-        some = select(jobs.c.id).where(*narrow, jobs.c.claim_class.in_(classes)).limit(call.limit).subquery()
-        counts[name] = int(tx.execute(select(func.count()).select_from(some)).scalar_one())
+        in_class = jobs.c.claim_class.in_(select(resource_classes.c.id).where(side))
+        some = select(jobs.c.id).where(*_of_workflow(bool(call.workflow)), in_class).limit(call.limit).subquery()
+        counts[name] = int(tx.execute(select(func.count()).select_from(some), given).scalar_one())
     return counts

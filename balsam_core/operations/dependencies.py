@@ -1,14 +1,17 @@
-"""What the end of a job means to the jobs that wait for it."""
+"""Dependencies between jobs: adding one, and what the end of a job means to the jobs that wait for it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import BigInteger, bindparam, func, insert, literal, select, update
 
-from balsam_core.model.states import PARENT_LOST, State
+from balsam_core.errors import Conflict, InvalidInput, NotFound
+from balsam_core.model.calls import AddEdge
+from balsam_core.model.states import CHILD_END_STATE, END, UNSUCCESSFUL, State
+from balsam_core.operations.conditions import in_chunks, visible
 from balsam_core.operations.events import record
-from balsam_core.operations.rows import in_chunks
+from balsam_core.operations.execution import operation
 from balsam_core.schema.prepared import PreparedList
 from balsam_core.schema.tables import job_edges, jobs
 
@@ -19,31 +22,74 @@ if TYPE_CHECKING:
 
 __all__ = ["fail_descendants", "lock_parents", "release_children"]
 
-_READY = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("job_id_"))
-    .values(state=State.READY, state_since=bindparam("now"), claim_class=jobs.c.resource_class_id)
-)
+
+@operation(AddEdge)
+def add_edge(tx: Tx, call: AddEdge) -> bool:
+    """Make a job wait for another.
+
+    Raises:
+        InvalidInput: It would close a circle.
+        NotFound: A job doesn't exist.
+        Conflict: The child has started or ended.
+    """
+    if call.parent == call.child:
+        raise InvalidInput(f"job {call.child} can't be its own parent")
+    # One at a time: two dependencies added side by side could close a circle that neither sees.
+    tx.lock_ids("jobs")
+    query = select(jobs).where(jobs.c.id.in_([call.parent, call.child]), visible())
+    found = {row.id: row for row in tx.execute(query.order_by(jobs.c.id).with_for_update())}
+    for job in (call.parent, call.child):
+        if job not in found:
+            raise NotFound(f"there is no job {job}")
+    edge = {"parent_id": call.parent, "child_id": call.child}
+    if tx.execute(select(job_edges).filter_by(**edge)).first():
+        return False
+    parent, child = found[call.parent], found[call.child]
+    if child.launcher_id is not None or child.state not in {State.CREATED, State.AWAITING_PARENTS, State.READY}:
+        why = "ended" if child.state in END else "started"
+        raise Conflict(f"job {call.child} has {why} ({child.state}): it can't wait for job {call.parent} any more")
+    _refuse_circle(tx, call)
+    tx.execute(insert(job_edges), edge)
+    if parent.state == State.JOB_FINISHED:
+        return True
+    changes: dict[str, Any] = {"parents_left": jobs.c.parents_left + 1}
+    if child.state == State.READY and child.wait_for_parents:
+        changes |= {"state": State.AWAITING_PARENTS, "state_since": tx.now, "claim_class": None}
+        record(tx, [(child.id, [(State.AWAITING_PARENTS, 0)], f"waits for job {parent.id}", child.attempt)])
+    tx.execute(update(jobs).where(jobs.c.id == child.id).values(changes))
+    if parent.state in UNSUCCESSFUL:
+        fail_descendants(tx, [(parent.id, State(parent.state))])
+    return True
+
+
+def _refuse_circle(tx: Tx, call: AddEdge) -> None:
+    """Raise InvalidInput where the child is an ancestor of the parent."""
+    above = select(literal(call.parent, BigInteger).label("id")).cte("above", recursive=True)
+    above = above.union(select(job_edges.c.parent_id).join(above, job_edges.c.child_id == above.c.id))
+    if tx.execute(select(above.c.id).where(above.c.id == call.child)).first():
+        raise InvalidInput(
+            f"job {call.parent} depends on job {call.child} already: the dependency would close a circle"
+        )
 
 
 def release_children(tx: Tx, finished: Iterable[int]) -> None:
-    """Tell the children of jobs that have just finished; those that waited for nothing else become READY.
+    """Count down for the children of jobs that have just finished; those that wait for nothing else become READY.
 
     The parents' rows must have been changed before in this transaction: their locks keep others from adding children
-    that would miss the news.
+    that would not be counted.
     """
     for parents in in_chunks(sorted(finished)):
-        counts = {child: count for child, count in tx.run(*_CHILD_COUNTS.fill(parents)).all()}  # noqa: C416
+        counts = {child: count for child, count in tx.run_prepared(*_CHILD_COUNTS.fill(parents)).all()}  # noqa: C416
         if not counts:
             continue
         for count in sorted(set(counts.values())):
             for some in in_chunks(sorted(child for child, n in counts.items() if n == count)):
-                tx.execute(_LESS, {"children": some, "count": count})
+                tx.execute(_COUNT_DOWN, {"children": some, "count": count})
         free: list[tuple[int, int]] = []
         for some in in_chunks(sorted(counts)):
             free += [(row.id, row.attempt) for row in tx.execute(_NOW_FREE, {"children": some})]
         if free:
-            tx.execute(_READY, [{"job_id_": job, "now": tx.now} for job, _ in free])
+            tx.execute(_MAKE_READY, [{"job_id_": job, "now": tx.now} for job, _ in free])
             record(tx, [(job, [(State.READY, 0)], "", attempt) for job, attempt in free])
 
 
@@ -54,7 +100,7 @@ _CHILD_COUNTS = PreparedList(
         .group_by(job_edges.c.child_id)
     )
 )
-_LESS = (
+_COUNT_DOWN = (
     update(jobs)
     .where(jobs.c.id.in_(bindparam("children", expanding=True)))
     .values(parents_left=jobs.c.parents_left - bindparam("count"))
@@ -64,6 +110,11 @@ _NOW_FREE = select(jobs.c.id, jobs.c.attempt).where(
     jobs.c.state == State.AWAITING_PARENTS,
     jobs.c.parents_left == 0,
 )
+_MAKE_READY = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id_"))
+    .values(state=State.READY, state_since=bindparam("now"), claim_class=jobs.c.resource_class_id)
+)
 
 
 def lock_parents(tx: Tx, children: Iterable[int]) -> list[tuple[int, State]]:
@@ -72,12 +123,11 @@ def lock_parents(tx: Tx, children: Iterable[int]) -> list[tuple[int, State]]:
     Whoever makes a job wait must hold this lock: else a parent that ends at the same moment would look for its waiting
     children before they can be seen, and they would wait for ever.
     """
-    lost: list[tuple[int, State]] = []
+    unsuccessful: list[tuple[int, State]] = []
     for some in in_chunks(sorted(children)):
-        for number, state in tx.execute(_PARENTS, {"children": some}):
-            if state in PARENT_LOST:
-                lost.append((number, State(state)))
-    return lost
+        rows = tx.execute(_PARENTS, {"children": some})
+        unsuccessful += [(job, State(state)) for job, state in rows if state in UNSUCCESSFUL]
+    return unsuccessful
 
 
 _PARENTS = (
@@ -92,35 +142,28 @@ _PARENTS = (
 )
 
 
-def fail_descendants(tx: Tx, lost: Sequence[tuple[int, State]]) -> None:
+def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
     """End all descendants that wait for jobs that have just failed or been killed.
 
     A child of a FAILED parent fails, of a killed one becomes PARENT_KILLED; both say which parent it was.
     """
-    front = {job: PARENT_LOST[state] for job, state in lost}
-    while front:
-        following: dict[int, State] = {}
-        reasons: dict[int, tuple[int, int]] = {}
-        for some in in_chunks(sorted(front)):
+    generation = {job: CHILD_END_STATE[state] for job, state in unsuccessful}
+    while generation:
+        children: dict[int, State] = {}
+        events = []
+        for some in in_chunks(sorted(generation)):
             for child, parent, attempt in tx.execute(_WAITING, {"parents": some}):
-                if child not in following:
-                    following[child] = front[parent]
-                    reasons[child] = (parent, attempt)
-        if following:
-            tx.execute(
-                _END, [{"job_id_": job, "state": state.value, "now": tx.now} for job, state in following.items()]
-            )
-            record(
-                tx,
-                [
-                    (job, [(state, 0)], f"parent {reasons[job][0]} {_WORDS[state]}", reasons[job][1])
-                    for job, state in following.items()
-                ],
-            )
-        front = {job: PARENT_LOST[state] for job, state in following.items()}
+                if child not in children:
+                    state = children[child] = generation[parent]
+                    events.append((child, [(state, 0)], f"parent {parent} {_REASONS[state]}", attempt))
+        if children:
+            ends = [{"job_id_": job, "state": state.value, "now": tx.now} for job, state in children.items()]
+            tx.execute(_END_CHILD, ends)
+            record(tx, events)
+        generation = {job: CHILD_END_STATE[state] for job, state in children.items()}
 
 
-_WORDS = {State.FAILED: "failed", State.PARENT_KILLED: "was killed"}
+_REASONS = {State.FAILED: "failed", State.PARENT_KILLED: "was killed"}
 _WAITING = (
     select(job_edges.c.child_id, job_edges.c.parent_id, jobs.c.attempt)
     .join(jobs, jobs.c.id == job_edges.c.child_id)
@@ -129,10 +172,10 @@ _WAITING = (
         jobs.c.state == State.AWAITING_PARENTS,
     )
     .order_by(job_edges.c.child_id, job_edges.c.parent_id)
-    # The user may kill a child in this moment, or another parent be lost.
+    # The user may kill a child at the same moment, or another parent may end.
     .with_for_update(of=jobs)
 )
-_END = (
+_END_CHILD = (
     update(jobs)
     .where(jobs.c.id == bindparam("job_id_"))
     .values(state=bindparam("state"), state_since=bindparam("now"), claim_class=None)

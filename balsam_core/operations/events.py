@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, insert, literal, select
 
+from balsam_core.errors import Corrupt
 from balsam_core.model.calls import Event
 from balsam_core.model.states import State
 from balsam_core.schema.prepared import Insertion, Rows
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["INSERT_EVENTS", "encode_transitions", "event", "record", "record_where"]
-
-Transitions = "Iterable[tuple[State, float]]"
+__all__ = ["INSERT_EVENTS", "encode_transitions", "event_from_row", "record", "record_where"]
 
 
 def encode_transitions(transitions: Iterable[tuple[State, float]]) -> str:
@@ -30,11 +29,14 @@ def encode_transitions(transitions: Iterable[tuple[State, float]]) -> str:
 
 
 def _decode_transitions(text: str) -> list[tuple[State, float]]:
-    pairs = (part.split(" ") for part in text.split(", "))
-    return [(State(state), float(age)) for state, age in pairs]
+    try:
+        pairs = (part.split(" ") for part in text.split(", "))
+        return [(State(state), float(age)) for state, age in pairs]
+    except ValueError as err:
+        raise Corrupt(f"the history holds {text!r}, which are no transitions") from err
 
 
-def event(row: Any) -> Event:  # noqa: ANN401  (a database row)
+def event_from_row(row: Any) -> Event:  # noqa: ANN401  (a database row)
     """Return a row of ``job_events`` as an Event."""
     return Event(
         job_id=row.job_id,
@@ -60,14 +62,13 @@ INSERT_EVENTS = Insertion(job_events)
 
 
 def record_where(tx: Tx, where: ColumnElement[bool], transitions: Sequence[State], message: str = "") -> None:
-    """Write one event for each job that fulfils a condition, without reading the jobs."""
-    made = select(
+    """Write one event for each job that meets a condition, without reading the jobs."""
+    encoded = encode_transitions((state, 0) for state in transitions)
+    events = select(
         jobs.c.id,
         literal(tx.now, UTCDateTime()),
-        bindparam(
-            "event_transitions", encode_transitions((state, 0) for state in transitions), job_events.c.transitions.type
-        ),
+        bindparam("event_transitions", encoded, job_events.c.transitions.type),
         bindparam("event_message", message or None, job_events.c.message.type),
         jobs.c.attempt,
     ).where(where)
-    tx.execute(insert(job_events).from_select(["job_id", "at", "transitions", "message", "attempt"], made))
+    tx.execute(insert(job_events).from_select(["job_id", "at", "transitions", "message", "attempt"], events))

@@ -10,13 +10,13 @@ from sqlalchemy import and_, bindparam, exists, func, insert, select, update
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import (
     CloseLauncher,
-    GetKilled,
+    CountHeldByOthers,
+    GetKilledJobs,
     GetLaunchers,
     Heartbeat,
     LauncherInfo,
     RegisterLauncher,
     RenewLease,
-    Unfinished,
 )
 from balsam_core.model.states import State
 from balsam_core.operations.events import record
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 @operation(RegisterLauncher)
 def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
     """Announce a launcher, and give up those whose lease is over."""
-    _reap(tx)
-    number = tx.take_ids("launchers")
+    _give_up_expired(tx)
+    launcher_id = tx.take_ids("launchers")
     tx.execute(
         insert(launchers),
         {
-            "id": number,
+            "id": launcher_id,
             "host": call.host,
             "pid": call.pid,
             "boot_id": call.boot_id,
@@ -45,25 +45,21 @@ def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
             "workflow": call.workflow,
             "started_at": tx.now,
             "seen_at": tx.now,
-            "lease_until": _until(tx, call.lease_seconds),
+            "lease_until": tx.now + timedelta(seconds=call.lease_seconds),
             "ended_at": None,
         },
     )
-    return number
+    return launcher_id
 
 
-def _until(tx: Tx, seconds: float) -> datetime:
-    return tx.now + timedelta(seconds=seconds)
-
-
-def _reap(tx: Tx) -> None:
-    """Give up launchers whose lease is over."""
-    over = select(launchers).where(launchers.c.ended_at.is_(None), launchers.c.lease_until < tx.now)
-    for row in tx.execute(over.with_for_update(skip_locked=True)).all():
+def _give_up_expired(tx: Tx) -> None:
+    """Give up launchers whose lease is over, and jobs that ended ones still hold."""
+    expired = select(launchers).where(launchers.c.ended_at.is_(None), launchers.c.lease_until < tx.now)
+    for row in tx.execute(expired.with_for_update(skip_locked=True)).all():
         _give_up(tx, row.id, f"the lease of launcher {row.id} (host {row.host}, pid {row.pid}) is over")
     holds = exists(select(jobs.c.id).where(jobs.c.launcher_id == launchers.c.id))
-    for number in tx.execute(select(launchers.c.id).where(launchers.c.ended_at.is_not(None), holds)).scalars().all():
-        _give_up(tx, number, f"launcher {number} had ended")
+    for launcher in tx.execute(select(launchers.c.id).where(launchers.c.ended_at.is_not(None), holds)).scalars().all():
+        _give_up(tx, launcher, f"launcher {launcher} had ended")
 
 
 def _give_up(tx: Tx, launcher: int, why: str) -> None:
@@ -84,7 +80,7 @@ def _give_up(tx: Tx, launcher: int, why: str) -> None:
 
 @operation(CloseLauncher)
 def close_launcher(tx: Tx, call: CloseLauncher) -> None:
-    """Take a launcher's goodbye."""
+    """End a launcher and make the jobs that it still holds claimable again."""
     row = tx.execute(select(launchers).where(launchers.c.id == call.launcher).with_for_update()).first()
     if row is not None and row.ended_at is None:
         _give_up(tx, call.launcher, f"launcher {call.launcher} ended")
@@ -98,24 +94,23 @@ def renew_lease(tx: Tx, call: RenewLease) -> Heartbeat:
         Conflict: The launcher was given up.
     """
     mine = and_(launchers.c.id == call.launcher, launchers.c.ended_at.is_(None))
-    changes = {"seen_at": tx.now, "lease_until": _until(tx, call.lease_seconds)}
+    changes = {"seen_at": tx.now, "lease_until": tx.now + timedelta(seconds=call.lease_seconds)}
     if not tx.execute(update(launchers).where(mine).values(changes)).rowcount:
-        msg = f"launcher {call.launcher} was given up because its lease was over; its jobs belong to others"
-        raise Conflict(msg)
-    return Heartbeat(killed=_killed(tx, call.launcher))
+        raise Conflict(f"launcher {call.launcher} was given up because its lease was over; its jobs belong to others")
+    return Heartbeat(killed=_killed_jobs(tx, call.launcher))
 
 
-def _killed(tx: Tx, launcher: int) -> list[int]:
+def _killed_jobs(tx: Tx, launcher: int) -> list[int]:
     return list(tx.execute(_KILLED, {"launcher": launcher}).scalars())
 
 
 _KILLED = select(jobs.c.id).where(jobs.c.launcher_id == bindparam("launcher"), jobs.c.state == State.USER_KILLED)
 
 
-@operation(GetKilled)
-def get_killed(tx: Tx, call: GetKilled) -> list[int]:
+@operation(GetKilledJobs)
+def get_killed_jobs(tx: Tx, call: GetKilledJobs) -> list[int]:
     """Name the jobs that the user killed."""
-    return _killed(tx, call.launcher)
+    return _killed_jobs(tx, call.launcher)
 
 
 @operation(GetLaunchers)
@@ -123,10 +118,10 @@ def get_launchers(tx: Tx, call: GetLaunchers) -> list[LauncherInfo]:  # noqa: AR
     """List launchers."""
     held = select(func.count()).select_from(jobs).where(jobs.c.launcher_id == launchers.c.id).scalar_subquery()
     query = select(launchers, held.label("jobs")).where(launchers.c.ended_at.is_(None)).order_by(launchers.c.id)
-    return [_info(row, tx.now) for row in tx.execute(query)]
+    return [_launcher_info(row, tx.now) for row in tx.execute(query)]
 
 
-def _info(row: Any, now: datetime) -> LauncherInfo:  # noqa: ANN401  (a database row)
+def _launcher_info(row: Any, now: datetime) -> LauncherInfo:  # noqa: ANN401  (a database row)
     return LauncherInfo(
         id=row.id,
         host=row.host,
@@ -139,8 +134,8 @@ def _info(row: Any, now: datetime) -> LauncherInfo:  # noqa: ANN401  (a database
     )
 
 
-@operation(Unfinished)
-def unfinished(tx: Tx, call: Unfinished) -> int:
+@operation(CountHeldByOthers)
+def count_held_by_others(tx: Tx, call: CountHeldByOthers) -> int:
     """Count jobs that others hold, as long as some job waits for a parent."""
     narrow = []
     if call.workflow:

@@ -16,15 +16,14 @@ from balsam_core.model.calls import (
     GetRows,
     LastJob,
 )
-from balsam_core.operations.events import event
+from balsam_core.operations.conditions import condition, in_chunks, page, visible
+from balsam_core.operations.events import event_from_row
 from balsam_core.operations.execution import operation
-from balsam_core.operations.rows import condition, in_chunks, page, read_jobs, read_rows, visible
+from balsam_core.operations.job_rows import read_fields, read_jobs
 from balsam_core.schema.tables import job_edges, job_events, jobs, workflows
 
 if TYPE_CHECKING:
-    from balsam_core.model.calls import (
-        Event,
-    )
+    from balsam_core.model.calls import Event
     from balsam_core.model.job import Job
     from balsam_core.operations.execution import Tx
 
@@ -38,7 +37,7 @@ def get_jobs(tx: Tx, call: GetJobs) -> list[Job]:
 @operation(GetRows)
 def get_rows(tx: Tx, call: GetRows) -> list[list[Any]]:
     """Read a page of some fields."""
-    return read_rows(tx, call.fields, lambda query: page(query, call.where, call.order, call.limit, call.after))
+    return read_fields(tx, call.fields, lambda query: page(query, call.where, call.order, call.limit, call.after))
 
 
 @operation(CountJobs)
@@ -54,8 +53,8 @@ def count_states(tx: Tx, call: CountStates) -> dict[str, dict[str, int]]:
     chosen = (visible(), condition(call.where))
     counts: dict[str, dict[str, int]] = {}
     if not call.by_workflow:
-        query = select(jobs.c.state, func.count().label("number")).where(*chosen).group_by(jobs.c.state)
-        counts[""] = {row.state: row.number for row in tx.execute(query)}
+        query = select(jobs.c.state, func.count().label("count")).where(*chosen).group_by(jobs.c.state)
+        counts[""] = {state: count for state, count in tx.execute(query)}  # noqa: C416
         return counts
     grouped = (
         select(jobs.c.workflow_id, jobs.c.state, func.count().label("count"))
@@ -85,7 +84,7 @@ def get_history(tx: Tx, call: GetHistory) -> list[Event]:
     for some in in_chunks(sorted(set(call.jobs))):
         hidden = select(jobs.c.id).where(jobs.c.id.in_(some), not_(visible()))
         query = select(job_events).where(job_events.c.job_id.in_(some), job_events.c.job_id.not_in(hidden))
-        events += [event(row) for row in tx.execute(query.order_by(job_events.c.id))]
+        events += [event_from_row(row) for row in tx.execute(query.order_by(job_events.c.id))]
     return events
 
 

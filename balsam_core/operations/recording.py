@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, bindparam, case, exists, func, select, update
 
 from balsam_core.model.calls import UpdateJobs
-from balsam_core.model.states import END, PARENT_LOST, State, illegal_transition
+from balsam_core.model.states import END, UNSUCCESSFUL, State, first_illegal_transition
+from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.dependencies import fail_descendants, release_children
 from balsam_core.operations.events import record
 from balsam_core.operations.execution import operation
-from balsam_core.operations.rows import in_chunks
 from balsam_core.schema.prepared import Prepared, PreparedList
 from balsam_core.schema.tables import job_edges, jobs
 
@@ -30,8 +30,8 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
     """Record updates; a refused one changes nothing and is named in the answer."""
     found: dict[int, dict[str, Any]] = {}
     for some in in_chunks(sorted({change.job for change in call.updates})):
-        for row in tx.run(*_HELD.fill(some)).all():
-            found[row[0]] = dict(zip(_READ, row, strict=True))
+        for row in tx.run_prepared(*_LOCK_JOBS.fill(some)).all():
+            found[row[0]] = dict(zip(_READ_COLUMNS, row, strict=True))
     refused: dict[int, str] = {}
     events = []
     changed: dict[int, dict[str, Any]] = {}
@@ -41,69 +41,78 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
         if held is None or why:
             refused[change.job] = why
             continue
-        _apply(tx, held, change)
+        _change_row(tx, held, change)
         changed[change.job] = held
         if change.transitions:
             events.append((change.job, change.transitions, change.message, change.attempt))
     if changed:
-        may_be_parents = _write(tx, list(changed.values()))
+        may_be_parents = _update_rows(tx, list(changed.values()))
         record(tx, events)
         if may_be_parents:
             ended = [(job, State(row["state"])) for job, row in changed.items()]
             release_children(tx, [job for job, state in ended if state == State.JOB_FINISHED])
-            fail_descendants(tx, [(job, state) for job, state in ended if state in PARENT_LOST])
+            fail_descendants(tx, [(job, state) for job, state in ended if state in UNSUCCESSFUL])
     return refused
 
 
-_READ = ("id", "state", "attempt", "retries", "launcher_id", "claim_class", "resource_class_id", "return_code")
-_HELD = PreparedList(
+_READ_COLUMNS = ("id", "state", "attempt", "retries", "launcher_id", "claim_class", "resource_class_id", "return_code")
+_LOCK_JOBS = PreparedList(
     lambda ids: (
-        select(*[jobs.c[name] for name in _READ]).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update()
+        select(*[jobs.c[name] for name in _READ_COLUMNS])
+        .where(jobs.c.id.in_(ids))
+        .order_by(jobs.c.id)
+        .with_for_update()
     )
 )
-_WRITTEN = ("state", "since", "retries", "launcher_id", "claim_class", "return_code")
-_WRITTEN_AT_ONCE = 128  # a CASE looks through its list for each job
+_WRITTEN_COLUMNS = ("state", "since", "retries", "launcher_id", "claim_class", "return_code")
+_ROWS_IN_STATEMENT = 128  # a CASE searches its list for each job
 
 
-def _write(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
-    """Change locked jobs, in one statement for many, since each takes a way to the server and back.
+def _update_rows(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
+    """Write changed rows of locked jobs, many in one statement, since each statement is a round trip.
 
     Returns:
-        Whether other jobs may depend on them: False only where the UPDATE itself can tell. It begins after their rows
-        were locked, so it sees the children that others have added.
+        Whether other jobs may depend on them: False only where the UPDATE itself returns that. It begins after their
+        rows were locked, so it sees the children that others have added.
     """
-    tells = tx.conn.dialect.update_returning
-    may_be_parents = not tells
-    for start in range(0, len(rows), _WRITTEN_AT_ONCE):
-        some = rows[start : start + _WRITTEN_AT_ONCE]
-        columns = {name: [row.get(name) for row in some] for name in _WRITTEN}
+    returning = tx.conn.dialect.update_returning
+    may_be_parents = not returning
+    for start in range(0, len(rows), _ROWS_IN_STATEMENT):
+        some = rows[start : start + _ROWS_IN_STATEMENT]
+        columns = {name: [row.get(name) for row in some] for name in _WRITTEN_COLUMNS}
         different = tuple(name for name, values in columns.items() if len(set(values)) > 1)
         length = 1 << (len(some) - 1).bit_length()
         parameters = {name: values[0] for name, values in columns.items() if name not in different}
         for name in ("id", *different):
             values = columns[name] if name != "id" else [row["id"] for row in some]
             padded = values + values[-1:] * (length - len(some))
-            parameters.update((f"{name}_{place}", value) for place, value in enumerate(padded))
-        result = tx.run(_writing(different, length, tells), parameters)
+            parameters.update((f"{name}_{index}", value) for index, value in enumerate(padded))
+        result = tx.run_prepared(_update_statement(different, length, returning), parameters)
         may_be_parents = may_be_parents or any(row[0] for row in result.all())
     return may_be_parents
 
 
 @lru_cache(maxsize=100)
-def _writing(different: tuple[str, ...], length: int, tells: bool) -> Prepared:  # noqa: FBT001
-    """Return the UPDATE of jobs that are given the same, but for the columns named; it may tell of children."""
-    ids = [bindparam(f"id_{place}", type_=BigInteger()) for place in range(length)]
+def _update_statement(different: tuple[str, ...], length: int, returning: bool) -> Prepared:  # noqa: FBT001
+    """Return the UPDATE that gives jobs the same values, but for the columns named.
+
+    Args:
+        different: The columns whose values differ.
+        length: The number of jobs.
+        returning: Whether it returns for each job whether it has children.
+    """
+    ids = [bindparam(f"id_{index}", type_=BigInteger()) for index in range(length)]
     values: dict[str, Any] = {}
-    for name in _WRITTEN:
+    for name in _WRITTEN_COLUMNS:
         kind = jobs.c["state_since" if name == "since" else name].type
         if name in different:
-            each = [bindparam(f"{name}_{place}", type_=kind) for place in range(length)]
+            each = [bindparam(f"{name}_{index}", type_=kind) for index in range(length)]
             values[name] = case(*[(jobs.c.id == one, value) for one, value in zip(ids, each, strict=True)])
         else:
             values[name] = bindparam(name, type_=kind)
     values["state_since"] = func.coalesce(values.pop("since"), jobs.c.state_since)
-    writing = update(jobs).where(jobs.c.id.in_(ids)).values(values)
-    return Prepared(writing.returning(_IS_PARENT) if tells else writing)
+    statement = update(jobs).where(jobs.c.id.in_(ids)).values(values)
+    return Prepared(statement.returning(_IS_PARENT) if returning else statement)
 
 
 _IS_PARENT = exists(select(job_edges.c.child_id).where(job_edges.c.parent_id == jobs.c.id).correlate(jobs))
@@ -117,11 +126,11 @@ def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
         return f"the job is no longer this launcher's (attempt {row['attempt']}, not {change.attempt})"
     if row["state"] == State.USER_KILLED:
         return "the job was killed by the user" if change.transitions else ""
-    wrong = illegal_transition(State(row["state"]), [state for state, _ in change.transitions])
+    wrong = first_illegal_transition(State(row["state"]), [state for state, _ in change.transitions])
     return f"a job can't go from {wrong[0]} to {wrong[1]}" if wrong else ""
 
 
-def _apply(tx: Tx, row: dict[str, Any], change: Update) -> None:
+def _change_row(tx: Tx, row: dict[str, Any], change: Update) -> None:
     """Change a row as the update says."""
     if change.transitions:
         path = [row["state"], *[transition for transition, _ in change.transitions]]

@@ -9,10 +9,10 @@ from sqlalchemy import and_, case, delete, func, insert, not_, or_, select, upda
 from balsam_core.errors import Conflict, NotFound
 from balsam_core.model.calls import AbandonStagedInsert, OpenStagedInsert, PromoteStagedInsert, PublishStagedInsert
 from balsam_core.model.states import State
+from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.dependencies import fail_descendants, lock_parents
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.operations.rows import in_chunks
 from balsam_core.schema.tables import job_edges, job_events, jobs, staged_inserts
 
 if TYPE_CHECKING:
@@ -26,31 +26,29 @@ __all__ = ["abandon_slice", "extend_staged_insert", "lock_open_staged_insert"]
 @operation(OpenStagedInsert)
 def open_staged_insert(tx: Tx, call: OpenStagedInsert) -> int:  # noqa: ARG001
     """Begin a staged insert."""
-    number = tx.take_ids("staged_inserts")
-    row = {"id": number, "published": False, "invalidated": False, "first_id": 0, "last_id": 0, "updated_at": tx.now}
+    insert_id = tx.take_ids("staged_inserts")
+    row = {"id": insert_id, "published": False, "invalidated": False, "first_id": 0, "last_id": 0, "updated_at": tx.now}
     tx.execute(insert(staged_inserts), row)
-    return number
+    return insert_id
 
 
-def _lock(tx: Tx, number: int) -> Any:  # noqa: ANN401  (a database row)
-    row = tx.execute(select(staged_inserts).where(staged_inserts.c.id == number).with_for_update()).first()
+def _lock_staged_insert(tx: Tx, insert_id: int) -> Any:  # noqa: ANN401  (a database row)
+    row = tx.execute(select(staged_inserts).where(staged_inserts.c.id == insert_id).with_for_update()).first()
     if row is None:
-        msg = f"insert {number} is no longer there: it was abandoned, or published and completed"
-        raise NotFound(msg)
+        raise NotFound(f"insert {insert_id} is no longer there: it was abandoned, or published and completed")
     return row
 
 
-def lock_open_staged_insert(tx: Tx, number: int) -> Any:  # noqa: ANN401  (a database row)
+def lock_open_staged_insert(tx: Tx, insert_id: int) -> Any:  # noqa: ANN401  (a database row)
     """Return an unpublished staged insert's row, locked.
 
     Raises:
         NotFound: There is no such staged insert.
         Conflict: It is published.
     """
-    row = _lock(tx, number)
+    row = _lock_staged_insert(tx, insert_id)
     if row.published:
-        msg = f"insert {number} is published already"
-        raise Conflict(msg)
+        raise Conflict(f"insert {insert_id} is published already")
     return row
 
 
@@ -65,11 +63,10 @@ def publish_staged_insert(tx: Tx, call: PublishStagedInsert) -> None:
     """Make a staged insert visible."""
     row = lock_open_staged_insert(tx, call.staged_insert)
     if row.invalidated:
-        msg = (
+        raise Conflict(
             "some of these jobs were removed before all were there (another process added the same keys, or the insert "
             "was left alone for a day), so nothing was added; run again"
         )
-        raise Conflict(msg)
     tx.execute(
         update(staged_inserts)
         .where(staged_inserts.c.id == call.staged_insert)
@@ -84,27 +81,26 @@ def abandon_staged_insert(tx: Tx, call: AbandonStagedInsert) -> int:
     return abandon_slice(tx, call.staged_insert, call.limit)
 
 
-def abandon_slice(tx: Tx, number: int, limit: int) -> int:
+def abandon_slice(tx: Tx, insert_id: int, limit: int) -> int:
     """Remove jobs of an unpublished insert, and the insert itself once it is empty; return the number of jobs."""
-    row = _lock(tx, number)
+    row = _lock_staged_insert(tx, insert_id)
     slice_ = (
         select(jobs.c.id)
-        .where(jobs.c.id.between(row.first_id, row.last_id), jobs.c.staged_insert_id == number)
+        .where(jobs.c.id.between(row.first_id, row.last_id), jobs.c.staged_insert_id == insert_id)
         .order_by(jobs.c.id)
         .limit(limit)
     )
     ids = list(tx.execute(slice_).scalars())
     if not ids:
-        tx.execute(delete(staged_inserts).where(staged_inserts.c.id == number))
+        tx.execute(delete(staged_inserts).where(staged_inserts.c.id == insert_id))
         return 0
-    ours = and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.staged_insert_id == number)
+    ours = and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.staged_insert_id == insert_id)
     for some in in_chunks(ids):
         tx.execute(delete(job_edges).where(job_edges.c.child_id.in_(some)))
         tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
     tx.execute(delete(jobs).where(ours))
-    tx.execute(
-        update(staged_inserts).where(staged_inserts.c.id == number).values(first_id=ids[-1] + 1, invalidated=True)
-    )
+    changes = {"first_id": ids[-1] + 1, "invalidated": True}
+    tx.execute(update(staged_inserts).where(staged_inserts.c.id == insert_id).values(changes))
     return len(ids)
 
 
@@ -132,11 +128,11 @@ def promote_staged_insert(tx: Tx, call: PromoteStagedInsert) -> bool:
     last, count, some_created = tx.execute(select(func.max(slice_.c.id), func.count(), created)).one()
     if count:
         which = and_(jobs.c.id.between(row.first_id, last), jobs.c.staged_insert_id == row.id)
-        # Nobody holds it and nobody can claim it: so it has waited for this alone.
+        # READY, but neither held nor claimable: it waits only for this.
         ready = and_(which, jobs.c.state == State.READY, jobs.c.launcher_id.is_(None), jobs.c.claim_class.is_(None))
         tx.execute(update(jobs).where(ready).values(claim_class=jobs.c.resource_class_id))
         if some_created:
-            _promote(tx, which)
+            _promote_created(tx, which)
     if count < call.limit:
         tx.execute(delete(staged_inserts).where(staged_inserts.c.id == row.id))
         return not call.staged_insert
@@ -144,7 +140,7 @@ def promote_staged_insert(tx: Tx, call: PromoteStagedInsert) -> bool:
     return True
 
 
-def _promote(tx: Tx, which: ColumnElement[bool]) -> None:
+def _promote_created(tx: Tx, which: ColumnElement[bool]) -> None:
     """Move CREATED jobs to READY, or to AWAITING_PARENTS where parents have not finished."""
     created = and_(which, jobs.c.state == State.CREATED)
     ids = list(tx.execute(select(jobs.c.id).where(created).order_by(jobs.c.id).with_for_update()).scalars())

@@ -16,8 +16,8 @@ from balsam_core.schema.version import current
 if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
 
-CLIENT_AGE = timedelta(days=7)
-STAGED_INSERT_AGE = timedelta(days=1)
+MAX_REPLY_AGE = timedelta(days=7)
+MAX_UNPUBLISHED_AGE = timedelta(days=1)
 
 
 @operation(GetInfo)
@@ -32,7 +32,7 @@ def prune(tx: Tx, call: Prune) -> int:
     """Forget old answers, and inserts that were never published."""
     old = (
         select(processed_requests.c.client_id, processed_requests.c.seq)
-        .where(processed_requests.c.processed_at < tx.now - CLIENT_AGE)
+        .where(processed_requests.c.processed_at < tx.now - MAX_REPLY_AGE)
         .limit(call.limit)
     )
     rows = tx.execute(old).all()
@@ -43,9 +43,9 @@ def prune(tx: Tx, call: Prune) -> int:
         ]
         tx.execute(delete(processed_requests).where(or_(*ours)))
     left_behind = select(staged_inserts.c.id).where(
-        not_(staged_inserts.c.published), staged_inserts.c.updated_at < tx.now - STAGED_INSERT_AGE
+        not_(staged_inserts.c.published), staged_inserts.c.updated_at < tx.now - MAX_UNPUBLISHED_AGE
     )
-    # Locked, since its writer may live after all and publish it in this moment.
+    # Locked, since its writer may still live and publish it at the same moment.
     staged_insert = tx.execute(
         left_behind.order_by(staged_inserts.c.id).limit(1).with_for_update(skip_locked=True)
     ).scalar()

@@ -1,7 +1,7 @@
-"""What a process that alone writes to a database may do faster than one among many.
+"""What a process that alone writes to a database may keep between transactions.
 
-It knows the small tables without asking each time; rows that a call adds are remembered only once their transaction is
-committed. And it uses one driver's cursor, without SQLAlchemy's care for connections that may be lost.
+It knows ids of the small tables without asking each time, and uses one driver's cursor, without SQLAlchemy's checks for
+lost connections.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["IdCache", "WriterCache"]
 
-MOST = 10_000  # entries; then it starts anew
+MAX_ENTRIES = 10_000  # then it starts anew
 
 
 class IdCache:
-    """Ids by (table, name), for the only writer of a database.
+    """Ids and other values of small tables by (table, name), for the only writer of a database.
+
+    What a transaction reads or adds is kept only once it is committed.
 
     Attributes:
         last_ids: The newest id given, by table, as the open transaction has it.
@@ -28,44 +30,44 @@ class IdCache:
 
     def __init__(self) -> None:
         self.last_ids: dict[str, int] = {}
-        self._known: dict[Hashable, Any] = {}
+        self._committed: dict[Hashable, Any] = {}
         self._pending: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable) -> Any:  # noqa: ANN401
         """Return what is known, None where nothing is."""
-        return self._known.get(key)
+        return self._committed.get(key)
 
-    def learn(self, key: Hashable, value: Any) -> None:  # noqa: ANN401
-        """Remember a row that the open transaction has read or added, for when it is committed."""
+    def put(self, key: Hashable, value: Any) -> None:  # noqa: ANN401
+        """Keep a row that the open transaction has read or added, for when it is committed."""
         self._pending[key] = value
 
     def clear(self) -> None:
         """Forget everything: a row was changed or removed."""
-        self._known.clear()
+        self._committed.clear()
         self._pending.clear()
 
     def committed(self) -> None:
-        """Keep what the transaction taught."""
+        """Keep what the transaction has read or added."""
         if self._pending:
-            if len(self._known) > MOST:
-                self._known.clear()
-            self._known.update(self._pending)
+            if len(self._committed) > MAX_ENTRIES:
+                self._committed.clear()
+            self._committed.update(self._pending)
             self._pending.clear()
 
     def rolled_back(self) -> None:
-        """Drop what the transaction, or any call in it, taught."""
+        """Drop what the transaction, or any call in it, has read or added."""
         self._pending.clear()
         self.last_ids.clear()
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriterCache:
-    """The means of the only writer.
+    """What the only writer keeps.
 
     Attributes:
         cursor: A cursor on the connection that the calls run on.
-        names: What is known of the small tables.
+        ids: What is known of the small tables.
     """
 
     cursor: DBAPICursor
-    names: IdCache = field(default_factory=IdCache)
+    ids: IdCache = field(default_factory=IdCache)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 __all__ = ["SCHEMA"]
 
-SCHEMA = "0002"
+_VERSIONS = Path(__file__).with_name("migrations") / "versions"
+
+SCHEMA = max(file.name[:4] for file in _VERSIONS.glob("[0-9]*.py"))
 """The revision that this program works with: the newest in ``migrations/versions``."""

@@ -1,7 +1,7 @@
-"""Alembic without the plugins that other packages announce for it.
+"""Alembic without the plugins that other packages register for it.
 
-While it is imported, Alembic reads the metadata of all installed packages and loads those plugins: one broken package,
-which need not have to do with databases, would make ``balsam init`` fail.
+While it is imported, Alembic loads those plugins of all installed packages, and has no switch for it: one broken
+package that has nothing to do with Balsam would make ``balsam init`` fail.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-__all__ = ["MigrationContext", "Operations", "ScriptDirectory"]
+__all__ = ["MigrationContext", "MigrationStep", "Operations", "ScriptDirectory"]
 
 _all_entry_points = metadata.entry_points
 
@@ -20,8 +20,8 @@ def _other_entry_points(**wanted: Any) -> Any:  # noqa: ANN401  (as the function
 
 metadata.entry_points = _other_entry_points
 try:
-    from alembic.migration import MigrationContext
     from alembic.operations import Operations
+    from alembic.runtime.migration import MigrationContext, MigrationStep
     from alembic.script import ScriptDirectory
 finally:
     metadata.entry_points = _all_entry_points

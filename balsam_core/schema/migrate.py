@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from sqlalchemy import exists, inspect, select, update
 
 from balsam_core.errors import Conflict, Corrupt
-from balsam_core.schema.alembic_alone import MigrationContext, Operations, ScriptDirectory
+from balsam_core.schema.alembic_alone import MigrationContext, MigrationStep, Operations, ScriptDirectory
 from balsam_core.schema.tables import apps, counters, jobs, launchers, meta, metadata
 from balsam_core.schema.version import SCHEMA, VERSION_TABLE, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from alembic.script import Script
     from sqlalchemy import Connection, Engine
 
 __all__ = ["pending", "upgrade"]
@@ -35,8 +36,13 @@ def pending(engine: Engine) -> list[str]:
         found = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE}).get_current_revision()
         if found is not None and found > SCHEMA:
             check(conn)
-    scripts = ScriptDirectory(str(SCRIPTS))
-    return [script.revision for script in reversed(list(scripts.iterate_revisions("head", found or "base")))]
+    return [script.revision for script in _scripts_after(found or "base")]
+
+
+def _scripts_after(revision: str | tuple[str, ...]) -> list[Script]:
+    """Return the migrations that follow a revision, oldest first."""
+    newest_first = ScriptDirectory(str(SCRIPTS)).iterate_revisions("head", revision, implicit_base=True)
+    return list(newest_first)[::-1]
 
 
 def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = False) -> None:
@@ -55,67 +61,78 @@ def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = F
         Corrupt: The tables are missing.
     """
     todo = pending(engine)
-    scripts = ScriptDirectory(str(SCRIPTS))
     with engine.connect() as conn:
         with conn.begin():
-            owner = None
-            if inspect(conn).has_table(meta.name):
-                owner = conn.execute(select(meta.c.value).where(meta.c.name == "db_id")).scalar()
+            owner = _owner(conn) if inspect(conn).has_table(meta.name) else None
             if owner is None and not new:
-                msg = "the database holds none of this DB's tables: it is another one, or was emptied"
-                raise Corrupt(msg)
-            if owner is None and (foreign := _foreign_table(conn, scripts)):
+                raise Corrupt("the database holds none of this DB's tables: it is another one, or was emptied")
+            if owner is None and (foreign := _foreign_table(conn)):
                 raise Conflict(f"the database is not empty, it holds the table {foreign!a}: ask for an empty one")
             if owner is not None and owner != db_id and not (take_over and not todo and _take_over(conn, owner, db_id)):
                 raise Conflict(
                     f"the database belongs to another DB directory (id {owner}, not {db_id}): use that one, restore it "
                     f"from a backup, or ask for an empty database"
                 )
-        context = MigrationContext.configure(
-            conn,
-            opts={
-                "version_table": VERSION_TABLE,
-                "transaction_per_migration": True,
-                "transactional_ddl": conn.dialect.name != "mysql",
-                "fn": lambda rev, _context: scripts._upgrade_revs("head", rev),  # noqa: SLF001  (as alembic.command)
-            },
-        )
         if todo:
-            with Operations.context(context):
-                context.run_migrations()
+            _run_migrations(conn)
     with engine.connect() as conn, conn.begin():
-        if conn.execute(select(meta.c.value).where(meta.c.name == "db_id")).scalar() is None:
+        if _owner(conn) is None:
             conn.execute(meta.insert(), [{"name": "db_id", "value": db_id}, {"name": "epoch", "value": "0"}])
 
 
-def _foreign_table(conn: Connection, scripts: ScriptDirectory) -> str | None:
+def _owner(conn: Connection) -> str | None:
+    """Return the id of the DB directory that the database belongs to, None where it has none yet."""
+    owner: str | None = conn.execute(select(meta.c.value).where(meta.c.name == "db_id")).scalar()
+    return owner
+
+
+def _run_migrations(conn: Connection) -> None:
+    def steps(heads: tuple[str, ...], context: MigrationContext) -> list[MigrationStep]:  # noqa: ARG001
+        revisions = ScriptDirectory(str(SCRIPTS)).revision_map
+        return [MigrationStep.upgrade_from_script(revisions, script) for script in _scripts_after(heads)]
+
+    context = MigrationContext.configure(
+        conn,
+        opts={
+            "version_table": VERSION_TABLE,
+            "transaction_per_migration": True,
+            "transactional_ddl": conn.dialect.name != "mysql",
+            "fn": steps,
+        },
+    )
+    with Operations.context(context):
+        context.run_migrations()
+
+
+def _foreign_table(conn: Connection) -> str | None:
     """Return the name of a table that no migration, not even one that was killed half way, has made.
 
-    A table of ours has at least the columns of the first revision, as they are called now, and at most those of today.
+    Names are compared as they are now, since a table and its columns may be renamed already or not yet. One of our
+    tables has at least the columns that its first revision gave it, and at most those of today.
     """
-    revisions = [script.module for script in scripts.walk_revisions()]
-    table_names: dict[str, str] = {}
-    column_names: dict[str, dict[str, str]] = {}
-    for revision in reversed(revisions):
-        table_names |= getattr(revision, "RENAMED_TABLES", {})
+    revisions = [script.module for script in _scripts_after("base")]
+    renamed_tables: dict[str, str] = {}
+    renamed_columns: dict[str, dict[str, str]] = {}
+    for revision in revisions:
+        renamed_tables |= getattr(revision, "RENAMED_TABLES", {})
         for table, names in getattr(revision, "RENAMED_COLUMNS", {}).items():
-            column_names.setdefault(table, {}).update(names)
+            renamed_columns.setdefault(table, {}).update(names)
 
-    def today(table: str, columns: Iterable[str]) -> set[str]:
-        names = column_names.get(table, {})
+    def current_columns(table: str, columns: Iterable[str]) -> set[str]:
+        names = renamed_columns.get(table, {})
         return {names.get(column, column) for column in columns}
 
-    first = {
-        (name := table_names.get(table.name, table.name)): today(name, table.columns.keys())
-        for table in revisions[-1].metadata.sorted_tables
-    }
+    first: dict[str, set[str]] = {}
+    for table in revisions[0].metadata.sorted_tables:
+        name = renamed_tables.get(table.name, table.name)
+        first[name] = current_columns(name, table.columns.keys())
     found = inspect(conn)
     for table in sorted(set(found.get_table_names()) - {VERSION_TABLE}):
-        name = table_names.get(table, table)
+        name = renamed_tables.get(table, table)
         if name not in metadata.tables:
             return table
         newest = set(metadata.tables[name].columns.keys())
-        columns = today(name, [column["name"] for column in found.get_columns(table)])
+        columns = current_columns(name, [column["name"] for column in found.get_columns(table)])
         if not first.get(name, newest) <= columns <= newest:
             return table
     return None

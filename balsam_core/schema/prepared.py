@@ -1,7 +1,7 @@
-"""Statements that run thousands of times a second: compiled once, then handed to the driver as they are.
+"""Statements that run thousands of times a second: compiled once, then given to the driver as they are.
 
 SQLAlchemy's own execution of a cached statement costs 60 to 90 us, as much as a driver's, and more than SQLite needs to
-carry it out. A prepared one costs 2 us: its text and the conversions of its parameters are worked out once for each
+execute it. A prepared one costs 2 us: its text and the conversions of its parameters are worked out once for each
 dialect, and it runs on the driver's cursor.
 """
 
@@ -25,9 +25,9 @@ __all__ = ["Insertion", "Prepared", "PreparedList", "RawResult", "Rows"]
 
 
 class Prepared:
-    """A statement without lists of variable length; its rows come as the driver gives them.
+    """A statement without lists of variable length.
 
-    So they are numbers, texts and bytes; what needs conversion, :meth:`mappings` gives.
+    Its rows come as the driver gives them: numbers, texts and bytes. :meth:`mappings` converts them.
 
     Args:
         statement: The statement. An INSERT that leaves out a key that the database gives must be ``inline()``.
@@ -62,44 +62,44 @@ class Prepared:
         readers = self._readers.get(dialect.name)
         if readers is None:
             types = [column.type.dialect_impl(dialect) for column in self._returns]
-            found = [(place, kind.result_processor(dialect, None)) for place, kind in enumerate(types)]
-            readers = self._readers[dialect.name] = [(place, reader) for place, reader in found if reader is not None]
+            found = [(index, kind.result_processor(dialect, None)) for index, kind in enumerate(types)]
+            readers = self._readers[dialect.name] = [(index, reader) for index, reader in found if reader is not None]
         converted = []
         for row in rows:
             values = list(row)
-            for place, reader in readers:
-                values[place] = reader(values[place])
+            for index, reader in readers:
+                values[index] = reader(values[index])
             converted.append(dict(zip(self._names, values, strict=True)))
         return converted
 
 
 class PreparedList:
-    """A prepared statement with a list of numbers: prepared for lengths that are powers of two.
+    """A prepared statement with a list of ids: prepared for lengths that are powers of two.
 
     Args:
-        make: Makes the statement for the parameters that stand for the numbers; a number may come more than once.
+        make: Makes the statement for the parameters that stand for the ids; an id may come more than once.
     """
 
     def __init__(self, make: Callable[[list[BindParameter[int]]], Executable]) -> None:
         self._make = make
         self._by_length: dict[int, tuple[Prepared, list[str]]] = {}
 
-    def fill(self, numbers: Sequence[int], **parameters: Any) -> tuple[Prepared, dict[str, Any]]:  # noqa: ANN401
-        """Return the statement and its parameters, for at least one number."""
-        length = 1 << (len(numbers) - 1).bit_length()
+    def fill(self, ids: Sequence[int], **parameters: Any) -> tuple[Prepared, dict[str, Any]]:  # noqa: ANN401
+        """Return the statement and its parameters, for at least one id."""
+        length = 1 << (len(ids) - 1).bit_length()
         found = self._by_length.get(length)
         if found is None:
-            names = [f"number_{place}" for place in range(length)]
+            names = [f"id_{index}" for index in range(length)]
             made = Prepared(self._make([bindparam(name, type_=BigInteger()) for name in names]))
             found = self._by_length[length] = (made, names)
         statement, names = found
-        parameters.update(zip(names, chain(numbers, repeat(numbers[-1])), strict=False))
+        parameters.update(zip(names, chain(ids, repeat(ids[-1])), strict=False))
         return statement, parameters
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a table, given by columns: whole columns are converted and put together much faster than single values.
+    """Rows of a table, given by columns: converting whole columns is much faster than converting single values.
 
     Attributes:
         count: How many there are.
@@ -115,7 +115,7 @@ class Rows:
         return self.count
 
     def put(self, name: str, values: Sequence[Any]) -> None:
-        """Set a column of values that can be hashed, which may turn out to be all the same."""
+        """Set a column of values that can be hashed and are often all the same."""
         if len(set(values)) == 1:
             self.same[name] = values[0]
         else:
@@ -144,8 +144,8 @@ class Insertion:
             at_once: Whether a driver's executemany costs about as much as one statement for each row.
         """
         _, columns, values = self.as_rows(dialect, rows)
-        text = self._text(dialect, columns)
-        if not at_once or len(values) > ONE_STATEMENT:
+        text = self._insert_text(dialect, columns)
+        if not at_once or len(values) > ROWS_IN_STATEMENT:
             return text, values
         marks = text.rpartition(" VALUES ")[2]
         return text + f", {marks}" * (len(values) - 1), tuple(chain.from_iterable(values))
@@ -170,11 +170,11 @@ class Insertion:
             names.append(name)
         return self.table.name, tuple(names), list(zip(*columns, strict=True))
 
-    def _text(self, dialect: Dialect, columns: tuple[str, ...]) -> str:
+    def _insert_text(self, dialect: Dialect, columns: tuple[str, ...]) -> str:
         key = (dialect.name, columns)
         text = self._texts.get(key)
         if text is None:
-            if len(self._texts) > MOST_TEXTS:
+            if len(self._texts) > MAX_TEXTS:
                 self._texts.clear()
             compiled: Any = insert(self.table).inline().compile(dialect=dialect, column_keys=list(columns))
             text = str(compiled) if compiled.positional else str(compiled) % dict.fromkeys(columns, "%s")
@@ -182,12 +182,12 @@ class Insertion:
         return text
 
 
-ONE_STATEMENT = 64  # rows
-MOST_TEXTS = 200  # sets of columns whose INSERT is kept
+ROWS_IN_STATEMENT = 64
+MAX_TEXTS = 200  # sets of columns whose INSERT is kept
 
 
 class RawResult:
-    """The little of SQLAlchemy's result that prepared statements need; to be read before the next one runs."""
+    """The part of SQLAlchemy's result that prepared statements need; to be read before the next one runs."""
 
     __slots__ = ("_cursor",)
 
@@ -216,8 +216,7 @@ class RawResult:
         """Return the first value of a row that there must be."""
         row = self._cursor.fetchone()
         if row is None:
-            msg = "there is no row where there must be one"
-            raise LookupError(msg)
+            raise LookupError("there is no row where there must be one")
         return row[0]
 
 
@@ -232,7 +231,7 @@ class _Compiled:
         for name, bind in compiled.binds.items():
             convert = bind.type.dialect_impl(dialect).bind_processor(dialect)
             if convert is not None:
-                self._convert[name] = _remembering(convert) if isinstance(bind.type, UTCDateTime) else convert
+                self._convert[name] = _with_last_value(convert) if isinstance(bind.type, UTCDateTime) else convert
             if not bind.required:
                 self._fixed[name] = bind.value
 
@@ -245,11 +244,11 @@ class _Compiled:
         return {name: convert[name](values[name]) if name in convert else values[name] for name in self._names}
 
 
-def _remembering(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a conversion that knows its last value: all rows of a transaction carry the same time."""
+def _with_last_value(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a conversion that keeps its last value: all rows of a transaction hold the same time."""
     kept: tuple[Any, Any] = (None, None)  # one object, since threads share it
 
-    def remembered(value: Any) -> Any:  # noqa: ANN401
+    def convert_or_repeat(value: Any) -> Any:  # noqa: ANN401
         nonlocal kept
         last, converted = kept
         if value is not last:
@@ -257,4 +256,4 @@ def _remembering(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
             kept = (value, converted)
         return converted
 
-    return remembered
+    return convert_or_repeat

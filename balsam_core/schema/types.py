@@ -15,6 +15,8 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
+from balsam_core.errors import Corrupt
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -91,12 +93,24 @@ class JSONDocument(TypeDecorator[Any]):
         """Give text to every driver: a tenth of the time that their own conversions take."""
         return _json_text
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """Read the text, where the driver does not."""
+        return super().result_processor(dialect, coltype) if dialect.name == "postgresql" else _json_value
+
 
 def _json_text(value: Any) -> str | None:  # noqa: ANN401
     return None if value is None else _to_json(value).decode()
 
 
+def _json_value(text: str | bytes | None) -> Any:  # noqa: ANN401
+    try:
+        return None if text is None else _from_json(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise Corrupt(f"the database holds a document that can't be read ({err})") from err
+
+
 _to_json = msgspec.json.Encoder().encode
+_from_json = msgspec.json.Decoder().decode
 
 
 class Blob(TypeDecorator[bytes]):
@@ -136,10 +150,10 @@ def _create_index(element: CreateIndex, compiler: Any, **kw: Any) -> str:  # noq
 
 
 def without_statistics(column: Column[Any]) -> None:
-    """Keep PostgreSQL from planning by what a column holds for a moment only.
+    """Keep PostgreSQL from planning by values that a column holds for a short time only.
 
-    Statistics taken while many jobs wait to be published, the column NULL in all of them, say that a claim will find
-    nothing: until the next ones, a minute later, it would read and sort all that there is.
+    Statistics taken while many jobs wait to be published, with NULL in all of them, say that a claim will find nothing:
+    until the next statistics, a minute later, claims would read and sort all jobs.
     """
     none: Any = DDL(f"ALTER TABLE {column.table.name} ALTER COLUMN {column.name} SET STATISTICS 0")  # type: ignore[no-untyped-call]
     event.listen(column.table, "after_create", none.execute_if(dialect="postgresql"))
@@ -211,7 +225,7 @@ def _utc_now_sqlite(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa:
 
 
 class position(FunctionElement[int]):  # noqa: N801  (reads as an SQL function)
-    """The place of a text in another, from 1; 0 where it isn't there. Compares byte by byte."""
+    """The position of a text in another, from 1; 0 where it isn't there. Compares byte by byte."""
 
     inherit_cache = True
     name = "position"

@@ -38,11 +38,12 @@ def check(conn: Connection, db_id: str = "") -> None:
     if found == SCHEMA:
         owner = conn.execute(select(meta.c.value).where(meta.c.name == "db_id")).scalar() if db_id else ""
         if owner != db_id:
-            msg = f"the database belongs to another DB directory now (id {owner}, not {db_id}): use that one"
-            raise Conflict(msg)
-        return
-    if found is None or found < SCHEMA:
-        msg = f"the database has schema {found or 'none'}, this program needs {SCHEMA}; run: balsam init PATH"
+            raise Conflict(f"the database belongs to another DB directory now (id {owner}, not {db_id}): use that one")
+    elif found is None or found < SCHEMA:
+        raise SchemaMismatch(
+            f"the database has schema {found or 'none'}, this program needs {SCHEMA}; run: balsam init PATH"
+        )
     else:
-        msg = f"the database has schema {found}, newer than this program's {SCHEMA}; upgrade balsam-core with pip"
-    raise SchemaMismatch(msg)
+        raise SchemaMismatch(
+            f"the database has schema {found}, newer than this program's {SCHEMA}; upgrade balsam-core with pip"
+        )

@@ -26,6 +26,7 @@ from balsam_core.model.calls import (
     AddEdge,
     AddJobs,
     ClaimJobs,
+    CountHeldByOthers,
     CountJobs,
     CountWaiting,
     GetApps,
@@ -33,7 +34,7 @@ from balsam_core.model.calls import (
     GetHistory,
     GetInfo,
     GetJobs,
-    GetKilled,
+    GetKilledJobs,
     GetRows,
     KillJobs,
     OpenStagedInsert,
@@ -43,7 +44,6 @@ from balsam_core.model.calls import (
     RenewLease,
     Resources,
     RetryJobs,
-    Unfinished,
     Update,
     UpdateJobs,
 )
@@ -65,9 +65,9 @@ READS = [
     CountJobs(where=SOME),
     GetHistory(jobs=[1, 2]),
     GetEdges(jobs=[1], children_of=True),
-    GetKilled(launcher=1),
+    GetKilledJobs(launcher=1),
     CountWaiting(resources=Resources(minutes_left=1.5)),
-    Unfinished(launcher=1),
+    CountHeldByOthers(launcher=1),
 ]
 WRITES = [
     AddApp(app=App(name="a", executable="true"), replace=True),

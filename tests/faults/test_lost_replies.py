@@ -69,7 +69,7 @@ def test_lost_replies_are_given_again_byte_for_byte(served, link, amount, verdic
             claimed = lose_the_answer(transport, link, claims)
             killed = lose_the_answer(transport, link, kills)
             assert len(claimed.jobs) == 2
-            assert killed.ids == [added.first + 2]
+            assert killed.ids == [added.first_id + 2]
         assert names(served) == sorted(f"j{number}-{n}" for number in range(rounds) for n in range(3))
     verdict("T03", "lost reply, sent again", f"{3 * rounds} lost, {9 * rounds} replayed: all bytes equal")
 

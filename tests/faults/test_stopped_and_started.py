@@ -115,7 +115,7 @@ if "balsam_core.proxy" in sys.orig_argv:
     from balsam_core.model.calls import CountJobs
     from balsam_core.operations import execution
 
-    count = execution._body(CountJobs())
+    count = execution.operation_of(CountJobs())
 
     def slow(tx, call):
         with open({log!r}, "a") as file:

@@ -63,14 +63,14 @@ def register(transport: Transport) -> int:
 def questions(dialect: sa.Dialect) -> list[tuple[str, Any]]:
     """Return the statements that look for claimable jobs, in all shapes that there are."""
     needs = {"launcher": 1, "nodes": 64, "ranks": 1, "gpus": 0, "minutes": 60}
-    given = needs | {"stamp": 1, "workflow": "w1", "class": 1, "floor": 1, "limit": 4}
-    shapes = [claiming.ALL_HEADS, claiming.WORKFLOW_HEADS]
+    given = needs | {"request_seq": 1, "workflow": "w1", "class": 1, "lowest": 1, "limit": 4}
+    shapes = [claiming.HEADS, claiming.HEADS_OF_WORKFLOW]
     for of_workflow in (False, True):
-        shapes.append(claiming.below(of_workflow))
+        shapes.append(claiming.first_below_priority(of_workflow))
         for bounded in (False, True):  # by a lowest priority
-            shapes += [claiming.locking(of_workflow, bounded)]
+            shapes += [claiming.lock_query(of_workflow, bounded)]
             if dialect.update_returning_multifrom:
-                shapes += [claiming.claiming(of_workflow, bounded)]
+                shapes += [claiming.claim_statement(of_workflow, bounded)]
     return [shape.bind(dialect, given) for shape in shapes]
 
 

@@ -14,7 +14,7 @@ from balsam_program import child, here
 
 from balsam_core import Job, open_db
 from balsam_core.cli.records import JOB_FIELDS
-from balsam_core.model.job import FIELDS
+from balsam_core.model.job import FIELDS, GIVEN_BY_DATABASE
 
 SEVERAL = 150  # more than the default table shows
 
@@ -104,6 +104,19 @@ def test_status_tells_how_the_db_stands(full_db):
 def test_a_job_with_every_option_is_stored_as_said(db):
     here.good("app", "--name", "sim", "--executable", "sim.x {x}", db=db)
     parent = here.good("run", "--name", "p", "--", "true", db=db).out.strip()
+    given = {
+        "name": "j", "workflow": "w", "description": "d", "app": "sim", "args": "--fast {y}", "command": "",
+        "parameters": {"x": 0.5, "y": "a b"}, "parents": [1], "wait_for_parents": False,
+        "input_files": ["*.a", "*.b", "c"], "stage_in": "/in", "stage_out": "/out", "stage_out_files": ["*.o"],
+        "user_workdir": "/here", "environ": {"K": "V=W"}, "preprocess": "pre", "postprocess": "post",
+        "post_error_handler": True, "post_timeout_handler": True, "auto_timeout_retry": False, "max_retries": 2,
+        "priority": -3, "wall_time_minutes": 5, "num_nodes": 2, "ranks_per_node": 3, "threads_per_rank": 4,
+        "threads_per_core": 1, "gpus_per_rank": 0.5, "node_packing_count": 2, "cpu_affinity": "depth", "key": "k",
+        "data": {"a": [1]},
+    }  # fmt: skip
+    # Other fields are texts with an option of the same name.
+    others = {name: f"some {name}" for name in FIELDS if name not in given and name not in GIVEN_BY_DATABASE}
+    more = [word for name, text in others.items() for word in (f"--{name.replace('_', '-')}", text)]
     out = here.good(
         "job", "--name", "j", "--workflow", "w", "--description", "d", "--application", "sim", "--args", "--fast {y}",
         "--param", "x=0.5", "-p", "y=a b", "--parent", parent, "--input-files", "*.a *.b", "--input-files", "c",
@@ -112,19 +125,11 @@ def test_a_job_with_every_option_is_stored_as_said(db):
         "--post-error-handler", "--post-timeout-handler", "--no-auto-timeout-retry", "--max-retries", 2, "--priority",
         -3, "--wall-time-minutes", 5, "--num-nodes", 2, "--ranks-per-node", 3, "--threads-per-rank", 4,
         "--threads-per-core", 1, "--gpus-per-rank", 0.5, "--node-packing-count", 2, "--cpu-affinity", "depth", "--key",
-        "k", "--data", '{"a": [1]}', db=db,
+        "k", "--data", '{"a": [1]}', *more, db=db,
     ).out  # fmt: skip
     got = here.good("show", out.strip(), "-o", "json", db=db).json
-    expected = {
-        "id": 2, "name": "j", "workflow": "w", "description": "d", "app": "sim", "args": "--fast {y}", "command": "",
-        "parameters": {"x": 0.5, "y": "a b"}, "parents": [1], "wait_for_parents": False,
-        "input_files": ["*.a", "*.b", "c"], "stage_in": "/in", "stage_out": "/out", "stage_out_files": ["*.o"],
-        "user_workdir": "/here", "environ": {"K": "V=W"}, "preprocess": "pre", "postprocess": "post",
-        "post_error_handler": True, "post_timeout_handler": True, "auto_timeout_retry": False, "max_retries": 2,
-        "priority": -3, "wall_time_minutes": 5, "num_nodes": 2, "ranks_per_node": 3, "threads_per_rank": 4,
-        "threads_per_core": 1, "gpus_per_rank": 0.5, "node_packing_count": 2, "cpu_affinity": "depth", "key": "k",
-        "data": {"a": [1]}, "state": "READY", "return_code": None, "workdir": "/here", "children": [],
-    }  # fmt: skip
+    computed = {"id": 2, "state": "READY", "return_code": None, "workdir": "/here", "children": []}
+    expected = {**given, **others, **computed}
     assert {name: got[name] for name in expected} == expected
     assert set(got) == {*FIELDS, "children", "workdir", "history"}
 

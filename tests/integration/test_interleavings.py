@@ -309,7 +309,7 @@ def kill_and_claim(world: World) -> Scene:
         assert killed == 1
         assert world.state(job) == S.USER_KILLED
         if claimed.jobs:
-            assert world.run(calls.GetKilled(launcher=me)) == [job.id], "the launcher is told"
+            assert world.run(calls.GetKilledJobs(launcher=me)) == [job.id], "the launcher is told"
             world.run(calls.CloseLauncher(launcher=me))
         assert len(world.jobs.remove()) == 1
 
@@ -526,7 +526,7 @@ def add_a_child_and_remove(world: World) -> Scene:
             assert world.jobs.get(added[0]).state == S.AWAITING_PARENTS
 
     adding = calls.AddJobs(jobs=[Job(command="c", parents=[parent.id or 0])])
-    return Scene(lambda t: [t.run(adding).first], lambda t: Jobs(t).where(id=parent.id).remove(), check)
+    return Scene(lambda t: [t.run(adding).first_id], lambda t: Jobs(t).where(id=parent.id).remove(), check)
 
 
 def depend_and(world: World, *transitions: State) -> Scene:

@@ -168,7 +168,7 @@ def test_a_lock_that_is_held_too_long_is_an_error_that_is_repeated(served, backe
         assert not answers
         holder.rollback()
         adding.join(60)
-        assert answers[0].first > 0
+        assert answers[0].first_id > 0
     with open_db(served.path) as db:
         assert db.jobs.where(workflow="locked").count() == 1
 

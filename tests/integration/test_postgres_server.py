@@ -154,7 +154,7 @@ def test_a_lock_that_is_held_too_long_is_an_error_that_is_repeated(served, backe
         with pytest.raises(Busy, match="lock timeout"):
             transport.run(call, timeout=0.5)
         holder.rollback()
-        assert transport.run(call, timeout=30).first > 0
+        assert transport.run(call, timeout=30).first_id > 0
     with open_db(served.path) as db:
         assert db.jobs.where(workflow="locked").count() == 1
 
@@ -172,7 +172,7 @@ def test_a_connection_that_the_server_ends_is_known_for_broken(served, backend, 
                 with pytest.raises(Exception, match=r"terminating connection|closed the connection") as caught:
                     wait_until(partial(_fails, conn))
                 assert caught.value.connection_invalidated
-        assert transport.run(AddJobs(jobs=[Job(command="true", workflow="ended")])).first > 0
+        assert transport.run(AddJobs(jobs=[Job(command="true", workflow="ended")])).first_id > 0
 
 
 def _fails(conn):

@@ -18,7 +18,7 @@ from balsam_core.client.jobs import Jobs
 from balsam_core.errors import BalsamError
 from balsam_core.model import calls
 from balsam_core.model.calls import Resources, Update
-from balsam_core.model.states import ACTIVE, PARENT_LOST, State, illegal_transition
+from balsam_core.model.states import ACTIVE, UNSUCCESSFUL, State, first_illegal_transition
 from balsam_core.schema.tables import counters, job_edges, job_events, jobs, launchers, staged_inserts
 from balsam_core.testing.tools import DONE
 
@@ -265,7 +265,7 @@ def _assert_sound(conn: Connection) -> None:
             f"job {number} is {state}, held by {row.launcher_id}, class {row.claim_class}; its history: {transitions}"
         )
         assert transitions, told
-        assert illegal_transition(transitions[0], transitions[1:]) is None, f"an impossible history: {told}"
+        assert first_illegal_transition(transitions[0], transitions[1:]) is None, f"an impossible history: {told}"
         assert transitions[-1] == state, f"its history ends otherwise: {told}"
         if row.launcher_id is not None:
             assert ended[row.launcher_id] is None, f"held by a launcher that has ended: {told}"
@@ -277,7 +277,7 @@ def _assert_sound(conn: Connection) -> None:
             unfinished = sum(one != State.JOB_FINISHED for one in states)
             assert row.parents_left == unfinished, f"{row.parents_left} parents left, not {unfinished}: {told}"
             assert (state == State.AWAITING_PARENTS) == (unfinished > 0), told
-            assert not set(states) & set(PARENT_LOST), f"it waits for a lost parent: {told}"
+            assert not set(states) & set(UNSUCCESSFUL), f"it waits for a lost parent: {told}"
 
 
 # ---- calls

@@ -73,7 +73,7 @@ def number_of_jobs(writer):
 
 def test_calls_of_a_batch_are_answered_in_order(writer):
     first, second, batch = run(writer, write(add("a")), write(add("b")), write(OpenStagedInsert()))
-    assert (first.first, second.first, batch) == (1, 2, 1)
+    assert (first.first_id, second.first_id, batch) == (1, 2, 1)
 
 
 def test_a_bad_call_harms_no_other(writer):
@@ -94,7 +94,7 @@ def test_ids_of_a_refused_call_are_given_to_the_next(writer):
     refused = AddJobs(jobs=[Job(name="child", command="true", parents=[77], workflow="new")])
     answers = writer.run([write(refused), write(add("next", workflow="new"))])
     assert answers[0].code == "not-found"
-    assert msgspec.msgpack.decode(answers[1].body)["first"] == 1
+    assert msgspec.msgpack.decode(answers[1].body)["first_id"] == 1
 
 
 def test_the_same_ticket_takes_effect_once_within_a_batch_and_across_batches(writer):

@@ -10,7 +10,7 @@ from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
 from balsam_core.model.app import App
-from balsam_core.model.calls import Claim, ClaimJobs, CountJobs, ParentRef, Resources, Unfinished
+from balsam_core.model.calls import Claim, ClaimJobs, CountHeldByOthers, CountJobs, ParentRef, Resources
 from balsam_core.model.job import Job
 
 SLOTS = 4
@@ -27,7 +27,7 @@ class Store:
         self.waiting = 0
 
     def __call__(self, call):
-        if isinstance(call, Unfinished):
+        if isinstance(call, CountHeldByOthers):
             return self.others
         if isinstance(call, CountJobs):
             return self.waiting

@@ -15,7 +15,7 @@ from balsam_core.launcher.job.failures import DiskFullError, last_line
 from balsam_core.model.app import App
 from balsam_core.model.calls import ParentRef
 from balsam_core.model.job import Job
-from balsam_core.model.states import State, illegal_transition
+from balsam_core.model.states import State, first_illegal_transition
 
 STOP = "stopped by SIGTERM"
 
@@ -50,7 +50,7 @@ class EndedJob:
         except StopIteration:
             pass
         assert next(ends, None) is None, "the lifecycle asked for fewer processes"
-        assert illegal_transition(self.first_state, [state for state, _ in claimed.transitions]) is None
+        assert first_illegal_transition(self.first_state, [state for state, _ in claimed.transitions]) is None
 
     @property
     def states(self):

@@ -13,7 +13,7 @@ from balsam_core.launcher.options import FLUSH_AT
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.model.calls import GetRows, UpdateJobs
 from balsam_core.model.job import Job
-from balsam_core.model.states import END, State, illegal_transition
+from balsam_core.model.states import END, State, first_illegal_transition
 
 ME = 7
 
@@ -52,7 +52,7 @@ class Table:
         transitions = [state for state, _ in update.transitions]
         if (row["attempt"], row["launcher_id"]) != (update.attempt, ME):
             return "not yours"
-        if illegal_transition(row["state"], transitions):
+        if first_illegal_transition(row["state"], transitions):
             return "wrong path"
         self.history += [(update.job, state) for state in transitions]
         row["state"] = transitions[-1] if transitions else row["state"]

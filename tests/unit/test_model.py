@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from balsam_core import Job, State
 from balsam_core.client.inserting import _parents_first
-from balsam_core.errors import BalsamError, InvalidInput, NotFound, error_class
+from balsam_core.errors import BalsamError, Corrupt, InvalidInput, NotFound, SchemaMismatch, error_class
 from balsam_core.model import calls
-from balsam_core.model.codec import decode_call, encode, encode_call
+from balsam_core.model.codec import decode_call, decode_refusal, decode_result, encode, encode_call
 from balsam_core.model.command import fill, placeholders, split
-from balsam_core.model.states import ACTIVE, END, PARENT_LOST, RETRYABLE, TRANSITIONS, illegal_transition
+from balsam_core.model.states import ACTIVE, CHILD_END_STATE, END, TRANSITIONS, UNSUCCESSFUL, first_illegal_transition
 from balsam_core.model.text import check_document
 
 S = State
@@ -22,7 +22,7 @@ def test_every_state_has_transitions_and_the_finished_one_has_none() -> None:
     assert set(TRANSITIONS) == set(State)
     assert TRANSITIONS[State.JOB_FINISHED] == frozenset()
     assert {state for state in State if State.USER_KILLED in TRANSITIONS[state]} == ACTIVE
-    assert RETRYABLE == set(PARENT_LOST) == END - {State.JOB_FINISHED}
+    assert UNSUCCESSFUL == set(CHILD_END_STATE) == END - {State.JOB_FINISHED}
 
 
 def test_the_classic_life_of_a_job_is_legal() -> None:
@@ -30,9 +30,9 @@ def test_the_classic_life_of_a_job_is_legal() -> None:
         State(name)
         for name in ["READY", "STAGED_IN", "PREPROCESSED", "RUNNING", "RUN_DONE", "POSTPROCESSED", "JOB_FINISHED"]
     ]
-    assert illegal_transition(State.CREATED, life) is None
-    assert illegal_transition(State.CREATED, life[1:]) == (State.CREATED, State.STAGED_IN)
-    assert illegal_transition(State.JOB_FINISHED, [State.RUNNING]) == (State.JOB_FINISHED, State.RUNNING)
+    assert first_illegal_transition(State.CREATED, life) is None
+    assert first_illegal_transition(State.CREATED, life[1:]) == (State.CREATED, State.STAGED_IN)
+    assert first_illegal_transition(State.JOB_FINISHED, [State.RUNNING]) == (State.JOB_FINISHED, State.RUNNING)
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0")))
@@ -70,7 +70,7 @@ def test_calls_have_distinct_names_and_result_types() -> None:
 def test_every_call_has_an_operation() -> None:
     from balsam_core.operations import execution
 
-    execution._body(calls.GetInfo())
+    execution.operation_of(calls.GetInfo())
     kinds = {kind for base in (calls.Read, calls.Write) for kind in base.__subclasses__()}
     assert set(execution._OPERATIONS) == kinds
 
@@ -83,19 +83,31 @@ def test_nonsense_is_refused_as_a_call(data: bytes) -> None:
         decode_call(calls.AddJobs, data)
 
 
+def test_answers_that_cannot_be_read_are_errors_of_ours() -> None:
+    with pytest.raises(SchemaMismatch, match=r"get_jobs .*Expected `str`, got `\w+` - at `\$\[0\]\.name`"):
+        decode_result(calls.GetJobs, encode([{"name": None}]))
+    with pytest.raises(SchemaMismatch, match="stored error"):
+        decode_refusal(encode([1, "x"]))
+    for data in (b"", b"\xc1", b"\x91", b"\x91\x81\xa4name\xa1\xff"):
+        with pytest.raises(Corrupt, match="the answer to get_apps is damaged"):
+            decode_result(calls.GetApps, data)
+    with pytest.raises(Corrupt, match="a stored error is damaged"):
+        decode_refusal(b"\x92\xa1")
+
+
 def test_objects_that_cannot_travel_are_refused() -> None:
     with pytest.raises(InvalidInput, match="can't be stored"):
         encode_call(calls.AddJobs(jobs=[Job(command="x", parameters={"x": object()})]))
 
 
 def test_documents_come_back_as_they_went_in_or_are_refused() -> None:
-    check_document("job", "data", {"a": [1, -1.5, None, True, "ü"]})
+    check_document("data", {"a": [1, -1.5, None, True, "ü"]})
     deep: list[object] = []
     for _ in range(40):
         deep = [deep]
     for wrong in (float("inf"), 2**63, {1: 2}, {"a\0": 1}, object(), deep):
         with pytest.raises(InvalidInput):
-            check_document("job", "data", {"x": wrong})
+            check_document("data", {"x": wrong})
 
 
 def test_errors_are_found_by_their_code_and_have_an_exit_code() -> None:

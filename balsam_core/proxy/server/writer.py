@@ -115,7 +115,7 @@ class GroupWriter:
             self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             self._cursor = self._conn.connection.cursor()
             self._cache = WriterCache(cursor=self._cursor)
-            self._names = self._cache.names
+            self._ids = self._cache.ids
             self.epoch = self._take_epoch()
         except SQLAlchemyError as err:
             raise self._to_error(err) from err
@@ -140,7 +140,7 @@ class GroupWriter:
             failpoint("before_commit")
             self._execute("COMMIT")
         except SQLAlchemyError as err:
-            self._names.rolled_back()
+            self._ids.rolled_back()
             fatal = self._is_fatal(err)
             # The engine may have ended the transaction by itself.
             with contextlib.suppress(SQLAlchemyError):
@@ -152,7 +152,7 @@ class GroupWriter:
             # One that was sent before may have taken effect then, and must not be told that nothing was written.
             return [self._settle_outside(write, refusal) for write in writes]
         failpoint("after_commit")
-        self._names.committed()
+        self._ids.committed()
         return answers
 
     def read(self, kind: type[Call[Any]], data: bytes) -> Answer:
@@ -271,7 +271,7 @@ class GroupWriter:
         return error_answer(BalsamError(f"{kind.operation()} failed in the server ({err!r}); see its log"))
 
     def _undo(self, cause: SQLAlchemyError | None = None) -> None:
-        self._names.rolled_back()
+        self._ids.rolled_back()
         try:
             self._execute(UNDO)
             self._execute(RELEASE)
@@ -324,8 +324,8 @@ class GroupWriter:
             version = self._cursor.fetchone()
             if version != self._version:
                 self._version = version
-                self._names.clear()
-                self._names.rolled_back()
+                self._ids.clear()
+                self._ids.rolled_back()
 
     def _read_epoch(self) -> int:
         self._execute(EPOCH)

@@ -219,7 +219,7 @@ def test_keys_of_a_killed_insert_can_be_used_again(db: Database, jobs: Jobs) -> 
 def test_nothing_of_an_unpublished_insert_is_seen(db: Database, jobs: Jobs) -> None:
     (parent,) = jobs.add(Job(command="x"))
     batch = db.run(calls.OpenStagedInsert())
-    hidden = db.run(calls.AddJobs(jobs=[Job(command="x", parents=[parent])], staged_insert=batch)).first
+    hidden = db.run(calls.AddJobs(jobs=[Job(command="x", parents=[parent])], staged_insert=batch)).first_id
     assert jobs.ids() == [parent]
     assert db.run(calls.GetEdges(jobs=[parent], children_of=True)) == []
     assert db.run(calls.GetEdges(jobs=[hidden])) == []
@@ -233,7 +233,7 @@ def test_nothing_of_an_unpublished_insert_is_seen(db: Database, jobs: Jobs) -> N
 def test_a_batch_published_by_a_killed_process_is_promoted_by_others(db: Database, jobs: Jobs) -> None:
     batch = db.run(calls.OpenStagedInsert())
     answer = db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(5)], staged_insert=batch))
-    db.run(calls.AddJobs(jobs=[Job(command="y", parents=[answer.first])], staged_insert=batch))
+    db.run(calls.AddJobs(jobs=[Job(command="y", parents=[answer.first_id])], staged_insert=batch))
     assert jobs.count() == 0
     db.run(calls.PublishStagedInsert(staged_insert=batch))
     assert jobs.count() == 6

@@ -96,7 +96,7 @@ def test_one_write_sent_by_many_at_once_takes_effect_once(suite_db: SuiteDB, job
     faults = [answer for _, answer in answers if isinstance(answer, Exception)]
     assert not faults, faults[0]
     assert jobs.count() == SENT
-    assert len({(number, answer.first) for number, answer in answers}) == SENT
+    assert len({(number, answer.first_id) for number, answer in answers}) == SENT
 
 
 @pytest.mark.once

@@ -94,11 +94,11 @@ def test_a_killed_job_stays_with_its_launcher_until_it_is_stopped(db: Database, 
     (job,) = claim(db, me)
     update(db, me, job, S.STAGED_IN, S.PREPROCESSED, S.RUNNING)
     assert jobs.where(id=number).kill("enough") == 1
-    assert db.run(calls.GetKilled(launcher=me)) == [number]
+    assert db.run(calls.GetKilledJobs(launcher=me)) == [number]
     assert db.run(calls.RenewLease(launcher=me, lease_seconds=9)).killed == [number]
     assert update(db, me, job, S.RUN_DONE) == {number: "the job was killed by the user"}
     assert update(db, me, job, release=True) == {}
-    assert db.run(calls.GetKilled(launcher=me)) == []
+    assert db.run(calls.GetKilledJobs(launcher=me)) == []
     found = jobs.get(number)
     assert (found.state, found.launcher_id) == (S.USER_KILLED, None)
     assert claim(db, me) == []
@@ -151,7 +151,7 @@ def test_launchers_are_listed_and_can_be_closed(db: Database, jobs: Jobs) -> Non
     claim(db, other, 1)
     listed = [(info.id, info.jobs, info.alive) for info in db.run(calls.GetLaunchers())]
     assert listed == [(me, 1, True), (other, 1, True)]
-    assert db.run(calls.Unfinished(launcher=me)) == 1
+    assert db.run(calls.CountHeldByOthers(launcher=me)) == 1
     db.run(calls.CloseLauncher(launcher=other))
-    assert db.run(calls.Unfinished(launcher=me)) == 0
+    assert db.run(calls.CountHeldByOthers(launcher=me)) == 0
     assert [info.id for info in db.run(calls.GetLaunchers())] == [me]

@@ -69,7 +69,7 @@ def remove_app(db: Database) -> None:
 
 def add_jobs(db: Database) -> None:
     added = db.run(calls.AddJobs(jobs=[Job(command="x"), Job(command="y", parents=[-1])]))
-    assert db.jobs.get(added.first + 1).parents == [added.first]
+    assert db.jobs.get(added.first_id + 1).parents == [added.first_id]
 
 
 def open_staged_insert(db: Database) -> None:
@@ -184,11 +184,11 @@ def renew_lease(db: Database) -> None:
     assert db.run(calls.RenewLease(launcher=register(db), lease_seconds=60)).killed == []
 
 
-def get_killed(db: Database) -> None:
+def get_killed_jobs(db: Database) -> None:
     job, me = one(db), register(db)
     claim(db, me)
     db.jobs.where(id=job).kill()
-    assert db.run(calls.GetKilled(launcher=me)) == [job]
+    assert db.run(calls.GetKilledJobs(launcher=me)) == [job]
 
 
 def close_launcher(db: Database) -> None:
@@ -233,13 +233,13 @@ def get_launchers(db: Database) -> None:
     assert (found.id, found.host, found.alive, found.jobs) == (me, "here", True, 1)
 
 
-def unfinished(db: Database) -> None:
+def count_held_by_others(db: Database) -> None:
     job = one(db)
     one(db, parents=[job])
     me, other = register(db), register(db)
     claim(db, other)
-    assert db.run(calls.Unfinished(launcher=me)) == 1
-    assert db.run(calls.Unfinished(launcher=other)) == 0
+    assert db.run(calls.CountHeldByOthers(launcher=me)) == 1
+    assert db.run(calls.CountHeldByOthers(launcher=other)) == 0
 
 
 EXAMPLES: dict[type[Call[Any]], Callable[[Database], None]] = {
@@ -266,13 +266,13 @@ EXAMPLES: dict[type[Call[Any]], Callable[[Database], None]] = {
     calls.RemoveJobs: remove_jobs,
     calls.RegisterLauncher: register_launcher,
     calls.RenewLease: renew_lease,
-    calls.GetKilled: get_killed,
+    calls.GetKilledJobs: get_killed_jobs,
     calls.CloseLauncher: close_launcher,
     calls.ClaimJobs: claim_jobs,
     calls.UpdateJobs: update_jobs,
     calls.CountWaiting: count_waiting,
     calls.GetLaunchers: get_launchers,
-    calls.Unfinished: unfinished,
+    calls.CountHeldByOthers: count_held_by_others,
 }
 
 

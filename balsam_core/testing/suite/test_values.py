@@ -9,48 +9,46 @@ import pytest
 
 from balsam_core.errors import InvalidInput
 from balsam_core.model.app import App
-from balsam_core.model.job import Job
+from balsam_core.model.job import GIVEN_BY_DATABASE, Job, field_infos
 from balsam_core.model.states import State
 
 if TYPE_CHECKING:
+    from msgspec.structs import FieldInfo
+
     from balsam_core import Database
     from balsam_core.client.jobs import Jobs
 
-GIVEN: dict[str, Any] = {
+PARTICULAR: dict[str, Any] = {
     "name": "näme 🎈\n/../x",
     "workflow": "Wörk",
     "description": "d" * 70_000,
     "app": "sim",
     "args": "--more '{x} y'",
     "parameters": {"x": 1.5, "y": ["a", None, {"b": True}], "z": "🎈"},
-    "wait_for_parents": False,
-    "input_files": ["*.xyz"],
-    "stage_in": "/in",
-    "stage_out": "/out",
-    "stage_out_files": ["*.dat"],
-    "user_workdir": "/w",
     "environ": {"K": "v=1"},
-    "preprocess": "pre",
-    "postprocess": "post",
-    "post_error_handler": True,
-    "post_timeout_handler": True,
-    "auto_timeout_retry": False,
-    "max_retries": 3,
     "priority": -7,
-    "wall_time_minutes": 90,
-    "num_nodes": 4,
-    "ranks_per_node": 2,
-    "threads_per_rank": 3,
-    "threads_per_core": 2,
     "gpus_per_rank": 0.25,
-    "node_packing_count": 5,
-    "cpu_affinity": "depth",
-    "key": "k/1",
     "data": {"n": 2**53 + 1},
 }
-BY_THE_DATABASE = {
-    "id", "state", "state_since", "created_at", "attempt", "retries", "return_code", "launcher_id",
-}  # fmt: skip
+NOT_GIVEN = {"parents", "command", *GIVEN_BY_DATABASE}
+
+
+def other_value(field: FieldInfo) -> Any:  # noqa: ANN401
+    """Return a value that is not the field's default."""
+    name, default = field.name, field.default
+    if name in PARTICULAR:
+        return PARTICULAR[name]
+    if field.default_factory is list:
+        return [name, "*.x"]
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 3
+    assert default in {"", None}, f"give {name!r} a value in PARTICULAR"
+    return f"some {name}"
+
+
+GIVEN: dict[str, Any] = {field.name: other_value(field) for field in field_infos() if field.name not in NOT_GIVEN}
 
 
 def test_every_field_comes_back_as_it_went_in(db: Database, jobs: Jobs) -> None:
@@ -61,7 +59,22 @@ def test_every_field_comes_back_as_it_went_in(db: Database, jobs: Jobs) -> None:
     found = jobs.get(job.id)
     assert {name: getattr(found, name) for name in GIVEN} == GIVEN
     assert (found.state, found.attempt, found.retries, found.return_code) == (State.READY, 0, 0, None)
-    assert {*GIVEN, "parents", "command", *BY_THE_DATABASE} == set(Job.__struct_fields__), "a field is not tested"
+
+
+def test_jobs_are_chosen_and_sorted_by_every_field(db: Database, jobs: Jobs) -> None:
+    db.apps.add(App("sim", "sim.x --x {x} {y}"))
+    plain = Job(command="x", name="plain")
+    both = jobs.add([plain, Job(**GIVEN)])
+    for name, value in GIVEN.items():
+        if isinstance(value, (list, dict)):
+            continue
+        assert jobs.where(**{name: value}).ids() == [both[1]], name
+        assert jobs.where(**{name: getattr(plain, name)}).ids() == [both[0]], name
+        assert sorted(jobs.order_by(name).ids()) == [*both], name
+        values = [getattr(plain, name), value]
+        assert [row[0] for row in jobs.order_by("id").rows(name)] == values, name
+        if None not in values:
+            assert [row[0] for row in jobs.order_by(name, descending=True).rows(name)] == sorted(values)[::-1], name
 
 
 @pytest.mark.parametrize(

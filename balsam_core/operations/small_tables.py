@@ -8,6 +8,7 @@ from sqlalchemy import bindparam, insert, select
 
 from balsam_core.errors import InvalidInput, NotFound
 from balsam_core.model.command import placeholders, split
+from balsam_core.operations.stored_fields import RESOURCES
 from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import apps, resource_classes, workflows
 
@@ -19,17 +20,7 @@ if TYPE_CHECKING:
     from balsam_core.model.job import Job
     from balsam_core.operations.execution import Tx
 
-__all__ = ["RESOURCES", "AppNeeds", "app_needs", "class_ids", "shapes_of", "workflow_ids"]
-
-RESOURCES = (
-    "num_nodes",
-    "ranks_per_node",
-    "threads_per_rank",
-    "threads_per_core",
-    "gpus_per_rank",
-    "node_packing_count",
-)
-"""Job fields that live in the resource class."""
+__all__ = ["AppNeeds", "app_needs", "check_parameters", "class_ids", "shapes_of", "unknown_app", "workflow_ids"]
 
 _EXACT_MINUTES = 240
 _DAY_MINUTES = 1440
@@ -51,34 +42,34 @@ def _ids_by_name(tx: Tx, table: Table, column: Column[str], names: Iterable[str]
     found: dict[str, int] = {}
     unknown = []
     for name in names:
-        known = None if tx.names is None else tx.names.get((table.name, name))
+        known = None if tx.id_cache is None else tx.id_cache.get((table.name, name))
         if known is None:
             unknown.append(name)
         else:
             found[name] = known
     if unknown:
-        # One by one where there are few, as nearly always: a list of variable length can't be prepared.
+        # One by one where there are few, as nearly always: a list of texts can't be prepared.
         if len(unknown) <= FEW:
-            query = _BY_NAME[table.name]
-            rows = [(name, tx.run(query, {"wanted": name}).scalar()) for name in unknown]
-            read = {name: number for name, number in rows if number is not None}
+            query = _ID_BY_NAME[table.name]
+            rows = [(name, tx.run_prepared(query, {"wanted": name}).scalar()) for name in unknown]
+            read = {name: row_id for name, row_id in rows if row_id is not None}
         else:
             read = {row[1]: row[0] for row in tx.execute(select(table.c.id, column).where(column.in_(unknown)))}
-        if tx.names is not None:
-            for name, number in read.items():
-                tx.names.learn((table.name, name), number)
+        if tx.id_cache is not None:
+            for name, row_id in read.items():
+                tx.id_cache.put((table.name, name), row_id)
         found.update(read)
     return found
 
 
 FEW = 4
-_BY_NAME = {
+_ID_BY_NAME = {
     column.table.name: Prepared(select(column.table.c.id).where(column == bindparam("wanted")))
     for column in (workflows.c.name, resource_classes.c.shape)
 }
 
 
-def _rounded(minutes: int) -> int:
+def _round_up(minutes: int) -> int:
     """Round a wall time up, so that the number of classes stays small: exact to 4 h, quarters of an hour, hours."""
     step = 1 if minutes <= _EXACT_MINUTES else 15 if minutes <= _DAY_MINUTES else 60
     return -(-minutes // step) * step
@@ -90,7 +81,7 @@ Shape = tuple[float, ...]
 def shapes_of(given: Mapping[str, Sequence[Any]]) -> list[Shape]:
     """Return what the jobs' resource classes are made of: :data:`RESOURCES`, then minutes; of columns by field."""
     columns = [given[name] for name in RESOURCES]
-    columns.append([_rounded(minutes) if minutes else 0 for minutes in given["wall_time_minutes"]])
+    columns.append([_round_up(minutes) if minutes else 0 for minutes in given["wall_time_minutes"]])
     return list(zip(*columns, strict=True))
 
 
@@ -98,15 +89,15 @@ def class_ids(tx: Tx, shapes: set[Shape]) -> dict[Shape, int]:
     """Return the ids of resource classes by shape; new ones are created."""
     texts = {",".join(str(int(part)) if part == int(part) else repr(part) for part in one): one for one in shapes}
     known = _ids_by_name(tx, resource_classes, resource_classes.c.shape, texts)
-    found = {texts[text]: number for text, number in known.items()}
+    found = {texts[text]: class_id for text, class_id in known.items()}
     missing = sorted(text for text, one in texts.items() if one not in found)
     if missing:
         first = tx.take_ids("resource_classes", len(missing))
         columns = (*RESOURCES, "wall_minutes")
         rows = []
-        for number, text in enumerate(missing, first):
-            rows.append({"id": number, "shape": text} | dict(zip(columns, texts[text], strict=True)))
-            found[texts[text]] = number
+        for class_id, text in enumerate(missing, first):
+            rows.append({"id": class_id, "shape": text} | dict(zip(columns, texts[text], strict=True)))
+            found[texts[text]] = class_id
         tx.execute(insert(resource_classes), rows)
     return found
 
@@ -126,19 +117,19 @@ def app_needs(tx: Tx, names: Iterable[str]) -> dict[str, AppNeeds]:
     """
     found: dict[str, AppNeeds] = {}
     for name in names:
-        needs: AppNeeds | None = None if tx.names is None else tx.names.get(("apps", name))
+        needs: AppNeeds | None = None if tx.id_cache is None else tx.id_cache.get(("apps", name))
         if needs is None:
-            row = tx.run(_APP, {"wanted": name}).first()
+            row = tx.run_prepared(_APP_BY_NAME, {"wanted": name}).first()
             if row is None:
                 raise unknown_app(tx, name)
             needs = AppNeeds(row[0], placeholders(split(row[1], what=f"app {name!r}")))
-            if tx.names is not None:
-                tx.names.learn(("apps", name), needs)
+            if tx.id_cache is not None:
+                tx.id_cache.put(("apps", name), needs)
         found[name] = needs
     return found
 
 
-_APP = Prepared(select(apps.c.id, apps.c.executable).where(apps.c.name == bindparam("wanted")))
+_APP_BY_NAME = Prepared(select(apps.c.id, apps.c.executable).where(apps.c.name == bindparam("wanted")))
 
 
 def unknown_app(tx: Tx, name: str) -> NotFound:
@@ -159,5 +150,4 @@ def check_parameters(job: Job, needs: set[str]) -> None:
     if not needs <= job.parameters.keys():
         missing = ", ".join(sorted(needs - job.parameters.keys()))
         given = ", ".join(sorted(job.parameters)) or "none"
-        msg = f"job {job.name!r}: app {job.app!r} needs the parameters {missing} (given: {given})"
-        raise InvalidInput(msg)
+        raise InvalidInput(f"job {job.name!r}: app {job.app!r} needs the parameters {missing} (given: {given})")

@@ -1,0 +1,58 @@
+"""Rows that this program can't read, as another version or a person with an editor leaves them, are errors of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from balsam_core import Job, open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.errors import BalsamError, Corrupt, SchemaMismatch
+from balsam_core.model.calls import GetHistory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from balsam_core import Database
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    initialise(tmp_path / "db", "sqlite")
+    with open_db(tmp_path / "db") as opened:
+        opened.jobs.add(Job(command="x", data={"a": 1}))
+        yield opened
+
+
+def read_job(db: Database) -> object:
+    return db.jobs.get(1)
+
+
+def read_history(db: Database) -> object:
+    return db.run(GetHistory(jobs=[1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "read", "error", "words"),
+    [
+        ("UPDATE jobs SET max_retries = -1", read_job, SchemaMismatch, "max_retries"),
+        ("UPDATE jobs SET priority = 'high'", read_job, SchemaMismatch, "Expected `int`, got `str`"),
+        ("UPDATE jobs SET state = 'PAUSED'", read_job, SchemaMismatch, "PAUSED"),
+        ("UPDATE jobs SET data = '[1]'", read_job, SchemaMismatch, "data"),
+        ("UPDATE jobs SET data = '{'", read_job, Corrupt, "a document that can't be read"),
+        ("UPDATE job_events SET transitions = 'READY'", read_history, Corrupt, "'READY'"),
+        ("UPDATE job_events SET transitions = 'PAUSED 0'", read_history, Corrupt, "PAUSED"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    db: Database, change: str, read: Callable[[Database], object], error: type[BalsamError], words: str
+) -> None:
+    with contextlib.closing(sqlite3.connect(db.directory.path / "db.sqlite3")) as file:
+        file.execute(change)
+        file.commit()
+    with pytest.raises(error, match=words):
+        read(db)
