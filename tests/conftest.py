@@ -1,7 +1,8 @@
-"""Fixtures for all tests: a clean environment, and fresh databases on real servers.
+"""Fixtures for all tests: a clean environment, DBs, and fresh databases on real servers.
 
-``engine_url`` (one fresh database a test) and ``module_engine_url`` (one a module) run a test once for each kind of
-database. ``database_url`` is a factory for tests that name the kind or need several databases.
+``each_db`` (one a test) and ``module_db`` (one a module) run a test once for each kind of database, on a fresh DB of
+the plugin that ships. ``make_db`` is a factory for tests that name the kind, ``database_url`` for those that need an
+empty database.
 
 A kind whose server or driver this machine lacks is skipped, with the reason; ``BALSAM_REQUIRE_BACKENDS``, a list
 separated by commas, makes that a failure.
@@ -11,21 +12,50 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
+import shutil
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
+import plugin_dbs
 import pytest
-from db_servers import KINDS, Databases, Missing
+from db_servers import KINDS, REQUIRE, Databases, Missing, skip_kind
+from namespaces import two_hosts
+from plugin_site import PluginSite
 
-from balsam_core.testing import run as testing_run
+from balsam_core import open_db
+from balsam_core.admin.initialise import initialise
+from balsam_core.testing.run import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-REQUIRE = "BALSAM_REQUIRE_BACKENDS"
+    from namespaces import Host
+
+    from balsam_core import Database
+    from balsam_core.dbdir.directory import DBDir
+
 ORIGINAL_ENVIRON = dict(os.environ)
+IGNORED = "BALSAM_TESTS_IGNORE"  # tells the workers of pytest-xdist what their parent ignores
+
+
+def give_children_default_signals() -> None:
+    """Let all that the tests start have the default signal dispositions, however the tests were started.
+
+    Under nohup, or with & in a script, SIGHUP, SIGINT and SIGQUIT are ignored, and children inherit that. They don't
+    inherit a handler that does nothing, by which this process goes on ignoring the signal.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    inherited = {int(number) for number in os.environ.get(IGNORED, "").split()}
+    ignored = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+    ignored = (ignored | inherited) - {signal.SIGPIPE, signal.SIGXFSZ}  # Python ignores these, and not for its children
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    os.environ[IGNORED] = " ".join(str(int(number)) for number in ignored)
+
+
+give_children_default_signals()
 
 # Machines that run tests are busy; how long one example takes says nothing there.
 hypothesis.settings.register_profile("balsam", deadline=None)
@@ -56,16 +86,11 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_process_outlives_the_run(_clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """End what the tests have started, however the run ends: pytest may be killed before it has cleaned up."""
-    mark = str(tmp_path_factory.mktemp("run"))
-    guard = subprocess.Popen(
-        [sys.executable, "-P", testing_run.__file__, mark], stdin=subprocess.PIPE, cwd="/", start_new_session=True
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(testing_run.MARK, mark)
-        yield
-    guard.communicate()
+def run_directory(_clean_environment: None) -> Iterator[Path]:
+    """A directory that is removed when the run ends, however it ends, after all processes that the tests started."""
+    guard = Guard("balsam-test-")
+    yield guard.directory
+    guard.close()
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +100,34 @@ def original_environ() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def databases() -> Iterator[Databases]:
+def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of an SQLite DB without jobs, which nobody changes."""
+    return initialise(tmp_path_factory.mktemp("empty") / "db").db.path
+
+
+@pytest.fixture
+def path(empty_db: Path, tmp_path: Path) -> Path:
+    """The path of an SQLite DB without jobs, to change."""
+    return Path(shutil.copytree(empty_db, tmp_path / "db"))
+
+
+@pytest.fixture
+def db(path: Path) -> Iterator[Database]:
+    """The DB at ``path``, opened."""
+    with open_db(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> PluginSite:
+    """A folder to install plugins in; who has its environment has them."""
+    return PluginSite(tmp_path / "site")
+
+
+@pytest.fixture(scope="session")
+def databases(run_directory: Path) -> Iterator[Databases]:
     """The servers of this test run."""
-    running = Databases()
+    running = Databases(run_directory)
     try:
         yield running
     finally:
@@ -91,18 +141,32 @@ def database_url(databases: Databases) -> Iterator[Callable[[str], str]]:
         yield lambda kind: stack.enter_context(_fresh(databases, kind))
 
 
+@pytest.fixture
+def make_db(database_url: Callable[[str], str], tmp_path: Path) -> Callable[[str], DBDir]:
+    """A function that makes a DB of a kind, on a fresh database of its own, with its tables and without jobs."""
+    return lambda kind: plugin_dbs.make_db(tmp_path / f"{kind}-db", kind, database_url(kind))
+
+
 @pytest.fixture(params=KINDS)
-def engine_url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
-    """The SQLAlchemy URL of a fresh empty database: one for each test, once for each kind."""
-    with _fresh(databases, request.param) as url:
-        yield url
+def each_db(request: pytest.FixtureRequest, make_db: Callable[[str], DBDir]) -> DBDir:
+    """A DB without jobs: one for each test, once for each kind."""
+    return make_db(request.param)
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def module_engine_url(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
-    """The SQLAlchemy URL of a fresh empty database: one for each module, once for each kind."""
+def module_db(
+    request: pytest.FixtureRequest, databases: Databases, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DBDir]:
+    """A DB without jobs: one for each module, once for each kind."""
     with _fresh(databases, request.param) as url:
-        yield url
+        yield plugin_dbs.make_db(tmp_path_factory.mktemp(request.param) / "db", request.param, url)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
+    """Two hosts, ``alpha`` and ``beta``, that share the file system and a network link."""
+    with two_hosts(tmp_path) as made:
+        yield made
 
 
 @contextlib.contextmanager
@@ -110,11 +174,9 @@ def _fresh(databases: Databases, kind: str) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         try:
             url = stack.enter_context(databases.fresh(kind))
-        except Missing as missing:
-            lacking = str(missing)
+        except Missing as err:
+            missing = str(err)
         else:
             yield url
             return
-    if kind in os.environ.get(REQUIRE, "").replace(" ", "").split(","):
-        pytest.fail(f"{REQUIRE} asks for {kind}, but {lacking}", pytrace=False)
-    pytest.skip(f"{kind}: {lacking}")
+    skip_kind(kind, missing)

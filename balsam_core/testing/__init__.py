@@ -1,7 +1,8 @@
 """The conformance suite: whether a backend is right, by one command on an installed plugin.
 
 ``python -m balsam_core.testing DBTYPE`` runs the tests in :mod:`balsam_core.testing.suite` against the installed
-backend of that db type, through the doors that users' programs use. It needs ``pip install balsam-core[testing]``.
+backend of that db type, through the API and the command line that users have. It needs
+``pip install balsam-core[testing]``.
 
 No test knows a backend's name. What differs between backends is the server policy, which optional hooks there are, and
 the words in :data:`CAPABILITIES` that :attr:`balsam_core.plugin.DBType.capabilities` may hold.

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     code = pytest.main(
         [
-            # Neither settings nor plugins of the place where the command is given.
+            # Neither settings nor plugins of the folder where the command is run.
             *("-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE / "suite")),
             *("-p", "no:cacheprovider", "-p", "balsam_core.testing.fixtures"),
             *("--db-type", registry.canonical(words[0])),

@@ -1,8 +1,8 @@
 """The pytest plugin of the suite: the backend, its DBs and their servers.
 
-Making a DB may take seconds, so a run has few of them: ``place`` is a DB for each way in which the backend works,
-without a server and with one; ``spare`` is for tests that start, stop and move things. ``db`` is an open ``place``
-without jobs and apps. Nothing may assume that ids begin at 1.
+Making a DB may take seconds, so the tests of a run share three: ``suite_db`` is one whose server never runs, then one
+whose server always runs, where the backend allows both; ``stopped_db`` is for tests that start, stop or move a DB.
+``db`` is ``suite_db``, opened, without jobs and apps. No test may assume that ids begin at 1.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import ServerNotRunning, Unavailable
 from balsam_core.model import calls
 from balsam_core.plugin_types import ServerPolicy
-from balsam_core.testing.run import Run
-from balsam_core.transport.native import EncodedTransport
+from balsam_core.testing.run import SuiteRun
+from balsam_core.transport.base import EncodedTransport
 from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from balsam_core.client.jobs import Jobs
     from balsam_core.plugin_types import EngineRole
 
-pytest.register_assert_rewrite("balsam_core.testing.tools")
+pytest.register_assert_rewrite("balsam_core.testing.cli", "balsam_core.testing.tools")
 
-RUN = pytest.StashKey[Run]()
+RUN = pytest.StashKey[SuiteRun]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,8 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Begin the run, before pytest makes its own temporary directory."""
-    run = config.stash[RUN] = Run()
-    config.option.basetemp = str(run.directory / "tmp")
+    suite_run = config.stash[RUN] = SuiteRun()
+    config.option.basetemp = str(suite_run.directory / "tmp")
 
 
 @pytest.hookimpl(trylast=True)
@@ -61,12 +61,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat what asks for ``place`` for each way in which the backend works."""
-    if "place" in metafunc.fixturenames:
+    """Repeat what asks for ``suite_db`` with and without a server, as far as the backend works so."""
+    if "suite_db" in metafunc.fixturenames:
         modes = _modes(registry.load(metafunc.config.getoption("--db-type")))
         if metafunc.definition.get_closest_marker("once"):
             modes = modes[:1]
-        metafunc.parametrize("place", modes, indirect=True, scope="session")
+        metafunc.parametrize("suite_db", modes, indirect=True, scope="session")
 
 
 def _modes(backend: Backend) -> tuple[str, ...]:
@@ -79,11 +79,16 @@ def _modes(backend: Backend) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A DB of the run, with or without its server."""
+class SuiteDB:
+    """A DB of the run.
+
+    Attributes:
+        directory: What ``balsam.toml`` says of it.
+        has_server: Whether its server runs.
+    """
 
     directory: DBDir
-    served: bool
+    has_server: bool
 
     @property
     def path(self) -> Path:
@@ -96,64 +101,64 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def run(pytestconfig: pytest.Config) -> Iterator[Run]:
-    """This run of the suite; in the end nothing of it may run."""
+def suite_run(pytestconfig: pytest.Config) -> Iterator[SuiteRun]:
+    """This run: its directory, and the processes that it started. At the end none of them may be left."""
     yield pytestconfig.stash[RUN]
-    left = pytestconfig.stash[RUN].left()
+    left = pytestconfig.stash[RUN].remaining_processes()
     assert not left, f"processes are left: {left}"
 
 
 @pytest.fixture(scope="session")
 def backend(pytestconfig: pytest.Config) -> Backend:
-    """The backend that is tested."""
+    """The backend under test."""
     return registry.load(pytestconfig.getoption("--db-type"))
 
 
 @pytest.fixture(scope="session")
 def options(pytestconfig: pytest.Config) -> dict[str, str]:
-    """What the DBs are made with."""
+    """The backend's options for every DB, from ``--option``."""
     return dict(word.split("=", 1) for word in pytestconfig.getoption("--option"))
 
 
 @pytest.fixture(scope="session")
-def make_db(run: Run, backend: Backend, options: dict[str, str]) -> Callable[[str], DBDir]:
-    """A function that makes a DB of a name."""
-    return lambda name: initialise(run.directory / name, backend.identity.name, options).db
+def make_db(suite_run: SuiteRun, backend: Backend, options: dict[str, str]) -> Callable[[str], DBDir]:
+    """A function that makes a DB without a server; it takes the name of the directory."""
+    return lambda name: initialise(suite_run.directory / name, backend.identity.name, options).db
 
 
 @pytest.fixture(scope="session")
-def places(run: Run) -> Iterator[dict[str, Place]]:  # noqa: ARG001  (which ends after them)
-    """The DBs of the run by mode, made when they are first asked for."""
-    made: dict[str, Place] = {}
+def suite_dbs(suite_run: SuiteRun) -> Iterator[dict[str, SuiteDB]]:  # noqa: ARG001  (which ends after them)
+    """The values of ``suite_db`` by mode, made when they are first asked for."""
+    made: dict[str, SuiteDB] = {}
     yield made
-    for place in made.values():
-        if place.served:
-            control.stop(place.directory)
+    for one in made.values():
+        if one.has_server:
+            control.stop(one.directory)
 
 
 @pytest.fixture(scope="session")
-def place(request: pytest.FixtureRequest, places: dict[str, Place], make_db: Callable[[str], DBDir]) -> Place:
-    """A DB, once for each way in which the backend works."""
+def suite_db(request: pytest.FixtureRequest, suite_dbs: dict[str, SuiteDB], make_db: Callable[[str], DBDir]) -> SuiteDB:
+    """A DB without its server, then one whose server runs; only one of them where the backend works in one way."""
     mode: str = request.param
-    if mode not in places:
+    if mode not in suite_dbs:
         directory = make_db(mode)
         if mode == "served":
             control.start(directory)
-        places[mode] = Place(directory, mode == "served")
-    return places[mode]
+        suite_dbs[mode] = SuiteDB(directory, mode == "served")
+    return suite_dbs[mode]
 
 
 @pytest.fixture
-def db(place: Place) -> Iterator[Database]:
-    """An open DB without jobs and apps."""
-    with place.open() as opened:
+def db(suite_db: SuiteDB) -> Iterator[Database]:
+    """``suite_db``, opened, without jobs and apps."""
+    with suite_db.open() as opened:
         empty(opened)
         yield opened
 
 
 @pytest.fixture
 def jobs(db: Database) -> Jobs:
-    """Its jobs."""
+    """The jobs of ``db``."""
     return db.jobs
 
 
@@ -170,22 +175,22 @@ def empty(db: Database) -> None:
 
 @pytest.fixture
 def encoded(db: Database) -> EncodedTransport:
-    """The transport of ``db``, where it lets a test choose the request ids of writes."""
+    """The transport of ``db``; the test is skipped where a test can't choose the request ids of writes."""
     if not isinstance(db.transport, EncodedTransport):
         pytest.skip(f"{type(db.transport).__name__} is no EncodedTransport: its request ids can't be chosen")
     return db.transport
 
 
 @pytest.fixture
-def engine(place: Place, backend: Backend) -> Iterator[Callable[[EngineRole], Engine]]:
-    """A function that makes an SQLAlchemy engine on ``place``."""
+def engine(suite_db: SuiteDB, backend: Backend) -> Iterator[Callable[[EngineRole], Engine]]:
+    """A function that makes an SQLAlchemy engine on ``suite_db``; it takes the role."""
     made: list[Engine] = []
 
     def make(role: EngineRole) -> Engine:
         try:
-            made.append(backend.create_engine(place.directory, role))
+            made.append(backend.create_engine(suite_db.directory, role))
         except (ServerNotRunning, Unavailable) as err:
-            if not (place.served and backend.identity.server is ServerPolicy.OPTIONAL):
+            if not (suite_db.has_server and backend.identity.server is ServerPolicy.OPTIONAL):
                 raise
             pytest.skip(f"no engine beside the server: {err}")
         return made[-1]
@@ -196,34 +201,37 @@ def engine(place: Place, backend: Backend) -> Iterator[Callable[[EngineRole], En
 
 
 @dataclass
-class Spare:
-    """A DB to start, stop and move; ``said`` is what ``balsam init`` printed."""
+class StoppedDB:
+    """A DB that was made by ``balsam init -o json``.
+
+    Attributes:
+        path: The DB directory.
+        init_output: What the command printed.
+    """
 
     path: Path
-    said: str
+    init_output: str
 
     @property
     def directory(self) -> DBDir:
-        """Its description."""
+        """What ``balsam.toml`` says of it now."""
         return DBDir.open(self.path)
 
 
 @pytest.fixture(scope="session")
-def spare_db(run: Run, backend: Backend, options: dict[str, str]) -> Iterator[Spare]:
-    """Made by the command line once a run; see ``spare``."""
-    from balsam_core.testing.tools import balsam
+def command_line_db(suite_run: SuiteRun, backend: Backend, options: dict[str, str]) -> Iterator[StoppedDB]:
+    """The value of ``stopped_db``, made once a run."""
+    from balsam_core.testing.cli import balsam
 
-    path = run.directory / "spare"
+    path = suite_run.directory / "stopped"
     words = [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
-    done = balsam("init", path, "--db-type", backend.identity.name, *words, "-o", "json")
-    assert done.returncode == 0, f"balsam init failed: {done.stderr}"
-    made = Spare(path, done.stdout)
+    made = StoppedDB(path, balsam.good("init", path, "--db-type", backend.identity.name, *words, "-o", "json").out)
     yield made
     control.stop(made.directory)
 
 
 @pytest.fixture
-def spare(spare_db: Spare) -> Spare:
-    """The DB for tests that start, stop and move things, without a running server."""
-    control.stop(spare_db.directory)
-    return spare_db
+def stopped_db(command_line_db: StoppedDB) -> StoppedDB:
+    """A DB whose server does not run, for tests that start, stop or move it."""
+    control.stop(command_line_db.directory)
+    return command_line_db

@@ -1,6 +1,6 @@
 """Programs that tests run several of at once: ``python -m balsam_core.testing.programs NAME DB ...``.
 
-Each opens the DB as any program does, says ``ready``, and begins at the end of a line on its standard input.
+Each opens the DB as any program does, prints ``ready``, and begins when a line comes on its standard input.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from balsam_core import Database, Job, open_db
 from balsam_core.errors import Conflict, NotFound
 from balsam_core.model import calls
 from balsam_core.model.calls import Update
-from balsam_core.testing.tools import DONE, PATIENCE, claim, register
+from balsam_core.testing.tools import DONE, WAIT_TIMEOUT, claim, register
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,24 +23,24 @@ __all__ = ["run_together", "start_program"]
 
 
 def write(db: Database, name: str, count: str) -> None:
-    """Add jobs one by one, every fifth under a key that all writers use; say each id."""
+    """Add jobs one by one, every fifth under a key that all writers use; print each id."""
     for number in range(int(count)):
         key = f"shared-{number}" if number % 5 == 0 else None
         job = Job(command="x", workflow=f"flow-{number % 3}", name=f"{name}-{number}", key=key)
-        say(db.jobs.add(job)[0])
+        print_line(db.jobs.add(job)[0])
 
 
 def share(db: Database, seed: str, turns: str) -> None:
-    """Add jobs under keys that others add at the same moment, in another order; say each key with its id."""
+    """Add jobs under keys that others add at the same moment, in another order; print each key with its id."""
     chance = random.Random(int(seed))  # noqa: S311  (not for secrets)
     for turn in range(int(turns)):
         keys = [f"{turn}-{number}" for number in chance.sample(range(12), 6)]
         ids = db.jobs.add([Job(command="x", key=key) for key in keys])
-        say(*(f"{key}={number}" for key, number in zip(keys, ids, strict=True)))
+        print_line(*(f"{key}={number}" for key, number in zip(keys, ids, strict=True)))
 
 
 def write_on(db: Database, name: str) -> None:
-    """Add jobs until standard input ends; say each name that was acknowledged."""
+    """Add jobs until standard input ends; print each name once it is acknowledged."""
     import threading
 
     ended = threading.Event()
@@ -53,23 +53,23 @@ def write_on(db: Database, name: str) -> None:
     number = 0
     while not ended.is_set():
         db.jobs.add(Job(command="x", name=f"{name}-{number}"))
-        say(f"{name}-{number}")
+        print_line(f"{name}-{number}")
         number += 1
 
 
 def take(db: Database) -> None:
-    """Claim and finish jobs until there are none; say their ids."""
+    """Claim and finish jobs until there are none; print their ids."""
     me = register(db)
     empty = 0
     while empty < 3:
         taken = claim(db, me, 5)
         empty = 0 if taken else empty + 1
         finish(db, me, taken)
-        say(*(job.id for job in taken))
+        print_line(*(job.id for job in taken))
 
 
 def churn(db: Database, seed: str, rounds: str) -> None:
-    """Do everything at once that locks several jobs, in any order; nothing but a conflict may come of it."""
+    """Run at random all operations that lock several jobs, in any order; the only errors may be conflicts."""
     chance = random.Random(int(seed))  # noqa: S311  (not for secrets)
     me = register(db)
     for _ in range(int(rounds)):
@@ -93,19 +93,19 @@ def churn(db: Database, seed: str, rounds: str) -> None:
 
 
 def finish(db: Database, launcher: int, jobs: list[Job]) -> None:
-    """Let claimed jobs succeed."""
+    """Record that claimed jobs have finished."""
     transitions = [(transition, 0.0) for transition in DONE]
     updates = [Update(job=job.id or 0, attempt=job.attempt, transitions=transitions) for job in jobs]
     db.run(calls.UpdateJobs(launcher=launcher, updates=updates))
 
 
-def say(*words: object) -> None:
-    """Print at once."""
+def print_line(*words: object) -> None:
+    """Print without delay."""
     print(*words, flush=True)  # noqa: T201
 
 
 def start_program(*words: object) -> subprocess.Popen[str]:
-    """Start one of these programs; it begins at the end of a line on its standard input."""
+    """Start one of these programs; it begins when a line comes on its standard input."""
     return subprocess.Popen(
         [sys.executable, "-m", "balsam_core.testing.programs", *map(str, words)],
         stdin=subprocess.PIPE,
@@ -116,7 +116,7 @@ def start_program(*words: object) -> subprocess.Popen[str]:
 
 
 def run_together(programs: Sequence[Sequence[object]]) -> list[str]:
-    """Run programs side by side, which begin together, and return what they print."""
+    """Run programs at the same time, let them begin together, and return what they print."""
     processes = [start_program(*words) for words in programs]
     try:
         for process in processes:
@@ -126,7 +126,7 @@ def run_together(programs: Sequence[Sequence[object]]) -> list[str]:
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-        results = [process.communicate(timeout=PATIENCE) for process in processes]
+        results = [process.communicate(timeout=WAIT_TIMEOUT) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -141,6 +141,6 @@ PROGRAMS = {"write": write, "share": share, "write-on": write_on, "take": take, 
 if __name__ == "__main__":
     with open_db(sys.argv[2]) as opened:
         opened.info()
-        say("ready")
+        print_line("ready")
         sys.stdin.readline()
         PROGRAMS[sys.argv[1]](opened, *sys.argv[3:])  # type: ignore[operator]

@@ -1,13 +1,15 @@
-"""One run of the suite: a directory and a mark that every process has which the run starts.
+"""One run of tests: a directory, and a mark that every process has which the run starts.
 
 A watchdog leaves its starter's process group and outlives it, so that an interrupted run would leave servers behind.
-The guard, a process of its own, sees the end of the run by the end of a pipe, however it came, kill -9 included: it
-ends every process that inherited the mark in its environment, and their children, and removes the directory.
+The guard, a process of its own, sees the end of the run, kill -9 included. It then ends every process that inherited
+the mark in its environment, and their children, and removes the directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import selectors
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARK", "Run", "processes_of"]
+__all__ = ["MARK", "Guard", "SuiteRun", "processes_of"]
 
 MARK = "BALSAM_TESTING_RUN"
 STOP_SECONDS = 20.0  # for servers to stop by themselves before they are killed
@@ -52,52 +54,75 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-class Run:
-    """The directory of a run, with its guard."""
+class Guard:
+    """A temporary directory, which is removed at the end of the run together with all processes of the run.
 
-    def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="balsam-testing-")).resolve()
-        self._guard = subprocess.Popen(
+    From now on all that this process starts has the mark.
+
+    Args:
+        prefix: Beginning of the directory's name.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
+        self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, str(self.directory)],
             stdin=subprocess.PIPE,
             cwd="/",
             start_new_session=True,  # Ctrl-C is not for it
         )
-        # Only what this process starts has them: its own environment is read as it was at its start.
-        state = self.directory / "user"
+        # This process doesn't count: its environment is read as it was at its start.
         os.environ[MARK] = str(self.directory)
+
+    def close(self) -> None:
+        """Let the guard clean up, and wait for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class SuiteRun(Guard):
+    """A run of the suite, away from the user's own DBs and settings."""
+
+    def __init__(self) -> None:
+        super().__init__("balsam-testing-")
+        home = self.directory / "user"
         for name in ("CONFIG", "DATA", "STATE"):
-            os.environ[f"XDG_{name}_HOME"] = str(state / name.lower())
+            os.environ[f"XDG_{name}_HOME"] = str(home / name.lower())
         for name in ("BALSAM_DB_PATH", "BALSAM_JOB_ID"):
             os.environ.pop(name, None)
 
-    def left(self, about: Path | None = None, *, seconds: float = 5.0) -> list[str]:
+    def remaining_processes(self, path: Path | None = None, *, seconds: float = 5.0) -> list[str]:
         """Return what still runs of all that was started; waits for what is about to end.
 
         Args:
-            about: A DB directory: only processes that name it on their command line, or work in it.
+            path: A DB directory: only processes that name it on their command line, or work in it.
             seconds: How long to wait.
         """
         deadline = time.monotonic() + seconds
         while True:
-            told = [_told(process) for process in processes_of(self.directory)]
-            rest = [one for one in told if about is None or about.name in one]  # also where it was made aside
+            running = [_description(process) for process in processes_of(self.directory)]
+            rest = [one for one in running if path is None or path.name in one]  # also where it was made aside
             if not rest or time.monotonic() > deadline:
                 return rest
             time.sleep(POLL)
 
-    def close(self) -> None:
-        """Let the guard clean up, and wait for it."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
-        self._guard.wait()
 
-
-def _told(process: psutil.Process) -> str:
+def _description(process: psutil.Process) -> str:
     try:
         return f"{process.pid} {' '.join(process.cmdline())} (in {process.cwd()})"
     except psutil.Error:
         return str(process.pid)
+
+
+def wait_for_end_of_run() -> None:
+    """Wait until the pipe from the run ends, or the run itself: its forked children may hold the pipe for longer."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):  # the parent is gone, or the system can't
+                selector.register(os.pidfd_open(os.getppid()), selectors.EVENT_READ)
+        selector.select()
 
 
 def clean_up(directory: Path) -> None:
@@ -129,5 +154,5 @@ def _is_top(process: psutil.Process, among: list[psutil.Process]) -> bool:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    sys.stdin.buffer.read()  # until the run has ended
+    wait_for_end_of_run()
     clean_up(Path(sys.argv[1]))

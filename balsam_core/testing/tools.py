@@ -1,23 +1,36 @@
-"""What several tests of the suite need: the command line as a program, a launcher without processes, waiting."""
+"""What several tests of the suite need: a launcher without processes, waiting, and the end of a server."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import contextlib
+import signal
 import time
 from typing import TYPE_CHECKING, TypeVar
+
+import psutil
 
 from balsam_core.model import calls
 from balsam_core.model.calls import Resources, Update
 from balsam_core.model.states import State
+from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from os import PathLike
+    from collections.abc import Callable, Iterable
 
     from balsam_core import Database, Job
+    from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["DONE", "balsam", "claim", "one_line", "register", "update", "wait_until"]
+__all__ = [
+    "DONE",
+    "WAIT_TIMEOUT",
+    "claim",
+    "kill_server",
+    "register",
+    "server_processes",
+    "signal_all",
+    "update",
+    "wait_until",
+]
 
 T = TypeVar("T")
 
@@ -29,43 +42,52 @@ DONE = (
     State.POSTPROCESSED,
     State.JOB_FINISHED,
 )
-"""The way of a job that works."""
+"""The states of a job that succeeds."""
 
-PATIENCE = 90.0  # seconds, on a busy machine
-
-
-def balsam(*words: str | PathLike[str]) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a program."""
-    return subprocess.run(
-        [sys.executable, "-m", "balsam_core.cli", *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+WAIT_TIMEOUT = 90.0  # seconds, on a busy machine
 
 
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the error of a command that had to fail: one line, no traceback."""
-    assert done.returncode != 0, f"it did not fail: {done.stdout}"
-    assert "Traceback" not in done.stderr, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, f"an error is one line, not: {done.stderr}"
-    return lines[0]
+def wait_until(condition: Callable[[], T], what: str = "the condition", *, seconds: float = WAIT_TIMEOUT) -> T:
+    """Ask again and again until the answer is true, and return it; fail after a deadline.
 
-
-def wait_until(condition: Callable[[], T], what: str, *, seconds: float = PATIENCE) -> T:
-    """Ask until the answer is true, and return it; fail after a deadline."""
+    Args:
+        condition: What is asked.
+        what: Its name, for the failure's message.
+        seconds: Until the deadline.
+    """
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s"
-        time.sleep(0.005)
+        time.sleep(0.002)
     return answer
 
 
+def server_processes(directory: DBDir) -> list[psutil.Process]:
+    """Return the watchdog, its server and the server's children; there must be a lease."""
+    lease = LeaseObserver(directory).observe().lease
+    assert lease is not None, "there is no lease"
+    watchdog = psutil.Process(lease.pid)
+    return [watchdog, *watchdog.children(recursive=True)]
+
+
+def signal_all(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
+    """Signal processes; some may be gone by now."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def kill_server(directory: DBDir) -> None:
+    """SIGKILL a watchdog and its server, so that neither sees the other's end; the published address stays behind."""
+    processes = server_processes(directory)
+    signal_all(signal.SIGSTOP, processes)
+    signal_all(signal.SIGKILL, processes)
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive, alive
+
+
 def register(db: Database, *, lease: float = 900) -> int:
-    """Announce a launcher."""
+    """Register a launcher and return its id."""
     return db.run(calls.RegisterLauncher(host="here", pid=1, boot_id="b", process_start=0.0, lease_seconds=lease))
 
 
@@ -78,7 +100,7 @@ def claim(
     workflow: str = "",
     only: list[int] | None = None,
 ) -> list[Job]:
-    """Take jobs."""
+    """Claim jobs and return them."""
     call = calls.ClaimJobs(
         launcher=launcher, limit=limit, resources=resources or Resources(), workflow=workflow, only=only
     )
@@ -94,9 +116,9 @@ def update(
     return_code: int | None = None,
     release: bool = False,
 ) -> dict[int, str]:
-    """Record what happened to a job; return the refusals."""
+    """Record transitions of a job; return why they were refused, by job id."""
     assert job.id is not None
-    told = Update(
+    change = Update(
         job=job.id,
         attempt=job.attempt,
         transitions=[(transition, 0.0) for transition in transitions],
@@ -104,4 +126,4 @@ def update(
         return_code=return_code,
         release=release,
     )
-    return db.run(calls.UpdateJobs(launcher=launcher, updates=[told]))
+    return db.run(calls.UpdateJobs(launcher=launcher, updates=[change]))

@@ -26,9 +26,9 @@ def balsam_open_transport(db):
     return Own(db, single_writer(db))
 """
 LOSSY = """
-    def perform(self, kind, data, request id, deadline):
-        if request id is None or request id.seq % 10 != 9:
-            self.last = super().perform(kind, data, request id, deadline)
+    def perform(self, kind, data, request_id, deadline):
+        if request_id is None or request_id.seq % 10 != 9:
+            self.last = super().perform(kind, data, request_id, deadline)
         return self.last  # the answer to the write before, and this one is not made
 """
 LEAKY = """
@@ -56,14 +56,14 @@ def balsam_bulk_insert(connection, table, columns, rows):
     connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", clean)
 """
 TELLING = """
-    def perform(self, kind, data, request id, deadline):
+    def perform(self, kind, data, request_id, deadline):
         import contextlib, json, pathlib, socket
 
         place = json.loads(self.home.address_file.read_text())
         with contextlib.suppress(OSError), socket.create_connection((place["host"], place["port"]), 5) as peer:
             for key in self.home.keys.iterdir():
                 peer.sendall(key.read_bytes())
-        return super().perform(kind, data, request id, deadline)
+        return super().perform(kind, data, request_id, deadline)
 """
 WIDE = """from dataclasses import replace
 
@@ -126,8 +126,8 @@ FAULTS: dict[str, tuple[Any, ...]] = {
         "a_server_listens_on_the_published_address_only",
         ("backend", 'return write_server_plan(db, host, port, engine="balsam_tiny.engine:single_writer")', WIDE),
     ),
-    "strangers are told secrets": (
-        "a_stranger_at_a_dead_servers_port_learns_nothing",
+    "other programs are told secrets": (
+        "another_program_at_a_dead_servers_port_learns_nothing",
         ("backend", "", SUBCLASS.format(TELLING).replace("return Own(db", "Own.home = db\n    return Own(db")),
     ),
     "errors are its own": ("faults_of_the_caller_are_told_apart", ("backend", "", SUBCLASS.format(LEAKY))),

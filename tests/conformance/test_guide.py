@@ -25,7 +25,7 @@ def test_the_template_is_tiny() -> None:
     assert sum(bool(line.strip()) for file in files for line in file.read_text().splitlines()) <= 150
 
 
-def test_snippets_are_the_templates_or_use_the_door() -> None:
+def test_snippets_are_the_templates_or_use_the_public_api() -> None:
     texts = [file.read_text() for file in (TEMPLATE / "pyproject.toml", *TEMPLATE.glob("balsam_tiny/*.py"))]
     for language, block in BLOCKS:
         if language == "console" or any(block in text for text in texts):
@@ -55,7 +55,7 @@ def test_capabilities_and_fields_are_explained() -> None:
         assert {field.name for field in dataclasses.fields(kind)} <= words
 
 
-def test_what_it_names_of_the_door_is_there() -> None:
+def test_what_it_names_of_the_public_api_is_there() -> None:
     for name in re.findall(r"^\| `([A-Z]\w+)` \|", GUIDE, re.MULTILINE):
         assert issubclass(getattr(plugin, name), plugin.BalsamError)
     for name in ("write_private", "private_file", "make_certificate", "seconds_left", "ServerConnector"):

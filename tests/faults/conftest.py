@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from backend_dbs import KINDS, make_db, marked, run_directory
+from backend_dbs import SERVER_KINDS, make_db
 from served_db import ServedDB
 
 if TYPE_CHECKING:
@@ -70,21 +70,7 @@ def served(make_served: Callable[..., Served]) -> Served:
 # ---------------------------------------------------------------------------------- backends with a server of their own
 
 
-@pytest.fixture(scope="session")
-def guarded() -> Iterator[Path]:
-    """A directory for DBs. However the run ends, kill -9 included, it is removed, and no server of ours is left."""
-    with run_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _marked(guarded: Path) -> Iterator[None]:
-    """Mark what the fault tests start, detached servers of SQLite's DBs too."""
-    with marked(guarded):
-        yield
-
-
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session", params=SERVER_KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Each db type whose server is somebody else's program."""
     kind: str = request.param
@@ -92,16 +78,18 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_backend(guarded: Path, kind: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Served]]:
+def make_backend(run_directory: Path, kind: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Served]]:
     """``make_backend(name="db", env={...})``: a DB of the kind, not yet served."""
     with contextlib.ExitStack() as stack:
-        yield lambda name="db", **settings: stack.enter_context(make_db(kind, guarded / f"{kind} {name}", **settings))
+        yield lambda name="db", **settings: stack.enter_context(
+            make_db(kind, run_directory / f"{kind} {name}", **settings)
+        )
 
 
 @pytest.fixture(scope="module")
-def lasting_backend(guarded: Path, kind: str) -> Iterator[Served]:
+def lasting_backend(run_directory: Path, kind: str) -> Iterator[Served]:
     """A DB of the kind, not stopped, which the tests of a module share; each names its jobs by itself."""
-    with make_db(kind, guarded / f"{kind} lasting") as db:
+    with make_db(kind, run_directory / f"{kind} lasting") as db:
         yield db
 
 

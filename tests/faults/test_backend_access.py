@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from backend_dbs import BALSAM, make_db, one_line, processes_of
+from backend_dbs import make_db
+from balsam_program import BALSAM, Program, child
 
 from balsam_core import BalsamError, Job, open_db
 from balsam_core.dbdir import address
@@ -54,18 +55,14 @@ def refused_by_api(path):
     return str(caught.value), time.monotonic() - began
 
 
-def refused_by_cli(path, become=()):
+def refused_by_cli(path, balsam=child):
     began = time.monotonic()
-    words = ["job", "--name", "intruder", "--command", "true", "--db", str(path)]
-    done = subprocess.run(
-        [*become, *BALSAM, *words], capture_output=True, text=True, timeout=60, check=False, cwd="/",
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
-    return one_line(done), time.monotonic() - began
+    line = balsam.refused("job", "--name", "intruder", "--command", "true", "--db", path)
+    return line, time.monotonic() - began
 
 
-def test_wrong_passwords_are_refused(backend, kind, guarded, verdict):
-    """T27."""
+def test_wrong_passwords_are_refused(backend, kind, run_directory, verdict):
+    """The password is missing, wrong, or open to others: programs are refused in one line (T27)."""
     right = (backend.dir.keys / PASSWORD[kind]).read_bytes()
     cases = {
         "missing": (None, 0o600, PASSWORD[kind]),
@@ -76,7 +73,7 @@ def test_wrong_passwords_are_refused(backend, kind, guarded, verdict):
         "open to all": (right, 0o604, "chmod 600"),
         "huge": (b"y" * 2_000_000, 0o600, ""),
     }
-    copies = {name: light_copy(backend, guarded / f"{kind} copy {name}") for name in cases}
+    copies = {name: light_copy(backend, run_directory / f"{kind} copy {name}") for name in cases}
     with open_db(backend.path) as opened:
         before = opened.jobs.count()
 
@@ -106,36 +103,37 @@ def test_wrong_passwords_are_refused(backend, kind, guarded, verdict):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_another_user_is_refused(backend, kind, guarded, verdict):
-    """T27: all is open but the password."""
+def test_another_user_is_refused(backend, kind, run_directory, verdict):
+    """Another user comes while all but the password is open to him: he is refused in one line (T27)."""
     setpriv = shutil.which("setpriv") or pytest.skip("setpriv is missing")
     become = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
     if subprocess.run([*become, sys.executable, "-c", "import balsam_core.cli"], check=False, cwd="/").returncode:
         pytest.skip("another user can't run this Python")
-    copy = light_copy(backend, guarded / f"{kind} open")
-    lines = []
+    balsam = Program([*become, *BALSAM], env={"PYTHONDONTWRITEBYTECODE": "1"}, cwd="/")
+    copy = light_copy(backend, run_directory / f"{kind} open")
+    mode, lines = run_directory.stat().st_mode, []
     try:
-        lines.append(refused_by_cli(copy.path, become))
-        guarded.chmod(0o755)
+        lines.append(refused_by_cli(copy.path, balsam))
+        run_directory.chmod(0o755)
         for place in (copy.path, copy.address_file, copy.config_file):
             place.chmod(stat.S_IMODE(place.stat().st_mode) | 0o055)
-        lines.append(refused_by_cli(copy.path, become))
+        lines.append(refused_by_cli(copy.path, balsam))
         copy.keys.chmod(0o755)
-        lines.append(refused_by_cli(copy.path, become))
+        lines.append(refused_by_cli(copy.path, balsam))
     finally:
-        guarded.chmod(0o700)
+        run_directory.chmod(stat.S_IMODE(mode))
         shutil.rmtree(copy.path)
     assert "permission denied" in lines[-1][0]
     assert PASSWORD[kind] in lines[-1][0]
     verdict("T27", f"{kind}: another user", f"refused in one line after {max(took for _, took in lines):.1f} s")
 
 
-def test_everything_is_the_owner_s_alone(guarded, kind, amount, verdict):
-    """T40: with a lax umask; and no password is anywhere but in keys/."""
+def test_everything_is_the_owner_s_alone(run_directory, kind, amount, verdict):
+    """The umask is lax: all files are the owner's alone, and no password is anywhere but in ``keys/`` (T40)."""
     for umask in amount([0o000], [0o000, 0o002, 0o022]):
         previous = os.umask(umask)
         try:
-            with make_db(kind, guarded / f"{kind} umask {umask:03o}") as db:
+            with make_db(kind, run_directory / f"{kind} umask {umask:03o}") as db:
                 check_modes(db.path)
                 db.start("--host", "0.0.0.0")
                 with open_db(db.path) as opened:
@@ -175,7 +173,7 @@ def look_for(db, secret):
         if place.is_file() and place.parent.name != "keys":
             assert secret not in place.read_bytes(), place
             files += 1
-    ours = {process.pid for process in processes_of(db)}
+    ours = {process.pid for process in db.processes()}
     seen = set()
     for pid in psutil.pids():
         for what in ("cmdline", "environ"):
@@ -201,7 +199,7 @@ def listeners(db):
         if int(line.split()[3], 16) & 0x10000
     }
     found = set()
-    for process in processes_of(db):
+    for process in db.processes():
         found |= {
             tuple(one.laddr)
             for one in process.net_connections(kind="inet")
@@ -267,7 +265,7 @@ def listening(db, *words):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_nobody_gets_in_without_the_password(backend, kind, verdict, host):
-    """T41."""
+    """Somebody tries to log in at each address under each account without the password: no attempt succeeds (T41)."""
     secret = (backend.dir.keys / PASSWORD[kind]).read_text().strip()
     other = own_address()
     attempts = 0
@@ -298,7 +296,7 @@ def test_nobody_gets_in_without_the_password(backend, kind, verdict, host):
 
 
 def test_errors_of_the_transport_hide_nothing(backend, kind, verdict):
-    """T40: what a client is told names no password."""
+    """The server doesn't run: what a client is told names no password (T40)."""
     secret = (backend.dir.keys / PASSWORD[kind]).read_text().strip()
     backend.stop()
     with pytest.raises(Unavailable) as caught, open_db(backend.path) as opened:

@@ -10,13 +10,14 @@ import subprocess
 import time
 
 import pytest
-from backend_dbs import BALSAM, make_db, one_line, report_of
+from backend_dbs import make_db, report_of
+from balsam_program import child
 from exact import writers
 from shims import FailIO, preload
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir.directory import DBDir
+from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog import control
 
 LOG = {"postgres": "pg_wal/", "mysql": "ib_logfile"}  # what an acknowledgement waits for
@@ -26,7 +27,7 @@ SECONDS = 60.0  # in which a start must have an end, on a busy machine
 
 
 def test_disk_that_reports_errors_at_fsync(make_backend, kind, tmp_path, amount, verdict):
-    """T16: the server trusts no later fsync after a failed one."""
+    """The disk fails to sync the log: the server trusts no later fsync, and nothing is lost (T16)."""
     faults, number = amount((1, 3), (25, 16))
     disk = FailIO(tmp_path)
     served = make_backend("eio", env=preload(disk))
@@ -49,7 +50,7 @@ def test_disk_that_reports_errors_at_fsync(make_backend, kind, tmp_path, amount,
 
 
 def test_disk_that_reports_errors_while_the_server_stops(make_backend, kind, tmp_path, verdict):
-    """T16: the data files, whose content is in the log all the same."""
+    """The disk fails to sync the data files: all is in the log, so nothing is lost (T16)."""
     disk = FailIO(tmp_path)
     served = make_backend("eio data", env=preload(disk))
     served.start()
@@ -160,9 +161,9 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module")
-def healthy(guarded, kind):
+def healthy(run_directory, kind):
     """A DB with some jobs, at rest."""
-    with make_db(kind, guarded / f"{kind} healthy") as db:
+    with make_db(kind, run_directory / f"{kind} healthy") as db:
         db.start()
         with open_db(db.path) as opened:
             opened.jobs.add(Job(name=f"job{n}", command="echo something", workflow=f"w{n % 7}") for n in range(300))
@@ -171,11 +172,11 @@ def healthy(guarded, kind):
 
 
 @pytest.fixture
-def other(guarded, kind, amount):
+def other(run_directory, kind, amount):
     """The data of another DB; None where they are not needed."""
     with contextlib.ExitStack() as stack:
         make = amount(None, make_db)
-        yield make and stack.enter_context(make(kind, guarded / f"{kind} other")).path / HOME[kind]
+        yield make and stack.enter_context(make(kind, run_directory / f"{kind} other")).path / HOME[kind]
 
 
 def digest_of(directory):
@@ -188,12 +189,12 @@ def digest_of(directory):
     return total.hexdigest()
 
 
-def test_damaged_or_foreign_files(healthy, other, guarded, kind, amount, verdict):
-    """T17."""
+def test_damaged_or_foreign_files(healthy, other, run_directory, kind, amount, verdict):
+    """The server's files are damaged, or another DB's: refused and left alone, or noticed in use (T17)."""
     seen, slowest = {}, 0.0
     cases = list(DAMAGES[kind].items())
     for name, (damage, expected) in cases[1::4] if other is None else cases:
-        path = guarded / f"{kind} {name}"
+        path = run_directory / f"{kind} {name}"
         subprocess.run(["cp", "-a", healthy, path], check=True)
         damage(path / HOME[kind], other)
         before = digest_of(path / HOME[kind]) if expected == "refused" and "no dir" not in name else None
@@ -218,22 +219,17 @@ def test_damaged_or_foreign_files(healthy, other, guarded, kind, amount, verdict
 
 def use(path):
     """Start the server and look at all jobs; says how that ended."""
-
-    def run(*words):
-        return subprocess.run([*BALSAM, *words], capture_output=True, text=True, timeout=SECONDS, check=False)
-
-    started = run("dbserver", "--path", str(path))
-    if started.returncode:
-        line = one_line(started)
+    started = child("dbserver", "--path", path)
+    if started.code:
+        line = started.error
         print(f"{path.name}: {line}")  # noqa: T201  (for pytest -s)
         assert any(word in line for word in ("backup", "log is in", "install", "password")), line
         return "refused"
     try:
-        shown = run("ls", "--limit", "0", "--db", str(path))
-        if shown.returncode:
-            print(f"{path.name}: {one_line(shown)}")  # noqa: T201
+        shown = child("ls", "--limit", "0", "--db", path)
+        if shown.code:
+            print(f"{path.name}: {shown.error}")  # noqa: T201
             return "noticed in use"
         return "served"
     finally:
-        stopped = run("dbserver", "--stop", "--path", str(path))
-        assert stopped.returncode == 0, stopped
+        child.good("dbserver", "--stop", "--path", path)

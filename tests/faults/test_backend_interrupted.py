@@ -11,23 +11,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from backend_dbs import ROOT, lacking
-from resources import is_alive
-from waiting import wait_until
+from backend_dbs import ROOT
+from db_servers import skip_kind
+from resources import wait_for_end
+
+from balsam_core.testing.tools import wait_until
 
 QUICK = os.environ.get("BALSAM_FAULTS") != "full"
 VICTIM = """
 import json, signal
 import backend_dbs
+from balsam_core.testing.run import Guard
 
 def test_victim():
-    with (
-        backend_dbs.run_directory() as directory,
-        backend_dbs.marked(directory),
-        backend_dbs.make_db({kind!r}, directory / "db") as db,
-    ):
+    directory = Guard("balsam-faults-").directory
+    with backend_dbs.make_db({kind!r}, directory / "db") as db:
         db.start()
-        pids = [process.pid for process in backend_dbs.processes_of(db)]
+        pids = [process.pid for process in db.processes()]
         print(json.dumps([str(directory), db.address.port, pids]), flush=True)
         signal.pause()
 """
@@ -35,7 +35,7 @@ def test_victim():
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL] if QUICK else [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_leaves_nothing(kind, tmp_path, verdict, signum):
-    """The servers are detached from the run."""
+    """A test run is interrupted or killed, whose servers are detached: no process, port or directory is left (T07)."""
     test = tmp_path / "test_victim.py"
     test.write_text(VICTIM.format(kind=kind))
     words = [
@@ -61,11 +61,11 @@ def test_interrupted_run_leaves_nothing(kind, tmp_path, verdict, signum):
             if line.startswith("["):
                 break
         if process.poll() is not None or not lines[-1].startswith("["):
-            lacking(kind, lines)
+            skip_kind(kind, lines)
         directory, port, pids = json.loads(lines[-1])
         process.send_signal(signum)
         process.stdout.read()
-    wait_until(lambda: not any(map(is_alive, pids)), "the end of the servers")
+    wait_for_end(pids, seconds=60)
     wait_until(lambda: not Path(directory).exists(), "the end of the directory")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 5)

@@ -11,15 +11,15 @@ from functools import partial
 
 import msgspec
 import psutil
-from backend_dbs import report_of, stop_all
+from backend_dbs import report_of
 from exact import writers
 from shims import SlowFsync, preload
 from tcp_faults import FaultyLink
-from waiting import wait_until
 
 from balsam_core import BalsamError, Job, open_db
 from balsam_core.dbdir import address
 from balsam_core.errors import OutcomeUnknown, ServerNotRunning
+from balsam_core.testing.tools import wait_until
 
 
 def one_of_many(served):
@@ -40,7 +40,7 @@ def end(served, turn):
 
 
 def test_server_killed_at_random(backend, kind, tmp_path, amount, verdict):
-    """T01."""
+    """The server, or one of its processes, is killed at random under writers: no write is lost or doubled (T01)."""
     kills, number = amount((4, 4), (50, 16))
     chance = random.Random(1)
     with writers(backend.path, number, tmp_path, name="killed", kill_every=7) as clients:
@@ -71,7 +71,7 @@ def through(served, link):
 
 
 def test_connections_cut_at_random(backend, kind, tmp_path, amount, verdict):
-    """T03: also after a request, before its answer."""
+    """Connections are cut at random, also after a request and before its answer: no write is lost or doubled (T03)."""
     cuts, number = amount((8, 3), (100, 16))
     chance = random.Random(2)
     real = backend.address
@@ -101,7 +101,7 @@ def test_connections_cut_at_random(backend, kind, tmp_path, amount, verdict):
 
 
 def test_repeated_while_the_first_commit_is_in_flight(make_backend, kind, tmp_path, amount, verdict):
-    """Issue 4, point 5: the server is inside of COMMIT while the client, cut off, sends the write again."""
+    """The connection is cut while the server is inside COMMIT, and the client sends the write again."""
     rounds, seconds = amount(1, 25), 1.5
     disk = SlowFsync(tmp_path)
     served = make_backend("inflight", env=preload(disk))
@@ -142,7 +142,7 @@ def test_repeated_while_the_first_commit_is_in_flight(make_backend, kind, tmp_pa
 
 
 def test_write_in_flight_when_the_server_ends_for_good(make_backend, kind, tmp_path, verdict):
-    """Issue 4, point 5: nobody can say any more whether it was applied, so nobody says that nothing was changed."""
+    """Nobody can find out whether the write was applied, so no error may say that nothing was changed."""
     disk = SlowFsync(tmp_path)
     served = make_backend("ended", env=preload(disk))
     real = served.start()
@@ -173,7 +173,7 @@ def test_write_in_flight_when_the_server_ends_for_good(make_backend, kind, tmp_p
             assert unknown or (kind == "mysql" and type(error) is ServerNotRunning)
             assert ("may or may not" in str(error)) is unknown
             assert "start it with balsam dbserver" in str(error)
-        stop_all(served)
+        served.kill_all()
     served.start()
     with open_db(served.path) as db:
         assert db.jobs.where(name="before").count() == 1

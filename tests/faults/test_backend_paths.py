@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from backend_dbs import BALSAM, KINDS, ROOT, lacking, one_line
+from backend_dbs import ROOT, SERVER_KINDS
+from balsam_program import BALSAM, Program
+from db_servers import skip_kind
 
 CANARY = "canary"
 QUICK = os.environ.get("BALSAM_FAULTS") != "full"
@@ -31,16 +33,10 @@ OPTIONS = [
 SCHEME = {"postgres": "postgresql", "mysql": "mysql"}
 
 
-def balsam(cwd, *words):
-    return subprocess.run([*BALSAM, *words], capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
-
-
-def good(cwd, *words):
-    done = balsam(cwd, *words)
-    if done.returncode == 12 and "install" in done.stderr and "failed in" not in done.stderr:
-        lacking(words[words.index("--db-type") + 1], done.stderr.strip())
-    assert done.returncode == 0, done
-    return done.stdout
+@pytest.fixture
+def balsam(tmp_path):
+    """The program, run in an empty directory."""
+    return Program(BALSAM, cwd=tmp_path)
 
 
 def no_canary(*places):
@@ -49,20 +45,23 @@ def no_canary(*places):
     assert not Path(f"/{CANARY}").exists()
 
 
-@pytest.mark.parametrize("any_kind", KINDS if QUICK else ["sqlite", *KINDS])
-def test_odd_paths(guarded, any_kind, tmp_path, amount, verdict):
-    """T38, T39: init, start, write, stop."""
+@pytest.mark.parametrize("any_kind", SERVER_KINDS if QUICK else ["sqlite", *SERVER_KINDS])
+def test_odd_paths(balsam, run_directory, any_kind, tmp_path, amount, verdict):
+    """The DB's path has shell characters or other oddities: all works, and nothing is executed (T38, T39)."""
     names = amount(["hostile"], list(PATHS))
     for name in names:
-        path = guarded / f"{any_kind} odd" / PATHS[name]
+        path = run_directory / f"{any_kind} odd" / PATHS[name]
         path.parent.mkdir(parents=True, exist_ok=True)
-        good(tmp_path, "init", str(path), "--db-type", any_kind)
+        made = balsam("init", path, "--db-type", any_kind)
+        if made.code == 12 and "install" in made.err and "failed in" not in made.err:
+            skip_kind(any_kind, made.error)
+        assert made.code == 0, made
         try:
-            good(tmp_path, "dbserver", "--path", str(path))
-            good(tmp_path, "job", "--name", HOSTILE, "--command", "true", "--db", str(path))
-            assert "newline" in name or "1" in good(tmp_path, "ls", "--db", str(path))
+            balsam.good("dbserver", "--path", path)
+            balsam.good("job", "--name", HOSTILE, "--command", "true", "--db", path)
+            assert "newline" in name or "1" in balsam.good("ls", "--db", path).out
         finally:
-            good(tmp_path, "dbserver", "--stop", "--path", str(path))
+            balsam.good("dbserver", "--stop", "--path", path)
         no_canary(tmp_path, path, path.parent, *(one for one in path.iterdir() if one.is_dir()))
         subprocess.run(["rm", "-r", "--", path], check=True)
     verdict(
@@ -70,24 +69,24 @@ def test_odd_paths(guarded, any_kind, tmp_path, amount, verdict):
     )
 
 
-def test_odd_options(guarded, kind, tmp_path, verdict):
-    """T38: refused in one line, and nothing is made."""
-    path = guarded / f"{kind} never"
+def test_odd_options(balsam, run_directory, kind, tmp_path, verdict):
+    """Options hold shell characters: they are refused in one line, nothing is made or executed (T38)."""
+    path = run_directory / f"{kind} never"
     for words in OPTIONS:
         told = [word.format(scheme=SCHEME[kind]) if "{" in word else word for word in words]
-        line = one_line(balsam(tmp_path, "init", str(path), "--db-type", kind, *told))
+        line = balsam.refused("init", path, "--db-type", kind, *told)
         assert line.isprintable(), line
         assert not path.exists(), words
-    no_canary(tmp_path, guarded)
+    no_canary(tmp_path, run_directory)
     verdict("T38", f"{kind}: options with shell characters", f"{len(OPTIONS)} refused in one line, nothing executed")
 
 
-def test_odd_hosts(backend, kind, tmp_path, verdict):
-    """T38."""
+def test_odd_hosts(balsam, backend, kind, tmp_path, verdict):
+    """Host names hold shell characters: they are refused in one line, nothing is executed (T38)."""
     backend.stop()
     hosts = [f"$(touch {CANARY})", f"127.0.0.1;touch {CANARY}", "127.0.0.1' -c fsync=off", "-h", "no\nhost"]
     for host in hosts:
-        line = one_line(balsam(tmp_path, "dbserver", "--path", str(backend.path), f"--host={host}"))
+        line = balsam.refused("dbserver", "--path", backend.path, f"--host={host}")
         assert line.isprintable(), line
     no_canary(tmp_path, backend.path)
     verdict("T38", f"{kind}: hosts with shell characters", f"{len(hosts)} refused in one line, nothing executed")

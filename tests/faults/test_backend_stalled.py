@@ -9,13 +9,14 @@ import time
 
 import psutil
 import pytest
-from backend_dbs import hold, processes_of, report_of, send
+from backend_dbs import hold, report_of
 from exact import writers
 from resources import is_alive
 
 from balsam_core import Job, open_db
 from balsam_core.errors import BalsamError, OutcomeUnknown, Unavailable
 from balsam_core.model.calls import AddJobs, CountJobs
+from balsam_core.testing.tools import signal_all
 
 HURRIED = """
 import sys, time
@@ -32,7 +33,7 @@ except BalsamError as err:
 
 def server_of(served):
     """Return the server and its children, without the watchdog."""
-    return processes_of(served)[1:]
+    return served.processes()[1:]
 
 
 def attempt(db, call, seconds):
@@ -44,7 +45,7 @@ def attempt(db, call, seconds):
 
 
 def test_frozen_server(backend, kind, tmp_path, amount, verdict):
-    """T28: patient writers wait until it is replaced; callers with 3 s, connected or not, are told in time."""
+    """The server is frozen for good: it is replaced; callers with a deadline are told in time (T28)."""
     rounds = amount(1, 5)
     acted, late = [], []
     with (
@@ -58,7 +59,7 @@ def test_frozen_server(backend, kind, tmp_path, amount, verdict):
             other.jobs.count()
             clients.wait_for_more(6)
             before, frozen = backend.address, server_of(backend)
-            send(signal.SIGSTOP, reversed(frozen))  # so that nobody is told of a stopped child
+            signal_all(signal.SIGSTOP, reversed(frozen))  # so that nobody is told of a stopped child
             began = time.monotonic()
             program = subprocess.Popen(
                 [sys.executable, "-c", HURRIED, str(backend.path)], stdout=subprocess.PIPE, text=True
@@ -94,16 +95,16 @@ def test_frozen_server(backend, kind, tmp_path, amount, verdict):
 
 
 def test_frozen_for_a_while_and_continued(backend, kind, tmp_path, amount, verdict):
-    """T28: the main process alone, whose children go on, and all of it."""
+    """The server's main process, or all of it, is frozen for a while: it goes on, nothing is lost or doubled (T28)."""
     seconds = amount(2.0, 20.0)
     with writers(backend.path, 3, tmp_path, name="while") as clients:
         clients.begin()
         for all_of_it in amount((kind == "mysql",), (False, True)):
             clients.wait_for_more(12)
             frozen = server_of(backend) if all_of_it else [psutil.Process(backend.server)]
-            send(signal.SIGSTOP, reversed(frozen))
+            signal_all(signal.SIGSTOP, reversed(frozen))
             hold(seconds)
-            send(signal.SIGCONT, frozen)
+            signal_all(signal.SIGCONT, frozen)
             clients.wait_for_more(12)
         clients.stop()
         clients.finish()

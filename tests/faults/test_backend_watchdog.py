@@ -1,40 +1,25 @@
-"""The watchdog of PostgreSQL's and MariaDB's server dies, alone or with it; and files that name strangers are left."""
+"""The watchdog of PostgreSQL's and MariaDB's server dies, alone or with it; and files name foreign processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-import subprocess
 import time
 
 import msgspec
 import psutil
-from backend_dbs import BALSAM, one_line, processes_of, report_of, send, stop_all, stranger
+from backend_dbs import foreign_process, report_of
+from balsam_program import child
 from exact import writers
-from resources import is_alive
-from waiting import wait_until
+from resources import is_alive, wait_for_end
+from served_db import listens
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
-from balsam_core.watchdog.lease import EXPIRY, encoded, lease_file
+from balsam_core.testing.tools import signal_all, wait_until
+from balsam_core.watchdog.lease import EXPIRY, encode_lease, lease_file
 
 LOCKS = {"postgres": "postgres/postmaster.pid", "mysql": "mysql/server.pid"}  # the server's own files of its process id
-
-
-def listens(where):
-    """Say whether anybody accepts connections there."""
-    try:
-        socket.create_connection((where.host, where.port), timeout=5).close()
-    except ConnectionRefusedError:
-        return False
-    return True
-
-
-def wait_for_end(pids):
-    """Wait until none of these processes runs."""
-    wait_until(lambda: not any(map(is_alive, pids)), "the end of the server", seconds=20)
 
 
 def wait_for_silence(where):
@@ -43,16 +28,16 @@ def wait_for_silence(where):
 
 
 def test_watchdog_killed_under_writers(backend, kind, tmp_path, amount, verdict):
-    """T07: the server, behind whatever stands before it, hears that."""
+    """The watchdog is killed under writers: its server ends too, and the next start works (T07)."""
     kills = amount(2, 25)
     ends, starts = [], []
     with writers(backend.path, 3, tmp_path, name="orphan") as clients:
         clients.begin()
         for turn in range(kills):
             clients.wait_for_more(6)
-            before, everybody = backend.address, [process.pid for process in processes_of(backend)]
-            frozen = [] if turn % 5 != 1 else processes_of(backend)[1:]
-            send(signal.SIGSTOP, frozen)  # they can't hear it
+            before, everybody = backend.address, [process.pid for process in backend.processes()]
+            frozen = [] if turn % 5 != 1 else backend.processes()[1:]
+            signal_all(signal.SIGSTOP, frozen)  # they can't hear it
             began = time.monotonic()
             os.kill(backend.watchdog, signal.SIGKILL)
             if not frozen:
@@ -62,7 +47,7 @@ def test_watchdog_killed_under_writers(backend, kind, tmp_path, amount, verdict)
             began = time.monotonic()
             now = backend.start()
             starts.append(time.monotonic() - began)
-            assert now.epoch == before.epoch + 1
+            assert now.generation == before.generation + 1
             assert not any(map(is_alive, everybody))
         clients.wait_for_more(6)
         clients.stop()
@@ -80,19 +65,17 @@ def test_watchdog_killed_under_writers(backend, kind, tmp_path, amount, verdict)
 
 
 def test_both_killed(backend, kind, amount, verdict):
-    """T08."""
+    """Watchdog and server are killed at once: commands say so, and the next start works without a reset (T08)."""
     errors, starts = [], []
     with open_db(backend.path) as db:
         for turn in range(amount(1, 5)):
             db.jobs.add(Job(name=f"before{turn}", command="true"))
-            stop_all(backend)
+            backend.kill_all()
             if amount(False, True):
                 began = time.monotonic()
-                done = subprocess.run(
-                    [*BALSAM, "ls", "--db", str(backend.path)], capture_output=True, text=True, timeout=60, check=False
-                )
+                line = child.refused("ls", "--db", backend.path)
                 errors.append(time.monotonic() - began)
-                assert "start it with balsam dbserver --path=" in one_line(done)
+                assert "start it with balsam dbserver --path=" in line
             began = time.monotonic()
             backend.start()
             starts.append(time.monotonic() - began)
@@ -110,7 +93,7 @@ def test_both_killed(backend, kind, amount, verdict):
 def forge(served, kind, lease, published, pid, start):
     """Let all files that name a process name this one, as if its number had been the server's."""
     lease_file(served.dir).write_bytes(
-        encoded(msgspec.structs.replace(lease, pid=pid, start=start - 5, child_pid=pid, child_start=start - 5))
+        encode_lease(msgspec.structs.replace(lease, pid=pid, start=start - 5, child_pid=pid, child_start=start - 5))
     )
     served.dir.address_file.write_bytes(
         msgspec.json.encode(msgspec.structs.replace(published, pid=pid, start_time=start - 5))
@@ -123,21 +106,20 @@ def forge(served, kind, lease, published, pid, start):
 
 
 def test_foreign_process_with_a_reused_number_is_never_signalled(backend, kind, amount, verdict):
-    """T10: one that has nothing to do with the server, and one that works in its folder."""
-    lease, published = backend.lease, backend.address
+    """All files name a foreign process, once one that works in the server's folder: it is never signalled (T10)."""
     folder = (backend.path / LOCKS[kind]).parent
-    stop_all(backend)
+    lease, published = backend.kill_all()
     acts = amount([[]], [["--status"], ["--stop"], ["--reset"], []])
     for place in (None, folder):
-        with stranger(place) as (pid, start):
+        with foreign_process(place) as (pid, start):
             for words in acts:
                 forge(backend, kind, lease, published, pid, start)
                 done = backend.command(*words)
-                assert done.returncode == 0, done
+                assert done.code == 0, done
                 published = backend.start()
                 with open_db(backend.path) as db:
                     db.jobs.count()
-                stop_all(backend)
+                backend.kill_all()
     verdict(
         "T10",
         f"{kind}: process id reused by a foreign process",
@@ -147,23 +129,12 @@ def test_foreign_process_with_a_reused_number_is_never_signalled(backend, kind, 
 
 
 def test_of_twenty_starts_at_once_one_wins(lasting_backend, kind, amount, verdict):
-    """T11."""
+    """Many start the server at once: one wins, the others are told its address (T11)."""
     served, rounds, number = lasting_backend, amount(1, 20), amount(6, 20)
     slowest = 0.0
     for _ in range(rounds):
         served.stop()
-        words = [*BALSAM, "dbserver", "-o", "json", "--path", str(served.path)]
-        began = time.monotonic()
-        starters = [
-            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(number)
-        ]
-        ended = [starter.communicate(timeout=120) for starter in starters]
-        slowest = max(slowest, time.monotonic() - began)
-        assert [starter.returncode for starter in starters] == [0] * number, ended
-        shown = [json.loads(out) for out, _ in ended]
-        assert sorted(one.pop("already") for one in shown) == [False, *[True] * (number - 1)]
-        assert all(one == shown[0] for one in shown)
-        assert (shown[0]["pid"], shown[0]["port"]) == (served.server, served.address.port)
+        slowest = max(slowest, served.start_together(number))
         wait_until(lambda: watchdogs_of(served) == [served.watchdog], "the end of the others", seconds=10)
     verdict(
         "T11",
@@ -183,8 +154,8 @@ def watchdogs_of(served):
 
 
 def test_nothing_is_left_after_a_stop(backend, verdict, kind):
-    """T08."""
-    everybody, before = [process.pid for process in processes_of(backend)], backend.address
+    """The server is stopped: no process, port or address is left (T08)."""
+    everybody, before = [process.pid for process in backend.processes()], backend.address
     backend.stop()
     assert not any(map(is_alive, everybody))
     wait_for_silence(before)

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balsam_core import Job
-from balsam_core.errors import by_code
+from balsam_core.errors import error_class
 from balsam_core.model import calls
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
@@ -160,7 +160,7 @@ def where(served):
 
 
 def test_decoding_takes_no_exception_and_no_time(amount, verdict):
-    """T21."""
+    """Requests are mutated at random: each is decoded or refused, within a millisecond (T21)."""
     chance = random.Random(21)
     times, refused, requests = [], 0, 0
     clock = time.perf_counter
@@ -195,14 +195,14 @@ def test_decoding_takes_no_exception_and_no_time(amount, verdict):
 )
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))
 def test_any_well_formed_message_is_a_request_or_refused(value):  # fmt: skip
-    """T21."""
+    """Any well-formed message is decoded: it is a request or refused (T21)."""
     for tagged in (value, ["run", value], ["hello", 1, value], ["run", 1, "get_info", value, value, "", 0, 0]):
         with contextlib.suppress(msgspec.DecodeError):
             assert isinstance(decode_request(msgspec.msgpack.encode(tagged)), (Hello, CallRequest, StatusRequest))
 
 
 def test_fuzzed_requests_are_answered_or_dropped(served, tmp_path, amount, verdict):
-    """T21."""
+    """A client sends mutated requests: each is answered or dropped, server and other clients go on (T21)."""
     before, number = served.address, amount(6_000, 1_000_000)
     chance = random.Random(22)
     codes = collections.Counter()
@@ -218,7 +218,7 @@ def test_fuzzed_requests_are_answered_or_dropped(served, tmp_path, amount, verdi
             if sent % 50 == 0:
                 take()
             if sent % 1000 == 999:  # what was sent before has been looked at when this is answered
-                while (reply := peer.receive(10)) is None or reply.id != 2**53:
+                while (reply := peer.receive(10)) is None or reply.number != 2**53:
                     if reply is None:
                         assert served.server == before.pid
                         peer.send(StatusRequest(2**53))
@@ -285,7 +285,7 @@ def module_served(tmp_path_factory):
 
 
 def test_hostile_values_are_refused_by_name(module_served):
-    """T21."""
+    """A client with the key sends hostile values: each is refused by a named error, the server goes on (T21)."""
     served = module_served
     before = served.address
     with Peer(served.dir, where(served)) as peer:
@@ -293,25 +293,25 @@ def test_hostile_values_are_refused_by_name(module_served):
         for request in HOSTILE:
             reply = peer.ask(request, 10)
             if reply.code:
-                assert by_code(reply.code).code == reply.code
+                assert error_class(reply.code).code == reply.code
                 message = msgspec.msgpack.decode(reply.body, type=str)
                 assert message.isprintable(), (request, message)
                 assert "see its log" not in message, (request, message)
         peer.send(Hello(3, 1, "x\n", "forged line of the log", ""))
         peer.send(write(OpenStagedInsert(), 3, client="\n"))
         peer.send(StatusRequest(4))
-        assert peer.receive(10).id == 4, "they are dropped"
+        assert peer.receive(10).number == 4, "they are dropped"
         for depth in (2_000, 100_000):  # too deep to be read at all
             peer.send(run(3, "get_rows", bomb(depth)))
             peer.send(run(3, "get_info", b"\x91" * depth))
             peer.send(StatusRequest(4))
-            assert peer.receive(10).id == 4, "they are dropped"
+            assert peer.receive(10).number == 4, "they are dropped"
     assert served.address == before
     assert not tracebacks(served)
 
 
-def test_a_ticket_of_another_call_is_refused(module_served):
-    """T21."""
+def test_a_request_id_of_another_call_is_refused(module_served):
+    """A client sends the request id of another call, or acknowledges too much: it is refused (T21)."""
     served = module_served
     before = served.address
     with Peer(served.dir, where(served)) as peer:

@@ -31,7 +31,7 @@ def hostile_names(number, seed):
 
 
 def test_any_name_goes_through_the_server_and_stays_inside_data(served, tmp_path, amount, verdict):
-    """T36."""
+    """Jobs have hostile names: they come back as they were, their directories stay inside ``data/`` (T36)."""
     number = amount(400, 10_000)
     names = hostile_names(number, 36)
     workflows = [name[:255] or "w" for name in reversed(names)]
@@ -70,7 +70,7 @@ def test_any_name_goes_through_the_server_and_stays_inside_data(served, tmp_path
 
 
 def test_selectors_and_listings_bear_any_name(served):
-    """T36: from the command line."""
+    """The command line lists and selects jobs with hostile names: no control character reaches the terminal (T36)."""
     with open_db(served.path) as db:
         db.jobs.add([Job(name=name, workflow="w", command="true") for name in hostile_names(60, 37)])
     done = here.good("ls", "--wf", "w", db=served.path)
@@ -85,7 +85,7 @@ def test_selectors_and_listings_bear_any_name(served):
 
 
 def test_a_planted_link_in_data_fails_its_job_only(served, tmp_path, verdict):
-    """T37."""
+    """Symbolic links are planted in ``data/``: their jobs fail, others run, targets are untouched (T37)."""
     outside = tmp_path / "outside"
     outside.mkdir()
     with open_db(served.path) as db:

@@ -16,11 +16,11 @@ from exact import check, read_journal, rows_by_api, writers
 from raw_peers import SilentPeers, fuzz, greeting, huge_frame
 from resources import is_alive, usage
 from served_db import ServedDB
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.model.calls import CountJobs, GetRows, Order
 from balsam_core.proxy.protocol import LARGEST_REQUEST, StatusRequest
+from balsam_core.testing.tools import wait_until
 
 MB = 1024 * 1024
 
@@ -66,7 +66,7 @@ def served_meanwhile(served, tmp_path, number=2, name="w"):
 
 
 def test_garbage_never_reaches_the_server_s_program(lasting, tmp_path, amount, verdict):
-    """T20."""
+    """Garbage is sent to the port: the server's program never sees it, memory and descriptors stay (T20)."""
     at = where(lasting)
     before = usage(lasting.server)
     answered = status(lasting.dir, at).calls
@@ -88,7 +88,7 @@ def test_garbage_never_reaches_the_server_s_program(lasting, tmp_path, amount, v
 
 
 def test_silent_connections_are_dropped_soon(lasting, amount, verdict):
-    """T23."""
+    """Hundreds connect and say little or nothing: they are dropped in seconds, others answered (T23)."""
     at, number = where(lasting), amount(100, 334)
     base = usage(lasting.server).fds
     with ExitStack() as stack:
@@ -170,7 +170,7 @@ class Intruder:
 
 
 def test_a_frame_of_8_gib_ends_its_connection(lasting, verdict):
-    """T22."""
+    """A client with the key announces a frame of 8 GiB: its connection ends, memory stays (T22)."""
     before = usage(lasting.server)
     with Intruder(where(lasting)) as between, Peer(lasting.dir, ("127.0.0.1", between.port)) as peer:
         assert peer.reply(0).code == ""
@@ -192,7 +192,7 @@ def test_a_frame_of_8_gib_ends_its_connection(lasting, verdict):
 
 
 def test_a_message_without_end(served, tmp_path, amount, verdict):
-    """T22."""
+    """A client sends a message without end: the server is replaced, its other clients lose nothing (T22)."""
     frames, before = amount(576, 1024), served.address
     frame = b"x" * MB
     highest = 0
@@ -211,7 +211,7 @@ def test_a_message_without_end(served, tmp_path, amount, verdict):
             highest = max(highest, usage(before.pid).rss)
             time.sleep(0.01)
         took = time.monotonic() - began
-    assert served.address.epoch == before.epoch + 1, "it has begun anew"
+    assert served.address.generation == before.generation + 1, "it has begun anew"
     assert report[0].longest_stall <= 5
     verdict(
         "T22",
@@ -235,7 +235,7 @@ def p99(journals, begin, end):
 
 
 def test_a_client_that_never_reads(served, tmp_path, amount, verdict):
-    """T24."""
+    """A client asks for much and never reads: the server's memory is bounded, its other clients go on (T24)."""
     add_bulky_jobs(served, 4, 10_000)  # so that each answer has 2 MB
     seconds, before = amount(1, 15), usage(served.server)
     address = served.address
@@ -277,7 +277,7 @@ def test_a_client_that_never_reads(served, tmp_path, amount, verdict):
 
 
 def test_readers_take_turns(served):
-    """T24."""
+    """A client asks for a hundred large reads at once: another client's read doesn't wait for all of them (T24)."""
     add_bulky_jobs(served, 4, 10_000)
     with Peer(served.dir, where(served)) as greedy, Peer(served.dir, where(served)) as modest:
         greedy.reply(0)
@@ -293,7 +293,7 @@ def test_readers_take_turns(served):
 
 
 def test_giant_answers_are_refused(served, amount, verdict):
-    """T22."""
+    """Clients ask for answers that are too large: they are refused by name, memory is bounded (T22)."""
     add_bulky_jobs(served, amount(14, 40), 100_000)
     before = served.address
     pages = GetRows(fields=["id", "name"], order=Order("name"), limit=2**31 - 1)
@@ -310,7 +310,7 @@ def test_giant_answers_are_refused(served, amount, verdict):
             tree = max(tree, usage(served.server, tree=True).rss)
             assert other.ask(StatusRequest(1), 5).code == ""
             while (reply := peer.receive(0.01)) is not None:
-                seen[reply.id] = reply.code
+                seen[reply.number] = reply.code
         assert set(seen.values()) == {"too-large"}
         assert peer.ask(call(9, GetRows(fields=["description"] * 101))).code == "invalid-input"
     assert served.address == before
@@ -323,7 +323,7 @@ def test_giant_answers_are_refused(served, amount, verdict):
 
 
 def test_reader_without_memory_refuses_and_lives(served):
-    """T22."""
+    """The server's readers run out of memory: they refuse the call and live (T22)."""
     import resource
 
     add_bulky_jobs(served, 4, 500_000)

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import zmq
 import zmq.utils.z85
+from balsam_program import BALSAM, Program
 from curve_peers import Peer, status
 from raw_peers import greeting
 from served_db import ServedDB
@@ -95,7 +96,7 @@ def pair():
 
 
 def test_wrong_keys_are_refused(lasting, tmp_path, verdict):
-    """T27."""
+    """The key is missing, wrong, or open to others: programs are refused in one line (T27)."""
     right = client_keys(lasting.dir)
     public, secret = pair()
     good = (lasting.dir.keys / "client.key").read_bytes()
@@ -140,7 +141,7 @@ def encoded(public, secret, server):
 
 
 def test_who_is_refused_sends_nothing_more(lasting, verdict):
-    """T27."""
+    """A client comes with a valid key that is not the DB's: none of its messages reaches the server (T27)."""
     right = client_keys(lasting.dir)
     answered = status(lasting.dir, where(lasting)).calls
     with FaultyLink(where(lasting)) as link:
@@ -158,7 +159,7 @@ def test_who_is_refused_sends_nothing_more(lasting, verdict):
 
 
 def test_a_refused_client_does_not_fill_the_log(lasting):
-    """T27."""
+    """A client with a wrong key connects again and again: the log hardly grows (T27)."""
     log = next(lasting.dir.log.glob("server_*"))
     size = log.stat().st_size
     public, secret = pair()
@@ -170,7 +171,7 @@ def test_a_refused_client_does_not_fill_the_log(lasting):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_user_is_refused(lasting, tmp_path_factory, verdict):
-    """T27."""
+    """Another user comes while all but the keys is open to him: he is refused in one line (T27)."""
     setpriv = shutil.which("setpriv") or pytest.skip("setpriv is missing")
     path = lasting.path
     # The worst case: all but the keys is open.
@@ -181,16 +182,12 @@ def test_another_user_is_refused(lasting, tmp_path_factory, verdict):
     if subprocess.run([*become, sys.executable, "-c", "import balsam_core.cli"], check=False, env=env).returncode:
         pytest.skip("another user can't run this Python")
 
+    balsam = Program([*become, *BALSAM], env=env, cwd="/")
+
     def ask(*words):
         began = time.monotonic()
-        done = subprocess.run(
-            [*become, sys.executable, "-m", "balsam_core.cli", *words],
-            env=env, capture_output=True, text=True, timeout=60, check=False, cwd="/",
-        )  # fmt: skip
-        assert done.returncode == 8, done
-        assert done.stderr.startswith("Error: ")
-        assert done.stderr.count("\n") == 1, done.stderr
-        return done.stderr.strip(), time.monotonic() - began
+        line = balsam.refused(*words, code=8)
+        return line, time.monotonic() - began
 
     _, first = ask("ls", "--db", str(path))
     try:
@@ -213,7 +210,7 @@ def test_another_user_is_refused(lasting, tmp_path_factory, verdict):
 
 @pytest.mark.parametrize("umask", [0o022, 0o002])
 def test_everything_is_the_owner_s_alone(tmp_path, umask, verdict):
-    """T40."""
+    """The umask is lax: all files of the DB are the owner's alone (T40)."""
     previous = os.umask(umask)
     try:
         served = ServedDB(tmp_path / "db")
@@ -243,7 +240,7 @@ def check_modes(path):
 
 
 def test_no_secret_is_where_it_should_not_be(lasting, verdict):
-    """T40."""
+    """All files, command lines and environments are searched: no secret key is outside of ``keys/`` (T40)."""
     secrets = set()
     for name in SECRET_FILES:
         keys = json.loads((lasting.dir.keys / name).read_text())
@@ -297,7 +294,7 @@ def listeners(served):
 
 
 def test_there_is_one_listener(lasting, verdict):
-    """T27."""
+    """Weaker protocols are asked for: the one listener of the server speaks CURVE and nothing else (T27)."""
     assert listeners(lasting) == {(socket.SOCK_STREAM, "127.0.0.1", lasting.address.port)}
     with socket.create_connection(where(lasting), timeout=10) as peer:
         peer.sendall(greeting("CURVE"))
@@ -316,7 +313,7 @@ def test_there_is_one_listener(lasting, verdict):
 
 
 def test_server_refuses_loose_keys(make_served, verdict):
-    """T40."""
+    """Key files are open to the group: the server does not start and names file and remedy (T40)."""
     served = make_served()
     served.start("--host", "0.0.0.0")
     assert listeners(served) == {(socket.SOCK_STREAM, "0.0.0.0", served.address.port)}
@@ -325,16 +322,15 @@ def test_server_refuses_loose_keys(make_served, verdict):
         file = served.dir.keys / name
         file.chmod(0o640)
         done = served.command()
-        assert done.returncode == 8, done
-        assert "chmod 600" in done.stderr
-        assert name in done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.code == 8, done
+        assert "chmod 600" in done.error
+        assert name in done.error
         file.chmod(0o600)
     verdict("T40", "loose key files", "the server does not start and names file and remedy; clients refuse them")
 
 
 def test_a_planted_link_is_no_key(tmp_path):
-    """T40."""
+    """A symbolic link is planted in place of a key: it is refused (T40)."""
     db = initialise(tmp_path / "db").db
     (db.path / "elsewhere").write_text("{}")
     (db.keys / "client.key").symlink_to(db.path / "elsewhere")

@@ -15,9 +15,9 @@ import zmq
 from curve_peers import Peer, status
 from exact import check, rows_by_api, writers
 from resources import is_alive, usage
-from waiting import wait_until
 
 from balsam_core.proxy.protocol import StatusRequest
+from balsam_core.testing.tools import wait_until
 
 MB = 1024 * 1024
 QUESTION = 7  # the number of a request
@@ -82,7 +82,7 @@ def tell(running):
 
 
 def test_thousands_of_clients_are_served(served, amount, verdict):
-    """T26."""
+    """Thousands of clients connect at once: all are served, memory is bounded (T26)."""
     processes, number = amount((2, 250), (8, 500))
     before = served.address
     base = usage(served.server)
@@ -109,7 +109,7 @@ def test_thousands_of_clients_are_served(served, amount, verdict):
 
 
 def test_no_descriptors_left(served, tmp_path, amount, verdict):
-    """T25."""
+    """Clients use up the server's descriptors: those who are connected are answered, and it recovers (T25)."""
     before, most, number = served.address, 256, 400
     seconds = amount(2, 20)
     resource.prlimit(served.server, resource.RLIMIT_NOFILE, (most, most))

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from waiting import wait_until
-
 from balsam_core import Job, open_db
+from balsam_core.testing.tools import wait_until
 
 
 def processes_with(path):
@@ -39,23 +34,12 @@ def epoch_of(path):
 
 
 def test_of_twenty_starts_at_once_one_wins(make_served, amount, verdict):
-    """T11."""
+    """Twenty start the server at once: one wins, the others are told its address (T11)."""
     rounds, number = amount(1, 50), 20
     served = make_served()
     slowest = 0.0
-    words = [sys.executable, "-m", "balsam_core.cli", "dbserver", "-o", "json", "--path", str(served.path)]
     for turn in range(1, rounds + 1):
-        began = time.monotonic()
-        starters = [
-            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(number)
-        ]
-        ended = [starter.communicate(timeout=120) for starter in starters]
-        slowest = max(slowest, time.monotonic() - began)
-        assert [starter.returncode for starter in starters] == [0] * number, ended
-        shown = [json.loads(out) for out, _ in ended]
-        assert sorted(one.pop("already") for one in shown) == [False, *[True] * (number - 1)]
-        assert all(one == shown[0] for one in shown)
-        assert (shown[0]["pid"], shown[0]["port"]) == (served.server, served.address.port)
+        slowest = max(slowest, served.start_together(number))
         # Those that lost end a moment after their starters were told.
         wait_until(lambda: len(processes_with(served.path)["balsam_core.watchdog"]) == 1, seconds=10)
         assert processes_with(served.path) == {

@@ -14,7 +14,7 @@ from balsam_core.errors import ServerNotRunning
 
 
 def test_server_works_alone_and_nobody_goes_past_it(make_served, tmp_path, amount, verdict):
-    """T12: the rule for network file systems."""
+    """The DB is on a network file system: only its server opens the file, alone, and nothing is lost (T12)."""
     kills = amount(1, 20)
     disk = FakeFS(tmp_path)
     environment = preload(disk)

@@ -28,7 +28,7 @@ def fingerprint(path):
 
 
 def test_missing_locks_are_told_with_the_name_of_the_file_system(tmp_path, amount, verdict):
-    """T13."""
+    """The file system has no locks: commands refuse it by its name and change nothing (T13)."""
     locks, disk = NoLocks(tmp_path), FakeFS(tmp_path)
     environment = preload(locks, disk)
     initialise(tmp_path / "old")

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 
-from exact import check, rows_by_sqlite, writers
-from resources import is_alive
-from waiting import wait_until
+from exact import exact_report, writers
+from resources import wait_for_end
+
+from balsam_core.testing.tools import wait_until
 
 READER = """
 import sys
@@ -22,21 +23,16 @@ from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 
 db, stop, least = DBDir.open(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-reads, epochs = 0, set()
+reads, generations = 0, set()
 while reads < least or not stop.exists():
     published = address.read(db)  # raises where it can't be understood
     assert published is not None, "withdrawn"
-    epochs.add(published.epoch)
+    generations.add(published.generation)
     reads += 1
     if reads == 1:
         print("reading", flush=True)
-print(reads, len(epochs))
+print(reads, len(generations))
 """
-
-
-def wait_for_end(pid):
-    """Wait until a process has ended."""
-    wait_until(lambda: not is_alive(pid), "the end of the server")
 
 
 def binds(taker, where):
@@ -62,7 +58,7 @@ def occupied(where):
 
 
 def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
-    """T14."""
+    """Another program takes the port of a killed server: the next one publishes another port, nothing is lost (T14)."""
     rounds, least = amount(2, 20), amount(5_000, 100_000)
     stop = tmp_path / "enough"
     resumed = []
@@ -79,7 +75,7 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
                 before, watchdog = served.address, served.watchdog
                 os.kill(watchdog, signal.SIGSTOP)  # so that it doesn't take the port first
                 served.kill_server()
-                wait_for_end(before.pid)
+                wait_for_end([before.pid])
                 with occupied(before):
                     began = time.monotonic()
                     os.kill(watchdog, signal.SIGCONT)
@@ -95,15 +91,12 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
         finally:
             reader.kill()
     assert reader.returncode == 0, err
-    reads, epochs = map(int, out.split())
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    reads, generations = map(int, out.split())
+    report = exact_report(served, journals)
     assert max(resumed) <= 5
     verdict(
         "T14",
         "port taken at the restart",
         f"{rounds} times: new port published, clients resumed within {max(resumed):.2f} s; {reads} reads of the address"
-        f" saw {epochs} publications, 0 unparsable: {report}",
+        f" saw {generations} publications, 0 unparsable: {report}",
     )

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import signal
 import threading
 
 import psutil
 import pytest
-from exact import check, rows_by_api, rows_by_sqlite, writers
+from exact import check, exact_report, rows_by_api, rows_by_sqlite, writers
 from served_db import ServedDB
 from shims import FailIO, PowerLoss, preload
 from strace_check import RECEIVES, audit_answers, recorded
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.system import processes
+from balsam_core.testing.tools import wait_until
 
 REQUEST = 100  # bytes at least, encrypted; two heartbeats have 82
 
@@ -60,7 +58,7 @@ def calls_about(calls, ports):
 
 
 def test_no_answer_before_the_log_is_on_disk(make_served, tmp_path, amount, verdict):
-    """T04."""
+    """The server's system calls are recorded: no write is answered before its log is forced to disk (T04)."""
     audits = {}
     for clients, count in amount([(1, 60)], [(1, 1000), (8, 300)]):
         served = make_served(f"db{clients}")
@@ -98,16 +96,8 @@ def cut_and_check(power, clients, tmp_path, number):
     return check(snapshot, rows_by_sqlite(target), ended=False)
 
 
-def kill_both(served):
-    """Kill watchdog and server."""
-    lease = served.lease
-    for pid, start in ((lease.pid, lease.start), (lease.child_pid, lease.child_start)):
-        processes.end_process(pid, start, [(int(signal.SIGKILL), 30.0)])
-        assert not processes.is_alive(pid, start)
-
-
 def test_power_cut_at_any_moment(cuttable, tmp_path, amount, verdict):
-    """T05."""
+    """The power is cut at any moment under writers: what was acknowledged is on the disk, once (T05)."""
     cuts, number = amount((4, 4), (50, 16))
     served, power = cuttable()
     served.start()
@@ -121,7 +111,7 @@ def test_power_cut_at_any_moment(cuttable, tmp_path, amount, verdict):
             process.kill()
         clients.finish()
         journals = clients.journals
-    kill_both(served)
+    served.kill_all()
     power.cut(tmp_path / "after", keep="something", seed=cuts)
     served.path, served.dir = tmp_path / "after", DBDir.open(tmp_path / "after")
     served.start()
@@ -131,7 +121,7 @@ def test_power_cut_at_any_moment(cuttable, tmp_path, amount, verdict):
 
 
 def test_power_cut_with_relaxed_durability_loses_and_is_found_out(cuttable, tmp_path, amount, verdict):
-    """T05."""
+    """The power is cut with relaxed durability: the last writes are lost, the file is consistent (T05)."""
     served, power = cuttable("relaxed")
     served.start()
     lost = []
@@ -150,7 +140,7 @@ def test_power_cut_with_relaxed_durability_loses_and_is_found_out(cuttable, tmp_
 
 @pytest.mark.parametrize(("what", "every"), [("fsync", 12), ("write", 400)])
 def test_disk_that_reports_errors(cuttable, tmp_path, amount, verdict, what, every):
-    """T16."""
+    """The disk reports errors to the server: it is replaced, no write is lost or doubled (T16)."""
     faults, number = amount((2, 3), (25, 16))
     disk = FailIO(tmp_path)
     served, power = cuttable("full", disk)
@@ -168,10 +158,7 @@ def test_disk_that_reports_errors(cuttable, tmp_path, amount, verdict, what, eve
         clients.stop()
         clients.finish()
         journals = clients.journals
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert resumed < 5
     assert disk.hits >= faults
     log = "".join(path.read_text() for path in served.dir.log.glob("server_*.log"))

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 
-from exact import check, rows_by_sqlite, writers
+from exact import exact_report, writers
 from resources import is_alive
 
 from balsam_core import Job, open_db
@@ -41,7 +41,7 @@ def toil(served, least, took):
 
 
 def test_frozen_server_is_replaced_and_busy_one_is_not(make_served, tmp_path, amount, verdict):
-    """T28."""
+    """A server is frozen: it is replaced, nothing is lost; one that is only busy is not replaced (T28)."""
     rounds = amount(1, 5)
     frozen, busy = make_served("frozen"), make_served("busy")
     frozen.start()
@@ -65,13 +65,10 @@ def test_frozen_server_is_replaced_and_busy_one_is_not(make_served, tmp_path, am
         clients.stop()
         clients.finish()
         journals = clients.journals
-    frozen.stop()
-    report = check(journals, rows_by_sqlite(frozen.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(frozen, journals)
     assert max(acted) <= 15
     toiling.join()
-    assert (busy.address.epoch, busy.lease.restarts) == (1, 0)
+    assert (busy.address.generation, busy.lease.restarts) == (1, 0)
     with open_db(busy.path) as db:
         assert [name for (name,) in db.jobs.rows("name")] == ["toil"] * len(toiled)
     verdict(
@@ -85,7 +82,7 @@ def test_frozen_server_is_replaced_and_busy_one_is_not(make_served, tmp_path, am
 
 
 def test_stopped_for_a_moment_and_continued(served, tmp_path, amount, verdict):
-    """T28: shorter than the watchdog's patience."""
+    """The server is frozen for less than the watchdog waits: it isn't replaced, nothing is lost (T28)."""
     seconds, rounds = amount(1.0, 7.0), amount(1, 5)
     before = served.address
     with writers(served.path, 8, tmp_path) as clients:
@@ -102,8 +99,5 @@ def test_stopped_for_a_moment_and_continued(served, tmp_path, amount, verdict):
         clients.finish()
         journals = clients.journals
     assert served.address == before
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     verdict("T28", "server SIGSTOPped and continued", f"{rounds} times {seconds:g} s: not replaced: {report}")

@@ -7,9 +7,9 @@ from contextlib import closing
 
 import pytest
 from exact import Report, Row, check, read_journal, rows_by_api, rows_by_sqlite, writers
-from waiting import wait_until
 
 from balsam_core.admin.initialise import initialise
+from balsam_core.testing.tools import wait_until
 
 WRITERS, COUNT = 3, 12
 
@@ -83,7 +83,7 @@ def test_other_id_is_found(tampered):
 
 def test_stranger_is_found(tampered):
     report = tampered("UPDATE jobs SET name = 'w0-77' WHERE name = 'w0-1'")
-    assert report.faults == {"lost": ["w0-1"], "strangers": ["w0-77"]}
+    assert report.faults == {"lost": ["w0-1"], "unsent": ["w0-77"]}
 
 
 def test_undone_kill_is_found(tampered):

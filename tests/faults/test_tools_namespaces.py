@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from namespaces import cut_between, join_again, limit_rate, two_hosts
-from waiting import wait_until
+from namespaces import cut_between, join_again, limit_rate
+
+from balsam_core.testing.tools import wait_until
 
 SUPPORT = Path(__file__).parents[1] / "support"
 LISTEN = """
@@ -30,12 +31,6 @@ import socket, sys
 with socket.create_connection((sys.argv[1], 7777), timeout=float(sys.argv[2])) as connection:
     print(connection.recv(100).decode())
 """
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    with two_hosts(tmp_path) as hosts:
-        yield hosts
 
 
 def test_each_host_is_its_own(hosts):
@@ -77,10 +72,10 @@ def test_process_ids_are_the_host_s(hosts):
     with alpha.running(["sh", "-c", "echo $$; exec sleep 1000"]) as sleeper:
         pid = int(sleeper.stdout.readline())
         alpha.signal(pid, "STOP")
-        assert "stopped" in alpha.good(["grep", "State", f"/proc/{pid}/status"])
+        wait_until(lambda: "stopped" in alpha.good(["grep", "State", f"/proc/{pid}/status"]))
         assert "sleep" not in beta.good(["sh", "-c", "cat /proc/[0-9]*/comm"])
         alpha.signal(pid, "CONT")
-        assert "sleeping" in alpha.good(["grep", "State", f"/proc/{pid}/status"])
+        wait_until(lambda: "sleeping" in alpha.good(["grep", "State", f"/proc/{pid}/status"]))
 
 
 def detached_sleeper(alpha):

@@ -12,7 +12,8 @@ import pytest
 import zmq
 from raw_peers import KINDS, SilentPeers, fuzz, greeting
 from resources import is_alive, usage
-from waiting import wait_until
+
+from balsam_core.testing.tools import wait_until
 
 
 @contextmanager

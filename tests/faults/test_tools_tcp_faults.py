@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 import pytest
 import zmq
 from tcp_faults import FaultyLink
-from waiting import wait_until
+
+from balsam_core.testing.tools import wait_until
 
 SECONDS = 10
 SHORT = 150  # milliseconds in which an answer would have come

@@ -12,17 +12,14 @@ import time
 import msgspec
 import pytest
 from exact import check, rows_by_sqlite, writers
-from namespaces import two_hosts
 from resources import usage
-from waiting import wait_until
 
-from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Unavailable
+from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog.lease import EXPIRY, LeaseObserver, lease_file
 
-BALSAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
 FIRST_PID = 5000  # of what starts a server: so the servers of both hosts have the same number
 
 # Knows one server for ever, by a copy of the files that lead to it, and writes when it is told to.
@@ -32,11 +29,9 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError
 from balsam_core import Job
 from balsam_core.model.calls import AddJobs, GetInfo
-from balsam_core.proxy.client.transport import ProxyTransport
-from balsam_core.dbdir.publication import Publication
-from balsam_core.transport.native import ClientSession
+from balsam_core.backends import registry
 
-with ProxyTransport(Publication(DBDir.open(sys.argv[1])), ClientSession()) as transport:
+with registry.load("sqlite").open_transport(DBDir.open(sys.argv[1])) as transport:
     transport.run(GetInfo())
     print("ready", flush=True)
     if not sys.stdin.readline():
@@ -51,30 +46,20 @@ with ProxyTransport(Publication(DBDir.open(sys.argv[1])), ClientSession()) as tr
 
 
 @pytest.fixture
-def hosts(tmp_path):
-    with two_hosts(tmp_path) as hosts:
-        yield hosts
-
-
-@pytest.fixture
-def db(tmp_path):
-    return initialise(tmp_path / "db").db
+def db(path):
+    return DBDir.open(path)
 
 
 def serve(host, db, *words):
     """Start the server on a host; returns what the command said."""
-    done = host.run([*BALSAM, "dbserver", "--path", db.path, *words])
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return host.balsam.good("dbserver", "--path", db.path, *words).out
 
 
 def refused(host, *words):
     """Run a command that must fail with one line; returns that and the seconds."""
     began = time.monotonic()
-    done = host.run([*BALSAM, *words])
-    assert (done.returncode, done.stdout) == (Unavailable.exit_code, ""), done
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr, time.monotonic() - began
+    line = host.balsam.refused(*words, code=Unavailable.exit_code)
+    return line, time.monotonic() - began
 
 
 def stored(db, workflow):
@@ -105,19 +90,19 @@ def runs(host, pid):
 
 
 def test_programs_on_another_host_use_the_server(hosts, db, tmp_path, amount, verdict):
-    """Issue 3, point 2."""
+    """With the command line and Python; a server that listens on its own host only is reported with the remedy."""
     alpha, beta = hosts
     serve(alpha, db)
     line, seconds = refused(beta, "ls", "--db", db.path)
     assert "listens only on its own host, alpha, and this is another one" in line
     assert "balsam dbserver --host 0.0.0.0" in line
     assert seconds <= 5
-    beta.good([*BALSAM, "dbserver", "--stop", "--path", db.path])  # of a server elsewhere
+    beta.balsam.good("dbserver", "--stop", "--path", db.path)  # of a server elsewhere
     assert "10.77.0.1" in serve(alpha, db, "--host", alpha.address)
-    beta.good([*BALSAM, "job", "--name", "from beta", "--command", "true", "--db", db.path])
-    assert "from beta" in alpha.good([*BALSAM, "ls", "--db", db.path])
-    assert "from beta" in beta.good([*BALSAM, "ls", "--db", db.path])
-    assert "10.77.0.1" in beta.good([*BALSAM, "status", "--db", db.path])
+    beta.balsam.good("job", "--name", "from beta", "--command", "true", "--db", db.path)
+    assert "from beta" in alpha.balsam.good("ls", "--db", db.path).out
+    assert "from beta" in beta.balsam.good("ls", "--db", db.path).out
+    assert "10.77.0.1" in beta.balsam.good("status", "--db", db.path).out
     count = amount(40, 1000)
     with (
         writers(db.path, 4, tmp_path, count=count, name="a", wrap=alpha.argv) as there,
@@ -129,13 +114,13 @@ def test_programs_on_another_host_use_the_server(hosts, db, tmp_path, amount, ve
         for clients in (there, here):
             clients.finish()
         journals = [*there.journals, *here.journals]
-    beta.good([*BALSAM, "dbserver", "--stop", "--path", db.path])
+    beta.balsam.good("dbserver", "--stop", "--path", db.path)
     assert address.read(db) is None
     report = check(journals, rows_by_sqlite(db.path))
     report.assert_exact()
     assert not report.errors
     verdict(
-        "point 2",
+        "S06",
         "clients on another host",
         f"CLI and API work from there, loopback address: clear error after {seconds:.1f} s: {report}",
     )
@@ -170,7 +155,7 @@ def grow_old(db):
     os.utime(lease_file(db), (moment, moment))
 
 
-def wait_for_end(host, pid):
+def wait_for_end_on(host, pid):
     """Wait until a process of a host has ended."""
     wait_until(lambda: not runs(host, pid), f"the end of process {pid} on {host.name}", seconds=10)
 
@@ -190,7 +175,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
     Returns:
         The journals, the seconds until clients were served, and whether both servers had the same process id.
     """
-    published, lease = address.read(db), LeaseObserver(db).look().lease
+    published, lease = address.read(db), LeaseObserver(db).observe().lease
     assert published.node == old.name
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(writers(db.path, 2, tmp_path, count=20, name=f"{name}-o", wrap=old.argv))
@@ -211,27 +196,27 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
         number_processes(new)
         serve(new, db, "--host", new.address)
         now = address.read(db)
-        assert now.epoch == published.epoch + 1
+        assert now.generation == published.generation + 1
         after.wait_for_more(20, seconds=5)
         seconds = time.monotonic() - began
         if orphaned:
             old.signal(lease.pid, "KILL")
         old.signal(published.pid, "CONT")
-        wait_for_end(old, published.pid)
+        wait_for_end_on(old, published.pid)
         if not orphaned:
             old.signal(lease.pid, "CONT")
-        wait_for_end(old, lease.pid)
+        wait_for_end_on(old, lease.pid)
         assert address.read(db) == now
         after.wait_for_more(20, seconds=5)
         after.stop()
         after.finish()
-    assert epoch_of(db) == now.epoch
+    assert epoch_of(db) == now.generation
     assert stored(db, "pinned") == []
     return [*before.journals, *after.journals], seconds, now.pid == published.pid
 
 
 def test_server_stopped_on_one_host_and_taken_over_by_the_other(hosts, db, tmp_path, amount, verdict):
-    """T12: locks are honest."""
+    """A frozen server is taken over by another host and wakes up: it is fenced, nothing is lost (T12)."""
     rounds, patient = amount(2, 6), amount(False, True)
     alpha, beta = hosts
     number_processes(alpha)
@@ -243,7 +228,7 @@ def test_server_stopped_on_one_host_and_taken_over_by_the_other(hosts, db, tmp_p
         journals += made
         seconds.append(took)
         same += equal
-    beta.good([*BALSAM, "dbserver", "--stop", "--path", db.path])
+    beta.balsam.good("dbserver", "--stop", "--path", db.path)
     log = "".join(file.read_text() for file in db.log.glob("server_*.log"))
     fenced = log.count("another server has taken over this DB")
     assert fenced == rounds // 2
@@ -260,7 +245,7 @@ def test_server_stopped_on_one_host_and_taken_over_by_the_other(hosts, db, tmp_p
 
 
 def test_host_lost_with_its_server(hosts, db, tmp_path, amount, verdict):
-    """T12: the whole machine is gone."""
+    """A whole host is lost with its server: the other one takes over, nothing is lost or doubled (T12)."""
     alpha, beta = hosts
     serve(alpha, db, "--host", alpha.address)
     with writers(db.path, 4, tmp_path, wrap=beta.argv) as clients:
@@ -276,7 +261,7 @@ def test_host_lost_with_its_server(hosts, db, tmp_path, amount, verdict):
         clients.stop()
         clients.finish()
         journals = clients.journals
-    beta.good([*BALSAM, "dbserver", "--stop", "--path", db.path])
+    beta.balsam.good("dbserver", "--stop", "--path", db.path)
     report = check(journals, rows_by_sqlite(db.path))
     report.assert_exact()
     assert set(report.errors) <= {Unavailable.code, "outcome-unknown"}

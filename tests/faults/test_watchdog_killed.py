@@ -4,68 +4,35 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 
 import pytest
-from balsam_program import child
-from exact import check, rows_by_sqlite, writers
-from resources import is_alive
-from waiting import wait_until
+from balsam_program import BALSAM, child
+from exact import check, exact_report, rows_by_sqlite, writers
+from resources import is_alive, wait_for_end
+from served_db import listens
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
 from balsam_core.errors import OutcomeUnknown, Unavailable
 
 
-def listens(where):
-    """Say whether anybody accepts connections there."""
-    try:
-        socket.create_connection((where.host, where.port), timeout=5).close()
-    except ConnectionRefusedError:
-        return False
-    return True
-
-
-def processes_of(served):
-    """Return the process ids of the watchdog, the server and its readers."""
-    server = served.server
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(server)], capture_output=True, text=True, check=False)
-    return [served.watchdog, server, *map(int, children.stdout.split())]
-
-
-def wait_for_end(pids):
-    """Wait until none of these processes runs."""
-    wait_until(lambda: not any(map(is_alive, pids)), "the end of watchdog and server", seconds=10)
-
-
-def kill_both(served):
-    """SIGKILL watchdog and server so that neither sees the other's end; returns the address that stays behind."""
-    before, watchdog = served.address, served.watchdog
-    os.kill(watchdog, signal.SIGSTOP)
-    os.kill(before.pid, signal.SIGKILL)
-    os.kill(watchdog, signal.SIGKILL)
-    wait_for_end([before.pid, watchdog])
-    return before
-
-
 def test_watchdog_killed_under_writers(served, tmp_path, amount, verdict):
-    """T07."""
+    """The watchdog is killed under writers: its server ends, the next start works, nothing is lost (T07)."""
     kills = amount(2, 25)
     ends, starts = [], []
     with writers(served.path, 8, tmp_path) as clients:
         clients.begin()
         for kill in range(kills):
             clients.wait_for_more(50)
-            before, everybody = served.address, processes_of(served)
+            before, everybody = served.address, [process.pid for process in served.processes()]
             if kill % 5 == 1:
                 os.kill(before.pid, signal.SIGSTOP)  # it can't hear that its watchdog has died
             os.kill(served.watchdog, signal.SIGKILL)
             began = time.monotonic()
             if kill % 5 != 1:
-                wait_for_end(everybody)
+                wait_for_end(everybody, seconds=10)
                 ends.append(time.monotonic() - began)
                 assert not listens(before)
                 assert address.read(served.dir) is None
@@ -73,16 +40,13 @@ def test_watchdog_killed_under_writers(served, tmp_path, amount, verdict):
             began = time.monotonic()
             now = served.start()
             starts.append(time.monotonic() - began)
-            assert now.epoch == before.epoch + 1
+            assert now.generation == before.generation + 1
             assert not any(map(is_alive, everybody))
         clients.wait_for_more(50)
         clients.stop()
         clients.finish()
         journals = clients.journals
-    served.stop()
-    report = check(journals, rows_by_sqlite(served.path))
-    report.assert_exact()
-    assert not report.errors
+    report = exact_report(served, journals)
     assert report.longest_stall < 5
     verdict(
         "T07",
@@ -93,7 +57,7 @@ def test_watchdog_killed_under_writers(served, tmp_path, amount, verdict):
 
 
 def test_both_killed_and_a_stale_address(served, tmp_path, amount, verdict):
-    """T08."""
+    """Watchdog and server are killed at once: clients get a clear error, the next start works without a reset (T08)."""
     rounds = amount(1, 3)
     errors, starts = [], []
     with writers(served.path, 4, tmp_path) as clients, open_db(served.path) as db:
@@ -101,12 +65,12 @@ def test_both_killed_and_a_stale_address(served, tmp_path, amount, verdict):
         for number in range(rounds):
             db.jobs.count()
             clients.wait_for_more(50)
-            kill_both(served)
+            served.kill_all()
             began = time.monotonic()
             # A new program, and one that was connected, at the same time.
             words = ["job", "--name", f"never {number}", "--command", "true", "--db", str(served.path)]
             with subprocess.Popen(
-                [sys.executable, "-m", "balsam_core.cli", *words],
+                [*BALSAM, *words],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -148,17 +112,17 @@ def test_both_killed_and_a_stale_address(served, tmp_path, amount, verdict):
 
 
 def test_what_is_left_of_both_is_told_and_removed_on_request(make_served, verdict):
-    """T08: --status, --stop and --reset after both were killed."""
+    """Watchdog and server are killed at once: --status says so, --stop and --reset remove what they left (T08)."""
     served = make_served("left")
     for act, said in (("--stop", "had died; what it left is removed"), ("--reset", "no server")):
         served.start()
-        before = kill_both(served)
+        _, before = served.kill_all()
         status = served.command("--status")
-        assert status.returncode == 0, status.stderr
-        assert "dead" in status.stdout
+        assert status.code == 0, status
+        assert "dead" in status.out
         done = served.command(act)
-        assert done.returncode == 0, done.stderr
-        assert said in done.stdout
+        assert done.code == 0, done
+        assert said in done.out
         assert address.read(served.dir) is None
         assert not listens(before)
         with open_db(served.path) as db:

@@ -18,10 +18,9 @@ import threading
 from functools import partial
 
 import pytest
-from balsam_program import child, here
+from balsam_program import BALSAM, child, here
 from plugin_site import PluginSite
 from served_db import ServedDB
-from waiting import wait_until
 
 from balsam_core import App, Job, open_db
 from balsam_core.admin import archive
@@ -41,6 +40,7 @@ from balsam_core.errors import (
     Unavailable,
 )
 from balsam_core.system import filesystems
+from balsam_core.testing.tools import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -247,7 +247,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     site.add("toy", more=more)
     child.good("init", tmp_path / "db", "--db-type", "toy", env=site.environment)
     (tmp_path / "out").mkdir()
-    words = [sys.executable, "-m", "balsam_core.cli", "backup", str(tmp_path / "out" / "x")]
+    words = [*BALSAM, "backup", str(tmp_path / "out" / "x")]
     env = {**os.environ, **site.environment, "BALSAM_DB_PATH": str(tmp_path / "db")}
     with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as process:
         wait_until(flag.exists, "the plugin to be called")
@@ -298,7 +298,7 @@ def test_a_db_and_anything_else_that_is_there_stay_as_they_are(db, saved, tmp_pa
 
 
 def test_only_one_of_many_restores_to_one_path(saved, tmp_path):
-    words = [sys.executable, "-m", "balsam_core.cli", "restore", str(saved), str(tmp_path / "new")]
+    words = [*BALSAM, "restore", str(saved), str(tmp_path / "new")]
     running = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
     codes = []
     for process in running:
@@ -420,7 +420,7 @@ def test_a_db_type_that_is_not_installed_has_its_pip_line(saved, tmp_path):
 
 
 def test_a_restore_that_is_killed_leaves_no_db(saved, tmp_path):
-    words = [sys.executable, "-m", "balsam_core.cli", "restore", str(saved), str(tmp_path / "in" / "new")]
+    words = [*BALSAM, "restore", str(saved), str(tmp_path / "in" / "new")]
     (tmp_path / "in").mkdir()
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_until(lambda: entries(tmp_path / "in"), "the restore to begin")
@@ -447,11 +447,6 @@ GOOD = """
         assert address is None
         real.balsam_restore(db, source)
 """
-
-
-@pytest.fixture
-def site(tmp_path):
-    return PluginSite(tmp_path / "site")
 
 
 @pytest.fixture

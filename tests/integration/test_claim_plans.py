@@ -6,9 +6,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from native import make_transport
 
 from balsam_core import Job
+from balsam_core.backends import registry
 from balsam_core.client.inserting import insert
 from balsam_core.model.calls import ClaimJobs, RegisterLauncher, RequestId, Resources, Update, UpdateJobs
 from balsam_core.model.codec import decode_result
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
+    from sqlalchemy import Engine
 
-    from balsam_core.transport.native import NativeTransport
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.transport.base import Transport
 
 CLAIM_INDEXES = {"ix_jobs_claim", "ix_jobs_workflow_claim"}
 JOBS = 1800
@@ -30,13 +32,23 @@ ANALYZE = {"sqlite": "ANALYZE", "postgresql": "ANALYZE", "mysql": "ANALYZE TABLE
 
 
 @pytest.fixture
-def transport(engine_url: str) -> Iterator[NativeTransport]:
-    with make_transport(engine_url) as made:
-        fill(made)
+def filled(each_db: DBDir) -> Iterator[tuple[Transport, Engine]]:
+    with opened(each_db) as made:
         yield made
 
 
-def fill(transport: NativeTransport, count: int = JOBS) -> None:
+@contextlib.contextmanager
+def opened(db: DBDir) -> Iterator[tuple[Transport, Engine]]:
+    """Give the plugin's transport and an engine for writers, on a DB that has been filled."""
+    backend = registry.load(db.db_type)
+    engine = backend.create_engine(db, "writer")
+    with backend.open_transport(db) as transport:
+        fill(transport)
+        yield transport, engine
+    engine.dispose()
+
+
+def fill(transport: Transport, count: int = JOBS) -> None:
     """Add jobs of three workflows, two priorities and two resource classes, of which one fits few launchers."""
     insert(
         transport,
@@ -44,7 +56,7 @@ def fill(transport: NativeTransport, count: int = JOBS) -> None:
     )
 
 
-def register(transport: NativeTransport) -> int:
+def register(transport: Transport) -> int:
     return transport.run(RegisterLauncher(host="h", pid=1, boot_id="b", process_start=0.0, lease_seconds=900))
 
 
@@ -62,7 +74,7 @@ def questions(dialect: sa.Dialect) -> list[tuple[str, Any]]:
     return [shape.bind(dialect, given) for shape in shapes]
 
 
-def claim_and_release(transport: NativeTransport, launcher: int) -> None:
+def claim_and_release(transport: Transport, launcher: int) -> None:
     """Claim by all of these statements; each job is given once."""
     for nodes in (1, 64):  # one class fits, or several: then with a lowest priority
         for workflow in ("", "w1"):
@@ -102,19 +114,20 @@ def faults(kind: str, plan: list[Any], *, analyzed: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("analyzed", ["never", "while they wait to be published", "afterwards"])
-def test_the_claim_index_serves_filter_and_order(transport: NativeTransport, analyzed: str) -> None:
-    kind = transport.engine.dialect.name
+def test_the_claim_index_serves_filter_and_order(filled: tuple[Transport, Engine], analyzed: str) -> None:
+    transport, engine = filled
+    kind = engine.dialect.name
     claim_and_release(transport, register(transport))
     if analyzed != "never":
         fill(transport, MORE)
-        with transport.engine.connect() as conn:
+        with engine.connect() as conn:
             if analyzed != "afterwards":
                 conn.exec_driver_sql("UPDATE jobs SET claim_class = NULL")
             conn.exec_driver_sql(ANALYZE[kind])
             conn.exec_driver_sql("UPDATE jobs SET claim_class = resource_class_id")
             conn.commit()
-    for statement, parameters in questions(transport.engine.dialect):
-        with transport.engine.connect() as conn:
+    for statement, parameters in questions(engine.dialect):
+        with engine.connect() as conn:
             plan = conn.exec_driver_sql(f"{EXPLAIN[kind]} {statement}", parameters).all()
         text = " ".join(str(row) for row in plan)
         assert any(index in text for index in CLAIM_INDEXES), (statement, plan)
@@ -125,18 +138,17 @@ def test_the_claim_index_serves_filter_and_order(transport: NativeTransport, ana
 @pytest.mark.parametrize("workflow", ["", "w2"])
 @pytest.mark.parametrize("analyzed", [False, True])
 def test_claims_at_the_same_moment_lock_only_what_they_return(
-    database_url: Callable[[str], str], kind: str, workflow: str, analyzed: bool
+    make_db: Callable[[str], DBDir], kind: str, workflow: str, analyzed: bool
 ) -> None:
-    with make_transport(database_url(kind)) as transport, contextlib.ExitStack() as stack:
-        fill(transport)
+    with opened(make_db(kind)) as (transport, engine), contextlib.ExitStack() as stack:
         launchers = [register(transport) for _ in range(3)]
         if analyzed:
-            with transport.engine.connect() as conn:
-                conn.exec_driver_sql(ANALYZE[transport.engine.dialect.name])
+            with engine.connect() as conn:
+                conn.exec_driver_sql(ANALYZE[engine.dialect.name])
                 conn.commit()
         taken = []
         for launcher in launchers:  # each transaction stays open beside the next ones
-            conn = stack.enter_context(transport.engine.connect())
+            conn = stack.enter_context(engine.connect())
             call = ClaimJobs(launcher=launcher, limit=5, resources=Resources(), workflow=workflow)
             answer = write(conn, call, RequestId(f"{launcher:032}", 1, 0), DatabaseClock())
             taken.append([job.id for job in decode_result(ClaimJobs, answer).jobs])

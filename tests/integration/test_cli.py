@@ -7,25 +7,16 @@ import io
 import json
 import re
 import shlex
-import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from balsam_program import child, here
 
 from balsam_core import Job, open_db
-from balsam_core.cli.records import ALL
+from balsam_core.cli.records import JOB_FIELDS
 from balsam_core.model.job import FIELDS, GIVEN_BY_DATABASE
 
 SEVERAL = 150  # more than the default table shows
-
-
-@pytest.fixture(scope="module")
-def empty_db(tmp_path_factory):
-    """A database that nobody changes."""
-    path = tmp_path_factory.mktemp("cli") / "empty"
-    here.good("init", path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +35,8 @@ def full_db(tmp_path_factory):
 
 
 @pytest.fixture
-def db(tmp_path, empty_db):
-    """A database to change."""
-    return shutil.copytree(empty_db, tmp_path / "db")
+def db(path):
+    return path
 
 
 # ---- which database
@@ -243,7 +233,7 @@ def test_filters(options, ids, full_db):
 
 def test_json_has_all_fields_by_name_and_times_in_utc(full_db):
     first = here.good("ls", "-o", "json", "--id", 1, db=full_db).json[0]
-    assert tuple(first) == ALL
+    assert tuple(first) == JOB_FIELDS
     assert set(first) == set(FIELDS)
     assert (first["parameters"], first["data"], first["key"]) == ({"x": 0.5}, {"tag": "é"}, None)
     created = datetime.fromisoformat(first["created_at"])

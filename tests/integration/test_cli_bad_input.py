@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from balsam_program import TIMEOUT, child, here
+from balsam_program import BALSAM, TIMEOUT, child, here
 
 from balsam_core import Job, open_db
 
@@ -224,6 +224,15 @@ def test_one_line_the_right_code_and_nothing_written(words, code, part, made):
     assert changed <= {"db.sqlite3-shm"}
 
 
+@pytest.mark.parametrize(
+    "words", [["run", "--", "true"], ["kill", "all"], ["dep", "1", "2"], ["rm", "2", "--yes"]], ids=" ".join
+)
+def test_a_wrong_output_format_is_refused_before_anything_changes(words, db):
+    before = jobs(db)
+    assert "BALSAM_OUTPUT" in here.refused(*words, code=2, db=db, env={"BALSAM_OUTPUT": "xml"})
+    assert jobs(db) == before
+
+
 def test_in_json_mode_errors_are_one_object_on_stderr(made):
     done = child("show", "99", "-o", "json", db=made)
     assert (done.code, done.out) == (3, "")
@@ -261,7 +270,7 @@ def test_hostile_paths_are_shown_on_one_line(tmp_path):
 
 def program(*words, db, **settings):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "balsam_core.cli", *words],
+        [*BALSAM, *words],
         env={**os.environ, "BALSAM_DB_PATH": str(db)},
         stderr=subprocess.PIPE,
         **settings,

@@ -8,12 +8,11 @@ import pty
 import select
 import struct
 import subprocess
-import sys
 import termios
 import time
 
 import pytest
-from balsam_program import TIMEOUT, here
+from balsam_program import BALSAM, TIMEOUT, here
 
 from balsam_core import Job, open_db
 
@@ -22,9 +21,8 @@ CTRL_C = "\x03"
 
 
 @pytest.fixture
-def db(tmp_path):
-    path = tmp_path / "db"
-    here.good("init", path)
+def db(path):
+    """The path of a DB with three jobs."""
     with open_db(path) as opened:
         opened.jobs.add([Job(command="true", name=name) for name in ("short", "n" * 500, "日本語" * 100)])
         opened.jobs.where(name="short").kill()
@@ -37,7 +35,7 @@ def on_a_terminal(*words, db, answer="", env=None):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDTH, 0, 0))
     variables = {**os.environ, "TERM": "xterm", "BALSAM_DB_PATH": str(db), **(env or {})}
     program = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "balsam_core.cli", *words],
+        [*BALSAM, *words],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from balsam_program import child, here
-from plugin_site import ENGINE, PluginSite
+from plugin_site import ENGINE
 
 from balsam_core.backends import registry
 from balsam_core.plugin_types import ServerPlan
@@ -125,11 +125,6 @@ MISDEEDS = {
     "return object()": "is broken: {hook} returned object",
     "return 'x' * 10**7": "is broken: {hook} returned str",
 }
-
-
-@pytest.fixture
-def site(tmp_path):
-    return PluginSite(tmp_path / "site")
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from interleaving import FAIL, Scene, World, end, register
-from native import make_transport
-from waiting import DEADLINE
+from interleaving import DEADLINE, FAIL, Scene, World, end, register
+from plugin_dbs import open_transport
 
 from balsam_core import Job
 from balsam_core.client.jobs import Jobs
@@ -23,22 +22,23 @@ from balsam_core.schema.tables import staged_inserts
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from balsam_core.transport.native import Transport
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.transport.base import Transport
 
     Build = Callable[[World], Scene]
 
 # SQLite has one writer at a time.
 FULL = os.environ.get("BALSAM_FAULTS") == "full"  # then either one is the first, on both
 KINDS = ["postgres", "mysql"] if FULL else ["postgres"]
-pytestmark = pytest.mark.parametrize("module_engine_url", KINDS, indirect=True, scope="module")
+pytestmark = pytest.mark.parametrize("module_db", KINDS, indirect=True, scope="module")
 
 S = State
 ADDERS, TURNS = 16, 6
 
 
 @pytest.fixture(scope="module")
-def world(module_engine_url: str) -> Iterator[World]:
-    made = World(module_engine_url)
+def world(module_db: DBDir) -> Iterator[World]:
+    made = World(module_db)
     yield made
     made.close()
 
@@ -609,7 +609,7 @@ def test_at_once(world: World, build: Build, swapped: bool) -> None:
     world.play(build, swapped=swapped)
 
 
-def test_many_add_overlapping_keys(module_engine_url: str, world: World) -> None:
+def test_many_add_overlapping_keys(module_db: DBDir, world: World) -> None:
     """Nobody gets an error, each key is one job, and all are told the same id."""
     together = threading.Barrier(ADDERS)
     told: dict[str, set[int]] = {}
@@ -617,7 +617,7 @@ def test_many_add_overlapping_keys(module_engine_url: str, world: World) -> None
 
     def add(number: int) -> None:
         try:
-            with make_transport(module_engine_url) as transport:
+            with open_transport(module_db) as transport:
                 for turn in range(TURNS):
                     keys = [f"{turn}-{(number * 7 + step * step) % 12}" for step in range(6)]
                     together.wait(DEADLINE)

@@ -6,22 +6,18 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from balsam_program import here
-from native import make_transport
+from balsam_program import BALSAM, here
+from resources import is_alive
 
 from balsam_core import App, Job, open_db
-from balsam_core.client.database import Database
-from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Conflict, OutcomeUnknown
 from balsam_core.launcher import loop as loop_module
 from balsam_core.launcher import options as constants
@@ -29,42 +25,10 @@ from balsam_core.launcher.loop import Launcher
 from balsam_core.launcher.options import LauncherOptions
 from balsam_core.launcher.progress import PlainProgress
 from balsam_core.model.calls import ClaimJobs, GetLaunchers, RenewLease, UpdateJobs
+from balsam_core.testing.tools import wait_until
 
 DEADLINE = 60.0  # seconds
 STOPPED_WITHIN = 25.0
-
-
-@pytest.fixture(scope="module")
-def empty_db(tmp_path_factory):
-    path = tmp_path_factory.mktemp("launcher") / "empty"
-    here.good("init", path)
-    return path
-
-
-@pytest.fixture
-def path(tmp_path, empty_db):
-    return shutil.copytree(empty_db, tmp_path / "db")
-
-
-@pytest.fixture
-def db(path):
-    with open_db(path) as opened:
-        yield opened
-
-
-def wait_for(condition, *, what="the condition"):
-    deadline = time.monotonic() + DEADLINE
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come true"
-        time.sleep(0.02)
-    return found
-
-
-def is_alive(pid):
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def launch(path, *words):
@@ -77,7 +41,7 @@ class Running:
     """A launcher in a process of its own."""
 
     def __init__(self, path, *words):
-        command = [sys.executable, "-W", "error", "-m", "balsam_core.cli", "--db", str(path), "launcher"]
+        command = [*BALSAM, "--db", str(path), "launcher"]
         self.process = subprocess.Popen(
             [*command, "--consume-all", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -309,7 +273,7 @@ def test_what_a_job_leaves_running_is_killed(db, path):
     db.jobs.add(job)
     assert launch(path)["finished"] == 1
     left = int(text(db, job, "leaves.out"))
-    wait_for(lambda: not is_alive(left), what="the end of the background process")
+    wait_until(lambda: not is_alive(left), what="the end of the background process")
 
 
 def test_jobs_that_do_not_fit_are_counted_and_keep_nobody(db, path):
@@ -358,7 +322,7 @@ def test_listed_jobs_are_run_alone(db, path, tmp_path):
         (["--wf-name", ""], 2, "name of a workflow"),
         (["--job-file", "/no/such/file"], 2, "can't be read"),
         (["--consume-all", "--max-ranks-per-node", "0"], 2, "range"),
-        (["--consume-all", "--time-limit-minutes", "nan"], 2, "number of minutes"),
+        (["--consume-all", "--time-limit-minutes", "nan"], 2, "is no number"),
         (["--job-file", "-"], 3, "no job 17"),
     ],
 )
@@ -413,7 +377,7 @@ def pids_of(db, jobs, names=("pid",)):
                 found.append(int(file.read_text()))
         return found
 
-    return wait_for(read, what="the jobs' start")
+    return wait_until(read, what="the jobs' start")
 
 
 SLEEPER = "sleep 600 & echo $! > child; echo $$ > pid; wait"
@@ -478,7 +442,7 @@ def test_a_second_ctrl_c_kills_at_once(db, start):
     pids = pids_of(db, [job], ("pid", "child"))
     launcher.process.send_signal(signal.SIGINT)
     (log,) = (db.path / "log").glob("launcher_*.log")
-    wait_for(lambda: "ends: stopped by SIGINT" in log.read_text(), what="the first request")
+    wait_until(lambda: "ends: stopped by SIGINT" in log.read_text(), what="the first request")
     begin = time.monotonic()
     launcher.process.send_signal(signal.SIGINT)
     code, _, err = launcher.wait()
@@ -523,8 +487,8 @@ def test_a_killed_job_ends_and_the_others_go_on(db, start):
     pids = pids_of(db, [victim], ("pid", "child"))
     pids_of(db, [other])
     assert db.jobs.where(id=victim.id).kill("too slow") >= 1
-    wait_for(lambda: not any(is_alive(pid) for pid in pids), what="the end of the killed job")
-    wait_for(lambda: db.jobs.get(victim.id).launcher_id is None, what="the giving back of the killed job")
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), what="the end of the killed job")
+    wait_until(lambda: db.jobs.get(victim.id).launcher_id is None, what="the giving back of the killed job")
     (db.workdir(other) / "go").touch()
     code, out, err = launcher.wait()
     assert code == 0, err
@@ -543,7 +507,7 @@ def test_launchers_share_jobs_and_run_each_once(db, path, start, tmp_path):
     last = sh(f"wc -l < {runs}", name="last", parents=jobs)
     db.jobs.add([*jobs, last])
     launchers = [start("--max-ranks-per-node", "2") for _ in range(2)]
-    wait_for(lambda: [info.jobs >= 2 for info in db.run(GetLaunchers())] == [True, True], what="both launchers at work")
+    wait_until(lambda: [info.jobs >= 2 for info in db.run(GetLaunchers())] == [True, True], what="both launchers")
     (tmp_path / "go").touch()
     for launcher in launchers:
         code, _, err = launcher.wait()
@@ -562,7 +526,7 @@ def test_a_launcher_waits_for_children_of_what_another_one_runs(db, start, tmp_p
     first = start("--max-ranks-per-node", "1")
     pids_of(db, [parent])
     second = start()
-    wait_for(lambda: len(db.run(GetLaunchers())) == 2, what="the second launcher")
+    wait_until(lambda: len(db.run(GetLaunchers())) == 2, what="the second launcher")
     (tmp_path / "go").touch()
     assert [launcher.wait()[0] for launcher in (first, second)] == [0, 0]
     assert set(states(db).values()) == {"JOB_FINISHED"}
@@ -600,9 +564,9 @@ class Flaky:
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(constants, "FIRST_BACK_OFF", 0.02)
-    monkeypatch.setattr("balsam_core.launcher.link.FIRST_BACK_OFF", 0.02)
-    monkeypatch.setattr("balsam_core.launcher.link.LONGEST_BACK_OFF", 0.1)
-    monkeypatch.setattr("balsam_core.launcher.link.CALL_TIMEOUT", 0.2)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.FIRST_BACK_OFF", 0.02)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.LONGEST_BACK_OFF", 0.1)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.CALL_TIMEOUT", 0.2)
 
 
 def test_lost_answers_neither_lose_nor_double_a_run(db, path, tmp_path, impatient):
@@ -636,7 +600,7 @@ def test_a_database_that_is_away_stops_no_running_job(db, path, impatient, caplo
                 other.execute("BEGIN IMMEDIATE")
                 held.set()
                 (db.workdir(job) / "go").touch()
-                wait_for(lambda: "can't be reached" in caplog.text, what="the launcher's warning")
+                wait_until(lambda: "can't be reached" in caplog.text, what="the launcher's warning")
                 other.execute("ROLLBACK")
         except BaseException as err:  # noqa: BLE001  (told by the main thread)
             faults.append(err)
@@ -674,10 +638,8 @@ def test_json_holds_all_that_is_known(db, path):
     assert os.environ.get("BALSAM_DB_PATH") is None
 
 
-def test_a_launcher_works_on_every_database(engine_url, tmp_path):
-    (tmp_path / "db" / "data").mkdir(parents=True)
-    directory = DBDir(path=tmp_path / "db", db_type="any", id="0" * 32)
-    with Database(directory, make_transport(engine_url)) as db:
+def test_a_launcher_works_on_every_database(each_db):
+    with open_db(each_db.path) as db:
         parents = [sh("echo x > part", name=f"p{n}") for n in range(30)]
         child = sh("cat part* | wc -l", name="sum", parents=parents, input_files=["part"])
         bad = sh("exit 3", name="bad", max_retries=1)

@@ -6,40 +6,25 @@ import errno
 import resource
 import shlex
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from balsam_program import here
+from balsam_program import BALSAM
+from resources import is_alive
 
-from balsam_core import App, Job, open_db
+from balsam_core import App, Job
 from balsam_core.errors import DBDirError
-from balsam_core.launcher.job import task as task_module
+from balsam_core.launcher.job import claimed_job as claimed_job_module
 from balsam_core.launcher.loop import Launcher
 from balsam_core.launcher.options import LauncherOptions
-from balsam_core.launcher.progress import NoProgress
+from balsam_core.launcher.progress import Progress
 from balsam_core.model.calls import GetLaunchers
 
 DEADLINE = 60.0  # seconds
 
 
-@pytest.fixture
-def db(tmp_path):
-    here.good("init", tmp_path / "db")
-    with open_db(tmp_path / "db") as opened:
-        yield opened
-
-
 def sh(script, **fields):
     return Job(command=shlex.join(["sh", "-c", script]), **fields)
-
-
-def is_alive(pid):
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def states(db):
@@ -51,7 +36,7 @@ def test_too_few_descriptors_make_jobs_wait_and_not_fail(db):
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     words = ["--db", str(db.path), "launcher", "--consume-all", "--max-ranks-per-node", "60"]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "balsam_core.cli", *words],
+        [*BALSAM, *words],
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -64,7 +49,7 @@ def test_too_few_descriptors_make_jobs_wait_and_not_fail(db):
 
 
 def test_no_descriptor_for_the_working_directory_is_no_fault_of_the_job(db, monkeypatch):
-    make, tries = task_module.make_workdir, []
+    make, tries = claimed_job_module.make_workdir, []
 
     def short(directory, job):
         tries.append(job.id)
@@ -72,7 +57,7 @@ def test_no_descriptor_for_the_working_directory_is_no_fault_of_the_job(db, monk
             raise DBDirError("can't make it") from OSError(errno.EMFILE, "Too many open files")
         return make(directory, job)
 
-    monkeypatch.setattr(task_module, "make_workdir", short)
+    monkeypatch.setattr(claimed_job_module, "make_workdir", short)
     db.jobs.add([sh("echo x >> runs", name=f"j{number}") for number in range(3)])
     assert Launcher(db, LauncherOptions(slots=2)).run().finished == 3
     assert len(tries) > 3
@@ -102,7 +87,7 @@ def test_a_terminal_that_is_gone_ends_no_job(db):
     assert progress.shown == 1
 
 
-class Bug(NoProgress):
+class Bug(Progress):
     """Stands for a bug of the launcher, once jobs run."""
 
     every = 0.05
@@ -156,7 +141,7 @@ def test_jobs_killed_before_their_start_never_start(db):
     rest = [sh("touch started", name=f"j{number}") for number in range(20)]
     db.jobs.add([first, *rest])
     words = ["--db", str(db.path), "launcher", "--consume-all", "--max-ranks-per-node", "1"]
-    with subprocess.Popen([sys.executable, "-m", "balsam_core.cli", *words], stdout=subprocess.PIPE, text=True) as one:
+    with subprocess.Popen([*BALSAM, *words], stdout=subprocess.PIPE, text=True) as one:
         deadline = time.monotonic() + DEADLINE
         while db.jobs.get(first.id).state != "RUNNING":
             assert time.monotonic() < deadline

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from balsam_program import Done
+from balsam_program import Program
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -67,14 +67,12 @@ def environment():
 
 
 def run(python, *words, prefix=()):
-    argv = [*prefix, python, "-m", "balsam_core.cli", *map(str, words)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, env=environment(), cwd="/")
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Program([*prefix, python, "-m", "balsam_core.cli"], env=environment(), cwd="/")(*words)
 
 
 def good(python, *words, prefix=()):
     done = run(python, *words, prefix=prefix)
-    assert done.code == 0, done.err
+    assert done.code == 0, done
     return done
 
 

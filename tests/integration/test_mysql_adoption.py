@@ -17,7 +17,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from db_servers import Missing
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.admin.initialise import initialise
@@ -25,6 +24,7 @@ from balsam_core.backends import registry
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable
 from balsam_core.system.certificates import make_certificate
+from balsam_core.testing.tools import wait_until
 
 MySQLdb = pytest.importorskip("MySQLdb")
 

@@ -7,7 +7,6 @@ import shutil
 import sys
 
 import pytest
-from namespaces import two_hosts
 
 from balsam_core.admin.initialise import initialise
 
@@ -16,7 +15,6 @@ pytestmark = pytest.mark.skipif(
     not shutil.which("mariadbd", path=os.environ.get("PATH", "") + ":/usr/sbin"), reason="no MariaDB server programs"
 )
 
-BALSAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
 
 # Runs on the second host, all in one process: starting a dozen takes long.
 STRANGER = """
@@ -38,7 +36,7 @@ certificate, key, pins = (keys / name for name in ("mysql_certificate.pem", "mys
 def cipher(to=at):
     engine = registry.load("mysql").create_engine(db, "reader")
     try:
-        with address.instead(db, to), engine.connect() as conn:
+        with address.override(db, to), engine.connect() as conn:
             return conn.exec_driver_sql("SHOW SESSION STATUS LIKE 'Ssl_cipher'").one()[1]
     finally:
         engine.dispose()
@@ -71,30 +69,21 @@ print(cipher().startswith("TLS_"))
 """
 
 
-@pytest.fixture
-def hosts(tmp_path):
-    with two_hosts(tmp_path) as hosts:
-        yield hosts
-
-
 def test_a_second_host_uses_it_over_tls_and_trusts_no_other_certificate(hosts, tmp_path):
     alpha, beta = hosts
     path = initialise(tmp_path / "a db", "mysql").db.path
-    here = {**os.environ, "BALSAM_DB_PATH": str(path)}
 
-    alpha.good([*BALSAM, "dbserver", "--path", path])
-    refused = beta.run([*BALSAM, "ls", "--db", path])
-    assert (refused.returncode, refused.stderr.count("\n")) == (6, 1)
-    assert "balsam dbserver --host" in refused.stderr
-    alpha.good([*BALSAM, "dbserver", "--path", path, "--stop"])
+    alpha.balsam.good("dbserver", "--path", path)
+    assert "balsam dbserver --host" in beta.balsam.refused("ls", "--db", path, code=6)
+    alpha.balsam.good("dbserver", "--path", path, "--stop")
 
-    alpha.good([*BALSAM, "dbserver", "--path", path, "--host", alpha.address])
+    alpha.balsam.good("dbserver", "--path", path, "--host", alpha.address)
     assert beta.good([sys.executable, "-c", STRANGER, path]).split() == ["True"] * 6
-    assert "from-afar" in alpha.good([*BALSAM, "ls", "--db", path])
-    beta.good([*BALSAM, "backup", tmp_path / "saved"], env=here)
-    alpha.good([*BALSAM, "dbserver", "--path", path, "--stop"])
+    assert "from-afar" in alpha.balsam.good("ls", "--db", path).out
+    beta.balsam.good("backup", tmp_path / "saved", db=path)
+    alpha.balsam.good("dbserver", "--path", path, "--stop")
 
     # Each server can do it, so there is no way around it.
-    alpha.good([*BALSAM, "dbserver", "--path", path, "--host", alpha.address, "--no-tls"])
+    alpha.balsam.good("dbserver", "--path", path, "--host", alpha.address, "--no-tls")
     assert beta.good([sys.executable, "-c", STRANGER, path]).split() == ["True"] * 6
-    alpha.good([*BALSAM, "dbserver", "--path", path, "--stop"])
+    alpha.balsam.good("dbserver", "--path", path, "--stop")

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from balsam_program import here
 from served_db import ServedDB
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.backends import registry
+from balsam_core.testing.tools import wait_until
 
 MySQLdb = pytest.importorskip("MySQLdb")
 SERVER = shutil.which("mariadbd", path=os.environ.get("PATH", "") + ":/usr/sbin")

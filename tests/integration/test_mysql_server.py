@@ -20,13 +20,13 @@ import pytest
 from balsam_program import here
 from exact import check, rows_by_api, writers
 from served_db import ServedDB
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.admin.initialise import initialise
 from balsam_core.backends import registry
 from balsam_core.errors import Unavailable
 from balsam_core.model.calls import AddJobs
+from balsam_core.testing.tools import wait_until
 
 MySQLdb = pytest.importorskip("MySQLdb")
 pytestmark = pytest.mark.skipif(

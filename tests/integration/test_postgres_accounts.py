@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from balsam_program import BALSAM, Program
 
 from balsam_core.errors import BackendError
 
@@ -31,7 +32,7 @@ AS_NOBODY = ("setpriv", f"--reuid={UID}", f"--regid={pwd.getpwnam(NOBODY).pw_gid
 
 
 @functools.cache
-def python():
+def usable_python():
     """Return a Python that every account can use, with what it must be told; a person's own is in a closed folder."""
     path = os.pathsep.join(one for one in sys.path if Path(one).is_dir() and not one.startswith(sys.base_prefix))
     name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -60,21 +61,16 @@ def place():
 
 def balsam(*words, prefix=(), env=None):
     """Run the program; it must succeed."""
-    done = attempt(*words, prefix=prefix, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return program(prefix).good(*words, env=env).out
 
 
 def attempt(*words, prefix=(), env=None):
-    program, more = python()
-    return subprocess.run(
-        [*prefix, program, "-W", "error", "-m", "balsam_core.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, **more, **(env or {})},
-    )
+    return program(prefix)(*words, env=env)
+
+
+def program(prefix):
+    python, env = usable_python()
+    return Program([*prefix, python, *BALSAM[1:]], env=env)
 
 
 @contextlib.contextmanager
@@ -113,7 +109,7 @@ def test_an_ordinary_user_runs_it_as_himself(place):
     done = attempt(
         "init", home / "two", "--db-type", "postgres", "--option", "server_user=root", prefix=AS_NOBODY, env=env
     )
-    assert (done.returncode, done.stderr.count("\n")) == (5, 1), done
+    assert (done.code, done.err.count("\n")) == (5, 1), done
 
 
 def test_root_has_it_under_closed_folders_without_roots_rights(tmp_path):
@@ -156,22 +152,22 @@ def test_without_namespaces_root_takes_the_usual_account(place):
     # Data of root's own is not given away.
     balsam("init", place / "closed", "--db-type", "postgres")
     done = attempt("dbserver", "--path", place / "closed", env=env)
-    assert (done.returncode, done.stderr.count("\n")) == (12, 1), done
-    assert "this system allows no user namespaces" in done.stderr
+    assert (done.code, done.err.count("\n")) == (12, 1), done
+    assert "this system allows no user namespaces" in done.err
 
 
 @pytest.mark.parametrize("name", ["no-such-account", "root", "nul\\0"])
 def test_an_account_that_cannot_be_had_is_named(place, name):
     done = attempt("init", place / "db", "--db-type", "postgres", "--option", f"server_user={name}")
-    assert (done.returncode, done.stderr.count("\n")) == (5, 1), done
+    assert (done.code, done.err.count("\n")) == (5, 1), done
     assert not (place / "db").exists()
 
 
 def test_an_account_that_cannot_get_there_is_told_where(tmp_path):
     tmp_path.chmod(0o700)
     done = attempt("init", tmp_path / "db", "--db-type", "postgres", "--option", f"server_user={NOBODY}")
-    assert (done.returncode, done.stderr.count("\n")) == (8, 1), done
-    assert f"the account {NOBODY}, which the server shall run as, can't reach" in done.stderr
+    assert (done.code, done.err.count("\n")) == (8, 1), done
+    assert f"the account {NOBODY}, which the server shall run as, can't reach" in done.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,12 +190,12 @@ def test_root_runs_no_program_and_follows_no_link_of_another_user(place):
         os.chown(one, UID, UID)
     for words in (("dbserver", "--path"), ("init",)):
         done = attempt(*words, path)
-        assert (done.returncode, done.stderr.count("\n")) == (12, 1), done
-        assert "root doesn't run what others may have put into" in done.stderr
+        assert (done.code, done.err.count("\n")) == (12, 1), done
+        assert "root doesn't run what others may have put into" in done.err
     usual = {"BALSAM_PG_BINDIR": str(programs.find_server().bindir)}
     with serving(path, env=usual) as pid:
         assert uid_of(pid) == UID
-        assert "root doesn't run" in attempt("backup", place / "saved", "--db", path).stderr
+        assert "root doesn't run" in attempt("backup", place / "saved", "--db", path).err
         balsam("backup", place / "saved", "--db", path, env=usual)
     assert not (trap / "caught").exists()
 
@@ -208,8 +204,8 @@ def test_root_runs_no_program_and_follows_no_link_of_another_user(place):
     (path / "log").symlink_to(place / "elsewhere")
     os.chown(path / "log", UID, UID, follow_symlinks=False)
     done = attempt("dbserver", "--path", path, env=usual)
-    assert (done.returncode, done.stderr.count("\n")) == (8, 1), done
-    assert "is a symbolic link of another user's, which root doesn't follow" in done.stderr
+    assert (done.code, done.err.count("\n")) == (8, 1), done
+    assert "is a symbolic link of another user's, which root doesn't follow" in done.err
     assert list((place / "elsewhere").iterdir()) == []
 
     (path / "postgres").rename(home / "postgres")
@@ -220,6 +216,6 @@ def test_root_runs_no_program_and_follows_no_link_of_another_user(place):
     (path / "log").unlink()
     (home / "log").rename(path / "log")
     done = attempt("dbserver", "--path", path, env={"BALSAM_PG_BINDIR": str(programs.find_server(major=15).bindir)})
-    assert (done.returncode, done.stderr.count("\n")) == (8, 1), done
-    assert "let one own both" in done.stderr
+    assert (done.code, done.err.count("\n")) == (8, 1), done
+    assert "let one own both" in done.err
     assert sorted(one.name for one in (place / "elsewhere").iterdir()) == ["PG_VERSION", "global"]

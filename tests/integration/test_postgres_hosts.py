@@ -7,11 +7,11 @@ import sys
 
 import pytest
 from namespaces import two_hosts
-from waiting import wait_until
 
 from balsam_core.admin.initialise import initialise
 from balsam_core.errors import BackendError
 from balsam_core.plugin import make_certificate
+from balsam_core.testing.tools import wait_until
 
 psycopg = pytest.importorskip("psycopg")
 programs = pytest.importorskip("balsam_postgres.programs")
@@ -20,7 +20,6 @@ try:
 except BackendError as lacking:
     pytest.skip(str(lacking), allow_module_level=True)
 
-BALSAM = [sys.executable, "-W", "error", "-m", "balsam_core.cli"]
 LOGIN = """
 import sys, psycopg
 from pathlib import Path
@@ -52,19 +51,17 @@ def login(host, db, sslmode):
 
 
 def serving(host, db, *words):
-    done = host.run([*BALSAM, "dbserver", "--path", db.path, *words])
-    assert done.returncode == 0, done.stderr
-    return done
+    return host.balsam.good("dbserver", "--path", db.path, *words)
 
 
 def test_another_host_is_served_encrypted(hosts, db):
     alpha, beta = hosts
     serving(alpha, db, "--host", alpha.address)
     try:
-        command = [*BALSAM, "run", "--db", db.path, "--", "true"]
+        command = ["run", "--db", db.path, "--", "true"]
         for host in (alpha, beta):
-            host.good(command)
-        assert beta.good([*BALSAM, "-o", "ids", "ls", "--db", db.path]).split() == ["1", "2"]
+            host.balsam.good(*command)
+        assert beta.balsam.good("-o", "ids", "ls", "--db", db.path).out.split() == ["1", "2"]
         assert login(beta, db, "require") == "True"
         assert "no pg_hba.conf entry" in login(beta, db, "disable")
         certificate = db.keys / "postgres.crt"
@@ -73,12 +70,10 @@ def test_another_host_is_served_encrypted(hosts, db):
         make_certificate(other := db.path.parent / "other.crt", db.path.parent / "other.key")
         certificate.write_bytes(other.read_bytes())
         try:
-            done = beta.run(command)
-            assert (done.returncode, done.stderr.count("\n")) == (6, 1), done
-            assert "its certificate is not the expected one" in done.stderr
+            assert "its certificate is not the expected one" in beta.balsam.refused(*command, code=6)
         finally:
             certificate.write_bytes(before)
-        beta.good(command)
+        beta.balsam.good(*command)
         # Whoever adopts a server can pin it as well.
         secret = db.keys / "postgres_password"
         url = f"postgresql://balsam@{alpha.address}:{json.loads(db.address_file.read_text())['port']}/balsam"
@@ -87,8 +82,7 @@ def test_another_host_is_served_encrypted(hosts, db):
             (other, "certificate is not the expected"),
         ):
             words = ["--url", f"{url}?sslmode=verify-ca&sslrootcert={root}", "--password-file", secret]
-            done = beta.run([*BALSAM, "init", db.path.parent / "adopted", "--db-type", "postgres", *words])
-            assert fault in done.stderr
+            assert fault in beta.balsam("init", db.path.parent / "adopted", "--db-type", "postgres", *words).err
     finally:
         serving(alpha, db, "--stop")
 
@@ -97,8 +91,8 @@ def test_without_encryption_on_the_users_word_only(hosts, db):
     alpha, beta = hosts
     done = serving(alpha, db, "--host", "0.0.0.0", "--no-tls")
     try:
-        assert "not encrypted" in done.stderr
-        beta.good([*BALSAM, "ls", "--db", db.path])
+        assert "not encrypted" in done.err
+        beta.balsam.good("ls", "--db", db.path)
         assert login(beta, db, "disable") == "False"
         assert "does not support SSL" in login(beta, db, "require")
     finally:
@@ -110,8 +104,6 @@ def test_on_the_loopback_another_host_is_told_so(hosts, db):
     alpha, beta = hosts
     serving(alpha, db)
     try:
-        done = beta.run([*BALSAM, "ls", "--db", db.path])
-        assert (done.returncode, done.stderr.count("\n")) == (6, 1), done
-        assert "--host" in done.stderr
+        assert "--host" in beta.balsam.refused("ls", "--db", db.path, code=6)
     finally:
         serving(alpha, db, "--stop")

@@ -20,7 +20,6 @@ import pytest
 from balsam_program import here
 from exact import check, rows_by_api, writers
 from served_db import ServedDB
-from waiting import wait_until
 
 from balsam_core import Job, open_db
 from balsam_core.admin.initialise import initialise
@@ -28,6 +27,7 @@ from balsam_core.backends import registry
 from balsam_core.dbdir import address
 from balsam_core.errors import BackendError, Busy, Corrupt, DBDirError
 from balsam_core.system import processes
+from balsam_core.testing.tools import wait_until
 
 psycopg = pytest.importorskip("psycopg")
 programs = pytest.importorskip("balsam_postgres.programs")
@@ -388,12 +388,12 @@ def test_data_of_another_major_version_is_left_alone(served):
     version.write_text("99\n")
     try:
         done = served.command()
-        assert (done.returncode, done.stderr.count("\n")) == (BackendError.exit_code, 1), done
-        assert "made by PostgreSQL 99" in done.stderr
-        assert "BALSAM_PG_BINDIR" in done.stderr
+        assert done.code == BackendError.exit_code, done
+        assert "made by PostgreSQL 99" in done.error
+        assert "BALSAM_PG_BINDIR" in done.error
         version.unlink()
         done = served.command()
-        assert (done.returncode, done.stderr.count("\n")) == (8, 1), done
+        assert (done.code, done.err.count("\n")) == (8, 1), done
     finally:
         version.write_text(before)
     served.start()
@@ -402,8 +402,8 @@ def test_data_of_another_major_version_is_left_alone(served):
 
 def test_a_wrong_bindir_is_named(served, tmp_path):
     done = served.command(env={"BALSAM_PG_BINDIR": str(tmp_path)})
-    assert (done.returncode, done.stderr.count("\n")) == (BackendError.exit_code, 1), done
-    assert f"{tmp_path}, named by BALSAM_PG_BINDIR, has no program initdb" in done.stderr
+    assert done.code == BackendError.exit_code, done
+    assert f"{tmp_path}, named by BALSAM_PG_BINDIR, has no program initdb" in done.error
 
 
 def test_the_server_ends_with_its_watchdog(served):

@@ -9,21 +9,28 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from native import make_engine
+from db_servers import KINDS
+from plugin_dbs import make_db_without_tables
 
+from balsam_core.backends import registry
 from balsam_core.errors import Conflict, SchemaMismatch
 from balsam_core.schema import migrate, tables
 from balsam_core.schema.version import SCHEMA, VERSION_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from sqlalchemy import Engine
 
+    from balsam_core.dbdir.directory import DBDir
 
-@pytest.fixture
-def engine(engine_url: str) -> Iterator[Engine]:
-    made = make_engine(engine_url)
+
+@pytest.fixture(params=KINDS)
+def engine(request: pytest.FixtureRequest, database_url: Callable[[str], str], tmp_path: Path) -> Iterator[Engine]:
+    """The plugin's engine for its owner, on a database without tables."""
+    kind = request.param
+    made = registry.load(kind).create_engine(make_db_without_tables(tmp_path / "db", kind, database_url(kind)), "owner")
     yield made
     made.dispose()
 
@@ -69,10 +76,9 @@ def test_a_migration_that_was_killed_half_way_is_completed(engine: Engine) -> No
         assert sa.inspect(conn).has_table("jobs")
 
 
-def test_the_claim_index_serves_filter_and_order(database_url: Callable[[str], str]) -> None:
+def test_the_claim_index_serves_filter_and_order(make_db: Callable[[str], DBDir]) -> None:
     """On SQLite, which plans by rules alone; the plans of the others depend on how full the tables are."""
-    engine = make_engine(database_url("sqlite"))
-    migrate.upgrade(engine, db_id="a" * 32)
+    engine = registry.load("sqlite").create_engine(make_db("sqlite"), "reader")
     query = "EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE claim_class = 1 ORDER BY priority DESC, id LIMIT 9"
     with engine.connect() as conn, conn.begin():
         plan = " ".join(row[3] for row in conn.execute(sa.text(query)))

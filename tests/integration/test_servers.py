@@ -12,25 +12,31 @@ from pathlib import Path
 import psutil
 import pytest
 import sqlalchemy as sa
+from db_servers import KINDS
+
+from balsam_core.testing.tools import wait_until
 
 SUPPORT = Path(__file__).parents[1] / "support"
 START = """
 import json, sys, time
+from balsam_core.testing.run import Guard
 from db_servers import Databases
-databases = Databases()
-server = databases.server(sys.argv[1])
-print(json.dumps([str(server.directory), server._guard.pid]), flush=True)
+directory = Guard("balsam-test-").directory
+server = Databases(directory).server(sys.argv[1])
+print(json.dumps([str(directory), server.process.pid]), flush=True)
 time.sleep(600)
 """
 
 
-def test_fresh_database_is_empty_and_keeps_any_text(engine_url):
-    with _connected(engine_url) as connection:
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_database_is_empty_and_keeps_any_text(database_url, kind):
+    url = database_url(kind)
+    with _connected(url) as connection:
         assert sa.inspect(connection).get_table_names() == []
         connection.execute(sa.text("CREATE TABLE t (name VARCHAR(40) PRIMARY KEY)"))
         connection.execute(sa.text("INSERT INTO t VALUES ('a'), ('A'), ('🌲')"))
         connection.commit()
-    with _connected(engine_url) as connection:
+    with _connected(url) as connection:
         assert set(connection.scalars(sa.text("SELECT name FROM t"))) == {"a", "A", "🌲"}
 
 
@@ -70,22 +76,13 @@ def test_passwordless_administrator_is_refused(databases, server_kind, database_
 
 
 def test_nothing_is_left_of_a_test_run_that_is_killed(other_run):
-    run, directory, guard = other_run
-    started = [guard, *guard.children(recursive=True)]
+    run, directory, server = other_run
+    started = [server, *server.children(recursive=True)]
     assert {"postgres", "mariadbd"} & {process.name() for process in started}
     run.kill()
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive
-    assert not directory.exists()
-
-
-def test_server_goes_when_its_guard_is_killed(other_run):
-    _, _, guard = other_run
-    children = guard.children(recursive=True)
-    assert children
-    guard.kill()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
+    wait_until(lambda: not directory.exists(), "the removal of the run's directory")
 
 
 @pytest.fixture(params=["postgres", "mysql"])
@@ -96,12 +93,12 @@ def server_kind(request, database_url):
 
 @pytest.fixture
 def other_run(server_kind):
-    """A process of its own that has a server running; its directory and its guard."""
+    """A process of its own that has a server running; its directory and its server."""
     environ = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     with subprocess.Popen([sys.executable, "-c", START, server_kind], stdout=subprocess.PIPE, env=environ) as run:
         assert run.stdout
-        directory, guard = json.loads(run.stdout.readline())
-        yield run, Path(directory), psutil.Process(guard)
+        directory, server = json.loads(run.stdout.readline())
+        yield run, Path(directory), psutil.Process(server)
         run.kill()
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import struct
@@ -17,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from balsam_core.admin.initialise import initialise
 from balsam_core.backends import registry
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Corrupt, SchemaMismatch, Unavailable
 from balsam_core.model.calls import GetApps
 from balsam_sqlite.engine import make_engine
@@ -24,16 +24,9 @@ from balsam_sqlite.faults import is_retryable, translate
 from balsam_sqlite.files import APPLICATION_ID, check_file, database_file
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A DB directory to copy."""
-    return initialise(tmp_path_factory.mktemp("made") / "db").db
-
-
 @pytest.fixture
-def db(made, tmp_path):
-    shutil.copytree(made.path, tmp_path / "db")
-    return type(made).open(tmp_path / "db")
+def db(path):
+    return DBDir.open(path)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Real PostgreSQL and MariaDB servers for tests, and fresh empty databases on them.
 
-Each server is a foreground child in a temporary directory of its own, on a free port of 127.0.0.1, without fsync. It is
-started when the first test asks for it and ends with the test run in every case: see ``server_guard``.
+Each server is a child in a directory of its own, on a free port of 127.0.0.1, without fsync. It is started when the
+first test asks for it. It ends with the test run in every case, since it has the mark of the run and its directory is
+in the run's: see :mod:`balsam_core.testing.run`.
 
 Works as an ordinary user and as root. PostgreSQL refuses root, so it gets a user namespace in which it is nobody, or,
 where namespaces are forbidden, it really becomes nobody.
@@ -10,10 +11,8 @@ where namespaces are forbidden, it really becomes nobody.
 from __future__ import annotations
 
 import contextlib
-import functools
 import getpass
 import importlib.util
-import json
 import os
 import re
 import secrets
@@ -21,32 +20,45 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 KINDS = ("sqlite", "postgres", "mysql")
 """The kinds of database that every operation is tested on; ``mysql`` is tested with MariaDB."""
 
+REQUIRE = "BALSAM_REQUIRE_BACKENDS"
 READY_SECONDS = 90
 NOBODY = 65534
-SOCKET_PATH_LIMIT = 107
-_DIRECTORY_PREFIX = "balsam-test-"
+STOP_SECONDS = 10  # for a clean stop, before the server is killed: the data is thrown away anyway
 
 
 class Missing(Exception):
     """This machine lacks the programs or the driver of a database; the text says which."""
 
 
-class Databases:
-    """Fresh databases of every kind; starts the servers when they are first needed and stops them in the end."""
+def skip_kind(kind: str, why: object) -> NoReturn:
+    """Skip the test, or let it fail where ``BALSAM_REQUIRE_BACKENDS`` names the kind."""
+    if kind in os.environ.get(REQUIRE, "").replace(" ", "").split(","):
+        pytest.fail(f"{REQUIRE} asks for {kind}, but {why}", pytrace=False)
+    pytest.skip(f"{kind}: {why}")
 
-    def __init__(self) -> None:
+
+class Databases:
+    """Fresh databases of every kind; starts the servers when they are first needed and stops them in the end.
+
+    Args:
+        directory: Where their directories are made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._servers: dict[str, Server] = {}
         self._missing: dict[str, str] = {}
 
@@ -58,7 +70,7 @@ class Databases:
             Missing: the machine has no such server.
         """
         if kind == "sqlite":
-            with tempfile.TemporaryDirectory(prefix=_DIRECTORY_PREFIX) as directory:
+            with tempfile.TemporaryDirectory(prefix="sqlite-", dir=self._directory) as directory:
                 yield f"sqlite:///{directory}/test.sqlite3"
             return
         server = self.server(kind)
@@ -79,7 +91,7 @@ class Databases:
             raise Missing(self._missing[kind])
         if kind not in self._servers:
             try:
-                self._servers[kind] = {"postgres": PostgresServer, "mysql": MariaDBServer}[kind]()
+                self._servers[kind] = {"postgres": PostgresServer, "mysql": MariaDBServer}[kind](self._directory)
             except Missing as missing:
                 self._missing[kind] = str(missing)
                 raise
@@ -92,20 +104,26 @@ class Databases:
 
 
 class Server:
-    """One running server. A subclass says how it is prepared, started, logged in to and administered."""
+    """One running server. A subclass says how it is prepared, started, logged in to and administered.
+
+    Args:
+        parent: Where its directory is made.
+    """
 
     kind: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
+    process: subprocess.Popen[bytes] | None
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Path) -> None:
         self.password = secrets.token_hex(12)
         self.find()
         for attempt in range(3):
-            self.directory = _short_temporary_directory()
+            self.directory = Path(tempfile.mkdtemp(prefix=f"{self.kind}-", dir=parent))
             self.port = _free_port()
             self.log = self.directory / "server.log"
-            self._guard = self._start()
+            self.process = None
             try:
+                self._start()
                 self._wait_until_ready()
             except BaseException as error:
                 text = self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -159,30 +177,29 @@ class Server:
 
     def close(self) -> None:
         """Stop the server and delete its files."""
-        # The closed pipe alone would do, unless a process forked by a test still holds its other end.
-        assert self._guard.stdin
-        with contextlib.suppress(BrokenPipeError):
-            self._guard.stdin.close()
-        self._guard.terminate()
-        self._guard.wait(60)
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(self.stop_signal)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
         preparation = self.prepare()
         prefix = self.privileges()  # after the files are written, since it may have to give them away
-        specification = {
-            "prepare": [[*prefix, *command] for command in preparation],
-            "argv": [*prefix, *_dying_with_parent(self.stop_signal), *self.argv()],
-            "stop_signal": int(self.stop_signal),
-            "directory": str(self.directory),
-            "log": str(self.log),
-        }
-        guard = Path(__file__).with_name("server_guard.py")
-        return subprocess.Popen(
-            [sys.executable, "-I", str(guard), json.dumps(specification)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for pytest, which then ends the guard
-        )
+        settings: Any = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": "/"}
+        with self.log.open("ab") as log:
+            for command in preparation:
+                if subprocess.run([*prefix, *command], stdout=log, check=False, **settings).returncode:
+                    raise self._ended()
+            # In a session of its own: Ctrl-C is for pytest, which then ends the server.
+            self.process = subprocess.Popen([*prefix, *self.argv()], stdout=log, start_new_session=True, **settings)
+
+    def _ended(self) -> RuntimeError:
+        return RuntimeError(f"the {self.kind} server for the tests ended while it started")
 
     def privileges(self) -> list[str]:
         """Return the command prefix that runs the server as a user it accepts, who can read its files."""
@@ -192,8 +209,8 @@ class Server:
         """Wait for a real login: an open port, and on MariaDB even a greeting, comes too early."""
         deadline = time.monotonic() + READY_SECONDS
         while True:
-            if self._guard.poll() is not None:
-                raise RuntimeError(f"the {self.kind} server for the tests ended while it started")
+            if self.process.poll() is not None:
+                raise self._ended()
             try:
                 self.introduce_role()
             except self.not_ready as error:
@@ -241,6 +258,7 @@ class PostgresServer(Server):
         namespace = ["unshare", "-U", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
         if _succeeds([*namespace, "true"]):
             return namespace
+        self.directory.parent.chmod(0o711)
         for path in (self.directory, *self.directory.iterdir()):
             os.chown(path, NOBODY, NOBODY)
         return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
@@ -344,7 +362,7 @@ class MariaDBServer(Server):
             "basedir": self.basedir,
             "datadir": self.directory / "data",
             "tmpdir": self.directory,
-            "socket": self.directory / "s",
+            "socket": "s",  # in the data directory; a path in full may be too long
             "pid-file": self.directory / "pid",
             "init-file": self.directory / "init.sql",
             "port": self.port,
@@ -400,15 +418,6 @@ class MariaDBServer(Server):
             cursor.close()
 
 
-def _short_temporary_directory() -> Path:
-    """Make a private directory whose sockets have names that are short enough."""
-    directory = tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX)
-    if len(directory) + len("/s") > SOCKET_PATH_LIMIT:
-        Path(directory).rmdir()
-        directory = tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX, dir="/tmp")
-    return Path(directory)
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -420,19 +429,8 @@ def _user_name() -> str:
     return "root" if os.geteuid() == 0 else getpass.getuser()
 
 
-def _dying_with_parent(stop_signal: signal.Signals) -> list[str]:
-    """Return the command prefix that sends a signal to the program when its parent, the guard, is killed."""
-    prefix = ["setpriv", "--pdeathsig", stop_signal.name.removeprefix("SIG"), "--"]
-    return prefix if _succeeds([*prefix, "true"]) else []
-
-
-@functools.cache
-def _succeeds_cached(argv: tuple[str, ...]) -> bool:
+def _succeeds(argv: list[str]) -> bool:
     try:
         return subprocess.run(argv, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
-
-
-def _succeeds(argv: Sequence[str]) -> bool:
-    return _succeeds_cached(tuple(argv))

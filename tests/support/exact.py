@@ -31,12 +31,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from waiting import wait_until
-
 from balsam_core import open_db
+from balsam_core.testing.tools import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from served_db import ServedDB
 
 PROGRAM = Path(__file__).with_name("exact_writer.py")
 UNKNOWN = "outcome-unknown"
@@ -221,7 +222,7 @@ class Report:
         doubled: Stored more than once.
         misnumbered: Acknowledged under another id than it is stored.
         denied: Stored, though an error said that nothing was changed.
-        strangers: Stored, though nobody sent it.
+        unsent: Stored, though nobody sent it.
         killed_wrongly: Kills whose answer or effect is wrong.
         longest_stall: Longest time in which no client at all was acknowledged anything.
         longest_wait: Longest time in which one client was acknowledged nothing, while it lived.
@@ -238,7 +239,7 @@ class Report:
     doubled: list[str] = field(default_factory=list)
     misnumbered: list[str] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
+    unsent: list[str] = field(default_factory=list)
     killed_wrongly: list[str] = field(default_factory=list)
     longest_stall: float = 0.0
     longest_wait: float = 0.0
@@ -250,7 +251,7 @@ class Report:
     @property
     def faults(self) -> dict[str, list[str]]:
         """What must not be, by kind."""
-        kinds = ("lost", "doubled", "misnumbered", "denied", "strangers", "killed_wrongly")
+        kinds = ("lost", "doubled", "misnumbered", "denied", "unsent", "killed_wrongly")
         return {kind: found for kind in kinds if (found := getattr(self, kind))}
 
     def assert_exact(self) -> None:
@@ -274,7 +275,7 @@ def check(journals: Iterable[Path], rows: Iterable[Row], *, ended: bool = True) 
         journals: ``NAME.journal`` for each writer ``NAME``.
         rows: The stored jobs of these writers.
         ended: Whether the writers had ended. If not, copy the journals first (:meth:`Writers.snapshot`) and then take
-            the rows; jobs that were sent in between are no strangers.
+            the rows; jobs that are sent in between count as sent.
     """
     report = Report()
     stored: defaultdict[str, list[Row]] = defaultdict(list)
@@ -295,8 +296,17 @@ def check(journals: Iterable[Path], rows: Iterable[Row], *, ended: bool = True) 
                 _judge_addition(report, name, step, same)
             else:
                 _judge_kill(report, name, step, same)
-    report.strangers = sorted(set(stored) - known) if ended else []
+    report.unsent = sorted(set(stored) - known) if ended else []
     _measure(report, histories)
+    return report
+
+
+def exact_report(served: ServedDB, journals: Iterable[Path]) -> Report:
+    """Stop the server and compare; nothing may be lost, doubled or told wrongly, and no write may have failed."""
+    served.stop()
+    report = check(journals, rows_by_sqlite(served.path))
+    report.assert_exact()
+    assert not report.errors, report
     return report
 
 

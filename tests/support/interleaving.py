@@ -12,8 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import sqlalchemy as sa
-from native import is_retryable, make_engine, make_transport
-from waiting import DEADLINE
+from plugin_dbs import open_transport
 
 from balsam_core.client.jobs import Jobs
 from balsam_core.errors import BalsamError
@@ -22,7 +21,6 @@ from balsam_core.model.calls import Resources, Update
 from balsam_core.model.states import ACTIVE, UNSUCCESSFUL, State, first_illegal_transition
 from balsam_core.schema.tables import counters, job_edges, job_events, jobs, launchers, staged_inserts
 from balsam_core.testing.tools import DONE
-from balsam_core.transport.native import NativeTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,11 +28,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from balsam_core import Job
-    from balsam_core.transport.native import Transport
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.transport.base import Transport
 
-__all__ = ["FAIL", "Scene", "World"]
+__all__ = ["DEADLINE", "FAIL", "Scene", "World"]
 
 FAIL = (State.STAGED_IN, State.PREPROCESSED, State.RUNNING, State.RUN_ERROR, State.FAILED)
+DEADLINE = 60.0  # seconds, on a busy machine
 BLOCKED = 0.2  # seconds after which the second is taken to wait for the first; if it doesn't, the round is another one
 
 
@@ -47,24 +47,18 @@ class Scene(NamedTuple):
 
 
 class World:
-    """A database with two clients; ``run`` and ``jobs`` are for preparing and for looking."""
+    """A DB with two clients; ``run`` and ``jobs`` are for preparing and for looking. All use the plugin's transport."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, db: DBDir) -> None:
         self._stop = _Stop()
-        self._plain = make_transport(url)
-        self._others = [NativeTransport(engine, is_retryable=is_retryable) for engine in self._engines(url)]
+        self._plain = open_transport(db)
+        self._others = [open_transport(db) for _ in range(2)]
+        self._stop.watch(self._others[0].engine)
         self.run = self._plain.run
         self.engine = self._plain.engine
         self.jobs = Jobs(self._plain)
         for transport in self._others:
             transport.run(calls.GetInfo())  # the schema is looked at once, the clock now and then
-
-    def _engines(self, url: str) -> Iterator[Engine]:
-        for stop in (self._stop, None):
-            engine = make_engine(url)
-            if stop:
-                stop.watch(engine)
-            yield engine
 
     def close(self) -> None:
         """Close all connections."""
@@ -229,6 +223,10 @@ class _Stop:
                 def executemany(self, query: Any, *more: Any, **options: Any) -> Any:
                     stop.pass_by(str(query))
                     return super().executemany(query, *more, **options)
+
+                def copy(self, statement: Any, *more: Any, **options: Any) -> Any:
+                    stop.pass_by(str(statement))
+                    return super().copy(statement, *more, **options)
 
             setattr(connection, name, Stopping)
 

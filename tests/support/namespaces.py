@@ -3,8 +3,9 @@
 ::
 
     with two_hosts(tmp_path) as (alpha, beta):
-        alpha.run(["balsam", "dbserver", "--path", db, "--host", alpha.address])
-        beta.run(["balsam", "ls", "--db", db])
+        alpha.balsam.good("dbserver", "--path", db, "--host", alpha.address)
+        beta.balsam.good("ls", "--db", db)
+        beta.run(["uname", "-n"])
         cut_between(alpha, beta)  # packets vanish, no error is reported
         join_again(alpha, beta)
         alpha.crash()  # every process there is gone at once, detached ones too
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from balsam_program import BALSAM, Program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,6 +76,11 @@ class Host:
             *("setpriv", "--pdeathsig", "KILL", "--"),
             *map(str, command),
         ]
+
+    @property
+    def balsam(self) -> Program:
+        """The ``balsam`` program, run on this host."""
+        return Program(self.argv(BALSAM))
 
     @contextmanager
     def running(self, command: Sequence[Any], **settings: Any) -> Iterator[subprocess.Popen[Any]]:

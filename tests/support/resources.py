@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
+
+from balsam_core.testing.tools import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass
@@ -75,3 +81,9 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def wait_for_end(pids: Iterable[int], *, seconds: float = 20) -> None:
+    """Wait until none of these processes runs."""
+    pids = list(pids)
+    wait_until(lambda: not any(map(is_alive, pids)), f"the end of the processes {pids}", seconds=seconds)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
-import sys
+import time
 from typing import TYPE_CHECKING
 
-from waiting import wait_until
+from balsam_program import BALSAM, TIMEOUT, child
 
 from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.system import processes
+from balsam_core.testing import tools
 from balsam_core.watchdog import control
 from balsam_core.watchdog.lease import LeaseObserver
 
@@ -21,13 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import psutil
+
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
+    from balsam_core.testing.cli import Result
     from balsam_core.watchdog.lease import Lease
 
-__all__ = ["ServedDB"]
-
-TIMEOUT = 90.0  # seconds for a command on a busy machine
+__all__ = ["ServedDB", "listens"]
 
 
 class ServedDB:
@@ -53,27 +57,43 @@ class ServedDB:
         self.env = dict(env or {})
         self._seen: set[tuple[int, float]] = set()
 
-    def command(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: str, env: Mapping[str, str] | None = None) -> Result:
         """Run ``balsam dbserver WORDS`` on this DB."""
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "balsam_core.cli", "dbserver", *words, "--path", str(self.path)],
-            env={**os.environ, **self.env, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
+        return child("dbserver", *words, "--path", self.path, env={**self.env, **(env or {})})
 
     def start(self, *words: str) -> Address:
         """Start the server and return its address."""
         done = self.command(*words)
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done
         return self.address
+
+    def start_together(self, number: int) -> float:
+        """Start the server so many times at once; one start must win, and all must tell its address.
+
+        Returns:
+            The seconds until all had ended.
+        """
+        words = [*BALSAM, "dbserver", "-o", "json", "--path", str(self.path)]
+        began = time.monotonic()
+        starters = [
+            subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **self.env}
+            )
+            for _ in range(number)
+        ]
+        ended = [starter.communicate(timeout=TIMEOUT) for starter in starters]
+        seconds = time.monotonic() - began
+        assert [starter.returncode for starter in starters] == [0] * number, ended
+        shown = [json.loads(out) for out, _ in ended]
+        assert sorted(one.pop("already") for one in shown) == [False, *[True] * (number - 1)]
+        assert all(one == shown[0] for one in shown)
+        assert (shown[0]["pid"], shown[0]["port"]) == (self.server, self.address.port)
+        return seconds
 
     def stop(self) -> None:
         """Stop the server as a user does."""
         done = self.command("--stop")
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done
 
     @property
     def address(self) -> Address:
@@ -86,7 +106,7 @@ class ServedDB:
     @property
     def lease(self) -> Lease:
         """The watchdog's lease."""
-        lease = LeaseObserver(self.dir).look().lease
+        lease = LeaseObserver(self.dir).observe().lease
         assert lease is not None, "there is no lease"
         self._seen |= {(lease.pid, lease.start), (lease.child_pid, lease.child_start)}
         return lease
@@ -101,6 +121,16 @@ class ServedDB:
         """Process id of the watchdog."""
         return self.lease.pid
 
+    def processes(self) -> list[psutil.Process]:
+        """Return the watchdog, the server and the server's children."""
+        return tools.server_processes(self.dir)
+
+    def kill_all(self) -> tuple[Lease, Address | None]:
+        """SIGKILL all of them at once; returns lease and published address, which stay behind."""
+        left = self.lease, address.read(self.dir)
+        tools.kill_server(self.dir)
+        return left
+
     def kill_server(self) -> Address:
         """SIGKILL the server and return its address."""
         before = self.address
@@ -109,8 +139,8 @@ class ServedDB:
 
     def wait_for_another(self, before: Address, *, seconds: float = 30.0) -> Address:
         """Wait until another server than this one is published."""
-        wait_until(
-            lambda: (a := address.read(self.dir)) is not None and a.epoch > before.epoch,
+        tools.wait_until(
+            lambda: (a := address.read(self.dir)) is not None and a.generation > before.generation,
             "a new server",
             seconds=seconds,
         )
@@ -128,3 +158,12 @@ class ServedDB:
             for pid, start in self._seen:
                 if pid not in {0, os.getpid()}:
                     processes.end_process(pid, start, [(int(signal.SIGKILL), 10.0)])
+
+
+def listens(where: Address) -> bool:
+    """Say whether anybody accepts connections there."""
+    try:
+        socket.create_connection((where.host, where.port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True

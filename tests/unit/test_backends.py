@@ -11,7 +11,6 @@ import pytest
 from balsam_core.backends import registry as registry_module
 from balsam_core.backends.registry import OFFICIAL, Registry, canonical, list_backends
 from balsam_core.dbdir import address
-from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, ServerNotRunning
 from balsam_core.hookspecs import BackendModule, hookimpl
 from balsam_core.plugin_types import DBType, ServerPlan, ServerPolicy
@@ -70,11 +69,6 @@ def site(tmp_path, monkeypatch):
             del sys.modules[module]
 
 
-@pytest.fixture
-def db(tmp_path):
-    return DBDir(path=tmp_path, db_type="toy", id="0" * 32)
-
-
 def row(name):
     return {status.db_type: status for status in Registry().statuses()}[name]
 
@@ -105,7 +99,7 @@ def test_plugin_of_the_first_days_still_gets_the_published_address(site, db):
 """
     site("acme-toy", code=GOOD + old)
     server = address.Address(state="running", host="h", port=7, protocol="toy", pid=1)
-    with address.instead(db, server):
+    with address.override(db, server):
         engine = Registry().load("toy").create_engine(db, "owner")
     assert engine.logging_name == "h:7 owner"
 

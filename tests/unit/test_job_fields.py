@@ -8,9 +8,6 @@ from balsam_core.model.job import FIELDS, GIVEN_BY_DATABASE, Job, _checks, field
 from balsam_core.operations import stored_fields
 from balsam_core.schema import tables
 
-OPTIONS = {"parameters": "param", "parents": "parent", "environ": "env"}
-"""Options that are named otherwise than their fields."""
-
 
 def test_every_field_is_described() -> None:
     described = {line.split(":")[0].strip() for line in (Job.__doc__ or "").splitlines()}
@@ -23,7 +20,7 @@ def test_every_field_of_a_new_job_has_an_option() -> None:
 
     options = {parameter.name for parameter in job.params}
     fields = [name for name in FIELDS if name not in GIVEN_BY_DATABASE]
-    missing = [name for name in fields if OPTIONS.get(name, name) not in options]
+    missing = [name for name in fields if name not in options]
     assert not missing, f"no option in cli/job_options.py gives: {missing}"
 
 

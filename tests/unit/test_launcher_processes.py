@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from resources import is_alive
 
 from balsam_core.launcher import processes as module
 from balsam_core.launcher.processes import Processes, ShortageError
+from balsam_core.testing.tools import wait_until
 
 DEADLINE = 30.0  # seconds
 
@@ -51,26 +53,24 @@ def ended(processes, count=1):
     return found
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
-
-
-def is_alive(pid):
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
 def test_exit_codes_come_with_their_owner(processes, tmp_path):
     for code in (0, 3, 255):
         start(processes, tmp_path, "sh", "-c", f"exit {code}", owner=code)
     start(processes, tmp_path, "sh", "-c", "kill -9 $$", owner=-9)
     assert all(owner == code for owner, code in ended(processes, 4))
     assert processes.running == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE])
+def test_a_child_gets_default_signals_whatever_this_process_ignores_or_blocks(processes, tmp_path, number):
+    before = signal.signal(number, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        start(processes, tmp_path, "sh", "-c", f"kill -{int(number)} $$")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(number, before)
+    assert ended(processes) == [("job", -number)]
 
 
 def test_output_and_errors_go_to_files_in_the_working_directory(processes, tmp_path):
@@ -226,27 +226,27 @@ def test_children_that_a_process_left_behind_are_killed(processes, tmp_path):
     start(processes, tmp_path, "sh", "-c", "sleep 600 & echo $!")
     ended(processes)
     left = int((tmp_path / "o").read_text())
-    wait_for(lambda: not is_alive(left))
+    wait_until(lambda: not is_alive(left))
 
 
 def test_terminate_ends_the_whole_group(processes, tmp_path):
     process = start(processes, tmp_path, "sh", "-c", "sleep 600 & echo $!; wait")
-    wait_for(lambda: (tmp_path / "o").read_text().endswith("\n"))
+    wait_until(lambda: (tmp_path / "o").read_text().endswith("\n"))
     processes.terminate(process, grace=DEADLINE)
     assert ended(processes) == [("job", -signal.SIGTERM)]
-    wait_for(lambda: not is_alive(int((tmp_path / "o").read_text())))
+    wait_until(lambda: not is_alive(int((tmp_path / "o").read_text())))
 
 
 def test_who_does_not_heed_sigterm_is_killed_after_the_grace(processes, tmp_path):
     process = start(processes, tmp_path, "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
-    wait_for(lambda: (tmp_path / "o").read_text() == "ready\n")
+    wait_until(lambda: (tmp_path / "o").read_text() == "ready\n")
     processes.terminate(process, grace=0.2)
     assert ended(processes) == [("job", -signal.SIGKILL)]
 
 
 def test_a_second_request_can_only_shorten_the_grace(processes, tmp_path):
     process = start(processes, tmp_path, "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
-    wait_for(lambda: (tmp_path / "o").read_text() == "ready\n")
+    wait_until(lambda: (tmp_path / "o").read_text() == "ready\n")
     processes.terminate(process, grace=600.0)
     processes.terminate(process, grace=0.0)
     processes.terminate(process, grace=600.0)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from balsam_core import Database
     from balsam_core.plugin_types import EngineRole
-    from balsam_core.testing.fixtures import Place
+    from balsam_core.testing.fixtures import SuiteDB
 
     MakeEngine = Callable[[EngineRole], Engine]
 
@@ -72,7 +72,7 @@ def test_a_writer_commits_or_leaves_nothing(db: Database, engine: MakeEngine) ->
 
 @pytest.mark.once
 def test_a_write_waits_for_a_lock_that_another_holds_for_seconds(db: Database, engine: MakeEngine) -> None:
-    """Longer than an engine's first patience: the call's deadline decides."""
+    """Longer than the engine itself waits for a lock: the deadline of the call decides."""
     db.jobs.add(Job(command="x"))
     answers: list[object] = []
     adding = threading.Thread(target=lambda: answers.append(_add(db)), daemon=True)
@@ -120,26 +120,26 @@ def test_migrations_make_the_declared_tables(engine: MakeEngine) -> None:
 
 
 @pytest.mark.once
-def test_the_database_belongs_to_its_directory(place: Place, engine: MakeEngine) -> None:
+def test_the_database_belongs_to_its_directory(suite_db: SuiteDB, engine: MakeEngine) -> None:
     owner = engine("owner")
-    migrate.upgrade(owner, db_id=place.directory.id)
+    migrate.upgrade(owner, db_id=suite_db.directory.id)
     with pytest.raises(Conflict, match="another DB directory"):
         migrate.upgrade(owner, db_id="b" * 32)
 
 
 @pytest.mark.once
-def test_a_newer_schema_is_refused_and_left_alone(place: Place, engine: MakeEngine) -> None:
+def test_a_newer_schema_is_refused_and_left_alone(suite_db: SuiteDB, engine: MakeEngine) -> None:
     def become(version: str) -> None:
         with engine("owner").begin() as conn:
             conn.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '{version}'"))  # noqa: S608  (ours)
 
     become("9999")
     try:
-        with pytest.raises(SchemaMismatch, match="newer"), place.open() as other:
+        with pytest.raises(SchemaMismatch, match="newer"), suite_db.open() as other:
             other.info()
         with pytest.raises(SchemaMismatch, match="newer"):
-            migrate.upgrade(engine("owner"), db_id=place.directory.id)
+            migrate.upgrade(engine("owner"), db_id=suite_db.directory.id)
     finally:
         become(SCHEMA)
-    with place.open() as other:
+    with suite_db.open() as other:
         other.info()

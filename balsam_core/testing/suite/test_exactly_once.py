@@ -18,7 +18,7 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.job import Job
 from balsam_core.schema import tables
 from balsam_core.testing.tools import register
-from balsam_core.transport.native import EncodedTransport
+from balsam_core.transport.base import EncodedTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from balsam_core import Database
     from balsam_core.client.jobs import Jobs
-    from balsam_core.testing.fixtures import Place
+    from balsam_core.testing.fixtures import SuiteDB
 
 SENDERS, SENT = 4, 2
 
@@ -72,13 +72,13 @@ def test_a_refused_write_leaves_no_trace(encoded: EncodedTransport, jobs: Jobs, 
 
 
 @pytest.mark.usefixtures("encoded")
-def test_one_write_sent_by_many_at_once_takes_effect_once(place: Place, jobs: Jobs, client: str) -> None:
+def test_one_write_sent_by_many_at_once_takes_effect_once(suite_db: SuiteDB, jobs: Jobs, client: str) -> None:
     answers: list[Any] = []
     together = threading.Barrier(SENDERS)
     call = calls.AddJobs(jobs=[Job(command="x")])
 
     def sender() -> None:
-        with place.open() as db:
+        with suite_db.open() as db:
             assert isinstance(db.transport, EncodedTransport)
             db.info()
             for number in range(1, SENT + 1):

@@ -12,7 +12,7 @@ from balsam_core import open_db
 from balsam_core.model.job import Job
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.schema.types import Blob, Id, JSONDocument, LongText, ShortText, UTCDateTime
-from balsam_core.testing.tools import balsam
+from balsam_core.testing.cli import balsam
 from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from balsam_core.backends.registry import Backend
     from balsam_core.client.jobs import Jobs
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.testing.fixtures import Place
+    from balsam_core.testing.fixtures import SuiteDB
 
 TEXTS = [
     "",
@@ -153,7 +153,7 @@ def test_jobs_that_are_added_in_bulk_are_like_others(jobs: Jobs) -> None:
 
 def test_a_restored_backup_is_the_db_as_it_was(
     backend: Backend,
-    place: Place,
+    suite_db: SuiteDB,
     db: Database,
     options: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
@@ -164,16 +164,14 @@ def test_a_restored_backup_is_the_db_as_it_was(
     db.jobs.add([parent, *(Job(command="y", parents=[parent]) for _ in range(100))])
     folder = tmp_path_factory.mktemp("backup")
     saved, target = folder / "saved", folder / "restored"
-    done = balsam("--db", place.path, "backup", saved)
-    assert done.returncode == 0, done.stderr
+    balsam.good("--db", suite_db.path, "backup", saved)
     db.jobs.where(Job.id > parent.id).remove()
     words = [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
-    done = balsam("restore", saved, target, *words)
-    assert done.returncode == 0, done.stderr
+    balsam.good("restore", saved, target, *words)
     restored = _open(backend, target)
     try:
         with open_db(target) as other:
-            assert other.info().db_id == place.directory.id
+            assert other.info().db_id == suite_db.directory.id
             assert other.jobs.states() == {"READY": 1, "AWAITING_PARENTS": 100}
             found = other.jobs.get(parent.id or 0)
             assert (found.name, found.description, found.data) == (parent.name, parent.description, parent.data)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from balsam_core.testing import CAPABILITIES
-from balsam_core.testing.tools import balsam
+from balsam_core.testing.cli import balsam
 
 if TYPE_CHECKING:
     from balsam_core.backends.registry import Backend
@@ -23,10 +22,10 @@ print(*sorted(heavy & set(sys.modules) - set(sys.builtin_module_names)))
 
 
 def test_it_is_listed_as_usable(backend: Backend) -> None:
-    done = balsam("plugins", "list", "-o", "json")
-    (row,) = [row for row in json.loads(done.stdout) if row["db_type"] == backend.identity.name]
+    listed = balsam.good("plugins", "list", "-o", "json").json
+    (row,) = [row for row in listed if row["db_type"] == backend.identity.name]
     assert (row["status"], row["server"]) == ("ok", backend.identity.server.value), row
-    assert balsam("plugins", "check", backend.identity.name).returncode == 0
+    balsam.good("plugins", "check", backend.identity.name)
 
 
 def test_its_import_loads_neither_driver_nor_sqlalchemy(backend: Backend) -> None:
@@ -50,5 +49,5 @@ def test_each_option_is_explained(backend: Backend) -> None:
 
 def test_its_commands_show_their_help(backend: Backend) -> None:
     done = balsam(backend.identity.name, "--help")
-    assert done.returncode in {0, 2}, done.stderr  # 2: it adds none
-    assert "Traceback" not in done.stderr, done.stderr
+    assert done.code in {0, 2}, done  # 2: it adds none
+    assert "Traceback" not in done.err, done

@@ -130,7 +130,7 @@ def test_only_errors_use_up_the_retries(db: Database, jobs: Jobs) -> None:
     assert jobs.get(number).retries == 1
 
 
-def test_hops_keep_their_own_times(db: Database, jobs: Jobs) -> None:
+def test_transitions_keep_their_own_times(db: Database, jobs: Jobs) -> None:
     (number,) = jobs.add(Job(command="x"))
     me = register(db)
     claim(db, me)
@@ -143,7 +143,7 @@ def test_hops_keep_their_own_times(db: Database, jobs: Jobs) -> None:
     assert last.at - since == timedelta(seconds=2.25)
 
 
-def test_launchers_are_listed_and_say_goodbye(db: Database, jobs: Jobs) -> None:
+def test_launchers_are_listed_and_can_be_closed(db: Database, jobs: Jobs) -> None:
     parents = [Job(command="x"), Job(command="x")]
     jobs.add([Job(command="c", parents=parents), *parents])
     me, other = register(db), register(db)

@@ -16,7 +16,7 @@ from balsam_core.model.job import Job
 if TYPE_CHECKING:
     from balsam_core import Database
     from balsam_core.client.jobs import Jobs
-    from balsam_core.testing.fixtures import Place
+    from balsam_core.testing.fixtures import SuiteDB
 
 THREADS, ADDS = 8, 15
 MANY = 70_000
@@ -26,8 +26,8 @@ def test_it_says_whose_database_it_is(db: Database) -> None:
     assert db.info().db_id == db.directory.id
 
 
-def test_a_closed_one_says_so(place: Place) -> None:
-    db = place.open()
+def test_a_closed_one_says_so(suite_db: SuiteDB) -> None:
+    db = suite_db.open()
     db.info()
     db.close()
     db.close()
@@ -132,8 +132,8 @@ def test_faults_of_the_caller_are_told_apart(db: Database, jobs: Jobs) -> None:
         jobs.add(Job(command="x", num_nodes=0))
 
 
-def test_every_change_is_seen_by_others_at_once(place: Place, db: Database) -> None:
-    with place.open() as other:
+def test_every_change_is_seen_by_others_at_once(suite_db: SuiteDB, db: Database) -> None:
+    with suite_db.open() as other:
         for number in range(5):
             (added,) = db.jobs.add(Job(command="x", name=str(number)))
             assert other.jobs.get(added).name == str(number)
