@@ -28,7 +28,7 @@ from balsam_core.schema.types import JSONDocument
 from balsam_core.schema.version import SCHEMA, VERSION_TABLE, current
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy import Column, Connection, Engine
@@ -42,26 +42,17 @@ START = datetime.now(UTC)  # what is older is removed
 Rows = dict[str, list[tuple[Any, ...]]]
 
 
-@pytest.fixture(scope="module")
-def db(module_engine_url: str, tmp_path_factory: pytest.TempPathFactory) -> DBDir:
-    kind = {"sqlite": "sqlite", "postgresql": "postgres"}.get(
-        sa.make_url(module_engine_url).get_backend_name(), "mysql"
-    )
-    return make_db_without_tables(tmp_path_factory.mktemp("refresh") / "db", kind, module_engine_url)
-
-
-@pytest.fixture(scope="module")
-def owner(db: DBDir) -> Iterator[Engine]:
-    engine = registry.load(db.db_type).create_engine(db, "owner")
-    yield engine
-    engine.dispose()
+@pytest.fixture(params=KINDS)
+def db(request: pytest.FixtureRequest, database_url: Callable[[str], str], tmp_path: Path) -> DBDir:
+    return make_db_without_tables(tmp_path / "db", request.param, database_url(request.param))
 
 
 @pytest.fixture
-def engine(owner: Engine) -> Engine:
-    """The plugin's engine on an empty database."""
-    remove_tables(owner)
-    return owner
+def engine(db: DBDir) -> Iterator[Engine]:
+    """The plugin's engine on a database without tables."""
+    made = registry.load(db.db_type).create_engine(db, "owner")
+    yield made
+    made.dispose()
 
 
 def remove_tables(engine: Engine) -> None:
@@ -243,7 +234,7 @@ def test_a_served_db_is_refreshed_and_served_again(kind: str, tmp_path: Path) ->
         refreshed = address.read(db)
         assert server is not None
         assert refreshed is not None
-        assert refreshed.epoch > server.epoch
+        assert refreshed.generation > server.generation
         with open_db(db.path) as new:
             seen = {job.id: job.state for job in new.jobs}
             # Those of the insert that is still open are not seen.
