@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import asdict
 from sqlalchemy import delete, insert, select, update
 
 from balsam_core.errors import Conflict
@@ -20,14 +21,8 @@ __all__ = ["read_apps"]
 
 
 def _app_from_row(row: Any) -> App:  # noqa: ANN401  (a database row)
-    return App(
-        name=row.name,
-        executable=row.executable,
-        description=row.description or "",
-        preprocess=row.preprocess or "",
-        postprocess=row.postprocess or "",
-        environ=row.environ or {},
-    )
+    """Return an app; what is empty is stored as NULL."""
+    return App(**{name: value for name in App.__struct_fields__ if (value := getattr(row, name)) is not None})
 
 
 def read_apps(tx: Tx, ids: set[int]) -> dict[int, App]:
@@ -40,14 +35,7 @@ def add_app(tx: Tx, call: AddApp) -> int:
     """Define or redefine an app."""
     app = call.app
     app.check()
-    values = {
-        "name": app.name,
-        "executable": app.executable,
-        "description": app.description or None,
-        "preprocess": app.preprocess or None,
-        "postprocess": app.postprocess or None,
-        "environ": app.environ or None,
-    }
+    values = {name: value or None for name, value in asdict(app).items()}
     row = tx.execute(select(apps).where(apps.c.name == app.name).with_for_update()).first()
     if row is None:
         app_id = tx.take_ids("apps")
@@ -59,8 +47,8 @@ def add_app(tx: Tx, call: AddApp) -> int:
             raise Conflict(
                 f"app {app.name!r} exists already and differs; choose another name, or replace it (--replace)"
             )
-        if tx.id_cache is not None:
-            tx.id_cache.clear()
+        if tx.cache is not None:
+            tx.cache.clear()
         tx.execute(update(apps).where(apps.c.id == app_id).values(values))
     return app_id
 
@@ -87,6 +75,6 @@ def remove_app(tx: Tx, call: RemoveApp) -> None:
     user = tx.execute(select(jobs.c.id).where(jobs.c.app_id == app_id).limit(1)).scalar()
     if user is not None:
         raise Conflict(f"app {call.name!r} is used by job {user} and maybe others; remove these first")
-    if tx.id_cache is not None:
-        tx.id_cache.clear()
+    if tx.cache is not None:
+        tx.cache.clear()
     tx.execute(delete(apps).where(apps.c.id == app_id))

@@ -7,18 +7,7 @@ from functools import cache
 from math import floor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import (
-    BigInteger,
-    and_,
-    bindparam,
-    exists,
-    func,
-    literal_column,
-    null,
-    outerjoin,
-    select,
-    update,
-)
+from sqlalchemy import BigInteger, and_, bindparam, exists, func, literal_column, null, outerjoin, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Claim, ClaimJobs, CountWaiting, ParentRef
@@ -40,20 +29,24 @@ if TYPE_CHECKING:
     from balsam_core.operations.job_rows import KnownValues
 
 
-def _class_fits(nodes: Any, ranks: Any, gpus: Any, minutes: Any) -> ColumnElement[bool]:  # noqa: ANN401
-    """Return which resource classes a launcher can run, by values or parameters."""
-    classes = resource_classes.c
-    return and_(
-        classes.num_nodes <= nodes,
-        classes.ranks_per_node <= ranks,
-        classes.gpus_per_rank * classes.ranks_per_node <= gpus,
-        classes.wall_minutes <= minutes,
-    )
+_FITS = and_(
+    resource_classes.c.num_nodes <= bindparam("nodes"),
+    resource_classes.c.ranks_per_node <= bindparam("ranks"),
+    resource_classes.c.gpus_per_rank * resource_classes.c.ranks_per_node <= bindparam("gpus"),
+    resource_classes.c.wall_minutes <= bindparam("minutes"),
+)
+"""Which resource classes a launcher can run."""
 
 
-def _whole_minutes_left(resources: Resources) -> int:
+def _limits(resources: Resources) -> dict[str, float]:
+    """Return the parameters of :data:`_FITS`."""
     left = resources.minutes_left
-    return _NO_LIMIT if left is None else max(-1, min(_NO_LIMIT, floor(left)))
+    return {
+        "nodes": resources.nodes,
+        "ranks": resources.ranks_per_node,
+        "gpus": resources.gpus_per_node,
+        "minutes": _NO_LIMIT if left is None else max(-1, min(_NO_LIMIT, floor(left))),
+    }
 
 
 # ---- claiming
@@ -81,7 +74,7 @@ def _request_seq(tx: Tx) -> int:
 
 def _assign_locked(tx: Tx, call: ClaimJobs, rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
     """Give locked jobs to the launcher, and return them as they are now."""
-    if rows and tx.run_prepared(_KEEP_LAUNCHER, {"launcher": call.launcher}).first() is None:
+    if rows and tx.run_prepared(_KEEP_LAUNCHER, {"launcher": call.launcher}).fetchone() is None:
         check_launcher(tx, call.launcher)
     for some in in_chunks(row["id"] for row in rows):
         tx.run_prepared(*_ASSIGN.fill(some, launcher=call.launcher, request_seq=_request_seq(tx)))
@@ -107,7 +100,7 @@ def rebuild_claim(tx: Tx, call: ClaimJobs) -> Claim:
 
 def check_launcher(tx: Tx, launcher: int) -> None:
     """Raise Conflict unless the launcher is registered and has not been given up."""
-    row = tx.run_prepared(_LAUNCHER_END, {"launcher": launcher}).first()
+    row = tx.run_prepared(_LAUNCHER_END, {"launcher": launcher}).fetchone()
     if row is None or row[0] is not None:
         raise Conflict(f"launcher {launcher} is not registered, or was given up because its lease was over")
 
@@ -134,20 +127,13 @@ class _FittingClass(NamedTuple):
 
 def _fitting_classes(tx: Tx, call: ClaimJobs) -> list[_FittingClass]:
     """Return the classes that fit, for a launcher that has not been given up; else none."""
-    resources = call.resources
-    limits = {
-        "launcher": call.launcher,
-        "nodes": resources.nodes,
-        "ranks": resources.ranks_per_node,
-        "gpus": resources.gpus_per_node,
-        "minutes": _whole_minutes_left(resources),
-    }
+    limits: dict[str, Any] = {"launcher": call.launcher, **_limits(call.resources)}
     if call.only is not None:
-        found = tx.run_prepared(_ALL_CLASSES, limits).all()
+        found = tx.run_prepared(_ALL_CLASSES, limits).fetchall()
     elif call.workflow:
-        found = tx.run_prepared(HEADS_OF_WORKFLOW, limits | {"workflow": call.workflow}).all()
+        found = tx.run_prepared(HEADS_OF_WORKFLOW, limits | {"workflow": call.workflow}).fetchall()
     else:
-        found = tx.run_prepared(HEADS, limits).all()
+        found = tx.run_prepared(HEADS, limits).fetchall()
     return [_FittingClass(row[0], row[1], row[2], tuple(row[3:])) for row in found]
 
 
@@ -172,7 +158,7 @@ def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]
             some = _assign_locked(tx, call, tx.read_prepared(lock_query(of_workflow, bool(heap)), given))
         rows += some
         if len(some) < wanted and heap:
-            following = tx.run_prepared(first_below_priority(of_workflow), given).first()
+            following = tx.run_prepared(first_below_priority(of_workflow), given).fetchone()
             if following is not None:
                 heapq.heappush(heap, (-following[0], following[1], class_id))
     return rows
@@ -265,8 +251,7 @@ def _heads_query(of_workflow: bool) -> Prepared:  # noqa: FBT001
 
 def _fits_live_launcher() -> ColumnElement[bool]:
     alive = select(launchers.c.id).where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
-    fits = _class_fits(bindparam("nodes"), bindparam("ranks"), bindparam("gpus"), bindparam("minutes"))
-    return and_(fits, exists(alive))
+    return and_(_FITS, exists(alive))
 
 
 _NEEDS = [resource_classes.c[name] for name in RESOURCES]
@@ -319,11 +304,8 @@ def _build_claim(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_F
 def count_waiting(tx: Tx, call: CountWaiting) -> dict[Waiting, int]:
     """Count claimable jobs, up to a limit each."""
     counts: dict[Waiting, int] = {}
-    resources = call.resources
-    limits = (resources.nodes, resources.ranks_per_node, resources.gpus_per_node, _whole_minutes_left(resources))
-    fits = _class_fits(*limits)
-    sides: list[tuple[Waiting, ColumnElement[bool]]] = [("fits", fits), ("does not fit", ~fits)]
-    given = {"workflow": call.workflow} if call.workflow else {}
+    given: dict[str, Any] = {**_limits(call.resources), "workflow": call.workflow}
+    sides: list[tuple[Waiting, ColumnElement[bool]]] = [("fits", _FITS), ("does not fit", ~_FITS)]
     for name, side in sides:
         in_class = jobs.c.claim_class.in_(select(resource_classes.c.id).where(side))
         some = select(jobs.c.id).where(*_of_workflow(bool(call.workflow)), in_class).limit(call.limit).subquery()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -69,20 +70,23 @@ def page(query: Select[Any], where: Where, order: Order, limit: int, after: int 
         if order.field != "id" or order.descending:
             raise InvalidInput("'after' continues only in the order of ids")
         query = query.where(jobs.c.id > after)
-    if order.field != "id":
-        column = _order_column(order.field)
-        query = query.order_by(column.desc() if order.descending else column.asc())
-    return query.order_by(jobs.c.id.desc() if order.descending else jobs.c.id.asc())
+    columns = [jobs.c.id] if order.field == "id" else [*_order_columns(order.field), jobs.c.id]
+    return query.order_by(*[column.desc() if order.descending else column.asc() for column in columns])
 
 
-def _order_column(field: str) -> ColumnElement[Any]:
+def _order_columns(field: str) -> list[ColumnElement[Any]]:
+    """Return what sorts by a field, None before all else: databases differ in where they sort NULL."""
     if field in DOCUMENTS or field == "parents" or field not in FIELDS:
         raise InvalidInput(f"jobs can't be sorted by {field!r}")
-    if field not in IN_SMALL_TABLE:
-        return jobs.c[field]
-    column = IN_SMALL_TABLE[field]
-    refers = jobs.c[REFERENCES[column.table.name]]
-    return select(column).where(column.table.c.id == refers).scalar_subquery()
+    if field in IN_SMALL_TABLE:
+        column = IN_SMALL_TABLE[field]
+        reference = jobs.c[REFERENCES[column.table.name]]
+        value = select(column).where(column.table.c.id == reference).scalar_subquery()
+        return [func.coalesce(value, "") if reference.nullable else value]
+    stored = jobs.c[field]
+    if field in DEFAULT_FOR_NULL:
+        return [func.coalesce(stored, DEFAULT_FOR_NULL[field])]
+    return [stored.is_not(None), stored] if stored.nullable else [stored]
 
 
 def _flat_parts(where: AllOf | AnyOf | NoneOf) -> list[Where]:
@@ -139,7 +143,7 @@ def _checked_value(part: Compare) -> Any:  # noqa: ANN401
             raise InvalidInput(f"{field}: 'in' needs a list, not {value!r}")
         return [_in_field_type(field, item) for item in value]
     value = _in_field_type(field, value)
-    if value is None and part.op in {"lt", "le", "gt", "ge"}:
+    if value is None and part.op in _BY_SIZE:
         raise InvalidInput(f"{field} can't be compared with None by size")
     return value
 
@@ -168,28 +172,25 @@ def _field_types() -> dict[str, Any]:
     return {info.name: info.type for info in field_infos()}
 
 
-def _comparison(column: ColumnElement[Any], op: str, value: Any) -> Any:  # noqa: ANN401, PLR0911
+_BY_SIZE = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
+
+
+def _comparison(column: ColumnElement[Any], op: str, value: Any) -> Any:  # noqa: ANN401
     match op:
         case "eq":
             return column.is_(None) if value is None else column == value
         case "ne":
             return column.is_not(None) if value is None else or_(column != value, column.is_(None))
-        case "lt":
-            return column < value
-        case "le":
-            return column <= value
-        case "gt":
-            return column > value
-        case "ge":
-            return column >= value
         case "in":
             among = _among(column, [one for one in value if one is not None])
             return or_(among, column.is_(None)) if None in value else among
         case "contains":
             # LIKE folds case on SQLite; a position in the text does not.
             return position(column, value) > 0
-        case _:
+        case "startswith":
             return func.substr(column, 1, len(value)) == value
+        case _:
+            return _BY_SIZE[op](column, value)
 
 
 def _among(column: ColumnElement[Any], values: list[Any]) -> ColumnElement[bool]:
@@ -204,16 +205,8 @@ def _among(column: ColumnElement[Any], values: list[Any]) -> ColumnElement[bool]
 
 def _is_true_of_empty(op: str, value: Any) -> bool:  # noqa: ANN401
     """Say whether a comparison is true of the empty text, which a reference that is NULL stands for."""
-    match op:
-        case "ne":
-            return bool(value != "")
-        case "lt":
-            return bool(value > "")
-        case "in":
-            return "" in value
-        case "le":
-            return True
-        case "gt":
-            return False
-        case _:  # eq, ge, contains, startswith
-            return bool(value == "")
+    if op in _BY_SIZE:
+        return bool(_BY_SIZE[op]("", value))
+    if op == "in":
+        return "" in value
+    return bool(value != "") if op == "ne" else bool(value == "")  # eq, contains, startswith

@@ -79,7 +79,7 @@ def release_children(tx: Tx, finished: Iterable[int]) -> None:
     that would not be counted.
     """
     for parents in in_chunks(sorted(finished)):
-        counts = {child: count for child, count in tx.run_prepared(*_CHILD_COUNTS.fill(parents)).all()}  # noqa: C416
+        counts = {child: count for child, count in tx.run_prepared(*_CHILD_COUNTS.fill(parents)).fetchall()}  # noqa: C416
         if not counts:
             continue
         for count in sorted(set(counts.values())):

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, error_class
 from balsam_core.model.calls import WINDOW
 from balsam_core.model.codec import decode_refusal, encode
-from balsam_core.schema.prepared import Prepared, RawResult
+from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import counters, processed_requests
 from balsam_core.schema.types import utc_now
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Connection, CursorResult, Executable
+    from sqlalchemy.engine.interfaces import DBAPICursor
 
     from balsam_core.model.calls import Call, RequestId
     from balsam_core.operations.writer_cache import WriterCache
@@ -72,10 +73,10 @@ class Tx:
     Attributes:
         conn: The connection.
         request_id: Identity of the write; None for a read.
-        id_cache: What is known of small tables without asking; None where others may change them.
+        cache: What the only writer of a database keeps; None where others may write.
     """
 
-    __slots__ = ("_bulk_insert", "_clock", "_cursor", "_now", "_only_writer", "conn", "id_cache", "request_id")
+    __slots__ = ("_bulk_insert", "_clock", "_cursor", "_now", "cache", "conn", "request_id")
 
     def __init__(
         self,
@@ -87,8 +88,7 @@ class Tx:
     ) -> None:
         self.conn = conn
         self.request_id = request_id
-        self.id_cache = cache.ids if cache else None
-        self._only_writer = cache is not None
+        self.cache = cache
         self._cursor = cache.cursor if cache else None
         self._bulk_insert = bulk_insert
         self._clock = clock
@@ -105,28 +105,28 @@ class Tx:
         """Run a statement through SQLAlchemy."""
         return self.conn.execute(statement, parameters)
 
-    def run_prepared(self, statement: Prepared, parameters: Any = None) -> RawResult:  # noqa: ANN401
-        """Run a prepared statement on the driver's cursor; its result must be read before the next one runs."""
+    def run_prepared(self, statement: Prepared, parameters: Any = None) -> DBAPICursor:  # noqa: ANN401
+        """Run a prepared statement; returns the driver's cursor, to be read before the next one runs."""
         return self._run_on_cursor(*statement.bind(self.conn.dialect, parameters))
 
     def read_prepared(self, statement: Prepared, parameters: Any = None) -> list[dict[str, Any]]:  # noqa: ANN401
         """Run a prepared statement and return its rows by name, with values as the columns' types have them."""
-        return statement.mappings(self.conn.dialect, self.run_prepared(statement, parameters).all())
+        return statement.mappings(self.conn.dialect, self.run_prepared(statement, parameters).fetchall())
 
     def insert(self, statement: Insertion, rows: Rows) -> None:
         """Insert rows, as fast as the database can."""
         if self._bulk_insert is None or len(rows) < BULK_ROWS:
-            self._run_on_cursor(*statement.bind(self.conn.dialect, rows, at_once=not self._only_writer))
+            self._run_on_cursor(*statement.bind(self.conn.dialect, rows, at_once=self.cache is None))
         else:
             self._bulk_insert(self.conn, *statement.as_rows(self.conn.dialect, rows))
 
     def close(self) -> None:
         """Give up what is left of the last result, which may keep the transaction from ending."""
-        if not self._only_writer and self._cursor is not None:
+        if self.cache is None and self._cursor is not None:
             with contextlib.suppress(Exception):  # of a broken connection, whose fault is known by now
                 self._cursor.close()
 
-    def _run_on_cursor(self, text: str, values: Any) -> RawResult:  # noqa: ANN401  (as the driver wants it)
+    def _run_on_cursor(self, text: str, values: Any) -> DBAPICursor:  # noqa: ANN401  (as the driver wants it)
         if self._cursor is None:
             self._cursor = self.conn.connection.cursor()
         try:
@@ -139,36 +139,35 @@ class Tx:
         except BaseException as err:
             error = self.conn.dialect.loaded_dbapi.Error
             # An engine in this process, whose connection can't be lost, makes its transactions without SQLAlchemy.
-            if self._only_writer or not self.conn.in_transaction():
+            if self.cache is not None or not self.conn.in_transaction():
                 raise DBAPIError.instance(text, None, err, error) from err
             # SQLAlchemy decides whether the connection broke, as for its own statements. A private method, since there
             # is no public way to it; a unit test fails when it changes.
             self.conn._handle_dbapi_exception(err, text if isinstance(err, error) else None, None, None, None)  # noqa: SLF001
-        return RawResult(self._cursor)
+        return self._cursor
 
     def lock_ids(self, table: str) -> None:
         """Keep others from taking ids of a table until this transaction ends."""
-        if self.id_cache is None:
-            self.run_prepared(_LOCK_IDS, {"counter": table}).first()
+        if self.cache is None:
+            self.run_prepared(_LOCK_IDS, {"counter": table}).fetchone()
 
     def take_ids(self, table: str, count: int = 1) -> int:
         """Return the first of ``count`` new consecutive ids of a table; given back if the transaction fails."""
-        last_ids = self.id_cache.last_ids if self.id_cache is not None else {}
+        last_ids = self.cache.last_ids if self.cache is not None else {}
         if table in last_ids:
             last_ids[table] += count
             self.run_prepared(_SET_LAST_ID, {"counter": table, "newest": last_ids[table]})
             return last_ids[table] - count + 1
         taking = {"counter": table, "count": count}
-        last: int | None
         if self.conn.dialect.update_returning:
-            last = self.run_prepared(_TAKE_IDS_RETURNING, taking).scalar()
-        elif self.run_prepared(_TAKE_IDS, taking).rowcount:
-            last = self.run_prepared(_LAST_ID, {"counter": table}).scalar_one()
+            row = self.run_prepared(_TAKE_IDS_RETURNING, taking).fetchone()
         else:
-            last = None
-        if last is None:
+            taken = self.run_prepared(_TAKE_IDS, taking).rowcount
+            row = self.run_prepared(_LAST_ID, {"counter": table}).fetchone() if taken else None
+        if row is None:
             self.conn.execute(insert(counters), {"name": table, "last": count})
             return 1
+        last: int = row[0]
         last_ids[table] = last
         return last - count + 1
 
@@ -270,35 +269,31 @@ def write(
     Raises:
         AlreadyProcessed: The write took effect before. Roll back, then :func:`replay`.
     """
-    with contextlib.closing(Tx(conn, clock, request_id, cache, bulk_insert)) as tx:
-        return _write_once(tx, call, request_id, only_writer=cache is not None)
-
-
-def _write_once(tx: Tx, call: Call[R], request_id: RequestId, *, only_writer: bool) -> bytes:
     body = operation_of(call)
     default_reply = _DEFAULT_REPLIES.get(type(call))
-    row = {"client_id": request_id.client, "seq": request_id.seq, "processed_at": tx.now}
-    if only_writer:
-        # Nobody else can insert it meanwhile, so it may be looked for first and written once, with the answer.
-        wanted = {"client": request_id.client, "wanted_seq": request_id.seq, "newer": request_id.seq + WINDOW}
-        if tx.run_prepared(_FIND_REQUEST, wanted).first():
-            raise AlreadyProcessed
-    else:
-        try:
-            tx.run_prepared(_INSERT_REQUEST, {**row, "reply": default_reply})
-        except IntegrityError as err:
-            raise AlreadyProcessed from err
-    if request_id.seq % FORGET_EVERY == 0:
-        # The newest rows stay, to recognise a late copy of a write whose row is gone.
-        oldest = min(request_id.acked, request_id.seq - WINDOW)
-        tx.execute(_FORGET_REQUESTS, {"client": request_id.client, "acked": oldest})
-    reply = encode(body(tx, call))
-    stored = None if type(call) in _REBUILDERS else reply
-    if only_writer:
-        tx.run_prepared(_INSERT_REQUEST, {**row, "reply": stored})
-    elif stored != default_reply:
-        answer = {"client": request_id.client, "wanted_seq": request_id.seq, "answer": stored}
-        tx.run_prepared(_STORE_REPLY, answer)
+    with contextlib.closing(Tx(conn, clock, request_id, cache, bulk_insert)) as tx:
+        row = {"client_id": request_id.client, "seq": request_id.seq, "processed_at": tx.now}
+        if cache is not None:
+            # Nobody else can insert it meanwhile, so it may be looked for first and written once, with the answer.
+            wanted = {"client": request_id.client, "wanted_seq": request_id.seq, "newer": request_id.seq + WINDOW}
+            if tx.run_prepared(_FIND_REQUEST, wanted).fetchone():
+                raise AlreadyProcessed
+        else:
+            try:
+                tx.run_prepared(_INSERT_REQUEST, {**row, "reply": default_reply})
+            except IntegrityError as err:
+                raise AlreadyProcessed from err
+        if request_id.seq % FORGET_EVERY == 0:
+            # The newest rows stay, to recognise a late copy of a write whose row is gone.
+            oldest = min(request_id.acked, request_id.seq - WINDOW)
+            tx.execute(_FORGET_REQUESTS, {"client": request_id.client, "acked": oldest})
+        reply = encode(body(tx, call))
+        stored = None if type(call) in _REBUILDERS else reply
+        if cache is not None:
+            tx.run_prepared(_INSERT_REQUEST, {**row, "reply": stored})
+        elif stored != default_reply:
+            answer = {"client": request_id.client, "wanted_seq": request_id.seq, "answer": stored}
+            tx.run_prepared(_STORE_REPLY, answer)
     return reply
 
 

@@ -99,7 +99,7 @@ def _read_small_tables(tx: Tx, fields: Sequence[str], rows: Sequence[Mapping[Any
         if of_table:
             found.update((field, {None: ""}) for field in of_table)
             for some in in_chunks({row[reference] for row in rows} - {None}):
-                for row_id, *values in tx.run_prepared(*_small_table_query(table, of_table).fill(some)).all():
+                for row_id, *values in tx.run_prepared(*_small_table_query(table, of_table).fill(some)).fetchall():
                     for field, value in zip(of_table, values, strict=True):
                         found[field][row_id] = value
     return found
@@ -115,7 +115,7 @@ def _small_table_query(table: str, fields: tuple[str, ...]) -> PreparedList:
 def _read_parents(tx: Tx, ids: Sequence[int]) -> list[list[int]]:
     parents: dict[int, list[int]] = {job: [] for job in ids}
     for some in in_chunks(ids):
-        for child, parent in tx.run_prepared(*_EDGES.fill(some)).all():
+        for child, parent in tx.run_prepared(*_EDGES.fill(some)).fetchall():
             parents[child].append(parent)
     return [parents[job] for job in ids]
 

@@ -6,16 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, not_, select
 
-from balsam_core.model.calls import (
-    CountJobs,
-    CountStates,
-    Edge,
-    GetEdges,
-    GetHistory,
-    GetJobs,
-    GetRows,
-    LastJob,
-)
+from balsam_core.model.calls import CountJobs, CountStates, Edge, GetEdges, GetHistory, GetJobs, GetRows, LastJob
 from balsam_core.operations.conditions import condition, in_chunks, page, visible
 from balsam_core.operations.events import event_from_row
 from balsam_core.operations.execution import operation

@@ -30,7 +30,7 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
     """Record updates; a refused one changes nothing and is named in the answer."""
     found: dict[int, dict[str, Any]] = {}
     for some in in_chunks(sorted({change.job for change in call.updates})):
-        for row in tx.run_prepared(*_LOCK_JOBS.fill(some)).all():
+        for row in tx.run_prepared(*_LOCK_JOBS.fill(some)).fetchall():
             found[row[0]] = dict(zip(_READ_COLUMNS, row, strict=True))
     refused: dict[int, str] = {}
     events = []
@@ -87,8 +87,8 @@ def _update_rows(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
             values = columns[name] if name != "id" else [row["id"] for row in some]
             padded = values + values[-1:] * (length - len(some))
             parameters.update((f"{name}_{index}", value) for index, value in enumerate(padded))
-        result = tx.run_prepared(_update_statement(different, length, returning), parameters)
-        may_be_parents = may_be_parents or any(row[0] for row in result.all())
+        cursor = tx.run_prepared(_update_statement(different, length, returning), parameters)
+        may_be_parents = may_be_parents or any(row[0] for row in cursor.fetchall())
     return may_be_parents
 
 

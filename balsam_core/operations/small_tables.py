@@ -42,7 +42,7 @@ def _ids_by_name(tx: Tx, table: Table, column: Column[str], names: Iterable[str]
     found: dict[str, int] = {}
     unknown = []
     for name in names:
-        known = None if tx.id_cache is None else tx.id_cache.get((table.name, name))
+        known = None if tx.cache is None else tx.cache.get((table.name, name))
         if known is None:
             unknown.append(name)
         else:
@@ -51,13 +51,13 @@ def _ids_by_name(tx: Tx, table: Table, column: Column[str], names: Iterable[str]
         # One by one where there are few, as nearly always: a list of texts can't be prepared.
         if len(unknown) <= FEW:
             query = _ID_BY_NAME[table.name]
-            rows = [(name, tx.run_prepared(query, {"wanted": name}).scalar()) for name in unknown]
-            read = {name: row_id for name, row_id in rows if row_id is not None}
+            rows = [(name, tx.run_prepared(query, {"wanted": name}).fetchone()) for name in unknown]
+            read = {name: row[0] for name, row in rows if row is not None}
         else:
             read = {row[1]: row[0] for row in tx.execute(select(table.c.id, column).where(column.in_(unknown)))}
-        if tx.id_cache is not None:
+        if tx.cache is not None:
             for name, row_id in read.items():
-                tx.id_cache.put((table.name, name), row_id)
+                tx.cache.put((table.name, name), row_id)
         found.update(read)
     return found
 
@@ -117,14 +117,14 @@ def app_needs(tx: Tx, names: Iterable[str]) -> dict[str, AppNeeds]:
     """
     found: dict[str, AppNeeds] = {}
     for name in names:
-        needs: AppNeeds | None = None if tx.id_cache is None else tx.id_cache.get(("apps", name))
+        needs: AppNeeds | None = None if tx.cache is None else tx.cache.get(("apps", name))
         if needs is None:
-            row = tx.run_prepared(_APP_BY_NAME, {"wanted": name}).first()
+            row = tx.run_prepared(_APP_BY_NAME, {"wanted": name}).fetchone()
             if row is None:
                 raise unknown_app(tx, name)
             needs = AppNeeds(row[0], placeholders(split(row[1], what=f"app {name!r}")))
-            if tx.id_cache is not None:
-                tx.id_cache.put(("apps", name), needs)
+            if tx.cache is not None:
+                tx.cache.put(("apps", name), needs)
         found[name] = needs
     return found
 

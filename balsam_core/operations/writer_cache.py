@@ -6,7 +6,6 @@ lost connections.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,21 +13,26 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine.interfaces import DBAPICursor
 
-__all__ = ["IdCache", "WriterCache"]
+__all__ = ["WriterCache"]
 
 MAX_ENTRIES = 10_000  # then it starts anew
 
 
-class IdCache:
+class WriterCache:
     """Ids and other values of small tables by (table, name), for the only writer of a database.
 
     What a transaction reads or adds is kept only once it is committed.
 
+    Args:
+        cursor: A cursor on the connection that the calls run on.
+
     Attributes:
+        cursor: The cursor.
         last_ids: The newest id given, by table, as the open transaction has it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cursor: DBAPICursor) -> None:
+        self.cursor = cursor
         self.last_ids: dict[str, int] = {}
         self._committed: dict[Hashable, Any] = {}
         self._pending: dict[Hashable, Any] = {}
@@ -58,16 +62,3 @@ class IdCache:
         """Drop what the transaction, or any call in it, has read or added."""
         self._pending.clear()
         self.last_ids.clear()
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriterCache:
-    """What the only writer keeps.
-
-    Attributes:
-        cursor: A cursor on the connection that the calls run on.
-        ids: What is known of the small tables.
-    """
-
-    cursor: DBAPICursor
-    ids: IdCache = field(default_factory=IdCache)

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import BindParameter, ColumnElement, Dialect, Executable, Table
-    from sqlalchemy.engine.interfaces import DBAPICursor
 
-__all__ = ["Insertion", "Prepared", "PreparedList", "RawResult", "Rows"]
+__all__ = ["Insertion", "Prepared", "PreparedList", "Rows"]
 
 
 class Prepared:
@@ -184,40 +183,6 @@ class Insertion:
 
 ROWS_IN_STATEMENT = 64
 MAX_TEXTS = 200  # sets of columns whose INSERT is kept
-
-
-class RawResult:
-    """The part of SQLAlchemy's result that prepared statements need; to be read before the next one runs."""
-
-    __slots__ = ("_cursor",)
-
-    def __init__(self, cursor: DBAPICursor) -> None:
-        self._cursor = cursor
-
-    @property
-    def rowcount(self) -> int:
-        """How many rows were changed."""
-        return self._cursor.rowcount
-
-    def first(self) -> Any:  # noqa: ANN401
-        """Return the first row, None where there is none."""
-        return self._cursor.fetchone()
-
-    def all(self) -> Sequence[Any]:
-        """Return all rows."""
-        return self._cursor.fetchall()
-
-    def scalar(self) -> Any:  # noqa: ANN401
-        """Return the first row's first value, None where there is no row."""
-        row = self._cursor.fetchone()
-        return None if row is None else row[0]
-
-    def scalar_one(self) -> Any:  # noqa: ANN401
-        """Return the first value of a row that there must be."""
-        row = self._cursor.fetchone()
-        if row is None:
-            raise LookupError("there is no row where there must be one")
-        return row[0]
 
 
 class _Compiled:

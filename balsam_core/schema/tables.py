@@ -10,17 +10,7 @@ insert says ``published``. The id 0 stands for no staged insert.
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    Table,
-)
+from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Index, Integer, MetaData, Table
 
 from balsam_core.schema.types import (
     TABLE_OPTIONS,

@@ -203,25 +203,16 @@ class utc_now(FunctionElement[datetime]):  # noqa: N801  (reads as an SQL functi
     type = UTCDateTime()
 
 
+_UTC_NOW = {
+    "postgresql": "clock_timestamp()",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now')",
+    **dict.fromkeys(MYSQL, "UTC_TIMESTAMP(6)"),
+}
+
+
 @compiles(utc_now)
 def _utc_now(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa: ANN401, ARG001
-    return "CURRENT_TIMESTAMP"
-
-
-@compiles(utc_now, "postgresql")
-def _utc_now_postgresql(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa: ANN401, ARG001
-    return "clock_timestamp()"
-
-
-@compiles(utc_now, "mysql")
-@compiles(utc_now, "mariadb")
-def _utc_now_mysql(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa: ANN401, ARG001
-    return "UTC_TIMESTAMP(6)"
-
-
-@compiles(utc_now, "sqlite")
-def _utc_now_sqlite(element: utc_now, compiler: Any, **kw: Any) -> str:  # noqa: ANN401, ARG001
-    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+    return _UTC_NOW.get(compiler.dialect.name, "CURRENT_TIMESTAMP")
 
 
 class position(FunctionElement[int]):  # noqa: N801  (reads as an SQL function)
@@ -235,10 +226,5 @@ class position(FunctionElement[int]):  # noqa: N801  (reads as an SQL function)
 @compiles(position)
 def _position(element: position, compiler: Any, **kw: Any) -> str:  # noqa: ANN401
     text, part = element.clauses
-    return f"instr({compiler.process(text, **kw)}, {compiler.process(part, **kw)})"
-
-
-@compiles(position, "postgresql")
-def _position_postgresql(element: position, compiler: Any, **kw: Any) -> str:  # noqa: ANN401
-    text, part = element.clauses
-    return f"strpos({compiler.process(text, **kw)}, {compiler.process(part, **kw)})"
+    function = "strpos" if compiler.dialect.name == "postgresql" else "instr"
+    return f"{function}({compiler.process(text, **kw)}, {compiler.process(part, **kw)})"

@@ -45,7 +45,8 @@ def test_migrations_make_the_declared_tables(engine: Engine) -> None:
     assert migrate.pending(engine) == []
     with engine.connect() as conn:
         context = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE, "compare_type": True})
-        assert compare_metadata(context, tables.metadata) == []
+        different = compare_metadata(context, tables.metadata)
+        assert not different, f"schema/migrations/versions makes other tables than schema/tables.py: {different}"
         indexes = {index["name"] for index in sa.inspect(conn).get_indexes("jobs")}
     assert {"ix_jobs_claim", "ix_jobs_workflow_claim", "ix_jobs_state_id", "ix_jobs_workflow_id_id"} <= indexes
 

@@ -32,8 +32,8 @@ def test_every_text_and_document_of_a_new_job_is_checked() -> None:
 
 
 def test_a_field_without_a_column_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_fields, "FIELDS", (*FIELDS, "queue"))
-    with pytest.raises(AssertionError, match=r"'queue' of Job .* no column: add it to jobs \(schema/tables.py\)"):
+    monkeypatch.setattr(stored_fields, "FIELDS", (*FIELDS, "colour"))
+    with pytest.raises(AssertionError, match=r"'colour' of Job .* no column: add it to jobs \(schema/tables.py\)"):
         stored_fields._check_homes()
 
 

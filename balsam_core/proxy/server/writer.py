@@ -114,8 +114,7 @@ class GroupWriter:
             # SQLAlchemy's own transactions cost 60 us each; this one process needs none of what they take care of.
             self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             self._cursor = self._conn.connection.cursor()
-            self._cache = WriterCache(cursor=self._cursor)
-            self._ids = self._cache.ids
+            self._cache = WriterCache(self._cursor)
             self.epoch = self._take_epoch()
         except SQLAlchemyError as err:
             raise self._to_error(err) from err
@@ -140,7 +139,7 @@ class GroupWriter:
             failpoint("before_commit")
             self._execute("COMMIT")
         except SQLAlchemyError as err:
-            self._ids.rolled_back()
+            self._cache.rolled_back()
             fatal = self._is_fatal(err)
             # The engine may have ended the transaction by itself.
             with contextlib.suppress(SQLAlchemyError):
@@ -152,7 +151,7 @@ class GroupWriter:
             # One that was sent before may have taken effect then, and must not be told that nothing was written.
             return [self._settle_outside(write, refusal) for write in writes]
         failpoint("after_commit")
-        self._ids.committed()
+        self._cache.committed()
         return answers
 
     def read(self, kind: type[Call[Any]], data: bytes) -> Answer:
@@ -271,7 +270,7 @@ class GroupWriter:
         return error_answer(BalsamError(f"{kind.operation()} failed in the server ({err!r}); see its log"))
 
     def _undo(self, cause: SQLAlchemyError | None = None) -> None:
-        self._ids.rolled_back()
+        self._cache.rolled_back()
         try:
             self._execute(UNDO)
             self._execute(RELEASE)
@@ -324,8 +323,8 @@ class GroupWriter:
             version = self._cursor.fetchone()
             if version != self._version:
                 self._version = version
-                self._ids.clear()
-                self._ids.rolled_back()
+                self._cache.clear()
+                self._cache.rolled_back()
 
     def _read_epoch(self) -> int:
         self._execute(EPOCH)
