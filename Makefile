@@ -15,14 +15,15 @@ MANIFESTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint format bench docs clean distclean
+.PHONY: help demo test test-faults lint format bench docs changelog clean distclean
 
 help:
 	@echo "make demo    run the example ensemble in examples/lennard_jones (about a minute)"
 	@echo "make test    lint, types and all tests; PYTEST_ARGS='-k claim' for some, JOBS=0 one at a time"
 	@echo "make test-faults  the fault tests in full, an hour; renews the table in docs/reference/fault-tests.md"
 	@echo "make lint    ruff and mypy only          make format  let ruff reformat"
-	@echo "make bench   the benchmarks              make docs    regenerate the CLI reference"
+	@echo "make bench   the benchmarks              make docs    renew the generated pages"
+	@echo "make changelog  print what the next release's changelog will say"
 	@echo "make clean   delete caches and builds    make distclean  delete .venv too"
 
 demo: $(VENV)/.demo-installed
@@ -53,6 +54,10 @@ bench: $(VENV)/.tools-installed
 docs: $(VENV)/.tools-installed
 	@$(BIN)/python docs/generate_cli.py
 	@$(BIN)/python docs/generate_hooks.py
+	@$(BIN)/python docs/generate_rooms.py
+
+changelog: $(VENV)/.tools-installed
+	@$(BIN)/towncrier build --draft
 
 clean:
 	@rm -rf build dist plugins/*/build plugins/*/dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

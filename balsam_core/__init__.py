@@ -1,7 +1,7 @@
 """Balsam, the ensemble-job database.
 
-``open_db()`` gives a :class:`~balsam_core.client.database.Database`; see the documentation's tutorial for the rest.
-The names are loaded when first used, so that importing the package costs next to nothing.
+``open_db()`` returns a :class:`~balsam_core.client.database.Database`; the tutorial in ``docs/`` shows the rest.
+The names are imported when first used, so that importing the package itself is cheap.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     try:
-        home = _MODULES[name]
+        module = _MODULES[name]
     except KeyError:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg) from None
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
     from importlib import import_module
 
-    value = getattr(import_module(home), name)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

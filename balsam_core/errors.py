@@ -1,8 +1,8 @@
-"""The one error tree of Balsam: what went wrong, what to do, and the exit code.
+"""The error classes of Balsam, each with a code and an exit code.
 
-Every error that a user can meet derives from :class:`BalsamError`. Its ``code`` is a short stable word that travels
-over the wire and appears in JSON output; its ``exit_code`` is what the command line returns. Drivers' and the system's
-errors are mapped to this tree at one seam each and chained with ``raise ... from``.
+Every error for users derives from :class:`BalsamError`. Its ``code`` is a short stable word that is sent over the
+network and appears in JSON output; its ``exit_code`` is what the command line returns. Errors of database drivers and
+of the operating system are converted to these classes in one place each, and chained with ``raise ... from``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "TimedOut",
     "TooLarge",
     "Unavailable",
-    "by_code",
+    "error_class",
 ]
 
 _BY_CODE: dict[str, type[BalsamError]] = {}
@@ -163,6 +163,6 @@ class SettingsError(BalsamError):
     exit_code = 13
 
 
-def by_code(code: str) -> type[BalsamError]:
-    """Return the error class of a wire code, :class:`BalsamError` for an unknown one."""
+def error_class(code: str) -> type[BalsamError]:
+    """Return the class of an error code, :class:`BalsamError` for an unknown one."""
     return _BY_CODE.get(code, BalsamError)

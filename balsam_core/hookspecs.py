@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Event
     from balsam_core.plugin_types import DBType, EngineRole, ServerPlan, ServerPolicy
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 __all__ = [
     "OPTIONAL",

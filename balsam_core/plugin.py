@@ -28,15 +28,16 @@ if TYPE_CHECKING:
     )
     from balsam_core.hookspecs import BackendModule, hookimpl
     from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
-    from balsam_core.proxy.client.routing import ServedTransport
+    from balsam_core.proxy.client.served_transport import ServedTransport
     from balsam_core.proxy.single_writer import SingleWriter, write_server_plan
     from balsam_core.system.certificates import make_certificate
     from balsam_core.system.files import atomic_write, force_to_disk, rename_new, shown
     from balsam_core.system.filesystems import filesystem_type, is_network
     from balsam_core.system.private_files import private_file, write_private
+    from balsam_core.transport.base import ServerStatus, Transport
     from balsam_core.transport.connector import ServerConnector
     from balsam_core.transport.deadlines import seconds_left
-    from balsam_core.transport.native import NativeTransport, ServerStatus, Transport
+    from balsam_core.transport.native import NativeTransport
 
 __all__ = [
     "PLUGIN_API",
@@ -106,10 +107,11 @@ _MODULES = {
     "balsam_core.hookspecs": ("BackendModule", "hookimpl"),
     "balsam_core.plugin_types": ("PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"),
     "balsam_core.system.private_files": ("private_file", "write_private"),
-    "balsam_core.proxy.client.routing": ("ServedTransport",),
+    "balsam_core.proxy.client.served_transport": ("ServedTransport",),
     "balsam_core.proxy.single_writer": ("SingleWriter", "write_server_plan"),
     "balsam_core.dbdir.publication": ("is_loopback", "published_address"),
-    "balsam_core.transport.native": ("NativeTransport", "ServerStatus", "Transport"),
+    "balsam_core.transport.base": ("ServerStatus", "Transport"),
+    "balsam_core.transport.native": ("NativeTransport",),
 }
 
 

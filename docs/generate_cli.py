@@ -71,9 +71,9 @@ def page() -> str:
         table(("Code", "Meaning"), exit_codes()),
     ]
     section = ""
-    for name, place in COMMANDS.items():
-        if place.section != section:
-            section = place.section
+    for name, info in COMMANDS.items():
+        if info.section != section:
+            section = info.section
             parts.append(f"## {section}")
         found = root.get_command(click.Context(root), name)
         if isinstance(found, click.Group):

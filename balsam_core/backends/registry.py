@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Event
     from balsam_core.plugin_types import DBType, EngineRole
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 __all__ = [
     "ALIASES",
@@ -139,11 +139,12 @@ class Backend:
 
     def open_transport(self, db: DBDir) -> Transport:
         """Return what runs operations; see ``balsam_open_transport``."""
-        from balsam_core.transport.native import NativeTransport, Transport
+        from balsam_core.transport.base import Transport
+        from balsam_core.transport.native import NativeTransport
 
         found = self._call("balsam_open_transport", Transport, db=db)  # type: ignore[type-abstract]
         if isinstance(found, NativeTransport):
-            found.db_id = db.id
+            found.db = found.db or db
             if self.has("balsam_bulk_insert"):
                 found.bulk_insert = self.bulk_insert
         return found

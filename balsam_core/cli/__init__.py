@@ -1,7 +1,7 @@
-"""The ``balsam`` command. Knows everything below; nothing below knows it.
+"""The ``balsam`` command line. May import everything below; nothing below imports it.
 
-``root.COMMANDS`` says which module holds which command, so that only the one that runs is imported, and
-``balsam --help`` imports none. A command module is written like this::
+``root.COMMANDS`` lists the commands, so that only the module of the one that runs is imported, and ``balsam --help``
+imports none. The command ``hello`` is a function in ``commands/hello.py``::
 
     import click
     from balsam_core.cli.command import Session, command, pass_session
@@ -13,25 +13,11 @@
         with session.open_db() as db:
             ...
 
-``command`` gives it ``--db``, ``-o`` and ``-v``; errors of :mod:`balsam_core.errors` become one line and an exit code.
+``command`` adds ``--db``, ``-o`` and ``-v``; errors of :mod:`balsam_core.errors` become one line and an exit code.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from balsam_core.cli.invocation import main
 
 __all__ = ["main"]
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        args: The words after ``balsam``; None for those of this process.
-    """
-    from balsam_core.cli.invocation import run
-
-    return run(args)

@@ -5,43 +5,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from balsam_core.cli.command import Session
     from balsam_core.cli.output import Printer
-    from balsam_core.cli.selectors import Chosen
-    from balsam_core.client.database import Database
     from balsam_core.model.calls import Call, Changed
-    from balsam_core.model.filters import Condition
 
-__all__ = ["change", "jobs_in_words", "report"]
-
-
-def change(db: Database, chosen: Chosen, call: Callable[[Condition], Call[Changed]]) -> list[int]:
-    """Run a change on all chosen jobs, slice by slice, and return the ids of those that changed."""
-    ids: list[int] = []
-    for condition in chosen.conditions:
-        more = True
-        while more:
-            changed = db.run(call(condition))
-            ids += changed.ids
-            more = changed.more
-    return ids
+__all__ = ["change_jobs", "count_text", "report_changed"]
 
 
-def jobs_in_words(number: int) -> str:
-    """Return ``1 job`` or ``5 jobs``."""
-    return "1 job" if number == 1 else f"{number} jobs"
-
-
-def report(printer: Printer, verb: str, ids: list[int], why_none: str) -> None:
-    """Say which jobs changed.
+def change_jobs(
+    session: Session, words: Sequence[str], verb: str, call: Callable[..., Call[Changed]], *, why_none: str
+) -> None:
+    """Change the chosen jobs and print which of them changed.
 
     Args:
-        printer: Where to.
-        verb: What was done, e.g. ``killed``.
-        ids: The jobs.
+        session: The session.
+        words: Selectors.
+        verb: What is done, e.g. ``killed``.
+        call: Makes the call for the jobs that meet a condition, the argument ``where``.
         why_none: Why there may be none, for people.
     """
+    from balsam_core.cli.selectors import choose, parse
+
+    selection = parse(words)
+    ids: list[int] = []
+    with session.open_db() as db:
+        for condition in choose(db, selection).conditions:
+            more = True
+            while more:
+                changed = db.run(call(where=condition))
+                ids += changed.ids
+                more = changed.more
+    report_changed(session.printer(), verb, ids, why_none=why_none)
+
+
+def report_changed(printer: Printer, verb: str, ids: list[int], *, why_none: str) -> None:
+    """Print which jobs changed; the arguments are those of :func:`change_jobs`."""
     ids = sorted(ids)
-    text = f"{verb} {jobs_in_words(len(ids))}" if ids else f"{verb} no job: {why_none}"
-    printer.one({verb: len(ids), "ids": ids}, text, ident=ids)
+    text = f"{verb} {count_text(len(ids))}" if ids else f"{verb} no job: {why_none}"
+    printer.one({verb: len(ids), "ids": ids}, text, ids=ids)
+
+
+def count_text(count: int) -> str:
+    """Return ``1 job`` or ``5 jobs``."""
+    return "1 job" if count == 1 else f"{count} jobs"

@@ -1,9 +1,9 @@
-"""What all commands share: the options ``--db``, ``-o`` and ``-v``, before the command or after it, and the session."""
+"""What all commands share: the session, and the options ``--db``, ``-o`` and ``-v`` before or after the command."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,11 +20,9 @@ FORMATS = ("table", "json", "jsonl", "csv", "ids")
 OUTPUT_VARIABLE = "BALSAM_OUTPUT"
 DEBUG_VARIABLE = "BALSAM_DEBUG"
 
-F = TypeVar("F")
-
 
 class Session:
-    """What the user said about the run as a whole.
+    """What the user asked for by the common options.
 
     Attributes:
         db: The path after ``--db``, None when it was not given.
@@ -39,7 +37,7 @@ class Session:
 
     @property
     def format(self) -> str:
-        """The output format: that of ``-o``, else of ``BALSAM_OUTPUT``, else ``table``.
+        """The output format: from ``-o``, else from ``BALSAM_OUTPUT``, else ``table``.
 
         Raises:
             click.UsageError: The variable holds no format.
@@ -57,11 +55,12 @@ class Session:
 
         return Printer(self.format)
 
-    def directory(self, db_type: str = "") -> DBDir:
+    def directory(self, db_type: str = "", *, create: bool = False) -> DBDir:
         """Return the chosen DB directory, without opening its database.
 
         Args:
             db_type: The db type that it must have; empty for any.
+            create: Whether to create the default DB if that is chosen and not there.
 
         Raises:
             Conflict: It has another one.
@@ -72,7 +71,12 @@ class Session:
         from balsam_core.errors import Conflict
         from balsam_core.system.files import shown
 
-        found = DBDir.open(resolve_db_path(self.db).path)
+        resolved = resolve_db_path(self.db)
+        if create and resolved.source == "default":
+            from balsam_core.admin.initialise import ensure_default
+
+            ensure_default(resolved.path)
+        found = DBDir.open(resolved.path)
         if db_type and found.db_type != db_type:
             raise Conflict(f"{shown(found.path)} is a DB of type {found.db_type}, not {db_type}: name another by --db")
         return found
@@ -88,15 +92,15 @@ pass_session = click.make_pass_decorator(Session, ensure=True)
 
 
 class _CommonOption(click.Option):
-    """An option that every command has; it is remembered in the session instead of passed to the function."""
+    """An option that every command has; its value is kept in the session, not passed to the command's function."""
 
     def __init__(self, *names: str, attribute: str, **settings: Any) -> None:  # noqa: ANN401  (click's own settings)
-        def remember(ctx: click.Context, _: click.Parameter, value: object) -> None:
+        def keep_in_session(ctx: click.Context, _: click.Parameter, value: object) -> None:
             if value not in {None, False}:
                 setattr(ctx.ensure_object(Session), attribute, value)
 
-        # Eager: known before another option's value is found wrong, so that the error has the right form.
-        super().__init__(names, expose_value=False, is_eager=True, callback=remember, **settings)
+        # Eager: -o is known before an error in another option is printed.
+        super().__init__(names, expose_value=False, is_eager=True, callback=keep_in_session, **settings)
 
 
 def common_options() -> list[click.Option]:
@@ -125,18 +129,23 @@ class Command(click.Command):
         self.examples = tuple(examples)
         self.params.extend(common_options())
 
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (as click)
+        """Run the command, unless the output format is wrong: it must not change anything then."""
+        _ = ctx.ensure_object(Session).format
+        return super().invoke(ctx)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, the common ones after the command's own, then the examples."""
         own: list[tuple[str, str]] = []
         common: list[tuple[str, str]] = []
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None and isinstance(param, click.Option):
-                (common if isinstance(param, _CommonOption) or param.name == "help" else own).append(record)
-        for title, records in (("Options", own), ("Common options", common)):
-            if records:
+            help_line = param.get_help_record(ctx)
+            if help_line is not None and isinstance(param, click.Option):
+                (common if isinstance(param, _CommonOption) or param.name == "help" else own).append(help_line)
+        for title, help_lines in (("Options", own), ("Common options", common)):
+            if help_lines:
                 with formatter.section(title):
-                    formatter.write_dl(records)
+                    formatter.write_dl(help_lines)
         if self.examples:
             with formatter.section("Examples"):
                 for line in self.examples:
@@ -144,33 +153,23 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A command with commands of its own. Alone it is a wrong command line, and shows its help on stderr."""
+    """A command with subcommands. Without one it shows its help on stderr and exits with 2."""
 
     command_class = Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the words up to the command."""
-        if not args and not ctx.resilient_parsing:  # click's versions differ in what they do then
+        """Parse the words up to the subcommand."""
+        if not args and not ctx.resilient_parsing:  # click's versions differ here
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
         return super().parse_args(ctx, args)
 
 
-@overload
-def command(function: Callable[..., Any], /) -> Command: ...
-@overload
-def command(name: str | None = None, /, **settings: Any) -> Callable[[Callable[..., Any]], Command]: ...  # noqa: ANN401
-def command(
-    name: str | Callable[..., Any] | None = None,
-    /,
-    **settings: Any,
-) -> Command | Callable[[Callable[..., Any]], Command]:
-    """Make a function a command; as ``click.command``, with the common options and ``examples=[...]``."""
-    if callable(name):
-        return click.command(cls=Command)(name)
+def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:  # noqa: ANN401
+    """Make a function a command: as ``click.command``, with the common options and ``examples=[...]``."""
     return click.command(name, cls=Command, **settings)
 
 
 def group(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Group]:  # noqa: ANN401
-    """Make a function a group of commands, which get the common options."""
+    """Make a function a group of commands with the common options."""
     return click.group(name, cls=Group, **settings)

@@ -1,7 +1,7 @@
-"""One run of the command line: from the words to the exit code.
+"""One run of the command line: from its arguments to the exit code.
 
-Whatever goes wrong ends here, as one line on stderr (or one JSON object, where JSON was asked for) and an exit code:
-that of the error's class, 2 for a wrong command line, 130 for Ctrl-C, 141 where the reader of the output went away.
+Every error ends here, as one line on stderr (or one JSON object, where JSON was asked for) and an exit code: that of
+the error's class, 2 for a wrong command line, 130 for Ctrl-C, 141 where the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -19,152 +19,161 @@ from balsam_core.errors import BalsamError, InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["run"]
+__all__ = ["main"]
 
 USAGE = 2
-INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
+INTERRUPTED = 130  # as a shell counts: 128 + SIGINT
 READER_GONE = 141  # 128 + SIGPIPE
 COMPLETION_VARIABLE = "_BALSAM_COMPLETE"
 LONGEST_MESSAGE = 2000  # characters
 
 
-def run(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        args: The command line after ``balsam``; None for those of this process.
+    """
     _open_standard_streams()
-    words = list(sys.argv[1:] if args is None else args)
+    arguments = list(sys.argv[1:] if args is None else args)
     session = Session()
-    code = _attempt(words, session)
+    code = _run_command(arguments, session)
     try:
         sys.stdout.flush()
     except OSError as err:
-        code = _lost_output(err, session, words)
+        code = _handle_lost_output(err, session, arguments)
     return code
 
 
-def _attempt(words: list[str], session: Session) -> int:
+def _run_command(arguments: list[str], session: Session) -> int:
     from balsam_core.cli.root import root
 
-    if os.environ.get(COMPLETION_VARIABLE):  # the shell asks what TAB can mean
-        root.main(words, prog_name="balsam", complete_var=COMPLETION_VARIABLE)
+    if os.environ.get(COMPLETION_VARIABLE):  # the shell completes a command line
+        root.main(arguments, prog_name="balsam", complete_var=COMPLETION_VARIABLE)
     try:
-        # Not root.main(), which prints errors over several lines and has its own way with a closed pipe.
-        with root.make_context("balsam", words, obj=session) as ctx:
+        # Not root.main(): it prints errors on several lines and handles a closed pipe in its own way.
+        with root.make_context("balsam", arguments, obj=session) as ctx:
             code = root.invoke(ctx)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError as err:
-        return _lost_output(err, session, words)
-    except Exception as err:  # noqa: BLE001  (so that nobody meets a traceback)
-        return _failed(err, session, words)
+        return _handle_lost_output(err, session, arguments)
+    except Exception as err:  # noqa: BLE001  (users see tracebacks on request only)
+        return _report_exception(err, session, arguments)
     return code if isinstance(code, int) else 0
 
 
-def _failed(err: Exception, session: Session, words: list[str]) -> int:
-    code, message, exit_code = _described(err)
+def _report_exception(err: Exception, session: Session, arguments: list[str]) -> int:
+    code, message, exit_code = _describe_exception(err)
     if code == "unexpected" and not session.verbose:
         message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"
-    return _report(session, words, code, message, exit_code, None if isinstance(err, click.UsageError) else err)
+    return _report_error(
+        session, arguments, code, message, exit_code, None if isinstance(err, click.UsageError) else err
+    )
 
 
-def _described(err: Exception) -> tuple[str, str, int]:
+def _describe_exception(err: Exception) -> tuple[str, str, int]:
     """Return an error's code, message and exit code."""
     match err:
         case BalsamError():
-            told = err.code, err.message, err.exit_code
+            described = err.code, err.message, err.exit_code
         case click.UsageError():
-            where = err.ctx.command_path if err.ctx else "balsam"
-            told = "usage", f"{err.format_message().rstrip('.')} (see: {where} --help)", USAGE
+            command = err.ctx.command_path if err.ctx else "balsam"
+            described = "usage", f"{err.format_message().rstrip('.')} (see: {command} --help)", USAGE
         case click.ClickException():
-            told = "error", err.format_message(), err.exit_code
+            described = "error", err.format_message(), err.exit_code
         case click.Abort():
-            told = "aborted", "aborted", 1
+            described = "aborted", "aborted", 1
         case OSError():
-            told = "system", _os_message(err), 1
+            described = "system", _describe_os_error(err), 1
         case UnicodeEncodeError():
-            told = InvalidInput.code, f"{err.object[:60]!a} is not valid text: use UTF-8", InvalidInput.exit_code
+            described = InvalidInput.code, f"{err.object[:60]!a} is not valid text: use UTF-8", InvalidInput.exit_code
         case MemoryError():
-            told = "memory", "there is not enough memory", 1
+            described = "memory", "there is not enough memory", 1
         case _:
-            told = "unexpected", f"unexpected {type(err).__name__}: {err}", 1
-    return told
+            described = "unexpected", f"unexpected {type(err).__name__}: {err}", 1
+    return described
 
 
-def _report(
-    session: Session, words: list[str], code: str, message: str, exit_code: int, err: BaseException | None = None
+def _report_error(
+    session: Session, arguments: list[str], code: str, message: str, exit_code: int, err: BaseException | None = None
 ) -> int:
     """Tell the user about an error; returns the exit code."""
-    from balsam_core.cli.text import one_line
+    from balsam_core.cli.text import flatten
 
     if err is not None and session.verbose:
         import traceback
 
         traceback.print_exception(err)
-    line = one_line(message)
+    line = flatten(message)
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
-    if _wants_json(session, words):
+    if _wants_json(session, arguments):
         import json
 
         content = {"code": code, "message": line, "exit_code": exit_code}
         line = json.dumps({"error": content}, ensure_ascii=False)
     else:
         line = f"Error: {line}"
-    # What was printed before the error stays before it, where both go to one terminal or file.
+    # The output so far first: both may go to one terminal or file.
     for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
         try:
             stream.write(text)
             stream.flush()
         except OSError:
-            _silence(stream.fileno())
+            _discard_output_of(stream.fileno())
     return exit_code
 
 
-def _wants_json(session: Session, words: list[str]) -> bool:
-    """Whether errors are JSON; a command line that could not be parsed is looked through for the option."""
+def _wants_json(session: Session, arguments: list[str]) -> bool:
+    """Whether errors are JSON; if the command line could not be parsed, it is searched for the option."""
     chosen = session.output
-    for place, word in enumerate(words):
-        if chosen is not None or word == "--":
+    for index, argument in enumerate(arguments):
+        if chosen is not None or argument == "--":
             break
-        if word in {"-o", "--output"}:
-            chosen = words[place + 1] if place + 1 < len(words) else None
-        elif word.startswith("--output="):
-            chosen = word.partition("=")[2]
-        elif word.startswith("-o"):
-            chosen = word[2:]
+        if argument in {"-o", "--output"}:
+            chosen = arguments[index + 1] if index + 1 < len(arguments) else None
+        elif argument.startswith("--output="):
+            chosen = argument.partition("=")[2]
+        elif argument.startswith("-o"):
+            chosen = argument[2:]
     if chosen not in FORMATS:
         chosen = os.environ.get(OUTPUT_VARIABLE, "").strip()
     return chosen in {"json", "jsonl"}
 
 
-def _os_message(err: OSError) -> str:
-    why = (err.strerror or str(err) or type(err).__name__).lower()
+def _describe_os_error(err: OSError) -> str:
+    from balsam_core.system.files import reason
+
     names = [repr(os.fsdecode(name)) for name in (err.filename, err.filename2) if isinstance(name, (str, bytes))]
-    return f"{' and '.join(names)}: {why}" if names else f"the system reports: {why}"
+    return f"{' and '.join(names) or 'the system reports'}: {reason(err)}"
 
 
-def _lost_output(err: OSError, session: Session, words: list[str]) -> int:
-    """Deal with output that can't be written: quietly where the reader went away."""
-    _silence(1)
+def _handle_lost_output(err: OSError, session: Session, arguments: list[str]) -> int:
+    """Return the exit code for output that can't be written; no message where the reader went away."""
+    from balsam_core.system.files import reason
+
+    _discard_output_of(1)
     if err.errno in {errno.EPIPE, errno.ECONNRESET}:
         return READER_GONE
-    return _report(session, words, "output", f"the output can't be written: {err.strerror or err}", 1, err)
+    return _report_error(session, arguments, "output", f"the output can't be written: {reason(err)}", 1, err)
 
 
-def _silence(descriptor: int) -> None:
-    """Let a stream end in nothing, so that the interpreter's last flush can't complain."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, descriptor)
-    os.close(nothing)
+def _discard_output_of(descriptor: int) -> None:
+    """Redirect a stream to the null device, so that the interpreter's last flush can't fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 def _open_standard_streams() -> None:
-    """Make sure that the three standard streams exist, and that printing any name works in any locale."""
+    """Make sure that the three standard streams exist, and that any text can be printed in any locale."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            # A file opened later must not get the number of a closed standard stream and be printed into.
+            # Else the next opened file gets the descriptor of the closed stream, and output is printed into it.
             descriptor = os.open(os.devnull, os.O_RDWR)
             if descriptor != number:
                 os.dup2(descriptor, number)

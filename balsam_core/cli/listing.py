@@ -1,11 +1,11 @@
-"""What ``balsam ls`` lists: jobs, their history, their numbers by state and workflow. Memory stays flat."""
+"""What ``balsam ls`` lists: jobs, their history, their counts by state and workflow. Memory stays flat."""
 
 from __future__ import annotations
 
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from balsam_core.cli.records import EVENT, JobRows, event_rows, field_names
+from balsam_core.cli.records import EVENT_FIELDS, JobRows, event_rows, field_names
 from balsam_core.cli.selectors import SLICE, choose, parse
 from balsam_core.model.calls import MOST_JOBS, CountStates
 from balsam_core.model.filters import AllOf, Compare
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from balsam_core.client.jobs import JobQuery
     from balsam_core.model.filters import Condition
 
-__all__ = ["Found", "conditions", "counts", "history", "jobs"]
+__all__ = ["FoundJobs", "conditions", "list_counts", "list_history", "list_jobs"]
 
-IN_TABLE = ("id", "state", "workflow", "name", "runs", "state_since")
+TABLE_FIELDS = ("id", "state", "workflow", "name", "runs", "state_since")
 HISTORY_SLICE = 200  # jobs whose events are read at once
 
 
 def conditions(db: Database, options: dict[str, Any], states: Sequence[str]) -> list[Condition]:
-    """Return the conditions that together are what the options ask for, each small enough for one call."""
+    """Return conditions, each small enough for one call; the options ask for the jobs that meet one of them."""
     parts: list[Condition] = []
     if options["name"]:
         parts.append(Compare("name", "contains", options["name"]))
@@ -39,28 +39,28 @@ def conditions(db: Database, options: dict[str, Any], states: Sequence[str]) -> 
     return [AllOf([one, *parts]) for one in chosen.conditions]
 
 
-class Found:
-    """The jobs that meet the conditions, the newest ``limit`` of them, the oldest of these first.
+class FoundJobs:
+    """The newest ``limit`` jobs that meet a condition, in the order of their ids.
 
     Attributes:
-        more: Whether there are more than the limit; known once they were read.
+        more: Whether there are more than the limit; known after reading.
     """
 
-    def __init__(self, db: Database, wheres: list[Condition], limit: int) -> None:
+    def __init__(self, db: Database, conditions: list[Condition], limit: int) -> None:
         self._jobs = db.jobs
-        self._wheres = wheres
+        self._conditions = conditions
         self._limit = limit
         self.more = False
 
     @property
     def filtered(self) -> bool:
-        """Whether anything was asked for."""
-        return self._wheres != [AllOf([])]
+        """Whether the user asked for some jobs only."""
+        return self._conditions != [AllOf([])]
 
     def rows(self, fields: Sequence[str]) -> Iterator[list[Any]]:
         """Give some fields of each job."""
-        if len(self._wheres) == 1:
-            query = self._jobs.where(self._wheres[0])
+        if len(self._conditions) == 1:
+            query = self._jobs.where(self._conditions[0])
             if not self._limit:
                 yield from query.rows(*fields)
             elif self._limit < MOST_JOBS:
@@ -71,15 +71,15 @@ class Found:
                 oldest = self._oldest_shown(query)
                 yield from query.where(Compare("id", "ge", oldest)).rows(*fields)
             return
-        # Many single ids, from stdin: they are in memory anyway.
-        ids = sorted({job for where in self._wheres for job in self._jobs.where(where).ids()})
+        # Several conditions come from many single ids, which are in memory anyway.
+        ids = sorted({job for condition in self._conditions for job in self._jobs.where(condition).ids()})
         self.more = 0 < self._limit < len(ids)
         ids = ids[-self._limit :]
         for at in range(0, len(ids), SLICE):
             yield from self._jobs.where(Compare("id", "in", ids[at : at + SLICE])).rows(*fields)
 
     def _oldest_shown(self, query: JobQuery) -> int:
-        """Return the id where the newest ``limit`` jobs begin, reading ids only."""
+        """Return the lowest id of the newest ``limit`` jobs, reading ids only."""
         left = self._limit
         oldest = 2**63 - 1
         while True:
@@ -94,19 +94,19 @@ class Found:
             oldest = ids[-1]
 
 
-def jobs(db: Database, printer: Printer, found: Found, fields: str | None) -> None:
+def list_jobs(db: Database, printer: Printer, found: FoundJobs, fields: str | None) -> None:
     """List jobs."""
-    if printer.form == "ids":
+    if printer.format == "ids":
         names: Sequence[str] = ["id"]
     elif fields is not None:
         names = field_names(fields, JobRows.known)
     else:
-        names = IN_TABLE if printer.for_people else field_names("all", JobRows.known)
+        names = TABLE_FIELDS if printer.for_people else field_names("all", JobRows.known)
     rows = JobRows(db, names)
-    printer.rows(rows.names, map(rows.row, found.rows(rows.fetched)), empty=_nothing(found.filtered))
+    printer.rows(rows.names, map(rows.row, found.rows(rows.fetched)), empty=_empty_text(found.filtered))
 
 
-def history(db: Database, printer: Printer, found: Found) -> None:
+def list_history(db: Database, printer: Printer, found: FoundJobs) -> None:
     """List the states that jobs went through."""
 
     def events() -> Iterator[Sequence[object]]:
@@ -114,32 +114,32 @@ def history(db: Database, printer: Printer, found: Found) -> None:
         while some := list(islice(ids, HISTORY_SLICE)):
             yield from event_rows(sorted(db.jobs.history(*some), key=lambda event: event.job_id))
 
-    printer.rows(EVENT, events(), empty=_nothing(found.filtered))
+    printer.rows(EVENT_FIELDS, events(), empty=_empty_text(found.filtered))
 
 
-def counts(db: Database, printer: Printer, wheres: list[Condition], *, by_workflow: bool, by_states: bool) -> None:
+def list_counts(db: Database, printer: Printer, found: list[Condition], *, by_workflow: bool, by_states: bool) -> None:
     """List how many jobs are in each state, in each workflow, or both."""
     table: dict[str, dict[str, int]] = {}
-    for where in wheres:
+    for where in found:
         for workflow, states in db.run(CountStates(where=where, by_workflow=by_workflow)).items():
             total = table.setdefault(workflow, {})
-            for state, number in states.items():
-                total[state] = total.get(state, 0) + number
+            for state, count in states.items():
+                total[state] = total.get(state, 0) + count
     ordered = {name: {state: states[state] for state in State if states.get(state)} for name, states in table.items()}
-    empty = _nothing(wheres != [AllOf([])])
+    empty = _empty_text(found != [AllOf([])])
     if not by_workflow:
         printer.rows(("state", "jobs"), ordered.get("", {}).items(), empty=empty)
     elif by_states:
-        rows = [(name, state, number) for name in sorted(ordered) for state, number in ordered[name].items()]
+        rows = [(name, state, count) for name in sorted(ordered) for state, count in ordered[name].items()]
         printer.rows(("workflow", "state", "jobs"), rows, empty=empty)
     else:
-        sums = ((name, sum(ordered[name].values()), _states(printer, ordered[name])) for name in sorted(ordered))
+        sums = ((name, sum(ordered[name].values()), _state_counts(printer, ordered[name])) for name in sorted(ordered))
         printer.rows(("workflow", "jobs", "states"), sums, empty=empty)
 
 
-def _states(printer: Printer, states: dict[State, int]) -> object:
-    return ", ".join(f"{number} {state}" for state, number in states.items()) if printer.for_people else states
+def _state_counts(printer: Printer, states: dict[State, int]) -> object:
+    return ", ".join(f"{count} {state}" for state, count in states.items()) if printer.for_people else states
 
 
-def _nothing(filtered: bool) -> str:
+def _empty_text(filtered: bool) -> str:
     return "No job matches." if filtered else "There are no jobs yet: see balsam job and balsam run."

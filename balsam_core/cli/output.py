@@ -1,8 +1,8 @@
-"""The one output contract: ``table`` for people, ``json``, ``jsonl``, ``csv`` and ``ids`` for programs.
+"""Output in one of the formats ``table`` for people, ``json``, ``jsonl``, ``csv`` and ``ids`` for programs.
 
-Results go to stdout and nothing else does; remarks go to stderr, and only with tables. Lists are written as they are
-read, so that a million rows take no more memory than a hundred. In JSON, a list of results is an array of objects and
-a single result is an object; times are ISO 8601 in UTC.
+Only results go to stdout; remarks go to stderr, and only with tables. Lists are written as they are read, so that a
+million rows take no more memory than a hundred. In JSON, a list of results is an array of objects and a single result
+is an object; times are ISO 8601 in UTC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from balsam_core.cli.table import colours_wanted, lines, terminal_width
-from balsam_core.cli.text import one_line, printable
+from balsam_core.cli.text import flatten, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,16 +24,16 @@ class Printer:
     """Writes results to stdout.
 
     Args:
-        form: ``table``, ``json``, ``jsonl``, ``csv`` or ``ids``.
+        output_format: ``table``, ``json``, ``jsonl``, ``csv`` or ``ids``.
     """
 
-    def __init__(self, form: str) -> None:
-        self.form = form
+    def __init__(self, output_format: str) -> None:
+        self.format = output_format
 
     @property
     def for_people(self) -> bool:
-        """Whether a person reads the output, who wants a limit, a hint and a title."""
-        return self.form == "table"
+        """Whether a person reads the output, who wants limits, hints and titles."""
+        return self.format == "table"
 
     def rows(self, names: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
         """Write a list of results.
@@ -41,7 +41,7 @@ class Printer:
         Args:
             names: The names of the values; ``ids`` writes only the first value of each row.
             rows: The values.
-            empty: What a person is told instead of a table without rows.
+            empty: Printed for people instead of a table without rows.
         """
         source = iter(rows)
         first = next(source, None)
@@ -50,57 +50,56 @@ class Printer:
         elif self.for_people and empty:
             self.note(empty)
             return
-        writer: Callable[[Sequence[str], Iterator[Sequence[object]]], None] = getattr(self, f"_{self.form}")
-        writer(names, source)
+        write: Callable[[Sequence[str], Iterator[Sequence[object]]], None] = getattr(self, f"_write_{self.format}")
+        write(names, source)
 
-    def one(self, result: Mapping[str, object], text: str | Iterable[str], *, ident: object = None) -> None:
+    def one(self, result: Mapping[str, object], text: str | Iterable[str], *, ids: object = None) -> None:
         """Write a single result.
 
         Args:
-            result: Its values by name; for ``csv`` they become a head and a row.
-            text: What a person reads: a line or several.
-            ident: What ``ids`` writes; None for the first value.
+            result: Its values by name; for ``csv`` they become a header and a row.
+            text: For people: a line or several.
+            ids: What the format ``ids`` writes, one value or several; None for the first value of ``result``.
         """
         if self.for_people:
             for line in [text] if isinstance(text, str) else text:
                 sys.stdout.write(f"{line}\n")
-        elif self.form == "ids":
-            value = next(iter(result.values())) if ident is None else ident
-            for part in value if isinstance(value, (list, tuple)) else [value]:
-                sys.stdout.write(f"{printable(str(part))}\n")
-        elif self.form == "csv":
-            self._csv(list(result), iter([list(result.values())]))
+        elif self.format == "ids":
+            value = next(iter(result.values())) if ids is None else ids
+            self._write_ids((), ([part] for part in (value if isinstance(value, (list, tuple)) else [value])))
+        elif self.format == "csv":
+            self._write_csv(list(result), iter([list(result.values())]))
         else:
-            self._bytes([_json(result), b"\n"])
+            self._write_bytes([_encode_json(result), b"\n"])
 
     def note(self, text: str) -> None:
-        """Tell a person something that is no result, on stderr."""
+        """Write a remark for people to stderr."""
         if self.for_people:
             sys.stdout.flush()
-            sys.stderr.write(f"{one_line(text)}\n")
+            sys.stderr.write(f"{flatten(text)}\n")
 
     # ---- one method for each format
 
-    def _table(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
+    def _write_table(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
         titles = [name.upper() for name in names]
         for line in lines(titles, rows, columns=terminal_width(), colours=colours_wanted()):
             sys.stdout.write(f"{line}\n")
 
-    def _json(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
+    def _write_json(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
         def parts() -> Iterator[bytes]:
-            before = b"[\n"
+            separator = b"[\n"
             for row in rows:
-                yield before
-                yield _json(dict(zip(names, row, strict=True)))
-                before = b",\n"
-            yield b"[]\n" if before == b"[\n" else b"\n]\n"
+                yield separator
+                yield _encode_json(dict(zip(names, row, strict=True)))
+                separator = b",\n"
+            yield b"[]\n" if separator == b"[\n" else b"\n]\n"
 
-        self._bytes(parts())
+        self._write_bytes(parts())
 
-    def _jsonl(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
-        self._bytes(_json(dict(zip(names, row, strict=True))) + b"\n" for row in rows)
+    def _write_jsonl(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
+        self._write_bytes(_encode_json(dict(zip(names, row, strict=True))) + b"\n" for row in rows)
 
-    def _csv(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
+    def _write_csv(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
         import csv
 
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -108,12 +107,12 @@ class Printer:
         for row in rows:
             writer.writerow([_csv_cell(value) for value in row])
 
-    def _ids(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:  # noqa: ARG002
+    def _write_ids(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:  # noqa: ARG002
         for row in rows:
             sys.stdout.write(f"{printable(str(row[0]))}\n")
 
     @staticmethod
-    def _bytes(parts: Iterable[bytes]) -> None:
+    def _write_bytes(parts: Iterable[bytes]) -> None:
         """Write JSON, which is UTF-8 whatever the terminal's encoding is."""
         sys.stdout.flush()
         write = sys.stdout.buffer.write
@@ -121,8 +120,8 @@ class Printer:
             write(part)
 
 
-def _json(value: object) -> bytes:
-    global _encode  # noqa: PLW0603  (msgspec is loaded when it is first needed)
+def _encode_json(value: object) -> bytes:
+    global _encode  # noqa: PLW0603  (msgspec is imported when first needed)
     if _encode is None:
         import msgspec
 
@@ -134,8 +133,8 @@ _encode: Callable[[object], bytes] | None = None
 
 
 def _csv_cell(value: object) -> object:
-    """Return a value as CSV holds it: JSON's words for all that is neither text nor number, nothing for None."""
+    """Return a value for CSV: text and numbers as they are, nothing for None, all else as JSON."""
     if value is None or type(value) in {str, int, float}:
         return value
-    text = _json(value).decode()
+    text = _encode_json(value).decode()
     return text[1:-1] if text.startswith('"') else text

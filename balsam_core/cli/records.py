@@ -1,4 +1,4 @@
-"""Jobs, events and apps as rows of named values: the stable names of JSON and CSV output."""
+"""Jobs and events as rows of named values; the names in JSON and CSV output are stable."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from balsam_core.cli.text import quote
 from balsam_core.cli.values import similar
 from balsam_core.model.job import FIELDS
 
@@ -17,31 +18,31 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Event
     from balsam_core.model.job import Job
 
-__all__ = ["ALL", "EVENT", "JobRows", "event_rows", "field_names", "job_record"]
+__all__ = ["EVENT_FIELDS", "JOB_FIELDS", "JobRows", "event_rows", "field_names", "job_record"]
 
 _FIRST = ("id", "workflow", "name", "state", "state_since", "return_code")
-ALL = (*_FIRST, *(name for name in FIELDS if name not in _FIRST))
+JOB_FIELDS = (*_FIRST, *(name for name in FIELDS if name not in _FIRST))
 """A job's fields in the order in which they are printed."""
 
 COMPUTED = {"runs": ("app", "command"), "workdir": ("id", "workflow", "name", "user_workdir")}
-"""Fields that only the command line has, and what they are made from."""
+"""Fields that only the command line has, and the fields that they are computed from."""
 
-EVENT = ("job_id", "at", "state", "attempt", "message")
+EVENT_FIELDS = ("job_id", "at", "state", "attempt", "message")
 """The fields of a line of history."""
 
 
 def job_record(job: Job) -> dict[str, object]:
     """Return all fields of a job by name."""
-    return {name: getattr(job, name) for name in ALL}
+    return {name: getattr(job, name) for name in JOB_FIELDS}
 
 
 def event_rows(events: Sequence[Event]) -> Iterator[tuple[object, ...]]:
-    """Give a row of :data:`EVENT` for each state that a job came to; the message stands with the last of a write."""
+    """Give a row of :data:`EVENT_FIELDS` for each state that was reached; a write's message is in its last row."""
     for event in events:
         if not event.transitions:
             yield event.job_id, event.at, None, event.attempt, event.message
-        for place, (state, age) in enumerate(event.transitions, 1):
-            message = event.message if place == len(event.transitions) else ""
+        for number, (state, age) in enumerate(event.transitions, 1):
+            message = event.message if number == len(event.transitions) else ""
             yield event.job_id, event.at - timedelta(seconds=age), state, event.attempt, message
 
 
@@ -59,34 +60,34 @@ def field_names(text: str, known: Sequence[str]) -> list[str]:
         elif name in known:
             names.append(name)
         else:
-            raise click.UsageError(f"--fields: there is no field {name[:60]!r}{similar(name, known)}")
+            raise click.UsageError(f"--fields: there is no field {quote(name)}{similar(name, known)}")
     return list(dict.fromkeys(names))
 
 
 class JobRows:
-    """Some fields of jobs, computed ones among them, from the fields that the database has.
+    """Rows with some fields of jobs, also computed ones, made from the fields that the database has.
 
     Args:
         db: The database.
         names: The fields to give.
     """
 
-    known = (*ALL, *COMPUTED)
+    known = (*JOB_FIELDS, *COMPUTED)
 
     def __init__(self, db: Database, names: Sequence[str]) -> None:
         self.names = list(names)
         self.fetched = list(dict.fromkeys(part for name in names for part in COMPUTED.get(name, (name,))))
         self._directory = db.directory
-        self._plain = self.fetched == self.names
+        self._is_plain = self.fetched == self.names
 
     def row(self, fetched: Sequence[object]) -> Sequence[object]:
         """Return the values of one job from those of :attr:`fetched`."""
-        if self._plain:
+        if self._is_plain:
             return fetched
         values = dict(zip(self.fetched, fetched, strict=True))
-        return [self._computed(name, values) if name in COMPUTED else values[name] for name in self.names]
+        return [self._compute_field(name, values) if name in COMPUTED else values[name] for name in self.names]
 
-    def _computed(self, name: str, values: dict[str, object]) -> object:
+    def _compute_field(self, name: str, values: dict[str, object]) -> object:
         if name == "runs":
             return values["app"] or values["command"]
         from balsam_core.dbdir.workdirs import workdir

@@ -1,4 +1,4 @@
-"""The root of the command line: which commands there are and where they live, known without importing them."""
+"""The root of the command line: the list of commands, known without importing their modules."""
 
 from __future__ import annotations
 
@@ -13,45 +13,44 @@ __all__ = ["COMMANDS", "CommandInfo", "root"]
 
 
 class CommandInfo(NamedTuple):
-    """Where a command lives and what the list of commands says of it.
+    """A command's line in the help of ``balsam``.
 
     Attributes:
-        module: Its module in this package; the command is the attribute of the command's name.
-        help: The first sentence of the command's help; a test compares.
-        section: The heading that it stands under.
+        help: The first sentence of the command's own help; a test compares them.
+        section: The heading that it is listed under.
     """
 
-    module: str
     help: str
     section: str
 
 
+# The command NAME is the function NAME in the module commands/NAME.py.
 COMMANDS: dict[str, CommandInfo] = {
-    "init": CommandInfo("init", "Create a DB directory, or refresh an existing one.", "Databases"),
-    "status": CommandInfo("status", "Show which DB is used and how it stands.", "Databases"),
-    "dbserver": CommandInfo("dbserver", "Start the server of a DB, or stop it.", "Databases"),
-    "backup": CommandInfo("backup", "Save the DB in a file, while it is in use.", "Databases"),
-    "restore": CommandInfo("restore", "Make a DB of what 'balsam backup' has saved in FILE.", "Databases"),
-    "config": CommandInfo("config", "Show the settings in force.", "Databases"),
-    "plugins": CommandInfo("plugins", "Show and check the installed database types.", "Databases"),
-    "app": CommandInfo("app", "Define an app: a command that jobs run.", "Jobs"),
-    "job": CommandInfo("job", "Add a job and print its id.", "Jobs"),
-    "run": CommandInfo("run", "Add a job that runs a command line, and print its id.", "Jobs"),
-    "dep": CommandInfo("dep", "Make the job CHILD wait for the job PARENT.", "Jobs"),
-    "ls": CommandInfo("ls", "List jobs, apps or workflows.", "Jobs"),
-    "show": CommandInfo("show", "Show everything about one job.", "Jobs"),
-    "kill": CommandInfo("kill", "Stop jobs for good, with those that wait for them.", "Jobs"),
-    "retry": CommandInfo("retry", "Start failed or killed jobs again.", "Jobs"),
-    "rm": CommandInfo("rm", "Remove jobs or apps.", "Jobs"),
-    "launcher": CommandInfo("launcher", "Run jobs on this machine until none is left.", "Running"),
+    "init": CommandInfo("Create a DB directory, or refresh an existing one.", "Databases"),
+    "status": CommandInfo("Show which DB is used and how it stands.", "Databases"),
+    "dbserver": CommandInfo("Start the server of a DB, or stop it.", "Databases"),
+    "backup": CommandInfo("Save the DB in a file, while it is in use.", "Databases"),
+    "restore": CommandInfo("Make a DB of what 'balsam backup' has saved in FILE.", "Databases"),
+    "config": CommandInfo("Show the settings in force.", "Databases"),
+    "plugins": CommandInfo("Show and check the installed database types.", "Databases"),
+    "app": CommandInfo("Define an app: a command that jobs run.", "Jobs"),
+    "job": CommandInfo("Add a job and print its id.", "Jobs"),
+    "run": CommandInfo("Add a job that runs a command line, and print its id.", "Jobs"),
+    "dep": CommandInfo("Make the job CHILD wait for the job PARENT.", "Jobs"),
+    "ls": CommandInfo("List jobs, apps or workflows.", "Jobs"),
+    "show": CommandInfo("Show everything about one job.", "Jobs"),
+    "kill": CommandInfo("Stop jobs for good, with those that wait for them.", "Jobs"),
+    "retry": CommandInfo("Start failed or killed jobs again.", "Jobs"),
+    "rm": CommandInfo("Remove jobs or apps.", "Jobs"),
+    "launcher": CommandInfo("Run jobs on this machine until none is left.", "Running"),
 }
 
 
 class Root(Group):
-    """A group that imports a command's module when the command is used, and none to list them.
+    """A group that imports the module of a command when the command is used.
 
-    Besides its own commands there is a group for each database type, with what the type's plugin adds; a plugin can't
-    replace a command.
+    Besides its own commands there is a group for each database type with the commands that its plugin adds; a plugin
+    can't replace a command.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -60,38 +59,38 @@ class Root(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, importing its module; None where there is no such command."""
-        place = COMMANDS.get(cmd_name)
-        if place is None:
-            from balsam_core.cli.plugin_commands import find_group
+        if cmd_name not in COMMANDS:
+            from balsam_core.cli.db_type_group import find_db_type_group
 
-            return find_group(cmd_name, quiet=ctx.resilient_parsing)
-        found: click.Command = getattr(import_module(f"balsam_core.cli.commands.{place.module}"), cmd_name)
+            return find_db_type_group(cmd_name, quiet=ctx.resilient_parsing)
+        found: click.Command = getattr(import_module(f"balsam_core.cli.commands.{cmd_name}"), cmd_name)
         return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command of the first word, the word and the rest; a wrong word brings up what may be meant."""
+        """Return the command of the first word, the word and the rest; the error for a wrong word suggests others."""
         if args[0].startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         found = self.get_command(ctx, args[0])
         if found is None:
+            from balsam_core.cli.text import quote
             from balsam_core.cli.values import similar
 
-            ctx.fail(f"there is no command {args[0][:60]!r}{similar(args[0], list(COMMANDS))}")
+            ctx.fail(f"there is no command {quote(args[0])}{similar(args[0], list(COMMANDS))}")
         return args[0], found, args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the commands by section."""
         width = max(map(len, COMMANDS))
-        for title in dict.fromkeys(place.section for place in COMMANDS.values()):
+        for title in dict.fromkeys(info.section for info in COMMANDS.values()):
             with formatter.section(title):
                 formatter.write_dl(
-                    [(name.ljust(width), place.help) for name, place in COMMANDS.items() if place.section == title]
+                    [(name.ljust(width), info.help) for name, info in COMMANDS.items() if info.section == title]
                 )
 
 
-def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from balsam_core.version import __version__
 
@@ -99,16 +98,12 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-def _options() -> list[click.Parameter]:
-    version = click.Option(
-        ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
-    )
-    return [*common_options(), version]
-
-
+_version_option = click.Option(
+    ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+)
 root = Root(
     name="balsam",
-    params=_options(),
+    params=[*common_options(), _version_option],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=(
         "The ensemble-job database: create a DB, fill it with jobs, and let launchers run them.\n\n"

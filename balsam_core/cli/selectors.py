@@ -1,6 +1,7 @@
 """Choosing jobs on the command line: ``12``, ``12-20``, ``1,3``, ``last``, ``all``, ``wf:NAME``, ``-``.
 
-Words become a :class:`Selection`; with a database that becomes filters, each small enough for one call.
+:func:`parse` makes a :class:`Selection` of the words; :func:`choose` makes conditions of it, each small enough for one
+call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from balsam_core.cli.text import quote
 from balsam_core.errors import NotFound
 
 if TYPE_CHECKING:
@@ -19,16 +21,16 @@ if TYPE_CHECKING:
     from balsam_core.client.jobs import JobQuery
     from balsam_core.model.filters import Condition
 
-__all__ = ["HELP", "Chosen", "Selection", "choose", "choose_one", "parse"]
+__all__ = ["HELP", "Chosen", "Selection", "check_exist", "choose", "choose_one", "parse"]
 
 HELP = "A selector is an id (12), a range (12-20), a list (1,3), last, all, wf:NAME, or - for ids from stdin."
 HIGHEST = 2**63 - 1
-SLICE = 500  # ids or ranges in one filter, so that every database takes it as one statement
-SHOWN = 5  # missing ids that a message names
+SLICE = 500  # ids or ranges in one condition, so that every database takes it in one statement
+MOST_SHOWN = 5  # missing ids that a message names
 
 
 class Selection(NamedTuple):
-    """What the words say, before a database is asked.
+    """What the words mean, before the database is asked.
 
     Attributes:
         ids: Jobs named one by one; each must exist.
@@ -49,25 +51,20 @@ class Chosen:
     """The chosen jobs in a database.
 
     Attributes:
-        conditions: Each small enough for one call; together they are the choice.
+        conditions: Each small enough for one call; a job is chosen that meets one of them.
     """
 
     def __init__(self, jobs: JobQuery, conditions: Iterable[Condition]) -> None:
         self.conditions = list(conditions)
         self._jobs = jobs
 
-    @property
-    def queries(self) -> list[JobQuery]:
-        """One query for each condition."""
-        return [self._jobs.where(condition) for condition in self.conditions]
-
     def count(self) -> int:
         """Count the jobs."""
-        return sum(query.count() for query in self.queries)
+        return sum(self._jobs.where(condition).count() for condition in self.conditions)
 
     def ids(self) -> list[int]:
         """Read the ids, each once, in their order."""
-        return sorted({job for query in self.queries for job in query.ids()})
+        return sorted({job for condition in self.conditions for job in self._jobs.where(condition).ids()})
 
 
 def parse(words: Iterable[str]) -> Selection:
@@ -86,13 +83,13 @@ def parse(words: Iterable[str]) -> Selection:
                 raise click.UsageError("the selector 'wf:' names no workflow: write wf:NAME")
             workflows.append(word[3:])
             continue
-        for part in _from_stdin() if word == "-" else word.split(","):
+        for part in _read_stdin() if word == "-" else word.split(","):
             if part == "last":
                 last = True
             elif part == "all":
                 everything = True
             else:
-                first, final = _numbers(part)
+                first, final = _parse_range(part)
                 if "-" in part:
                     ranges.append((first, final))
                 else:
@@ -100,14 +97,14 @@ def parse(words: Iterable[str]) -> Selection:
     return Selection(frozenset(ids), tuple(ranges), tuple(workflows), last, everything)
 
 
-def _from_stdin() -> Iterator[str]:
+def _read_stdin() -> Iterator[str]:
     for line in sys.stdin:
         yield from line.replace(",", " ").split()
 
 
-def _numbers(part: str) -> tuple[int, int]:
+def _parse_range(part: str) -> tuple[int, int]:
     """Return the first and last id of ``12`` or ``12-20``."""
-    shown = repr(part if len(part) < 60 else part[:57] + "...")  # noqa: PLR2004
+    shown = quote(part)
     head, dash, tail = part.partition("-")
     if not (head.isascii() and head.isdigit() and (not dash or (tail.isascii() and tail.isdigit()))):
         raise click.UsageError(f"{shown} is no selector: write 12, 12-20, 1,3, last, all, wf:NAME or -")
@@ -136,16 +133,16 @@ def choose(db: Database, selection: Selection) -> Chosen:
         return Chosen(db.jobs, [AllOf([])])
     ids = set(selection.ids)
     if selection.last:
-        ids.add(_last(db))
+        ids.add(_last_id(db))
     for name in selection.workflows:
         if not db.jobs.where(workflow=name).limit(1).ids():
             raise NotFound(f"there are no jobs in workflow {name!r}; 'balsam ls wf' lists the workflows")
     for first, final in selection.ranges:
-        if not db.jobs.where(_between(first, final)).limit(1).ids():
+        if not db.jobs.where(_id_range(first, final)).limit(1).ids():
             raise NotFound(f"there are no jobs {first}-{final}")
     if selection.ids:
-        _check_exist(db, selection.ids)
-    return Chosen(db.jobs, _conditions(ids, selection))
+        check_exist(db, selection.ids)
+    return Chosen(db.jobs, _make_conditions(ids, selection))
 
 
 def choose_one(db: Database, word: str) -> int:
@@ -157,13 +154,13 @@ def choose_one(db: Database, word: str) -> int:
     """
     selection = parse([word])
     if selection.last:
-        return _last(db)
+        return _last_id(db)
     if len(selection.ids) == 1 and not (selection.ranges or selection.workflows or selection.everything):
         return next(iter(selection.ids))
     raise click.UsageError(f"{word!r} does not name one job: give an id or 'last'")
 
 
-def _last(db: Database) -> int:
+def _last_id(db: Database) -> int:
     from balsam_core.model.calls import LastJob
 
     last = db.run(LastJob())
@@ -172,18 +169,18 @@ def _last(db: Database) -> int:
     return last
 
 
-def _between(first: int, final: int) -> Condition:
+def _id_range(first: int, final: int) -> Condition:
     from balsam_core.model.filters import AllOf, Compare
 
     return AllOf([Compare("id", "ge", first), Compare("id", "le", final)])
 
 
-def _conditions(ids: set[int], selection: Selection) -> Iterator[Condition]:
-    """Give filters that together are the selection; overlapping ones do no harm."""
+def _make_conditions(ids: set[int], selection: Selection) -> Iterator[Condition]:
+    """Give conditions that together are the selection; they may overlap."""
     from balsam_core.model.filters import AnyOf, Compare
 
     parts: list[Condition] = [Compare("workflow", "eq", name) for name in selection.workflows]
-    parts += [_between(*both) for both in selection.ranges]
+    parts += [_id_range(*both) for both in selection.ranges]
     ordered = sorted(ids)
     parts += [Compare("id", "in", ordered[at : at + SLICE]) for at in range(0, len(ordered), SLICE)]
     if 1 < len(parts) <= SLICE and len(ordered) <= SLICE:
@@ -192,7 +189,12 @@ def _conditions(ids: set[int], selection: Selection) -> Iterator[Condition]:
         yield from parts
 
 
-def _check_exist(db: Database, ids: frozenset[int]) -> None:
+def check_exist(db: Database, ids: Iterable[int]) -> None:
+    """Check that each id names a job.
+
+    Raises:
+        NotFound: Some don't; the message names the first of them.
+    """
     from balsam_core.model.filters import Compare
 
     ordered = sorted(ids)
@@ -202,5 +204,5 @@ def _check_exist(db: Database, ids: frozenset[int]) -> None:
         there = set(db.jobs.where(Compare("id", "in", some)).ids())
         missing += [job for job in some if job not in there]
     if missing:
-        names = ", ".join(map(str, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
+        names = ", ".join(map(str, missing[:MOST_SHOWN])) + (", ..." if len(missing) > MOST_SHOWN else "")
         raise NotFound(f"there is no job {names}" if len(missing) == 1 else f"there are no jobs {names}")

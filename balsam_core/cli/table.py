@@ -1,4 +1,4 @@
-"""Columns of text, as fast as the terminal: the widths come from the first rows, the others stream."""
+"""Tables of text. The first rows decide the widths of the columns; the others are printed as they come."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["cell", "colours_wanted", "lines", "terminal_width"]
 
 SAMPLE = 500  # rows that decide the widths
-WIDEST = 60  # columns that a longer cell makes the others keep free for it
-NARROWEST = 8  # columns that a cell keeps when the terminal is too narrow
+WIDEST = 60  # characters that a column is padded to
+NARROWEST = 8  # characters that a column keeps when the terminal is too narrow
 GAP = "  "
 
 _GREEN, _RED, _YELLOW, _BLUE = "\033[32m", "\033[31m", "\033[33m", "\033[34m"
@@ -34,12 +34,12 @@ _COLOURS = {
 
 
 def colours_wanted() -> bool:
-    """Whether stdout is a terminal that shows colours and the user has not asked for none."""
+    """Whether stdout is a terminal with colours and the user has not switched them off."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def terminal_width() -> int | None:
-    """Return the columns of the terminal; None where stdout is none and nothing must be cut."""
+    """Return the width of the terminal; None where stdout is no terminal and nothing must be cut."""
     if not sys.stdout.isatty():
         return None
     import shutil
@@ -48,7 +48,7 @@ def terminal_width() -> int | None:
 
 
 def cell(value: object) -> str:
-    """Return a value as a person reads it: local time, ``-`` for nothing, JSON for lists and dictionaries."""
+    """Return a value for people: local time, ``-`` for nothing, JSON for lists and dictionaries."""
     if isinstance(value, str):
         return printable(value) or "-"
     if value is None:
@@ -70,49 +70,47 @@ def lines(
     """Give the lines of a table.
 
     Args:
-        titles: The heads of the columns.
-        rows: The values; read as they are printed, but for a sample.
-        columns: Cut the lines to so many columns; None for no limit.
+        titles: The titles of the columns.
+        rows: The values; read as they are printed, except for a sample.
+        columns: Cut the lines to this width; None for no limit.
         colours: Whether job states are coloured.
     """
     source = iter(rows)
     sample = list(islice(source, SAMPLE))
-    numeric = [bool(sample) and all(type(row[place]) is int for row in sample) for place in range(len(titles))]
+    numeric = [bool(sample) and all(type(row[index]) is int for row in sample) for index in range(len(titles))]
     texts = [[cell(value) for value in row] for row in sample]
-    widths = _widths([list(titles), *texts], columns)
-    yield _line(titles, widths, numeric, columns, colours=False)
+    widths = _column_widths([list(titles), *texts], columns)
+    yield _format_line(titles, widths, numeric, columns, colours=False)
     for row in chain(texts, ([cell(value) for value in row] for row in source)):
-        yield _line(row, widths, numeric, columns, colours=colours)
+        yield _format_line(row, widths, numeric, columns, colours=colours)
 
 
-def _widths(texts: list[list[str]], columns: int | None) -> list[int]:
+def _column_widths(texts: list[list[str]], columns: int | None) -> list[int]:
     found = [max(map(width, column)) for column in zip(*texts, strict=True)]
-    # The last column needs no padding, and a giant name must not push all others out of sight.
-    found = [min(size, WIDEST) if columns is None else size for size in found]
-    if columns is None:
-        return found
+    if columns is None:  # one giant name must not push the other columns out of sight
+        return [min(size, WIDEST) for size in found]
     spare = columns - len(GAP) * (len(found) - 1)
     while sum(found) > spare and max(found) > NARROWEST:
         widest = found.index(max(found))
         others = sum(found) - found[widest]
-        second = max((size for place, size in enumerate(found) if place != widest), default=NARROWEST)
+        second = max((size for index, size in enumerate(found) if index != widest), default=NARROWEST)
         found[widest] = max(NARROWEST, spare - others, min(second, found[widest] - 1))
     return found
 
 
-def _line(
+def _format_line(
     texts: Sequence[str], widths: Sequence[int], numeric: Sequence[bool], columns: int | None, *, colours: bool
 ) -> str:
     parts = []
     last = len(texts) - 1
-    for place, (text, size) in enumerate(zip(texts, widths, strict=True)):
+    for index, (text, size) in enumerate(zip(texts, widths, strict=True)):
         shown = text if columns is None else cut(text, size)
-        filling = " " * (size - width(shown))
+        padding = " " * (size - width(shown))
         colour = _COLOURS.get(text) if colours else None
         if colour:
             shown = f"{colour}{shown}{_PLAIN}"
-        if numeric[place]:
-            parts.append(filling + shown)
+        if numeric[index]:
+            parts.append(padding + shown)
         else:
-            parts.append(shown if place == last else shown + filling)
+            parts.append(shown if index == last else shown + padding)
     return GAP.join(parts)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["cut", "one_line", "printable", "width"]
+__all__ = ["cut", "flatten", "printable", "quote", "width"]
 
 
 def printable(text: str) -> str:
-    r"""Return the text on one line with nothing in it that could steer a terminal: ``\n`` for a newline, and so on."""
+    r"""Return the text on one line with all control characters escaped: ``\n`` for a newline, and so on."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def one_line(text: str) -> str:
+def flatten(text: str) -> str:
     """Return a message on one line: line ends become spaces, other control characters are escaped."""
-    return printable(" ".join(text.split("\n"))) if "\n" in text else printable(text)
+    return printable(text.replace("\n", " "))
+
+
+def quote(text: str) -> str:
+    """Return what a user typed in quotation marks, shortened to fit a message."""
+    return repr(text if len(text) < 60 else f"{text[:57]}...")  # noqa: PLR2004
 
 
 def width(text: str) -> int:

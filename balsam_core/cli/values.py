@@ -1,4 +1,4 @@
-"""Kinds of option values: ``KEY=VALUE``, JSON, lists of patterns, job states."""
+"""Values of options: numbers, ``KEY=VALUE``, JSON, lists of patterns, job states."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from balsam_core.cli.text import quote
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = [
     "AT_LEAST_0",
     "AT_LEAST_1",
-    "JSON_OBJECT",
-    "PAIR",
+    "MINUTES",
     "SHARE",
+    "converted",
+    "json_object",
     "mapping",
     "parameters",
     "patterns",
@@ -27,7 +30,7 @@ LARGEST = 2**31 - 1
 
 
 class _AtLeast(click.IntRange):
-    """A number with a lower bound, and the upper bound of a database's integers, which the help need not name."""
+    """A number with a lower bound; the upper bound, that of a database's integers, is not in the help."""
 
     name = "number"
 
@@ -38,8 +41,8 @@ class _AtLeast(click.IntRange):
         return number
 
 
-class _Share(click.FloatRange):
-    """A number that may be a fraction; not a number is none."""
+class _Fraction(click.FloatRange):
+    """A number that may be a fraction; NaN is refused."""
 
     name = "number"
 
@@ -50,71 +53,40 @@ class _Share(click.FloatRange):
         return number
 
 
-SHARE = _Share(0, 1e6)
+SHARE = _Fraction(0, 1e6)
+MINUTES = _Fraction(0, 60 * 24 * 366, min_open=True)
 AT_LEAST_0 = _AtLeast(0)
 AT_LEAST_1 = _AtLeast(1)
 
 
-if TYPE_CHECKING:
-    ParamType = click.ParamType[Any]  # generic in newer versions only
-else:
-    ParamType = click.ParamType
+def converted(convert: Callable[[str, Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a click callback that converts an option's value by a function of the option's name and the value."""
+    return lambda _ctx, param, value: None if value is None else convert(max(param.opts, key=len), value)
 
 
-class _Pair(ParamType):
-    """``KEY=VALUE``, split at the first equals sign."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:  # noqa: ANN401  (click's signature)
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            self.fail(f"{_short(value)} is not of the form KEY=VALUE", param, ctx)
-        return key, text
-
-
-class _JSONObject(ParamType):
-    """A JSON object, as a dictionary."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:  # noqa: ANN401  (click's signature)
-        if isinstance(value, dict):
-            return value
-        import msgspec
-
-        try:
-            return msgspec.json.decode(value, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as err:
-            self.fail(f"{_short(value)} is no JSON object: {err}", param, ctx)
-
-
-PAIR = _Pair()
-JSON_OBJECT = _JSONObject()
-
-
-def mapping(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return repeated ``KEY=VALUE`` options as a dictionary.
+def mapping(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """Return repeated ``KEY=VALUE`` options, split at the first equals sign, as a dictionary.
 
     Raises:
-        click.UsageError: A key is given twice.
+        click.UsageError: A text has another form, or a key is given twice.
     """
     found: dict[str, str] = {}
-    for key, value in pairs:
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"{option}: {quote(text)} is not of the form KEY=VALUE")
         if key in found:
-            raise click.UsageError(f"{option} gives {_short(key)} twice")
+            raise click.UsageError(f"{option} gives {quote(key)} twice")
         found[key] = value
     return found
 
 
-def parameters(option: str, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Return repeated ``KEY=VALUE`` options as job parameters: JSON as what it says, everything else as text."""
-    return {key: _value(text) for key, text in mapping(option, pairs).items()}
+def parameters(option: str, texts: Iterable[str]) -> dict[str, Any]:
+    """Return repeated ``KEY=VALUE`` options as job parameters: JSON is decoded, everything else is text."""
+    return {key: _decode_json_or_text(text) for key, text in mapping(option, texts).items()}
 
 
-def _value(text: str) -> object:
+def _decode_json_or_text(text: str) -> object:
     import msgspec
 
     try:
@@ -123,8 +95,22 @@ def _value(text: str) -> object:
         return text
 
 
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """Return a JSON object as a dictionary.
+
+    Raises:
+        click.UsageError: The text is something else.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as err:
+        raise click.UsageError(f"{option}: {quote(text)} is no JSON object: {err}") from None
+
+
 def patterns(option: str, texts: Iterable[str]) -> list[str]:
-    """Return file patterns, given in several options or as several words of one.
+    """Return file patterns, given in several options or as several words of one option.
 
     Raises:
         click.UsageError: A quotation is not closed.
@@ -136,7 +122,7 @@ def patterns(option: str, texts: Iterable[str]) -> list[str]:
         try:
             found += shlex.split(text)
         except ValueError:
-            raise click.UsageError(f"{option}: a quotation is not closed in {_short(text)}") from None
+            raise click.UsageError(f"{option}: a quotation is not closed in {quote(text)}") from None
     return found
 
 
@@ -153,19 +139,15 @@ def states(option: str, texts: Sequence[str]) -> list[str]:
         for word in text.replace(" ", "").split(","):
             name = word.upper()
             if name not in State.__members__:
-                raise click.UsageError(f"{option}: there is no state {_short(word)}{similar(name, State.__members__)}")
+                raise click.UsageError(f"{option}: there is no state {quote(word)}{similar(name, State.__members__)}")
             if name not in found:
                 found.append(name)
     return found
 
 
 def similar(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
-    """Return what may have been meant, as the rest of a message: the nearest known words, else all."""
+    """Return the end of a message about a wrong word: the most similar known words, or all known ones."""
     from difflib import get_close_matches
 
     near = get_close_matches(word, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(known)}"
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) < 60 else f"{text[:57]}...")  # noqa: PLR2004

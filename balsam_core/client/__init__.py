@@ -1,3 +1,3 @@
-"""What programs hold: an open DB, its jobs, and insertion of many."""
+"""The Python API: an open DB, its jobs, and the insertion of many."""
 
 from __future__ import annotations

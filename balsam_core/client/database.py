@@ -1,4 +1,4 @@
-"""``Database``: what the command line, the launcher and users' code hold."""
+"""``Database``: an open DB, for the command line, the launcher and users' code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from balsam_core.client.jobs import Jobs
-from balsam_core.errors import InvalidInput, NotFound, TimedOut
+from balsam_core.client.jobs import Jobs, added_id
+from balsam_core.errors import NotFound, TimedOut
 from balsam_core.model.calls import MOST_JOBS, AddApp, GetApps, GetInfo, RemoveApp
-from balsam_core.model.filters import AllOf, Compare
+from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.model.states import END
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.app import App
     from balsam_core.model.calls import Call, Info
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 R = TypeVar("R")
 
@@ -71,7 +71,7 @@ class Apps:
 class Database:
     """An open DB directory: ``db.jobs``, ``db.apps``. Use it as a context manager or close it.
 
-    It must not be carried over a fork; open it again in the child.
+    It must not be used in a forked child: open the DB again there.
     """
 
     def __init__(self, directory: DBDir, transport: Transport) -> None:
@@ -94,13 +94,13 @@ class Database:
         return self.run(GetInfo())
 
     def workdir(self, job: Job) -> Path:
-        """Return the job's working directory (which exists once a launcher has prepared the job)."""
+        """Return the job's working directory, which a launcher makes when it starts the job."""
         from balsam_core.dbdir.workdirs import workdir
 
         return workdir(self.directory, job)
 
     def as_completed(self, jobs: Iterable[Job | int], timeout: float | None = None) -> Iterator[Job]:
-        """Give the jobs as they end, each once, as they are then, in the order of ending as far as can be seen.
+        """Give the jobs as they end, each once, about in the order of ending.
 
         Args:
             jobs: Jobs or ids.
@@ -110,40 +110,37 @@ class Database:
             TimedOut: Time is over and jobs are left.
             NotFound: A job was removed.
         """
-        waiting = {job if isinstance(job, int) else _added(job) for job in jobs}
+        waiting = {added_id(job) for job in jobs}
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = 0.05
         while waiting:
             progress = False
             started = time.monotonic()
-            for job in self._ended(waiting):
+            for job in self._take_ended(waiting):
                 progress = True
                 yield job
             if not waiting:
                 return
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                msg = f"{len(waiting)} of the jobs had not ended after {timeout:g} s"
-                raise TimedOut(msg)
-            # Looking must stay a small part of the time, whatever the number of jobs.
+                raise TimedOut(f"{len(waiting)} of the jobs had not ended after {timeout:g} s")
+            # Queries must stay a small part of the time, whatever the number of jobs.
             pause = 0.05 if progress else min(pause * 1.5, 1.0)
             pause = max(pause, 5 * (time.monotonic() - started))
             time.sleep(pause if left is None else min(pause, left))
 
-    def _ended(self, waiting: set[int]) -> Iterator[Job]:
+    def _take_ended(self, waiting: set[int]) -> Iterator[Job]:
         """Give the ended ones among the waiting jobs and take them out of the set."""
         ids = sorted(waiting)
         for start in range(0, len(ids), MOST_JOBS):
-            some = ids[start : start + MOST_JOBS]
-            among = Compare("id", "in", some)
-            there = {row[0] for row in self.jobs.where(AllOf([among])).rows("id")}
-            if gone := set(some) - there:
-                waiting -= gone
-                msg = f"job {min(gone)} was removed while waited for"
-                raise NotFound(msg)
-            ended = self.jobs.where(among, Compare("state", "in", sorted(END)))
-            for job in ended.order_by("state_since").limit(len(some)):
-                waiting.discard(_added(job))
+            chunk = ids[start : start + MOST_JOBS]
+            in_chunk = self.jobs.where(Compare("id", "in", chunk))
+            if removed := set(chunk) - set(in_chunk.ids()):
+                waiting -= removed
+                raise NotFound(f"job {min(removed)} was removed while waited for")
+            ended = in_chunk.where(Compare("state", "in", sorted(END)))
+            for job in ended.order_by("state_since").limit(len(chunk)):
+                waiting.discard(added_id(job))
                 yield job
 
     def close(self) -> None:
@@ -160,13 +157,6 @@ class Database:
 
     def __repr__(self) -> str:
         return f"<Database {self.directory.db_type} at {self.path}>"
-
-
-def _added(job: Job) -> int:
-    if job.id is None:
-        msg = f"{job!r} is not added yet: it has no id"
-        raise InvalidInput(msg)
-    return job.id
 
 
 def open_db(path: str | Path | None = None) -> Database:
@@ -206,7 +196,7 @@ class CurrentJob:
     @property
     def id(self) -> int:
         """The job's id."""
-        return _added(self.job)
+        return added_id(self.job)
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -235,7 +225,7 @@ def current_job(db: Database | None = None) -> CurrentJob:
     """
     text = os.environ.get("BALSAM_JOB_ID", "")
     if not text.isascii() or not text.isdigit():
-        msg = "current_job() works only inside a job: BALSAM_JOB_ID " + ("is not set" if not text else f"is {text!r}")
-        raise NotFound(msg)
+        found = f"is {text!r}" if text else "is not set"
+        raise NotFound(f"current_job() works only inside a job: BALSAM_JOB_ID {found}")
     db = db or open_db()
     return CurrentJob(db, db.jobs.get(int(text)))

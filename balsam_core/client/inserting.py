@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 from collections.abc import Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -25,132 +26,98 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from balsam_core.model.calls import Added
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
-__all__ = ["Ids", "insert"]
+__all__ = ["insert"]
 
-
-class Ids(Sequence[int]):
-    """Ids of added jobs in the order of adding, stored as ranges: a million take no more room than one."""
-
-    def __init__(self) -> None:
-        self._ranges: list[range] = []
-        self._length = 0
-
-    def append(self, first: int, count: int = 1) -> None:
-        """Add ``count`` ids from ``first`` on."""
-        if not count:
-            return
-        self._length += count
-        if self._ranges and self._ranges[-1].stop == first:
-            self._ranges[-1] = range(self._ranges[-1].start, first + count)
-        else:
-            self._ranges.append(range(first, first + count))
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        return chain.from_iterable(self._ranges)
-
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._length))]
-        place = index + self._length if index < 0 else index
-        if 0 <= place < self._length:
-            for ids in self._ranges:
-                if place < len(ids):
-                    return ids[place]
-                place -= len(ids)
-        msg = f"index {index} is out of range: there are {self._length} ids"
-        raise IndexError(msg)
-
-    def __repr__(self) -> str:
-        return f"Ids({', '.join(f'{r.start}-{r.stop - 1}' if len(r) > 1 else str(r.start) for r in self._ranges)})"
+logger = logging.getLogger(__name__)
 
 
-def insert(transport: Transport, jobs: Iterable[Job]) -> Ids:
-    """Add jobs, all of them or none; their ``id`` is filled in. A sequence may name parents in any order.
+def insert(transport: Transport, jobs: Iterable[Job]) -> list[int]:
+    """Add jobs, all of them or none, and fill in their ``id``; returns the ids in the order of adding.
 
-    An iterator is read as it goes, so that memory stays flat; there a parent must come before its children.
+    In a sequence parents may come after their children. An iterator is read as it goes, so that memory stays flat but
+    for the ids; there a parent must come before its children.
     """
     ordered = _parents_first(jobs) if isinstance(jobs, Sequence) else jobs
     stream = iter(ordered)
     chunk = list(islice(stream, MOST_JOBS))
-    ids = Ids()
     if not chunk:
-        return ids
+        return []
     rest = list(islice(stream, 1))
     if not rest:
         try:
-            _add(transport, chunk, ids, staged_insert=0)
+            return _add_chunk(transport, chunk, staged_insert=0)
         except TooLarge:
             if len(chunk) == 1:
                 raise
-        else:
-            return ids
     staged_insert = transport.run(OpenStagedInsert())
-    done: list[Job] = []
+    ids: list[int] = []
+    added: list[Job] = []
     try:
         stream = chain(rest, stream)
         while chunk:
-            for added in _add_halving(transport, chunk, ids, staged_insert=staged_insert):
+            for part in _split_to_fit(transport, chunk, ids, staged_insert=staged_insert):
                 if isinstance(ordered, Sequence):
-                    done += added
+                    added += part
             chunk = list(islice(stream, MOST_JOBS))
         transport.run(PublishStagedInsert(staged_insert=staged_insert))
     except BaseException:
-        for job in done:
+        for job in added:
             job.id = None
-        _abandon(transport, staged_insert)
+        _abandon_staged_insert(transport, staged_insert)
         raise
     while transport.run(PromoteStagedInsert(staged_insert=staged_insert)):
         pass
     return ids
 
 
-def _abandon(transport: Transport, staged_insert: int) -> None:
-    """Remove what an unpublished staged insert holds; what can't be removed now is pruned later and never visible."""
+def _abandon_staged_insert(transport: Transport, staged_insert: int) -> None:
+    """Remove the jobs of an unpublished staged insert, which nobody can see; what is left now is pruned later."""
     try:
         while transport.run(AbandonStagedInsert(staged_insert=staged_insert)):
             pass
     except BalsamError:
-        import logging
-
-        logging.getLogger(__name__).debug("staged insert %s is left to be pruned", staged_insert, exc_info=True)
+        logger.debug("staged insert %s is left to be pruned", staged_insert, exc_info=True)
 
 
-def _add_halving(transport: Transport, chunk: list[Job], ids: Ids, *, staged_insert: int) -> Iterator[list[Job]]:
-    """Add jobs to a staged insert, in several calls where one would be too large; gives those that were added."""
+def _split_to_fit(transport: Transport, chunk: list[Job], ids: list[int], *, staged_insert: int) -> Iterator[list[Job]]:
+    """Add jobs to a staged insert, in several calls where one would be too large; gives the jobs of each call."""
     try:
-        _add(transport, chunk, ids, staged_insert=staged_insert)
+        ids += _add_chunk(transport, chunk, staged_insert=staged_insert)
     except TooLarge:
         if len(chunk) == 1:
             raise
         half = len(chunk) // 2
-        yield from _add_halving(transport, chunk[:half], ids, staged_insert=staged_insert)
-        yield from _add_halving(transport, chunk[half:], ids, staged_insert=staged_insert)
+        yield from _split_to_fit(transport, chunk[:half], ids, staged_insert=staged_insert)
+        yield from _split_to_fit(transport, chunk[half:], ids, staged_insert=staged_insert)
     else:
         yield chunk
 
 
-def _add(transport: Transport, chunk: list[Job], ids: Ids, *, staged_insert: int) -> None:
-    with _no_collection():
-        answer = transport.run(AddJobs(jobs=_with_parent_ids(chunk), staged_insert=staged_insert))
-    for job, number in zip(chunk, _numbers(answer, len(chunk)), strict=True):
-        job.id = number
-        ids.append(number)
+def _add_chunk(transport: Transport, chunk: list[Job], *, staged_insert: int) -> list[int]:
+    try:
+        with _garbage_collection_paused():
+            answer = transport.run(AddJobs(jobs=_resolve_parents(chunk), staged_insert=staged_insert))
+    except TooLarge:
+        raise
+    except InvalidInput:
+        # What can't even be encoded was refused by the codec, which doesn't know the job and its field.
+        with contextlib.suppress(TypeError, AttributeError):  # values of a wrong type
+            for job in chunk:
+                job.check()
+        raise
+    ids = _ids_of(answer, len(chunk))
+    for job, job_id in zip(chunk, ids, strict=True):
+        job.id = job_id
+    return ids
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep Python from looking for garbage while a call is made of thousands of objects, which are none of it.
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause Python's garbage collection while a call with thousands of objects, none of them garbage, is made.
 
-    It would look through the whole program for every few thousand jobs, a quarter of the time of adding them.
+    It would search the whole program for every few thousand jobs, a quarter of the time of adding them.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -161,47 +128,44 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _numbers(answer: Added, count: int) -> Iterator[int]:
-    following = answer.first
+def _ids_of(answer: Added, count: int) -> list[int]:
     existing = answer.existing
-    for position in range(count):
-        if position in existing:
-            yield existing[position]
-        else:
-            yield following
-            following += 1
+    if not existing:
+        return list(range(answer.first, answer.first + count))
+    new_ids = iter(range(answer.first, answer.first + count))
+    return [existing[index] if index in existing else next(new_ids) for index in range(count)]
 
 
-def _with_parent_ids(chunk: list[Job]) -> list[Job]:
-    """Return the jobs with parents as the call wants them: ids, or positions of earlier jobs in this chunk."""
-    places: dict[int, int] = {}
-    ready = []
-    for place, job in enumerate(chunk):
+def _resolve_parents(chunk: list[Job]) -> list[Job]:
+    """Return the jobs with their parents as the call takes them: ids, or positions of earlier jobs in this chunk."""
+    positions: dict[int, int] = {}
+    resolved = []
+    for position, job in enumerate(chunk):
         if type(job) is not Job:
-            msg = f"only Job objects can be added, not {job!r}"
-            raise InvalidInput(msg)
-        if job.id is not None or id(job) in places:
-            msg = f"job {job.name!r} is added already" + (f" (id {job.id})" if job.id is not None else " in this call")
-            raise Conflict(msg)
+            raise InvalidInput(f"only Job objects can be added, not {job!r}")
+        if job.id is not None:
+            raise Conflict(f"job {job.name!r} is added already (id {job.id})")
+        if id(job) in positions:
+            raise Conflict(f"job {job.name!r} is added already in this call")
         if job.parents:
-            ready.append(replace(job, parents=[_parent_reference(job, parent, places) for parent in job.parents]))
+            resolved.append(replace(job, parents=[_parent_reference(job, parent, positions) for parent in job.parents]))
         else:
-            ready.append(job)
-        places[id(job)] = place
-    return ready
+            resolved.append(job)
+        positions[id(job)] = position
+    return resolved
 
 
-def _parent_reference(job: Job, parent: Job | int, places: dict[int, int]) -> int:
+def _parent_reference(job: Job, parent: Job | int, positions: dict[int, int]) -> int:
     if isinstance(parent, Job):
         if parent.id is not None:
             return parent.id
-        if id(parent) in places:
-            return -(places[id(parent)] + 1)
-        msg = f"job {job.name!r}: its parent {parent.name!r} is not added yet; add it before or in the same list"
-        raise InvalidInput(msg)
+        if id(parent) in positions:
+            return -(positions[id(parent)] + 1)
+        raise InvalidInput(
+            f"job {job.name!r}: its parent {parent.name!r} is not added yet; add it before or in the same list"
+        )
     if type(parent) is not int or parent < 1:
-        msg = f"job {job.name!r}: a parent is a Job or a job's id, not {parent!r}"
-        raise InvalidInput(msg)
+        raise InvalidInput(f"job {job.name!r}: a parent is a Job or a job's id, not {parent!r}")
     return parent
 
 
@@ -216,28 +180,26 @@ def _parents_first(jobs: Sequence[Job]) -> Sequence[Job]:
     members = {id(job) for job in jobs}
     ordered: list[Job] = []
     done: set[int] = set()
-    open_: dict[int, Job] = {}  # the path from a root to here: job -> children that led here, in order
+    path: dict[int, Job] = {}  # the jobs from a root to the present one, in order
     for root in jobs:
         stack = [(root, iter(root.parents))] if id(root) not in done else []
         if stack:
-            open_[id(root)] = root
+            path[id(root)] = root
         while stack:
             job, parents = stack[-1]
             for parent in parents:
                 if not isinstance(parent, Job) or id(parent) in done or id(parent) not in members:
                     continue
-                if id(parent) in open_:
-                    path = list(open_.values())
-                    circle = [*path[path.index(open_[id(parent)]) :], parent]
-                    names = " <- ".join(repr(member.name) for member in circle)
-                    msg = f"these jobs depend on each other in a circle: {names}"
-                    raise InvalidInput(msg)
-                open_[id(parent)] = parent
+                if id(parent) in path:
+                    names = [repr(member.name) for member in path.values()]
+                    circle = [*names[list(path).index(id(parent)) :], repr(parent.name)]
+                    raise InvalidInput(f"these jobs depend on each other in a circle: {' <- '.join(circle)}")
+                path[id(parent)] = parent
                 stack.append((parent, iter(parent.parents)))
                 break
             else:
                 stack.pop()
-                del open_[id(job)]
+                del path[id(job)]
                 done.add(id(job))
                 ordered.append(job)
     return ordered

@@ -1,8 +1,8 @@
-"""Jobs as users hold them: adding, choosing, changing in bulk. Everything here becomes calls on a transport."""
+"""Adding, choosing and changing jobs. Everything here becomes calls on a transport."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -24,99 +24,102 @@ from balsam_core.model.filters import AllOf, AnyOf, Column, Compare, NoneOf
 from balsam_core.model.job import FIELDS, Job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from balsam_core.client.inserting import Ids
-    from balsam_core.model.calls import Changed, Event, RemovedJob, Where
-    from balsam_core.transport.native import Transport
+    from balsam_core.model.calls import Call, Changed, Event, RemovedJob, Where
+    from balsam_core.transport.base import Transport
 
-__all__ = ["JobQuery", "Jobs"]
+__all__ = ["JobQuery", "Jobs", "added_id"]
+
+T = TypeVar("T")
 
 CONDITIONS: tuple[type, ...] = (Compare, AllOf, AnyOf, NoneOf)
+UNLIMITED = 2**31 - 1  # jobs
 
 
 class JobQuery:
-    """A choice of jobs, not yet read; every method gives a new one or asks the database.
+    """A query for jobs that has not run yet; every method returns a new query or runs it.
 
     Iterating gives :class:`Job` objects, page by page.
     """
 
     def __init__(
-        self, transport: Transport, where: Where | None = None, *, order: Order | None = None, most: int | None = None
+        self, transport: Transport, where: Where | None = None, *, order: Order | None = None, limit: int | None = None
     ) -> None:
         self._transport = transport
         self._where = AllOf([]) if where is None else where
         self._order = order or Order()
-        self._most = most
+        self._limit = limit
 
     def where(self, *conditions: Where, **equal: object) -> JobQuery:
-        """Narrow the choice: conditions such as ``Job.priority > 3``, or ``field=value``."""
+        """Narrow the query: conditions such as ``Job.priority > 3``, or ``field=value``."""
         parts: list[Where] = []
         for condition in conditions:
             if not isinstance(condition, CONDITIONS):
-                msg = f"{condition!r} is no condition; write one like Job.state == 'FAILED'"
-                raise InvalidInput(msg)
+                raise InvalidInput(f"{condition!r} is no condition; write one like Job.state == 'FAILED'")
             parts.append(condition)
         for name, value in equal.items():
             if name not in FIELDS:
-                msg = f"a job has no field {name!r}; fields are: {', '.join(FIELDS)}"
-                raise InvalidInput(msg)
+                raise InvalidInput(f"a job has no field {name!r}; fields are: {', '.join(FIELDS)}")
             parts.append(Compare(name, "eq", value))
         inner = self._where.parts if isinstance(self._where, AllOf) else [self._where]
-        return JobQuery(self._transport, AllOf([*inner, *parts]), order=self._order, most=self._most)
+        return JobQuery(self._transport, AllOf([*inner, *parts]), order=self._order, limit=self._limit)
 
     def order_by(self, field: Column | str, *, descending: bool = False) -> JobQuery:
         """Sort by a field instead of by id."""
         name = field.name if isinstance(field, Column) else field
-        return JobQuery(self._transport, self._where, order=Order(name, descending), most=self._most)
+        return JobQuery(self._transport, self._where, order=Order(name, descending), limit=self._limit)
 
     def limit(self, most: int) -> JobQuery:
-        """Take at most so many."""
-        return JobQuery(self._transport, self._where, order=self._order, most=most)
+        """Take at most so many jobs."""
+        return JobQuery(self._transport, self._where, order=self._order, limit=most)
 
     # ---- reading
 
     def __iter__(self) -> Iterator[Job]:
-        left = self._most
-        after: int | None = None
-        keyset = self._order == Order()
-        while left is None or left > 0:
-            if not keyset and left is None:
-                left = 2**31 - 1  # only pages in the order of ids can be continued
-            size = min(MOST_JOBS, left) if keyset and left is not None else left or MOST_JOBS
-            page = self._transport.run(GetJobs(where=self._where, order=self._order, limit=size, after=after))
-            yield from page
-            if not keyset or len(page) < size:
-                return
-            after = page[-1].id
-            left = None if left is None else left - len(page)
+        return self._read_pages(
+            lambda limit, after: GetJobs(where=self._where, order=self._order, limit=limit, after=after),
+            lambda job: job.id,
+        )
 
     def rows(self, *fields: Column | str) -> Iterator[list[Any]]:
         """Read only some fields: a list of their values for each job."""
         names = [field.name if isinstance(field, Column) else field for field in fields]
-        left = self._most
-        after: int | None = None
-        keyset = self._order == Order()
         wanted = names if "id" in names else [*names, "id"]
-        place = wanted.index("id")
-        while left is None or left > 0:
-            size = min(MOST_JOBS, left or MOST_JOBS) if keyset else left or 2**31 - 1
-            page = self._transport.run(
-                GetRows(fields=wanted, where=self._where, order=self._order, limit=size, after=after)
-            )
-            if page:
-                after = page[-1][place]
-            for row in page:
-                yield row[: len(names)]
-            if not keyset or len(page) < size:
+        id_index = wanted.index("id")
+        rows = self._read_pages(
+            lambda limit, after: GetRows(fields=wanted, where=self._where, order=self._order, limit=limit, after=after),
+            lambda row: row[id_index],
+        )
+        for row in rows:
+            yield row[: len(names)]
+
+    def _read_pages(
+        self, call: Callable[[int, int | None], Call[list[T]]], id_of: Callable[[T], int | None]
+    ) -> Iterator[T]:
+        """Read page by page in the order of ids; in another order, where a page can't be continued, all at once.
+
+        Args:
+            call: Makes the call for at most so many jobs after an id.
+            id_of: Returns the id of a job.
+        """
+        paged = self._order == Order()
+        left = UNLIMITED if self._limit is None else self._limit
+        after: int | None = None
+        while left > 0:
+            limit = min(MOST_JOBS, left) if paged else left
+            page = self._transport.run(call(limit, after))
+            yield from page
+            if not paged or len(page) < limit:
                 return
-            left = None if left is None else left - len(page)
+            after = id_of(page[-1])
+            left -= len(page)
 
     def count(self) -> int:
         """Count the jobs."""
         found = self._transport.run(CountJobs(where=self._where))
-        return found if self._most is None else min(found, self._most)
+        return found if self._limit is None else min(found, self._limit)
 
     def states(self) -> dict[str, int]:
         """Count the jobs by state."""
@@ -141,7 +144,7 @@ class JobQuery:
         return count
 
     def to_dataframe(self) -> Any:  # noqa: ANN401  (pandas is optional)
-        """Read the jobs into a pandas DataFrame, a column for each field.
+        """Read the jobs into a pandas DataFrame with a column for each field.
 
         Raises:
             NotFound: pandas is not installed.
@@ -149,26 +152,24 @@ class JobQuery:
         try:
             import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
         except ImportError as err:
-            msg = "to_dataframe() needs pandas, which is not installed; run: pip install pandas"
-            raise NotFound(msg) from err
+            raise NotFound("to_dataframe() needs pandas, which is not installed; run: pip install pandas") from err
         return pd.DataFrame(list(self.rows(*FIELDS)), columns=list(FIELDS))
 
     # ---- changing
 
-    def _changing(self) -> Where:
-        if self._most is None:
+    def _stable_condition(self) -> Where:
+        """Return a condition that stays true while the jobs are changed in slices."""
+        if self._limit is None:
             return self._where
         return Compare("id", "in", self.ids())
 
     def kill(self, message: str = "") -> int:
         """Kill the jobs that have not ended; waiting descendants become PARENT_KILLED. Returns how many changed."""
-        where = self._changing()
-        return self._slices(lambda: self._transport.run(KillJobs(where=where, message=message)))
+        return self._change_in_slices(KillJobs(where=self._stable_condition(), message=message))
 
     def retry(self) -> int:
         """Start failed or killed jobs again; returns how many changed."""
-        where = self._changing()
-        return self._slices(lambda: self._transport.run(RetryJobs(where=where)))
+        return self._change_in_slices(RetryJobs(where=self._stable_condition()))
 
     def remove(self) -> list[RemovedJob]:
         """Remove the jobs from the database; their working directories stay. Returns the removed jobs.
@@ -176,17 +177,16 @@ class JobQuery:
         Raises:
             Conflict: A job is running, or another job waits for it.
         """
-        where = self._changing()
+        call = RemoveJobs(where=self._stable_condition())
         removed: list[RemovedJob] = []
-        while some := self._transport.run(RemoveJobs(where=where)):
+        while some := self._transport.run(call):
             removed += some
         return removed
 
-    @staticmethod
-    def _slices(step: Any) -> int:  # noqa: ANN401
+    def _change_in_slices(self, call: Call[Changed]) -> int:
         total = 0
         while True:
-            changed: Changed = step()
+            changed = self._transport.run(call)
             total += len(changed.ids)
             if not changed.more:
                 return total
@@ -195,10 +195,11 @@ class JobQuery:
 class Jobs(JobQuery):
     """All jobs of a database: ``db.jobs``."""
 
-    def add(self, jobs: Job | Iterable[Job]) -> Ids:
+    def add(self, jobs: Job | Iterable[Job]) -> list[int]:
         """Add jobs: all of them or none, visible to others at once; their ``id`` is filled in.
 
-        A list may hold parents and children in any order. An iterator is read as it goes, with flat memory.
+        In a list, parents and children may have any order. An iterator is read as it goes; memory stays flat but for
+        the ids.
 
         Returns:
             The ids in the order of adding. A job whose ``key`` exists keeps the existing job's id.
@@ -219,8 +220,7 @@ class Jobs(JobQuery):
         """
         found = self._transport.run(GetJobs(where=Compare("id", "eq", job_id), limit=1))
         if not found:
-            msg = f"there is no job {job_id}"
-            raise NotFound(msg)
+            raise NotFound(f"there is no job {job_id}")
         return found[0]
 
     def add_dependency(self, parent: int | Job, child: int | Job) -> bool:
@@ -230,16 +230,20 @@ class Jobs(JobQuery):
             InvalidInput: It would close a circle.
             Conflict: The child has started already.
         """
-        return self._transport.run(AddEdge(parent=_number(parent), child=_number(child)))
+        return self._transport.run(AddEdge(parent=added_id(parent), child=added_id(child)))
 
     def history(self, *jobs: int | Job) -> list[Event]:
         """Read everything that happened to the jobs, oldest first."""
-        return self._transport.run(GetHistory(jobs=[_number(job) for job in jobs]))
+        return self._transport.run(GetHistory(jobs=[added_id(job) for job in jobs]))
 
 
-def _number(job: int | Job) -> int:
-    number = job.id if isinstance(job, Job) else job
-    if number is None:
-        msg = f"{job!r} is not added yet: it has no id"
-        raise InvalidInput(msg)
-    return number
+def added_id(job: int | Job) -> int:
+    """Return the id of a job that was added.
+
+    Raises:
+        InvalidInput: It was not added.
+    """
+    job_id = job.id if isinstance(job, Job) else job
+    if job_id is None:
+        raise InvalidInput(f"{job!r} is not added yet: it has no id")
+    return job_id

@@ -1,7 +1,7 @@
 """``dbwriter_address``: the JSON file where clients and the server of a DB directory meet.
 
-It holds no secret: clients take keys and passwords from ``keys/``. It is replaced atomically, so a reader never sees
-half of one. Knows nothing about starting servers or talking to them.
+It holds no secret: clients take keys and passwords from ``keys/``. It is replaced atomically, so that a reader never
+sees a part of one. Knows nothing about starting servers or talking to them.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT",
     "Address",
-    "instead",
+    "endpoint",
     "is_copied",
     "is_gone",
     "is_here",
-    "last_epoch",
-    "place",
+    "last_generation",
+    "override",
     "read",
     "withdraw",
     "write",
 ]
 
 FORMAT = 1  # of the file; a program refuses a newer one
-_LARGEST = 64 * 1024  # bytes
+_MAX_BYTES = 64 * 1024
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")  # names, IPv4, IPv6 with zone; no scheme, no path
-_WORD = re.compile(r"[\w.:/%+-]{0,255}")  # what messages may show, and users may copy to a command line
-_LARGEST_PORT = 65535
+_WORD = re.compile(r"[\w.:/%+-]{0,255}")  # safe to show in messages, and to copy to a command line
+_MAX_PORT = 65535
 _REMEDY = (
     "see balsam dbserver --status; if no server of this DB runs, remove the file and run balsam init on the directory"
 )
@@ -50,8 +50,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Where the server of a DB directory is, and which process it is.
 
     A process is proven to be the published one only if ``node``, ``boot_id``, ``pid_namespace``, ``pid`` and
-    ``start_time`` all match.
-    Unknown members are ignored, so a later version may add some.
+    ``start_time`` all match. Unknown members of the file are ignored, so that a later version may add some.
 
     Attributes:
         format: Version of the file's layout.
@@ -62,12 +61,12 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         node: Host name of the machine that the process runs on.
         boot_id: The machine's boot id (``/proc/sys/kernel/random/boot_id``), empty where there is none.
         pid: Process id of the server.
-        pid_namespace: What the process id is counted in, 0 for unknown; see
+        pid_namespace: The namespace of the process id, 0 for unknown; see
             :class:`balsam_core.system.processes.Machine`.
         start_time: When that process started; see :func:`balsam_core.system.processes.start_of`.
         directory: Inode of the DB directory that it serves, 0 for unknown: a copy of the directory is not served.
-        epoch: Number of this publication; a server with a smaller one has been replaced. When no server is published,
-            the number of the last publication.
+        generation: Number of this publication, ``epoch`` in the file; a server with a smaller one has been replaced.
+            When no server is published, the number of the last publication.
         details: What else the backend's clients need, e.g. a database name; never a secret.
     """
 
@@ -82,34 +81,37 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     pid_namespace: int = 0
     start_time: float = 0.0
     directory: int = 0
-    epoch: int = 0
+    generation: int = msgspec.field(default=0, name="epoch")
     details: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
+    def endpoint(self) -> str:
+        """Host and port, as in ``login1:4711``."""
+        return endpoint(self.host, self.port)
+
+    @property
     def place(self) -> str:
-        """Host and port in one word."""
-        return place(self.host, self.port)
+        """The endpoint, by the name that the first plugins use."""
+        return self.endpoint
 
 
-def place(host: str, port: int) -> str:
-    """Return host and port in one word, as people and ZeroMQ write it."""
+def endpoint(host: str, port: int) -> str:
+    """Return host and port as people and ZeroMQ write them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 _decode = msgspec.json.Decoder(Address).decode
-
-
-_unpublished: dict[Path, Address] = {}  # servers that this process alone uses, by DB directory
+_overrides: dict[Path, Address] = {}  # servers that this process alone uses, by DB directory
 
 
 @contextmanager
-def instead(db: DBDir, server: Address) -> Iterator[None]:
-    """Let this process take a server that it runs itself for the published one, inside the block."""
-    _unpublished[db.path] = server
+def override(db: DBDir, server: Address) -> Iterator[None]:
+    """Make :func:`read` return this address inside the block, in this process only."""
+    _overrides[db.path] = server
     try:
         yield
     finally:
-        del _unpublished[db.path]
+        del _overrides[db.path]
 
 
 def read(db: DBDir) -> Address | None:
@@ -119,22 +121,22 @@ def read(db: DBDir) -> Address | None:
         AddressError: The file is missing, too large, a symbolic link, garbage or holds impossible values.
         SchemaMismatch: A newer Balsam wrote it.
     """
-    if db.path in _unpublished:
-        return _unpublished[db.path]
-    address = _read(db)
-    return (
-        address if address.state == "running" and not (is_here(address) and is_copied(db, address.directory)) else None
-    )
+    if db.path in _overrides:
+        return _overrides[db.path]
+    address = _read_file(db)
+    if address.state == "stopped" or (is_here(address) and is_copied(db, address.directory)):
+        return None
+    return address
 
 
 def is_copied(db: DBDir, directory: int) -> bool:
-    """Say whether a file of a DB directory was written in another one, which this one is a copy of.
+    """Say whether a file of a DB directory was written in another directory, which this one is a copy of.
 
-    Only on the machine that wrote it: some network file systems number their files anew on each.
+    Valid only on the machine that wrote it: some network file systems have other inode numbers on each.
 
     Args:
         db: The DB directory.
-        directory: The inode that the file names, 0 for none.
+        directory: The directory's inode that the file names, 0 for none.
 
     Raises:
         AddressError: The directory can't be looked at.
@@ -152,19 +154,19 @@ def is_here(published: Address) -> bool:
 
 
 def is_gone(published: Address) -> bool:
-    """Say whether the published server's process is proven dead; that of another machine or container never is."""
+    """Say whether the published server's process is proven dead; one of another machine or container never is."""
     same = is_here(published) and published.pid_namespace in {0, this_machine().pid_namespace}
     return same and not is_alive(published.pid, published.start_time)
 
 
-def last_epoch(db: DBDir) -> int:
-    """Return the number of the last publication; 0 when there was none, or nothing that can be understood.
+def last_generation(db: DBDir) -> int:
+    """Return the number of the last publication; 0 when there was none, or the file can't be understood.
 
     Raises:
         SchemaMismatch: A newer Balsam wrote the file.
     """
     try:
-        return max(0, _read(db).epoch)
+        return max(0, _read_file(db).generation)
     except AddressError:
         return 0
 
@@ -176,26 +178,25 @@ def write(db: DBDir, address: Address) -> None:
         AddressError: The address holds impossible values.
         OSError: The file can't be written.
     """
-    fault = _fault(address)
-    if fault:
+    if fault := _fault_in(address):
         raise AddressError(f"an address that can't be published: {fault}")
     atomic_write(db.address_file, msgspec.json.format(msgspec.json.encode(address), indent=2) + b"\n")
 
 
 def withdraw(db: DBDir) -> None:
-    """Publish that no server runs; also what ``balsam init`` writes first. The number of the last publication is kept.
+    """Publish that no server runs, as ``balsam init`` does first; the generation is kept.
 
     Raises:
         SchemaMismatch: A newer Balsam wrote the file.
         OSError: The file can't be written.
     """
-    write(db, Address(epoch=last_epoch(db)))
+    write(db, Address(generation=last_generation(db)))
 
 
-def _read(db: DBDir) -> Address:
+def _read_file(db: DBDir) -> Address:
     name = shown(db.address_file)
     try:
-        data = read_regular(db.address_file, limit=_LARGEST, follow=False)
+        data = read_regular(db.address_file, limit=_MAX_BYTES, follow=False)
     except FileNotFoundError:
         raise AddressError(
             f"{name} is missing: if no server of this DB runs, run balsam init on the directory"
@@ -209,13 +210,12 @@ def _read(db: DBDir) -> Address:
         raise AddressError(f"{name} can't be understood: {why}; {_REMEDY}") from None
     if address.format > FORMAT:
         raise SchemaMismatch(f"{name} has format {address.format}, this Balsam knows {FORMAT}: upgrade with pip")
-    fault = _fault(address)
-    if fault:
+    if fault := _fault_in(address):
         raise AddressError(f"{name} is wrong: {fault}; {_REMEDY}")
     return address
 
 
-def _fault(address: Address) -> str | None:
+def _fault_in(address: Address) -> str | None:
     if address.format < 1:
         return f"format {address.format}"
     if address.state == "stopped":
@@ -224,8 +224,8 @@ def _fault(address: Address) -> str | None:
         f"the host {address.host[:80]!a} is no host name or IP address": not _HOST.fullmatch(address.host),
         f"the node {address.node[:80]!a} is no host name": not _WORD.fullmatch(address.node),
         f"the protocol {address.protocol[:80]!a} is no word": not _WORD.fullmatch(address.protocol),
-        f"the port {address.port} is not between 1 and {_LARGEST_PORT}": not 0 < address.port <= _LARGEST_PORT,
+        f"the port {address.port} is not between 1 and {_MAX_PORT}": not 0 < address.port <= _MAX_PORT,
         f"the process id {address.pid} is not positive": address.pid <= 0,
-        f"the epoch {address.epoch} is negative": address.epoch < 0,
+        f"the epoch {address.generation} is negative": address.generation < 0,
     }
     return next((text for text, wrong in faults.items() if wrong), None)

@@ -1,6 +1,6 @@
 """The DB directory: which files it has, and ``balsam.toml``, the file that makes a directory a Balsam DB.
 
-Knows nothing about the database inside: that is the backend's affair.
+Knows nothing about the database inside, which the backend manages.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["CONFIG_NAME", "DB_TYPE_NAME", "FORMAT", "DBDir", "atomic_write", "make_tree", "write_config"]
+__all__ = ["CONFIG_NAME", "DB_TYPE_NAME", "FORMAT", "DBDir", "make_tree", "write_config"]
 
 FORMAT = 1  # layout of the DB directory; a program refuses a newer one
 CONFIG_NAME = "balsam.toml"
 DB_TYPE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ID = re.compile(r"[0-9a-f]{32}")
-_LARGEST_CONFIG = 64 * 1024  # bytes
+_MAX_CONFIG_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class DBDir:
-    """A DB directory as its ``balsam.toml`` describes it; a value that doesn't change with the file.
+    """A DB directory as its ``balsam.toml`` described it when it was read.
 
     Attributes:
         path: The directory, absolute.
@@ -80,20 +80,20 @@ class DBDir:
             DBDirError: No such directory, a file, no Balsam DB, or an unreadable or damaged ``balsam.toml``.
             SchemaMismatch: A newer Balsam made it.
         """
-        place = expand(path)
+        directory = expand(path)
         try:
-            data = read_regular(place / CONFIG_NAME, limit=_LARGEST_CONFIG)
+            data = read_regular(directory / CONFIG_NAME, limit=_MAX_CONFIG_BYTES)
         except OSError as err:
-            raise DBDirError(_why_not(place, err)) from None
-        return _parse(place, data)
+            raise DBDirError(_explain_unreadable(directory, err)) from None
+        return _parse_config(directory, data)
 
 
-def _why_not(place: Path, err: OSError) -> str:
-    name = shown(place)
+def _explain_unreadable(path: Path, err: OSError) -> str:
+    name = shown(path)
     try:
-        if not place.exists():
+        if not path.exists():
             return f"{name} does not exist: create a DB there with: balsam init {name}"
-        if not place.is_dir():
+        if not path.is_dir():
             return f"{name} is a file, not a DB directory: name the directory that holds {CONFIG_NAME}"
     except OSError as denied:
         return f"{name} can't be looked at: {reason(denied)}; check the path and its permissions"
@@ -102,10 +102,10 @@ def _why_not(place: Path, err: OSError) -> str:
     return f"{name}/{CONFIG_NAME} can't be read: {reason(err)}; check its permissions or restore it from a backup"
 
 
-def _parse(place: Path, data: bytes) -> DBDir:
+def _parse_config(path: Path, data: bytes) -> DBDir:
     import tomllib
 
-    file = f"{shown(place)}/{CONFIG_NAME}"
+    file = f"{shown(path)}/{CONFIG_NAME}"
     remedy = "restore it from a backup"
     try:
         content = tomllib.loads(data.decode())
@@ -124,7 +124,7 @@ def _parse(place: Path, data: bytes) -> DBDir:
         raise DBDirError(f"{file} holds no id of 32 hexadecimal digits; {remedy}")
     if not isinstance(settings, dict) or not all(isinstance(value, str) for value in settings.values()):
         raise DBDirError(f"{file}: [settings] must be a table of texts; {remedy}")
-    return DBDir(path=place, db_type=db_type, id=identity, settings=MappingProxyType(settings))
+    return DBDir(path=path, db_type=db_type, id=identity, settings=MappingProxyType(settings))
 
 
 def make_tree(path: Path) -> None:
@@ -147,11 +147,11 @@ def write_config(db: DBDir) -> None:
     lines = [
         "# This directory is a Balsam DB. Written by `balsam init`; change settings with it, not here.",
         f"format = {FORMAT}",
-        f"db_type = {_quoted(db.db_type)}",
-        f"id = {_quoted(db.id)}",
+        f"db_type = {_toml_string(db.db_type)}",
+        f"id = {_toml_string(db.id)}",
         "",
         "[settings]",
-        *(f"{_quoted(name)} = {_quoted(value)}" for name, value in sorted(db.settings.items())),
+        *(f"{_toml_string(name)} = {_toml_string(value)}" for name, value in sorted(db.settings.items())),
         "",
     ]
     try:
@@ -161,6 +161,6 @@ def write_config(db: DBDir) -> None:
     atomic_write(db.config_file, data)
 
 
-def _quoted(text: str) -> str:
+def _toml_string(text: str) -> str:
     # A TOML basic string is a JSON string, but for DEL and for the surrogate pairs of JSON's ASCII form.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""The published address as a client follows it: one look at the file's status for each call."""
+"""The published address as a client follows it: a call reads the file's status, and the file if it was replaced."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["NotPublishedError", "Publication", "is_loopback", "published_address"]
 
 
+published_address = address.read
+
+
 class NotPublishedError(Exception):
     """No server is published any more; the call may have been sent to one."""
 
 
 class Publication:
-    """What ``dbwriter_address`` says now; the file is read again when it was replaced.
+    """What ``dbwriter_address`` says now.
 
     Args:
         db: The DB directory.
@@ -32,8 +35,8 @@ class Publication:
     def __init__(self, db: DBDir) -> None:
         self.db = db
         self._file = os.fspath(db.address_file)
-        # One object, since threads share it: the file's status from before it was read, and what was read.
-        self._state: tuple[tuple[int, int, int] | None, Address | None] = (None, None)
+        # The file's status from before it was read, and what was read: one object, because threads share it.
+        self._cached: tuple[tuple[int, int, int] | None, Address | None] = (None, None)
 
     @property
     def name(self) -> str:
@@ -41,18 +44,14 @@ class Publication:
         return shown(self.db.path)
 
     def forget(self) -> None:
-        """Read the file at the next look: a network file system may show its old status for a minute."""
-        self._state = (None, None)
+        """Read the file again at the next call: a network file system may show its old status for a minute."""
+        self._cached = (None, None)
 
-    def is_replaced(self, before: int) -> bool:
-        """Say whether another server than this process was published after a publication.
-
-        Args:
-            before: The number of that publication.
-        """
+    def is_replaced(self, generation: int) -> bool:
+        """Say whether another server than this process was published after this generation."""
         self.forget()
         published = self.current()
-        if published is None or published.epoch <= before:
+        if published is None or published.generation <= generation:
             return False
         return published.pid != os.getpid() or not is_here(published)
 
@@ -65,17 +64,17 @@ class Publication:
         """
         try:
             status = os.stat(self._file, follow_symlinks=False)  # noqa: PTH116  (2 us, at each call)
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            key = (status.st_ino, status.st_mtime_ns, status.st_size)
         except OSError:
-            seen = None
-        known, published = self._state
-        if seen is None or seen != known:
+            key = None
+        cached_key, published = self._cached
+        if key is None or key != cached_key:
             published = address.read(self.db)
-            self._state = (seen, published)
+            self._cached = (key, published)
         return published
 
     def reachable(self) -> Address:
-        """Return the published address, for a connection from here.
+        """Return the published address, for a connection from this machine.
 
         Raises:
             NotPublishedError: There is none.
@@ -86,29 +85,21 @@ class Publication:
         published = self.current()
         if published is None:
             raise NotPublishedError
+        self.check_reachable(published)
+        return published
+
+    def check_reachable(self, published: Address) -> None:
+        """Raise Unavailable where a published server can't be reached from this machine."""
         if is_loopback(published.host) and not is_here(published):
             if published.node == this_machine().node:
-                msg = (
+                raise Unavailable(
                     f"the server of {self.name} ran before this machine was restarted, and is not there any more: "
                     f"start it with balsam dbserver --path={self.name}"
                 )
-                raise Unavailable(msg)
-            msg = (
+            raise Unavailable(
                 f"the server of {self.name} listens only on its own host, {published.node}, and this is another one: "
                 f"restart it there with balsam dbserver --stop, then balsam dbserver --host 0.0.0.0"
             )
-            raise Unavailable(msg)
-        return published
-
-
-def published_address(db: DBDir) -> Address | None:
-    """Return where the server of a DB directory is published; None while none is.
-
-    Raises:
-        AddressError: ``dbwriter_address`` is missing or damaged.
-        SchemaMismatch: A newer Balsam wrote it.
-    """
-    return address.read(db)
 
 
 def is_loopback(host: str) -> bool:

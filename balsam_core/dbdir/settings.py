@@ -1,7 +1,7 @@
-"""The user's own settings, and the answer to "which DB?".
+"""The user's own settings, and which DB a command means.
 
-``--db PATH`` comes before ``BALSAM_DB_PATH``, which comes before ``default_db_path`` in ``settings.toml``, which comes
-before ``default_balsamdb`` in the user's data directory. Knows nothing about what is inside a DB directory.
+In this order: ``--db PATH``, ``BALSAM_DB_PATH``, ``default_db_path`` in ``settings.toml``, ``default_balsamdb`` in the
+user's data directory. Knows nothing about the inside of a DB directory.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 DB_PATH_VARIABLE = "BALSAM_DB_PATH"
-_LARGEST_SETTINGS = 1024 * 1024  # bytes
+_MAX_SETTINGS_BYTES = 1024 * 1024
 
 Source = Literal["argument", "environment", "settings", "default"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedPath:
-    """The DB directory that is meant, and who said so.
+    """The DB directory to use, and what chose it.
 
     Attributes:
         path: Absolute path; it need not exist.
@@ -46,16 +46,10 @@ class ResolvedPath:
 
     @property
     def origin(self) -> str:
-        """The source in words for users, e.g. ``BALSAM_DB_PATH``."""
-        match self.source:
-            case "argument":
-                return "--db"
-            case "environment":
-                return DB_PATH_VARIABLE
-            case "settings":
-                return f"default_db_path in {shown(settings_file())}"
-            case "default":
-                return "default"
+        """The source as users know it, e.g. ``BALSAM_DB_PATH``."""
+        if self.source == "settings":
+            return f"default_db_path in {shown(settings_file())}"
+        return {"argument": "--db", "environment": DB_PATH_VARIABLE, "default": "default"}[self.source]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +88,7 @@ def read_settings() -> Settings:
     file = settings_file()
     name = shown(file)
     try:
-        data = read_regular(file, limit=_LARGEST_SETTINGS)
+        data = read_regular(file, limit=_MAX_SETTINGS_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return Settings()
     except OSError as err:
@@ -107,10 +101,10 @@ def read_settings() -> Settings:
     unknown = sorted(content.keys() - {"default_db_path"})
     if unknown:
         raise SettingsError(f"{name} has the unknown key {unknown[0]!r}; the only one is default_db_path")
-    return Settings(default_db_path=_default_db_path(name, content.get("default_db_path")))
+    return Settings(default_db_path=_check_default_db_path(name, content.get("default_db_path")))
 
 
-def _default_db_path(name: str, value: object) -> Path | None:
+def _check_default_db_path(name: str, value: object) -> Path | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.startswith(("/", "~")):
@@ -122,7 +116,7 @@ def _default_db_path(name: str, value: object) -> Path | None:
 
 
 def resolve_db_path(explicit: str | os.PathLike[str] | None = None) -> ResolvedPath:
-    """Return the DB directory to use; ``~`` is expanded, nothing is looked up on disk but the settings file.
+    """Return the DB directory to use; ``~`` is expanded, nothing on disk is read but the settings file.
 
     Args:
         explicit: What the user said with ``--db`` or ``open_db(path)``; None when nothing was said.

@@ -1,7 +1,10 @@
-"""The launcher: the pilot that claims jobs, runs them as processes and records what became of them.
+"""The launcher: claims jobs, runs them as processes and records the results.
 
-One process, one thread, one loop (:mod:`~balsam_core.launcher.loop`). What a single job goes through is written down as
-a straight line in :mod:`~balsam_core.launcher.job.task`; :mod:`~balsam_core.launcher.crew` only starts the processes
-that a job asks for and tells it how they ended. The database is told once a tick
-(:mod:`~balsam_core.launcher.reporter`), and asked for jobs ahead of need (:mod:`~balsam_core.launcher.feed`).
+One process, one thread, one loop (:mod:`~balsam_core.launcher.loop`). A claimed job goes through these modules:
+
+* :mod:`~balsam_core.launcher.claim_queue` claims jobs in batches, before they are needed.
+* :mod:`~balsam_core.launcher.job.claimed_job` holds the lifecycle of one job as straight-line code.
+* :mod:`~balsam_core.launcher.job_runner` starts the processes that jobs ask for, and tells each job how its process
+  ended.
+* :mod:`~balsam_core.launcher.reporter` collects the state changes of all jobs and writes them together.
 """

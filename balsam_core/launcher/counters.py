@@ -1,4 +1,4 @@
-"""Where a launcher's time goes: cheap sums that benchmarks and the log read."""
+"""Where a launcher spends its time, for benchmarks and the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Counters"]
 
 
 class Counters:
-    """Seconds by kind of work and how often it was done."""
+    """Seconds and number of times, by kind of work."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -26,9 +26,9 @@ class Counters:
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Count what is done inside."""
-        begin = perf_counter()
+        """Count the body of the ``with`` statement."""
+        start = perf_counter()
         try:
             yield
         finally:
-            self.add(kind, perf_counter() - begin)
+            self.add(kind, perf_counter() - start)

@@ -1,8 +1,8 @@
-"""The loop: starts what jobs need, collects what ended, and keeps the database informed.
+"""The loop: starts what jobs need, collects what ended, and keeps the database up to date.
 
-Everything happens in one thread. A turn waits in one place only, for processes, signals and the clock together; calls
-to the database are few (claims and changes go in batches) and bounded in time. The database may go away at any time:
-then changes are kept, claimed jobs are started, running ones run on, and all is written when it is back.
+Everything happens in one thread. A turn waits in one place only, for processes, signals and the clock together. Calls
+to the database are few (claims and changes go in batches) and bounded in time. While the database can't be reached,
+changes are kept, claimed jobs are started and running jobs go on; all is written when it is back.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import suppress
-from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.launcher import options as constants
+from balsam_core.launcher.claim_queue import ClaimQueue
 from balsam_core.launcher.counters import Counters
-from balsam_core.launcher.crew import JobRunner
-from balsam_core.launcher.events import telling
-from balsam_core.launcher.feed import ClaimQueue
-from balsam_core.launcher.job.task import LauncherContext
-from balsam_core.launcher.job.words import base_environment
-from balsam_core.launcher.link import OUTAGES, RetryingClient
-from balsam_core.launcher.progress import NoProgress, Snapshot
+from balsam_core.launcher.event_dispatcher import open_dispatcher
+from balsam_core.launcher.job.claimed_job import LauncherContext
+from balsam_core.launcher.job.commands import base_environment
+from balsam_core.launcher.job_runner import JobRunner
+from balsam_core.launcher.options import LauncherResult
+from balsam_core.launcher.progress import Progress, Snapshot
 from balsam_core.launcher.reporter import Reporter
+from balsam_core.launcher.retrying_client import OUTAGES, RetryingClient
 from balsam_core.model.calls import (
     CloseLauncher,
     CountWaiting,
@@ -40,44 +40,16 @@ from balsam_core.system.processes import this_process
 from balsam_core.system.signals import StopRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from balsam_core.client.database import Database
-    from balsam_core.launcher.crew import DoneJob
-    from balsam_core.launcher.job.task import Task
+    from balsam_core.launcher.job.claimed_job import ClaimedJob
+    from balsam_core.launcher.job_runner import RunningJob
     from balsam_core.launcher.options import LauncherOptions
-    from balsam_core.launcher.progress import Progress
 
-__all__ = ["Launcher", "LauncherResult"]
+__all__ = ["Launcher"]
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class LauncherResult:
-    """What a launcher did.
-
-    Attributes:
-        finished: Jobs that finished.
-        failed: Jobs that failed.
-        killed: Jobs that the user killed while they were ours.
-        again: Jobs given back, to be run again after an error or because the launcher stopped.
-        seconds: How long it took.
-        unfit: Waiting jobs that need more than this launcher has; counted up to a limit.
-        reason: Why it ended though something was left; empty where nothing was.
-        signal: The signal that asked it to stop; None where none did.
-        spent: Seconds by kind of work.
-    """
-
-    finished: int = 0
-    failed: int = 0
-    killed: int = 0
-    again: int = 0
-    seconds: float = 0.0
-    unfit: int = 0
-    reason: str = ""
-    signal: int | None = None
-    spent: Mapping[str, float] = field(default_factory=dict)
+_COUNTED_AS = {State.JOB_FINISHED: "finished", State.FAILED: "failed"}  # else "again"
 
 
 class Launcher:
@@ -86,28 +58,28 @@ class Launcher:
     Args:
         db: The database.
         options: What to run.
-        progress: Shows how it stands.
+        progress: Shows the progress to the user.
     """
 
     def __init__(self, db: Database, options: LauncherOptions, progress: Progress | None = None) -> None:
         self.counters = Counters()
         self._db = db
         self._options = options
-        self._progress: Progress = progress or NoProgress()
-        self._link = RetryingClient(db, self.counters)
-        self._began = monotonic()
-        self._end_at = None if options.time_limit is None else self._began + options.time_limit
+        self._progress = progress or Progress()
+        self._client = RetryingClient(db, self.counters)
+        self._started_at = monotonic()
+        self._time_limit_at = inf if options.time_limit is None else self._started_at + options.time_limit
         self._counts = dict.fromkeys(("finished", "failed", "killed", "again"), 0)
-        self._held: dict[int, Task] = {}  # done with, but the database may still name us their holder
-        self._ended: dict[int, Task] = {}  # done with, but the database doesn't know yet
-        self._orphans = False  # whether a claim without an answer may have given us jobs that we don't know of
-        self._reason = ""
-        self._stop_at = inf  # when it was asked to stop
-        self._last_at = inf  # until when the last changes may be written
-        self._stops_seen = 0
+        self._unrecorded: dict[int, ClaimedJob] = {}  # done, but the database doesn't know yet
+        self._unreleased: dict[int, ClaimedJob] = {}  # dropped, but the database may still name us as their holder
+        self._claim_in_doubt = False  # a claim got no answer: the database may have given us jobs that we don't know of
+        self._end_reason = ""
+        self._stop_requested_at = inf
+        self._last_write_at = inf  # how long the last changes may be written
+        self._signals_seen = 0
         self._over = False
-        self._renew_at = self._began + constants.RENEW_EVERY
-        self._killed_at = self._promote_at = self._show_at = self._end_look_at = 0.0
+        self._renew_at = self._started_at + constants.RENEW_EVERY
+        self._ask_killed_at = self._promote_at = self._show_at = self._check_end_at = 0.0
 
     # ---- the run as a whole
 
@@ -117,299 +89,302 @@ class Launcher:
         Raises:
             BalsamError: The database refused us, or could not take the last changes.
         """
-        with StopRequests() as self._stops, telling(self._db) as self._teller:
-            self._register()
-            crew = self._crew
-            crew.processes.watch(self._stops.descriptor, self._stops.drain)
+        with StopRequests() as self._stop_requests, open_dispatcher(self._db) as self._dispatcher:
+            self._register_launcher()
+            runner = self._runner
+            runner.processes.watch(self._stop_requests.descriptor, self._stop_requests.drain)
             failed = False
             try:
                 while not self._over:
-                    self.run_once(constants.LONGEST_IDLE)
-                return self._goodbye()
+                    self.run_once(constants.LONGEST_POLL)
+                return self._sign_off()
             except BaseException:
-                logger.exception("launcher %s ends all its processes because of an error", self._number)
+                logger.exception("launcher %s ends all its processes because of an error", self._launcher_id)
                 failed = True
                 raise
             finally:
                 with suppress(OSError, ValueError):  # the terminal is gone
                     self._progress.close()
-                if crew.abandon(grace=constants.KILL_GRACE) and failed:
-                    self._resign()
-                logger.info("launcher %s ended; seconds by kind of work: %s", self._number, self.counters)
+                if runner.processes.close(grace=constants.KILL_GRACE) and failed and not self._client.outage:
+                    with suppress(BalsamError):  # others get our jobs when the lease ends; now would be better
+                        self._client.run(CloseLauncher(launcher=self._launcher_id))
+                logger.info("launcher %s ended; seconds by kind of work: %s", self._launcher_id, self.counters)
 
-    def _resign(self) -> None:
-        """After an error: let others have our jobs now, not only when our lease is over."""
-        if not self._link.trouble:
-            with suppress(BalsamError):
-                self._link.run(CloseLauncher(launcher=self._number))
-
-    def _register(self) -> None:
+    def _register_launcher(self) -> None:
         me = this_process()
-        self._number = self._db.run(
+        self._launcher_id = self._db.run(
             RegisterLauncher(
                 host=me.host,
                 pid=me.pid,
                 boot_id=me.boot_id,
                 process_start=me.start,
-                lease_seconds=constants.LEASE,
+                lease_seconds=constants.LEASE_SECONDS,
                 workflow=self._options.workflow,
             )
         )
-        logger.info("launcher %s: %s", self._number, self._options)
-        around = LauncherContext(
+        logger.info("launcher %s: %s", self._launcher_id, self._options)
+        context = LauncherContext(
             directory=self._db.directory,
-            environment=base_environment(self._db.directory, self._number),
+            environment=base_environment(self._db.directory, self._launcher_id),
             counters=self.counters,
         )
-        self._reporter = Reporter(self._link.run, self._number, self._teller.tell if self._teller else None)
-        self._feed = ClaimQueue(self._link.run, self._number, self._options, around, self._resources)
-        self._crew = JobRunner(self._options.slots, self.counters, changed=self._reporter.note, left=self._leave)
+        on_recorded = self._dispatcher.add if self._dispatcher else None
+        self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded)
+        self._queue = ClaimQueue(self._client.run, self._launcher_id, self._options, context, self._resources)
+        self._runner = JobRunner(
+            self._options.slots, self.counters, on_change=self._reporter.add, on_done=self._on_job_done
+        )
         try:
-            self._link.run(Prune())
+            self._client.run(Prune())
         except OUTAGES:
-            logger.debug("pruning is left to others", exc_info=True)
+            logger.debug("pruning is left to other launchers", exc_info=True)
 
     def _resources(self) -> Resources:
-        left = None if self._end_at is None else max(0.0, self._end_at - monotonic()) / 60
-        return Resources(minutes_left=left)
+        if self._time_limit_at == inf:
+            return Resources()
+        return Resources(minutes_left=max(0.0, self._time_limit_at - monotonic()) / 60)
 
-    def _goodbye(self) -> LauncherResult:
-        self._show(now=True)
-        if self._reporter.tasks:
+    def _sign_off(self) -> LauncherResult:
+        self._show_progress(now=True)
+        if self._reporter.jobs:
             raise Unavailable(
-                f"the last changes of {len(self._reporter.tasks)} jobs could not be written "
-                f"({self._link.trouble or 'time was over'}); they run again when this launcher's lease is over"
+                f"the last changes of {len(self._reporter.jobs)} jobs could not be written "
+                f"({self._client.outage or 'time was over'}); they run again when this launcher's lease is over"
             )
         unfit = 0
         try:
-            if not self._reason and self._options.only is None:
+            if not self._end_reason and self._options.only is None:
                 waiting = CountWaiting(resources=self._resources(), workflow=self._options.workflow)
-                unfit = self._link.run(waiting)["does not fit"]
-            self._link.run(CloseLauncher(launcher=self._number))
+                unfit = self._client.run(waiting)["does not fit"]
+            self._client.run(CloseLauncher(launcher=self._launcher_id))
         except OUTAGES:
-            logger.warning("the launcher could not say goodbye; its lease ends by itself")
+            logger.warning("the launcher could not sign off; its lease ends by itself")
         return LauncherResult(
             **self._counts,
-            seconds=monotonic() - self._began,
+            seconds=monotonic() - self._started_at,
             unfit=unfit,
-            reason=self._reason,
-            signal=self._stops.number,
+            reason=self._end_reason,
+            signal=self._stop_requests.number,
             spent=self.counters.seconds,
         )
 
     # ---- one turn
 
-    def run_once(self, longest: float) -> None:
-        """Do what is due, then wait for an event, at most ``longest`` seconds."""
-        self._look_for_stop()
+    def run_once(self, longest_wait: float) -> None:
+        """Do what is due, then wait for an event, at most ``longest_wait`` seconds."""
+        self._check_for_stop()
         self._start_claimed()
-        if self._link.up:
-            with suppress(*OUTAGES):  # the link remembers, and nothing is lost
-                self._talk()
-        if self._reason:
-            self._look_for_last()
-        self._show()
+        if self._client.may_call:
+            with suppress(*OUTAGES):  # the client remembers the outage, and nothing is lost
+                self._make_due_calls()
+        if self._end_reason:
+            self._check_last_writes()
+        self._show_progress()
         if not self._over:
-            self._crew.collect(self._patience(longest))
+            self._runner.collect(self._seconds_until_due(longest_wait))
 
-    def _patience(self, longest: float) -> float:
-        """Return how long nothing will be due."""
-        times = [monotonic() + longest, self._show_at]
-        if (overdue := self._crew.processes.kill_overdue()) is not None:
+    def _seconds_until_due(self, longest_wait: float) -> float:
+        times = [monotonic() + longest_wait, self._show_at]
+        if (overdue := self._runner.processes.kill_overdue()) is not None:
             times.append(overdue)
-        if self._end_at is not None and not self._reason:
-            times.append(self._end_at)
-        if self._crew.short:
-            times.append(monotonic() + constants.FIRST_IDLE)
-        if not self._link.up:
-            times.append(self._link.retry_at)
-        elif not self._link.trouble:
+        if not self._end_reason:
+            times.append(self._time_limit_at)
+        if self._runner.blocked:
+            times.append(monotonic() + constants.FIRST_POLL)
+        if not self._client.may_call:
+            times.append(self._client.retry_at)
+        elif not self._client.outage:
             if (due := self._reporter.due()) is not None:
                 times.append(due)
-            if self._crew.live and self._stop_at == inf:
-                times.append(self._killed_at)
-            if self._feed.dry and self._crew.free > len(self._feed.queue):
-                times.append(self._feed.ask_at)
+            if self._runner.jobs and self._stop_requested_at == inf:
+                times.append(self._ask_killed_at)
+            if self._queue.dry and self._runner.free_slots > len(self._queue.jobs):
+                times.append(self._queue.poll_at)
         return min(times) - monotonic()
 
     def _start_claimed(self) -> None:
-        queue, crew = self._feed.queue, self._crew
-        if crew.short:
-            crew.retry()
-        while queue and crew.fits(queue[0]):
-            crew.begin(queue.popleft())
+        queued, runner = self._queue.jobs, self._runner
+        if runner.blocked:
+            runner.retry_blocked()
+        while queued and runner.fits(queued[0]):
+            runner.start(queued.popleft())
 
-    def _leave(self, left: DoneJob) -> None:
-        """Deal with a job that is no more in work."""
-        task = left.task
-        if left.dropped:
-            self._hold(task)
+    def _on_job_done(self, running: RunningJob) -> None:
+        claimed = running.claimed
+        if running.dropped:
+            self._keep_until_released(claimed)
             return
-        self._reporter.note(task)
-        self._ended[task.id] = task
-        if task.state is State.FAILED:
-            logger.info("job %s (%.80s) failed: %s", task.id, task.job.name, task.message)
+        self._reporter.add(claimed)
+        self._unrecorded[claimed.id] = claimed
+        if claimed.state is State.FAILED:
+            logger.info("job %s (%.80s) failed: %s", claimed.id, claimed.job.name, claimed.message)
 
     # ---- the database
 
-    def _talk(self) -> None:
+    def _make_due_calls(self) -> None:
         """Make the calls that are due.
 
         Raises:
             Unavailable: The rest is for later.
             OutcomeUnknown: The same.
         """
-        if self._stop_at < inf:
-            self._flush()
+        if self._stop_requested_at < inf:
+            self._write_changes()
             return
-        if self._orphans:
+        if self._claim_in_doubt:
             self._give_back_unknown()
-        self._claim()
+        self._claim_jobs()
         due = self._reporter.due()
         now = monotonic()
-        if due is not None and (due <= now or (self._crew.free > 0 and not self._feed.queue)) and self._flush():
-            self._feed.nudge()
-            self._claim()
+        idle = self._runner.free_slots > 0 and not self._queue.jobs
+        if due is not None and (due <= now or idle) and self._write_changes():
+            self._queue.poll_soon()
+            self._claim_jobs()
         if now >= self._renew_at:
-            answer = self._link.run(RenewLease(launcher=self._number, lease_seconds=constants.LEASE))
+            answer = self._client.run(RenewLease(launcher=self._launcher_id, lease_seconds=constants.LEASE_SECONDS))
             self._renew_at = now + constants.RENEW_EVERY
             self._end_killed(answer.killed)
-        if now >= self._killed_at and (self._crew.live or self._feed.queue or self._held):
-            self._killed_at = now + constants.KILLED_EVERY
-            self._end_killed(self._link.run(GetKilled(launcher=self._number)))
-        if not self._reason:
+        if now >= self._ask_killed_at and (self._runner.jobs or self._queue.jobs or self._unreleased):
+            self._ask_killed_at = now + constants.ASK_KILLED_EVERY
+            self._end_killed(self._client.run(GetKilled(launcher=self._launcher_id)))
+        if not self._end_reason:
             if now >= self._promote_at:
                 self._promote_at = now + constants.PROMOTE_EVERY
-                self._feed.promote()
-            self._look_for_end()
+                self._queue.promote()
+            self._check_for_end()
 
-    def _claim(self) -> int:
+    def _claim_jobs(self) -> int:
         """Claim jobs where some are wanted, and start them; returns how many came."""
-        wanted = 0 if self._reason or self._reporter.doubtful else self._feed.wanted(self._crew.free)
+        may_claim = not self._end_reason and not self._reporter.in_doubt
+        wanted = self._queue.wanted(self._runner.free_slots) if may_claim else 0
         if not wanted:
             return 0
         try:
-            got = self._feed.claim(wanted)
+            got = self._queue.claim(wanted)
         except OUTAGES:
-            self._orphans = True
+            self._claim_in_doubt = True
             raise
         self._start_claimed()
         return got
 
     def _give_back_unknown(self) -> None:
-        """Give back jobs of a claim without an answer, which we don't know."""
-        known = {task.id for task in self._feed.queue}
-        known |= self._crew.live.keys() | self._reporter.tasks.keys() | self._held.keys()
-        self._feed.give_back_unknown(known)
-        self._orphans = False
+        """Give back the jobs of a claim whose answer was lost."""
+        known = {claimed.id for claimed in self._queue.jobs}
+        known |= self._runner.jobs.keys() | self._reporter.jobs.keys() | self._unreleased.keys()
+        self._queue.give_back_unknown(known)
+        self._claim_in_doubt = False
 
-    def _flush(self) -> bool:
-        """Write what changed; returns whether jobs ended, which may have freed others."""
-        if not self._reporter.tasks:
+    def _write_changes(self) -> bool:
+        """Write what changed; returns whether jobs ended, which may have made others ready."""
+        if not self._reporter.jobs:
             return False
-        for task, why in self._reporter.flush():
-            logger.warning("job %s: the database refused what happened to it: %s", task.id, why)
-            live = self._crew.live.get(task.id)
-            if live is None:
-                self._ended.pop(task.id, None)
-                self._hold(task)
-            elif not live.dropped:
-                self._crew.drop(live, grace=constants.KILL_GRACE)
-        ended = bool(self._ended)
-        for task in self._ended.values():
-            self._counts[_fate(task)] += 1
-        self._ended.clear()
+        for claimed, why in self._reporter.flush():
+            logger.warning("job %s: the database refused its changes: %s", claimed.id, why)
+            running = self._runner.jobs.get(claimed.id)
+            if running is None:
+                self._unrecorded.pop(claimed.id, None)
+                self._keep_until_released(claimed)
+            elif not running.dropped:
+                self._runner.drop(running, grace=constants.KILL_GRACE)
+        ended = bool(self._unrecorded)
+        for claimed in self._unrecorded.values():
+            self._counts[_COUNTED_AS.get(claimed.state, "again")] += 1
+        self._unrecorded.clear()
         return ended
 
-    def _hold(self, task: Task) -> None:
-        """Keep a job that we are done with until the database says whether we still hold it."""
-        self._reporter.forget(task)
-        self._held[task.id] = task
-        self._killed_at = 0.0
+    def _keep_until_released(self, claimed: ClaimedJob) -> None:
+        """Keep a dropped job until the database says whether we still hold it."""
+        self._reporter.forget(claimed)
+        self._unreleased[claimed.id] = claimed
+        self._ask_killed_at = 0.0
 
     def _end_killed(self, ids: list[int]) -> None:
         """End jobs that the user killed; each is given back when its processes are gone."""
-        for number in ids:
-            live = self._crew.live.get(number)
-            if live is not None:
-                if not live.dropped:
-                    self._crew.drop(live, grace=constants.KILL_GRACE)
+        for job_id in ids:
+            running = self._runner.jobs.get(job_id)
+            if running is not None:
+                if not running.dropped:
+                    self._runner.drop(running, grace=constants.KILL_GRACE)
                 continue
-            task = self._held.pop(number, None) or self._feed.withdraw(number)
-            if task is not None:
-                logger.info("job %s (%.80s) was killed by the user", task.id, task.job.name)
+            claimed = self._unreleased.pop(job_id, None) or self._queue.withdraw(job_id)
+            if claimed is not None:
+                logger.info("job %s (%.80s) was killed by the user", claimed.id, claimed.job.name)
                 self._counts["killed"] += 1
-                task.give_back()
-                self._reporter.note(task)
+                claimed.give_back()
+                self._reporter.add(claimed)
 
     # ---- the end
 
-    def _look_for_end(self) -> None:
+    def _check_for_end(self) -> None:
         """Find out whether anything is left to do, now or soon."""
-        if self._crew.live or self._feed.queue or self._reporter.tasks or not self._feed.dry:
+        if self._runner.jobs or self._queue.jobs or self._reporter.jobs or not self._queue.dry:
             return
-        if monotonic() < self._end_look_at:
+        if monotonic() < self._check_end_at:
             return
-        self._feed.promote()
-        self._feed.ask_at = 0.0
-        self._over = not self._claim() and not self._feed.may_come()
-        self._end_look_at = monotonic() + constants.LONGEST_IDLE
+        self._queue.promote()
+        self._queue.poll_at = 0.0
+        self._over = not self._claim_jobs() and not self._queue.more_may_come()
+        self._check_end_at = monotonic() + constants.LONGEST_POLL
 
-    def _look_for_stop(self) -> None:
-        """See whether a signal came, time is over, or nothing can be started any more."""
-        stops = self._stops
-        if stops.count > self._stops_seen:
-            self._stops_seen = stops.count
-            name = signal.Signals(stops.number or signal.SIGINT).name
-            self._stop(f"stopped by {name}", stops.at, grace=constants.TERM_GRACE if stops.count == 1 else 0.0)
-        elif self._reason:
+    def _check_for_stop(self) -> None:
+        """See whether a signal came, time is over, or no job can be started any more."""
+        requests = self._stop_requests
+        if requests.count > self._signals_seen:
+            self._signals_seen = requests.count
+            name = signal.Signals(requests.number or signal.SIGINT).name
+            self._stop_jobs(
+                f"stopped by {name}", requests.at, grace=constants.TERM_GRACE if requests.count == 1 else 0.0
+            )
+        elif self._end_reason:
             return
-        elif self._end_at is not None and monotonic() >= self._end_at:
-            self._stop("the time limit was reached", self._end_at, grace=constants.TERM_GRACE)
-        elif self._crew.fault:
-            self._give_back_claimed(self._crew.fault)  # what runs may end well
+        elif monotonic() >= self._time_limit_at:
+            self._stop_jobs("the time limit was reached", self._time_limit_at, grace=constants.TERM_GRACE)
+        elif self._runner.fault:
+            self._end_early(self._runner.fault)  # running jobs may end well
 
-    def _stop(self, why: str, since: float, *, grace: float) -> None:
-        """Start nothing more and ask everything to end."""
-        self._give_back_claimed(why)
-        self._stop_at = min(self._stop_at, since)
-        self._link.timeout = constants.LAST_CALL_TIMEOUT
-        self._link.retry_at = 0.0
-        self._crew.close(f"{self._reason} (launcher {self._number})", grace=grace)
+    def _stop_jobs(self, reason: str, since: float, *, grace: float) -> None:
+        """Start nothing more and ask all processes to end."""
+        self._end_early(reason)
+        self._stop_requested_at = min(self._stop_requested_at, since)
+        self._client.timeout = constants.LAST_CALL_TIMEOUT
+        self._client.retry_at = 0.0
+        self._runner.stop(f"{self._end_reason} (launcher {self._launcher_id})", grace=grace)
 
-    def _give_back_claimed(self, why: str) -> None:
-        if not self._reason:
-            self._reason = why
-            logger.info("launcher %s ends: %s", self._number, why)
-        while self._feed.queue:
-            task = self._feed.queue.pop()
-            task.give_back()
-            self._reporter.note(task)
+    def _end_early(self, reason: str) -> None:
+        """Start no more jobs: give back those that were not started."""
+        if not self._end_reason:
+            self._end_reason = reason
+            logger.info("launcher %s ends: %s", self._launcher_id, reason)
+        while self._queue.jobs:
+            claimed = self._queue.jobs.pop()
+            claimed.give_back()
+            self._reporter.add(claimed)
 
-    def _look_for_last(self) -> None:
-        """See whether all is said, or there is no more time to say it."""
+    def _check_last_writes(self) -> None:
+        """See whether all changes are written, or there is no more time to write them."""
         now = monotonic()
-        if self._crew.live:
-            self._last_at = now + constants.LAST_WORDS
-            self._over = now > self._stop_at + constants.DEADLINE
+        give_up_at = self._stop_requested_at + constants.STOP_TIMEOUT
+        if self._runner.jobs:
+            self._last_write_at = now + constants.LAST_WRITES_TIMEOUT
+            self._over = now > give_up_at
         else:
-            self._over = not self._reporter.tasks or now > min(self._last_at, self._stop_at + constants.DEADLINE)
+            self._over = not self._reporter.jobs or now > min(self._last_write_at, give_up_at)
 
-    # ---- showing
+    # ---- progress
 
-    def _show(self, *, now: bool = False) -> None:
+    def _show_progress(self, *, now: bool = False) -> None:
         if not now and monotonic() < self._show_at:
             return
         self._show_at = monotonic() + self._progress.every
-        remark = self._reason
-        if self._link.trouble:
-            remark = f"the database can't be reached, {len(self._reporter.tasks)} changes are kept"
-        elif self._crew.short:
+        remark = self._end_reason
+        if self._client.outage:
+            remark = f"the database can't be reached, {len(self._reporter.jobs)} changes are kept"
+        elif self._runner.blocked:
             remark = "this machine can't start more processes"
         snapshot = Snapshot(
-            seconds=monotonic() - self._began,
-            running=len(self._crew.live),
-            queued=len(self._feed.queue),
+            seconds=monotonic() - self._started_at,
+            running=len(self._runner.jobs),
+            queued=len(self._queue.jobs),
             remark=remark,
             finished=self._counts["finished"],
             failed=self._counts["failed"],
@@ -417,11 +392,6 @@ class Launcher:
         )
         try:
             self._progress.show(snapshot)
-        except (OSError, ValueError):  # the terminal or pipe is gone: no reason to end anybody's simulation
+        except (OSError, ValueError):  # the terminal or pipe is gone, which must not end any job
             logger.info("nobody reads the progress any more", exc_info=True)
-            self._progress = NoProgress()
-
-
-def _fate(task: Task) -> str:
-    """Return what an ended job counts as."""
-    return {State.JOB_FINISHED: "finished", State.FAILED: "failed"}.get(task.state, "again")
+            self._progress = Progress()

@@ -1,37 +1,38 @@
-"""What a launcher is asked to do, and the constants of how it does it."""
+"""What a launcher is asked to do, what it returns, and the constants of how it works."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping  # noqa: TC003
+from dataclasses import dataclass, field
 
-__all__ = ["LauncherOptions", "available_cores"]
+__all__ = ["LauncherOptions", "LauncherResult", "available_cores"]
 
 # ---- the database
-LEASE = 900.0  # seconds that the jobs stay ours without a sign of life: an outage must not kill a running simulation
+LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
 RENEW_EVERY = 60.0  # seconds
-CALL_TIMEOUT = 5.0  # seconds that a call may hold up the loop; it is repeated later
-FIRST_BACK_OFF = 0.25  # seconds after a call found no database
+CALL_TIMEOUT = 5.0  # seconds that a call may block the loop; it is repeated later
+FIRST_BACK_OFF = 0.25  # seconds after the database could not be reached
 LONGEST_BACK_OFF = 10.0
-KILLED_EVERY = 1.0  # seconds between questions for jobs that the user killed
+ASK_KILLED_EVERY = 1.0  # seconds between queries for jobs that the user killed
 FLUSH_AFTER = 0.05  # seconds that a change waits for others to share its write
 FLUSH_AT = 400  # changed jobs that are written at once
-FLUSH_SHARE = 6  # the loop waits this many times the duration of a write before the next, as long as slots are busy
+FLUSH_SHARE = 6  # while slots are busy, the next write waits this many times the duration of the last one
 
 # ---- claiming
-FIRST_IDLE = 0.1  # seconds between questions for more jobs while there are none
-LONGEST_IDLE = 1.0
-PROMOTE_EVERY = 5.0  # seconds between looks for added jobs that were left in CREATED
+FIRST_POLL = 0.1  # seconds between claims while no job is ready
+LONGEST_POLL = 1.0
+PROMOTE_EVERY = 5.0  # seconds between searches for added jobs that were left in CREATED
 LARGEST_CLAIM = 500  # jobs
-QUEUE_SECONDS = 0.25  # claimed jobs should last about so long: enough to stay busy, little to keep from others
+QUEUE_SECONDS = 0.25  # how long the claimed jobs should last: the loop stays busy and other launchers get jobs too
 
 # ---- ending
 TERM_GRACE = 10.0  # seconds from SIGTERM to SIGKILL when the launcher stops
 KILL_GRACE = 5.0  # the same for a job that the user killed
-LAST_WORDS = 8.0  # seconds to get the last changes into a database that doesn't answer
-DEADLINE = 20.0  # seconds from a request to stop until the launcher gives up on everything that is left
-LAST_CALL_TIMEOUT = 2.0  # seconds for one call after a request to stop
-HEAR_LAST = 2.0  # seconds that a plugin may take to hear of the last events
+LAST_WRITES_TIMEOUT = 8.0  # seconds to write the last changes to a database that doesn't answer
+STOP_TIMEOUT = 20.0  # seconds from a stop request until the launcher gives up on everything that is left
+LAST_CALL_TIMEOUT = 2.0  # seconds for one call after a stop request
+LAST_EVENTS_TIMEOUT = 2.0  # seconds that a plugin may take for the last events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,33 @@ class LauncherOptions:
     workflow: str = ""
     only: tuple[int, ...] | None = None
     time_limit: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LauncherResult:
+    """What a launcher did.
+
+    Attributes:
+        finished: Jobs that finished.
+        failed: Jobs that failed.
+        killed: Jobs that the user killed while they were ours.
+        again: Jobs given back, to be run again after an error or because the launcher stopped.
+        seconds: How long it took.
+        unfit: Waiting jobs that need more than this launcher has; counted up to a limit.
+        reason: Why it ended though something was left; empty where nothing was.
+        signal: The signal that asked it to stop; None where none did.
+        spent: Seconds by kind of work.
+    """
+
+    finished: int = 0
+    failed: int = 0
+    killed: int = 0
+    again: int = 0
+    seconds: float = 0.0
+    unfit: int = 0
+    reason: str = ""
+    signal: int | None = None
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 def available_cores() -> int:

@@ -1,14 +1,16 @@
-"""How a run is shown: one live line on a terminal, a plain line every few seconds elsewhere."""
+"""How the progress of a run is shown: one live line on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.live import Live
 
-__all__ = ["LiveProgress", "NoProgress", "PlainProgress", "Progress", "Snapshot", "progress_on"]
+__all__ = ["LiveProgress", "PlainProgress", "Progress", "Snapshot", "progress_on"]
 
 PLAIN_EVERY = 5.0  # seconds
 LIVE_EVERY = 0.25
@@ -16,14 +18,14 @@ LIVE_EVERY = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """How a launcher stands.
+    """The progress of a launcher at one moment.
 
     Attributes:
         seconds: Since its start.
         finished: Jobs that finished.
         failed: Jobs that failed.
         killed: Jobs that the user killed.
-        running: Jobs in work.
+        running: Jobs that run.
         queued: Jobs claimed but not started.
         remark: What is unusual, e.g. that the database doesn't answer; empty for nothing.
     """
@@ -41,47 +43,40 @@ class Snapshot:
         """Ended jobs per second."""
         return (self.finished + self.failed) / self.seconds if self.seconds > 0 else 0.0
 
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """Give the parts of a line, without the remark, each with its style for rich."""
+        yield f"{self.finished} finished", "green" if self.finished else "dim"
+        yield f"{self.failed} failed", "bold red" if self.failed else "dim"
+        if self.killed:
+            yield f"{self.killed} killed", "yellow"
+        yield f"{self.running} running", "blue" if self.running else "dim"
+        if self.queued:
+            yield f"{self.queued} claimed", "dim"
+        yield f"{self.rate:.1f} jobs/s", "dim"
+        yield duration(self.seconds), "dim"
+
     def text(self) -> str:
         """Return it as one line."""
-        parts = [f"{self.finished} finished", f"{self.failed} failed"]
-        if self.killed:
-            parts.append(f"{self.killed} killed")
-        parts.append(f"{self.running} running")
-        if self.queued:
-            parts.append(f"{self.queued} claimed")
-        parts += [f"{self.rate:.1f} jobs/s", duration(self.seconds)]
-        return ", ".join(parts) + (f" ({self.remark})" if self.remark else "")
+        return ", ".join(text for text, _ in self.parts()) + (f" ({self.remark})" if self.remark else "")
 
 
-class Progress(Protocol):
-    """Shows how a launcher stands.
+class Progress:
+    """Shows the progress of a launcher; this base class shows nothing.
 
     Attributes:
-        every: Seconds between two showings.
+        every: Seconds between two calls of :meth:`show`.
     """
 
-    every: float
+    every = 3600.0
 
     def show(self, snapshot: Snapshot) -> None:
         """Show it."""
 
     def close(self) -> None:
-        """Take the display away."""
+        """Remove the display."""
 
 
-class NoProgress:
-    """Shows nothing."""
-
-    every = 3600.0
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class PlainProgress:
+class PlainProgress(Progress):
     """Writes a line when something has changed.
 
     Args:
@@ -95,18 +90,15 @@ class PlainProgress:
         self._last: tuple[object, ...] = (0, 0, 0, 0, "")
 
     def show(self, snapshot: Snapshot) -> None:
-        """Write a line, unless it would say the same as the last one."""
+        """Write a line, unless nothing but the time has changed."""
         now = (snapshot.finished, snapshot.failed, snapshot.killed, snapshot.running, snapshot.remark)
         if now != self._last:
             self._last = now
             self._stream.write(f"{snapshot.text()}\n")
             self._stream.flush()
 
-    def close(self) -> None:
-        """Do nothing."""
 
-
-class LiveProgress:
+class LiveProgress(Progress):
     """Keeps one line of a terminal up to date.
 
     Args:
@@ -123,27 +115,20 @@ class LiveProgress:
         """Redraw the line."""
         from rich.text import Text
 
-        line = Text(no_wrap=True, overflow="ellipsis")
-        line.append(f"{snapshot.finished} finished", "green" if snapshot.finished else "dim")
-        line.append("  ")
-        line.append(f"{snapshot.failed} failed", "bold red" if snapshot.failed else "dim")
-        if snapshot.killed:
-            line.append(f"  {snapshot.killed} killed", "yellow")
-        line.append(f"  {snapshot.running} running", "blue" if snapshot.running else "dim")
-        line.append(f"  {snapshot.rate:.1f} jobs/s  {duration(snapshot.seconds)}", "dim")
-        if snapshot.remark:
-            line.append(f"  {snapshot.remark}", "yellow")
+        parts = [*snapshot.parts(), (snapshot.remark, "yellow")]
+        line = Text("  ").join(Text(text, style) for text, style in parts)
+        line.no_wrap, line.overflow = True, "ellipsis"
         if self._live is None:
             from rich.console import Console
             from rich.live import Live
 
-            # No thread: processes are started with the working directory of this process changed.
+            # No refresh thread: this process changes its working directory while it starts another one.
             self._live = Live(console=Console(file=self._stream), auto_refresh=False, transient=True)
             self._live.start()
         self._live.update(line, refresh=True)
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._live is not None:
             self._live.stop()
             self._live = None

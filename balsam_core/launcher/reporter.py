@@ -1,6 +1,6 @@
-"""What the database doesn't know yet: changes of all jobs, written together once a tick.
+"""State changes that the database doesn't know yet, of all jobs, written together.
 
-A change stays here until the database has answered. Where an answer got lost, the next write first looks which changes
+A change stays here until the database has confirmed it. If an answer got lost, the next write first reads which changes
 were made. Knows nothing about processes.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from balsam_core.errors import OutcomeUnknown
 from balsam_core.launcher.options import FLUSH_AFTER, FLUSH_AT, FLUSH_SHARE
@@ -19,69 +19,64 @@ from balsam_core.model.states import END, State
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from balsam_core.launcher.job.task import Task
-    from balsam_core.model.calls import Call
+    from balsam_core.launcher.job.claimed_job import ClaimedJob
+    from balsam_core.launcher.retrying_client import RunCall
 
-__all__ = ["Reporter", "RunCall"]
+__all__ = ["Reporter"]
 
 logger = logging.getLogger(__name__)
 
-R = TypeVar("R")
 LONGEST_MESSAGE = 2000  # characters
 LONGEST_WAIT = 1.0  # seconds that a change waits, however slow the database is
 
 
-class RunCall(Protocol):
-    """Runs a call on the database; raises :class:`~balsam_core.errors.BalsamError`."""
-
-    def __call__(self, call: Call[R], /) -> R:
-        """Return the answer."""
-
-
 class Reporter:
-    """The changes that one launcher has to tell.
+    """The changes that one launcher has to write.
 
     Args:
         run: Runs a call.
-        launcher: The launcher's number.
-        recorded: Told what the database has taken, each change once; None for nobody.
+        launcher_id: The launcher.
+        on_recorded: Called with what the database has recorded, each change once; None for nobody.
 
     Attributes:
-        tasks: Jobs with something to tell, by id.
+        jobs: Jobs with unwritten changes, by id.
     """
 
-    def __init__(self, run: RunCall, launcher: int, recorded: Callable[[Sequence[Update]], None] | None = None) -> None:
-        self.tasks: dict[int, Task] = {}
+    def __init__(
+        self, run: RunCall, launcher_id: int, on_recorded: Callable[[Sequence[Update]], None] | None = None
+    ) -> None:
+        self.jobs: dict[int, ClaimedJob] = {}
         self._run = run
-        self._launcher = launcher
-        self._recorded = recorded
-        self._since = 0.0
-        self._pause = FLUSH_AFTER
-        self._doubtful: dict[int, tuple[int, str]] = {}  # job -> transitions and message in the write without an answer
+        self._launcher_id = launcher_id
+        self._on_recorded = on_recorded
+        self._oldest_at = 0.0
+        self._wait = FLUSH_AFTER
+        # job -> number of transitions and the message in the write whose answer was lost
+        self._in_doubt: dict[int, tuple[int, str]] = {}
 
-    def note(self, task: Task) -> None:
-        """Remember that a job has something to tell."""
-        if not self.tasks:
-            self._since = monotonic()
-        self.tasks[task.id] = task
+    def add(self, claimed: ClaimedJob) -> None:
+        """Remember that a job has changes to write."""
+        if not self.jobs:
+            self._oldest_at = monotonic()
+        self.jobs[claimed.id] = claimed
 
-    def forget(self, task: Task) -> None:
-        """Let go of what there was to tell about a job."""
-        self.tasks.pop(task.id, None)
-        self._doubtful.pop(task.id, None)
+    def forget(self, claimed: ClaimedJob) -> None:
+        """Drop the changes of a job."""
+        self.jobs.pop(claimed.id, None)
+        self._in_doubt.pop(claimed.id, None)
 
     @property
-    def doubtful(self) -> bool:
+    def in_doubt(self) -> bool:
         """Whether it isn't known if the last write was made."""
-        return bool(self._doubtful)
+        return bool(self._in_doubt)
 
     def due(self) -> float | None:
         """Return when the changes are to be written at the latest, None where there are none."""
-        if not self.tasks:
+        if not self.jobs:
             return None
-        return self._since if len(self.tasks) >= FLUSH_AT else self._since + self._pause
+        return self._oldest_at if len(self.jobs) >= FLUSH_AT else self._oldest_at + self._wait
 
-    def flush(self) -> list[tuple[Task, str]]:
+    def flush(self) -> list[tuple[ClaimedJob, str]]:
         """Write all changes.
 
         Returns:
@@ -90,68 +85,68 @@ class Reporter:
         Raises:
             BalsamError: Not all could be written; the others are kept.
         """
-        begin = monotonic()
-        if self._doubtful:
-            self._look()
-        refused: list[tuple[Task, str]] = []
-        ids = list(self.tasks)
-        for start in range(0, len(ids), MOST_JOBS):
-            some = [self.tasks[job] for job in ids[start : start + MOST_JOBS]]
+        start = monotonic()
+        if self._in_doubt:
+            self._resolve_doubt()
+        refused: list[tuple[ClaimedJob, str]] = []
+        ids = list(self.jobs)
+        for at in range(0, len(ids), MOST_JOBS):
+            chunk = [self.jobs[job] for job in ids[at : at + MOST_JOBS]]
             now = monotonic()
-            call = UpdateJobs(launcher=self._launcher, updates=[_update(task, now) for task in some])
+            call = UpdateJobs(launcher=self._launcher_id, updates=[_make_update(one, now) for one in chunk])
             try:
                 answer = self._run(call)
             except OutcomeUnknown:
-                self._doubtful = {task.id: (len(task.transitions), task.message) for task in some}
+                self._in_doubt = {one.id: (len(one.transitions), one.message) for one in chunk}
                 raise
-            if self._recorded is not None:
-                self._recorded([update for update in call.updates if update.job not in answer])
-            refused += [(self.tasks[job], why) for job, why in answer.items()]
-            for task in some:
-                self._told(task, len(task.transitions), task.message)
-        self._pause = min(max(FLUSH_AFTER, FLUSH_SHARE * (monotonic() - begin)), LONGEST_WAIT)
+            if self._on_recorded is not None:
+                self._on_recorded([update for update in call.updates if update.job not in answer])
+            refused += [(self.jobs[job], why) for job, why in answer.items()]
+            for one in chunk:
+                self._forget_written(one, len(one.transitions), one.message)
+        self._wait = min(max(FLUSH_AFTER, FLUSH_SHARE * (monotonic() - start)), LONGEST_WAIT)
         return refused
 
-    def _told(self, task: Task, count: int, message: str) -> None:
-        """Forget what the database knows."""
-        del task.transitions[:count]
-        task.message = task.message.removeprefix(message).removeprefix("; ")
-        if not task.transitions:
-            self.tasks.pop(task.id, None)
+    def _forget_written(self, claimed: ClaimedJob, count: int, message: str) -> None:
+        del claimed.transitions[:count]
+        claimed.message = claimed.message.removeprefix(message).removeprefix("; ")
+        if not claimed.transitions:
+            self.jobs.pop(claimed.id, None)
 
-    def _look(self) -> None:
-        """Find out which changes of the write without an answer were made."""
+    def _resolve_doubt(self) -> None:
+        """Read which changes of the write without an answer were made."""
         rows = self._run(
-            GetRows(fields=["id", "state", "attempt", "launcher_id"], where=Compare("id", "in", sorted(self._doubtful)))
+            GetRows(fields=["id", "state", "attempt", "launcher_id"], where=Compare("id", "in", sorted(self._in_doubt)))
         )
         found = {row[0]: row[1:] for row in rows}
-        for job, (count, message) in self._doubtful.items():
-            task = self.tasks.get(job)
-            if task is None:
+        for job, (count, message) in self._in_doubt.items():
+            claimed = self.jobs.get(job)
+            if claimed is None:
                 continue
             state, attempt, holder = found.get(job, (None, None, None))
-            if _made(task, count, mine=(attempt, holder) == (task.attempt, self._launcher), state=state):
+            ours = (attempt, holder) == (claimed.attempt, self._launcher_id)
+            if _was_written(claimed, count, ours=ours, state=state):
                 logger.info("job %s: the write without an answer was made", job)
-                if self._recorded is not None:
-                    self._recorded([_update(task, monotonic(), count)])
-                self._told(task, count, message)
-        self._doubtful = {}
+                if self._on_recorded is not None:
+                    self._on_recorded([_make_update(claimed, monotonic(), count)])
+                self._forget_written(claimed, count, message)
+        self._in_doubt = {}
 
 
-def _update(task: Task, now: float, count: int | None = None) -> Update:
+def _make_update(claimed: ClaimedJob, now: float, count: int | None = None) -> Update:
     return Update(
-        job=task.id,
-        attempt=task.attempt,
-        transitions=[(state, max(0.0, now - at)) for state, at in task.transitions[:count]],
-        message=task.message[:LONGEST_MESSAGE],
-        return_code=task.return_code,
-        release=task.released,
+        job=claimed.id,
+        attempt=claimed.attempt,
+        transitions=[(state, max(0.0, now - at)) for state, at in claimed.transitions[:count]],
+        message=claimed.message[:LONGEST_MESSAGE],
+        return_code=claimed.return_code,
+        release=claimed.released,
     )
 
 
-def _made(task: Task, count: int, *, mine: bool, state: State | None) -> bool:
-    """Whether the write that held the first ``count`` transitions of a job was made, from how the job stands now."""
-    last = task.transitions[count - 1][0] if count else None
-    if last in END or (task.released and count == len(task.transitions)):
-        return not mine  # taken from us by this write, or for another reason: nothing is left to tell
-    return mine and last is not None and state == last
+def _was_written(claimed: ClaimedJob, count: int, *, ours: bool, state: State | None) -> bool:
+    """Whether the write with the first ``count`` transitions of a job was made, judged by the job's row now."""
+    last = claimed.transitions[count - 1][0] if count else None
+    if last in END or (claimed.released and count == len(claimed.transitions)):
+        return not ours  # this write released the job, or it was taken from us: nothing is left to write
+    return ours and last is not None and state == last

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from sqlalchemy import bindparam, delete, insert, literal_column, or_, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, by_code
+from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, error_class
 from balsam_core.model.calls import WINDOW
 from balsam_core.model.codec import decode, encode
 from balsam_core.schema.prepared import Prepared, RawResult
@@ -334,7 +334,7 @@ def replay(conn: Connection, call: Call[R], request_id: RequestId) -> bytes:
         stored = bytes(found[0])
         if stored.startswith(_REFUSED):
             code, message = decode(stored[len(_REFUSED) :])
-            raise by_code(code)(message)
+            raise error_class(code)(message)
         return stored
     if type(call) not in _REPLAYS:
         raise InvalidInput(f"write {request_id.seq} of client {request_id.client} was no {call.operation()}")

@@ -56,17 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
         db = DBDir.open(chosen.path)
         logging.raiseExceptions = False  # a full disk must not make the server chatter
         logs.configure(db.log, "server", context=f"db={shown(db.path)} port={chosen.port}", keep=LOGS)
-        return _serve(db, chosen, parent, wakeup)
+        return _serve_db(db, chosen, parent, wakeup)
     except BalsamError as err:
-        return _ended(str(err), err.exit_code)
+        return _report_end(str(err), err.exit_code)
     except tuple(_REASONS) as err:
         detail = str(err)
-        return _ended(_REASONS[type(err)] + (f": {detail}" if detail else ""), 1)
+        return _report_end(_REASONS[type(err)] + (f": {detail}" if detail else ""), 1)
     except OSError as err:
-        return _ended(f"{shown(err.filename)}: {reason(err)}" if isinstance(err.filename, str) else reason(err), 1)
+        return _report_end(f"{shown(err.filename)}: {reason(err)}" if isinstance(err.filename, str) else reason(err), 1)
     except Exception as err:
         logger.exception("the server ends")
-        return _ended(f"unexpected {type(err).__name__}: {err}", 1)
+        return _report_end(f"unexpected {type(err).__name__}: {err}", 1)
 
 
 _REASONS: dict[type[Exception], str] = {
@@ -76,27 +76,26 @@ _REASONS: dict[type[Exception], str] = {
 }
 
 
-def _ended(why: str, code: int) -> int:
+def _report_end(why: str, code: int) -> int:
     logger.error("the server ends: %s", why)
     sys.stderr.write(f"Error: {' '.join(why.split())}\n")
     return code
 
 
-def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> int:
+def _serve_db(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> int:
     _raise_limits()
     single = load_single_writer(chosen.engine, db)
     keys = make_keys(db)
     # First of all, while there are no threads, no sockets and no open database to be carried over the fork.
-    readers = Readers(single, OPERATIONS, READERS) if single.shared else None
+    readers = Readers(db, single, OPERATIONS, READERS) if single.shared else None
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     ZapAuthenticator(context, keys.client)
     try:
-        listener = Listener(context, _address(chosen.host), chosen.port, keys)
+        listener = Listener(context, _numeric_address(chosen.host), chosen.port, keys)
     except zmq.ZMQError as err:
-        msg = f"can't listen on {chosen.host}:{chosen.port}: {str(err).lower()}"
-        raise Unavailable(msg) from err
-    writer = GroupWriter(single)
-    before = address.last_epoch(db)
+        raise Unavailable(f"can't listen on {chosen.host}:{chosen.port}: {str(err).lower()}") from err
+    writer = GroupWriter(single, db.id)
+    before = address.last_generation(db)
     publication = Publication(db)
     server = WriteServer(listener, writer, readers, None if single.shared else lambda: publication.is_replaced(before))
     server.register(wakeup)
@@ -113,7 +112,7 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
                     break
                 _check_memory()
     except ReaderLostError:
-        code = _ended("a reading process has died", 1)
+        code = _report_end("a reading process has died", 1)
     finally:
         # Not closed when the database has failed: closing SQLite would write to it.
         logger.info("epoch %d: %d calls answered, %d messages dropped", writer.epoch, server.calls, server.dropped)
@@ -123,7 +122,7 @@ def _serve(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> i
     if readers:
         readers.close()
     if _is_orphaned(parent):
-        _withdraw(db)
+        _withdraw_address(db)
     return code
 
 
@@ -135,7 +134,7 @@ def _is_orphaned(parent: int) -> bool:
     return os.getppid() != parent or start_of(parent) is None
 
 
-def _withdraw(db: DBDir) -> None:
+def _withdraw_address(db: DBDir) -> None:
     """Take back the published address if it is ours: nobody is left who would."""
     published = address.read(db)
     # Another host's or container's server may have the same number.
@@ -174,13 +173,12 @@ def _check_memory() -> None:
         raise MemoryError
 
 
-def _address(host: str) -> str:
+def _numeric_address(host: str) -> str:
     """Return the numeric address of a host name, as ZeroMQ wants it for listening."""
     try:
         found: str = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[assignment]
     except OSError as err:
-        msg = f"can't listen on {host}: {err.strerror or err}"
-        raise Unavailable(msg) from None
+        raise Unavailable(f"can't listen on {host}: {err.strerror or err}") from None
     return found
 
 

@@ -3,7 +3,7 @@
 ``keys/server.key`` is the server's pair. ``keys/client.key`` is what a client needs: a pair that the server accepts,
 and the server's public key, by which a client knows that it talks to no other. Neither is ever in
 ``dbwriter_address``.
-Whoever can read the client's file may use the server; both are the owner's alone.
+Whoever can read the client's file can use the server; only the owner can read either.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def client_keys(db: DBDir) -> ClientKeys:
     Raises:
         DBDirError: They are missing, unreadable, damaged, or open to other users.
     """
-    return _read(db.keys / "client.key", ClientKeys)
+    return _read_keys(db.keys / "client.key", ClientKeys)
 
 
 def make_keys(db: DBDir) -> ServerKeys:
@@ -80,7 +80,7 @@ def make_keys(db: DBDir) -> ServerKeys:
         if db.keys.is_symlink():
             raise DBDirError(f"{shown(db.keys)} is a symbolic link, so keys would lie elsewhere: remove it")
         if os.path.lexists(server_file) and os.path.lexists(client_file):
-            server, client = _read(server_file, ServerKeys), _read(client_file, ClientKeys)
+            server, client = _read_keys(server_file, ServerKeys), _read_keys(client_file, ClientKeys)
             if (server.public, server.client) == (client.server, client.public):
                 return server
         (public, secret), (client_public, client_secret) = (
@@ -95,7 +95,7 @@ def make_keys(db: DBDir) -> ServerKeys:
     return server
 
 
-def _read(file: Path, kind: type[K]) -> K:
+def _read_keys(file: Path, kind: type[K]) -> K:
     name = shown(file)
     try:
         data = private_file(file)

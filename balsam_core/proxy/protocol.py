@@ -1,11 +1,11 @@
 """What travels between a client and the write server.
 
-ZeroMQ gives authenticated, encrypted messages in order, as long as a connection lasts. It gives no word of what became
-of them: so each request is answered, and a client that has no answer sends the same request, with the same request id,
-again, on another connection or to another server. The request id makes it take effect once.
+ZeroMQ delivers authenticated, encrypted messages in order as long as a connection lasts, but doesn't tell what became
+of them. So each request is answered, and a client without an answer sends the same request, with the same request id,
+again: on another connection, or to another server. The request id makes it take effect once.
 
-A message is one frame: one of the structures below in MessagePack. Requests of a connection are numbered by ``id``,
-which the answer repeats.
+A message is one frame: one of the structures below in MessagePack. The requests of a connection are numbered, and the
+answer repeats the number.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ NAME = f"balsam/{PROTOCOL}"
 LARGEST_REQUEST = 16 * 1024 * 1024  # bytes
 LARGEST_REPLY = 64 * 1024 * 1024  # bytes
 
-Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 ClientId = Annotated[str, msgspec.Meta(pattern=r"^(?:[0-9a-f]{32})?\Z", max_length=32)]
 Word = Annotated[str, msgspec.Meta(max_length=64)]
 Version = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*\Z", max_length=64)]
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello", forbid_unknown_fields=True):
-    """The first message of a connection: do we understand each other?
+    """The first message of a connection: which versions the client speaks.
 
     Attributes:
-        id: Number of the request.
+        number: Number of the request on its connection.
         protocol: :data:`PROTOCOL`.
         schema: The schema that the client's program works with.
         catalogue: Digest of the calls that it knows; see :func:`catalogue`.
         program: Who it is, for the server's log.
     """
 
-    id: Id
+    number: Number
     protocol: int
     schema: Version
     catalogue: Version
@@ -69,32 +69,36 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello", forbid_un
 
 
 class CallRequest(msgspec.Struct, frozen=True, array_like=True, tag="run", forbid_unknown_fields=True):
-    """A call.
+    """An encoded call.
 
     Attributes:
-        id: Number of the request.
+        number: Number of the request on its connection.
         operation: The call's name on the wire.
         call: The encoded call.
-        deadline: By the server's clock, as :class:`Welcome` told it: later the call is refused, so that a client that
-            has given up knows that nothing will happen any more.
-        client: The client's uuid; with ``seq`` it is the same however often the call is sent.
-        seq: Number of the write, or of the read.
-        acked: For a write: all up to this number are answered.
+        deadline: By the server's clock, which :class:`Welcome` told. A call that comes later is refused, so that a
+            client that has given up knows that nothing will happen any more.
+        client: With ``seq`` the request id: the client's uuid.
+        seq: Number of the write, or of the read, among the client's.
+        acked: For a write: all writes up to this number are answered.
     """
 
-    id: Id
+    number: Number
     operation: Word
     call: msgspec.Raw
     deadline: float
     client: ClientId = ""
-    seq: Id = 0
-    acked: Id = 0
+    seq: Number = 0
+    acked: Number = 0
 
 
 class StatusRequest(msgspec.Struct, frozen=True, array_like=True, tag="status", forbid_unknown_fields=True):
-    """How are you?"""
+    """Asks for the server's status.
 
-    id: Id
+    Attributes:
+        number: Number of the request on its connection.
+    """
+
+    number: Number
 
 
 Request = Hello | CallRequest | StatusRequest
@@ -116,12 +120,12 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     """An answer.
 
     Attributes:
-        id: Number of the request.
+        number: Number of the request on its connection.
         code: Empty, or the code of an error of :mod:`balsam_core.errors`.
         body: The encoded answer, or the error's message as encoded text.
     """
 
-    id: int
+    number: int
     code: str
     body: msgspec.Raw
 
@@ -134,9 +138,9 @@ decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 @cache
 def catalogue() -> str:
-    """Return a digest of all calls, answers and what they are made of: two programs that have the same agree.
+    """Return a digest of all calls and answers, and of the structures in them; equal digests mean equal calls.
 
-    Types are taken as they are written, so a change of a type's inside shows where that type is defined.
+    Types are taken as they are written: a change inside a type shows in the structure that defines it.
     """
     from balsam_core.model import app, calls, filters, job, states
 
@@ -161,8 +165,7 @@ def check_hello(hello: Hello) -> None:
     differences = [
         f"{name} {here} against {there}" for name, here, there in zip(names, ours, theirs, strict=True) if here != there
     ]
-    msg = (
+    raise SchemaMismatch(
         f"the server runs another version of Balsam than this program ({', '.join(differences)}): "
         f"restart the server with the version that all programs use: balsam dbserver --stop, then balsam dbserver"
     )
-    raise SchemaMismatch(msg)

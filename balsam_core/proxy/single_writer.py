@@ -1,4 +1,4 @@
-"""What a backend's author says to have the write server: how the engine is opened, and how the server is run."""
+"""What a backend with a single-writer engine tells the write server: how to open the engine and run the server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["SingleWriter", "load_single_writer", "write_server_plan"]
 
 @dataclass(frozen=True, kw_only=True)
 class SingleWriter:
-    """An engine inside the process, of one DB directory, that wants all writes from one place.
+    """An embedded engine of one DB directory that allows one writer at a time.
 
     Attributes:
         open_engine: Returns an SQLAlchemy engine: for the role ``server`` that of the write server, for ``reader`` one
@@ -31,13 +31,13 @@ class SingleWriter:
             transactions by itself.
         begin: The statement with which the server begins a transaction that may write.
         is_retryable: Whether a driver's error means that the same transaction may succeed when repeated.
-        translate: The engine's own reading of a driver's error, None where it has none.
-        is_fatal: Whether a driver's error leaves open what was written, or the engine unsound, so that the server must
-            end without answering and be started again. Without it every failed COMMIT is taken so.
+        translate: The plugin's mapping of a driver's error to one of ours, None for an error that it doesn't know.
+        is_fatal: Whether after a driver's error nobody knows what was written, or the engine can't be trusted any more.
+            The server then ends without answering, and is started again. Without it every failed COMMIT is fatal.
         secure: Called inside the server's first transaction: forces to disk what an earlier server, ended by an error
-            of the disk, may have left in the system's memory only. Without it, that is taken to be on disk.
+            of the disk, may have left in the system's cache only. Without it, everything counts as on disk.
         version: A statement whose answer changes when another connection has changed the database. Without it a server
-            takes itself for the only writer from its first transaction to its last.
+            assumes that nobody else writes while it runs.
         shared: Whether other processes of this host may open the engine beside a writer. If not, the server reads as
             well, and ``open_engine`` raises ServerNotRunning for the roles ``reader`` and ``writer``.
     """

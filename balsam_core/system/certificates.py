@@ -1,6 +1,6 @@
-"""The certificate of a database's own server, which its clients pin: made here, signed by nobody but itself.
+"""Self-signed certificates for a server whose clients pin its certificate.
 
-A client that trusts this one certificate, and no other root, needs no name in it, and so none changes with the host.
+A client that trusts this one certificate, and no other root, needs no host name in it: it stays valid on every host.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["make_certificate"]
 
-_VALID = timedelta(days=100 * 365)  # as long as the DB directory; a new one is made by removing the old one
-_SKEW = timedelta(days=2)  # that a client's clock may be behind
+_VALIDITY = timedelta(days=100 * 365)  # a new one is made by removing the old one
+_CLOCK_SKEW = timedelta(days=2)  # that a client's clock may be behind
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
@@ -42,7 +42,7 @@ def make_certificate(certificate: Path, key: Path) -> None:
     except ImportError as err:
         raise BackendError(f"a certificate needs the library cryptography ({err}): pip install cryptography") from None
     secret = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Balsam database server")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "self-signed server")])
     now = datetime.now(UTC)
     signed = (
         x509.CertificateBuilder()
@@ -50,8 +50,8 @@ def make_certificate(certificate: Path, key: Path) -> None:
         .issuer_name(name)
         .public_key(secret.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SKEW)
-        .not_valid_after(now + _VALID)
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(now + _VALIDITY)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(secret, hashes.SHA256())
     )

@@ -1,7 +1,6 @@
-"""Named points at which a test lets a process die: ``BALSAM_FAILPOINT=name:n`` kills it at the n-th passing.
+"""Named points at which a test kills a process: ``BALSAM_FAILPOINT=name:n`` does when it gets there the n-th time.
 
-A process that is killed at a chosen point proves more than many killed at random ones. Without the variable a point
-costs nothing that could be measured.
+One kill at a chosen point proves more than many at random ones. Without the variable a point costs nothing measurable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Small files that several processes share: read warily, written whole.
+"""Small files that several processes share: read without trust, written whole.
 
-Knows nothing about DB directories. Nothing here follows a file in place: every file that others read is written under
-a temporary name in the same folder, forced to disk and renamed (rewriting in place gave readers a torn file in 96 % of
-reads).
+A file that others read is never changed in place: it is written under a temporary name in the same folder, forced to
+disk and renamed (rewriting in place gave readers a torn file in 96 % of reads).
 """
 
 from __future__ import annotations
@@ -15,7 +14,20 @@ from pathlib import Path
 
 from balsam_core.errors import DBDirError
 
-__all__ = ["atomic_write", "expand", "force_to_disk", "give_to_owner", "read_regular", "reason", "rename_new", "shown"]
+__all__ = [
+    "atomic_write",
+    "expand",
+    "force_to_disk",
+    "give_to_owner",
+    "read_regular",
+    "read_with_status",
+    "reason",
+    "rename_new",
+    "shown",
+    "write_new",
+]
+
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -24,26 +36,26 @@ def shown(path: str | os.PathLike[str]) -> str:
     return text if text.isprintable() and text else repr(text)
 
 
-def reason(err: OSError) -> str:
-    """Return the operating system's words for an error, without number and path."""
-    return (err.strerror or str(err) or type(err).__name__).lower()
+def reason(err: Exception) -> str:
+    """Return the text of an error in lower case; of an OSError the system's text, without number and path."""
+    return (getattr(err, "strerror", None) or str(err) or type(err).__name__).lower()
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
     """Return the absolute path, with ``~`` and ``~user`` expanded; symbolic links stay.
 
-    ``--path=~/testdb`` reaches us unexpanded: the shell expands a tilde at the start of a word only.
+    ``--path=~/x`` reaches us unexpanded: the shell expands a tilde at the start of a word only.
 
     Raises:
         DBDirError: The path is empty, holds a NUL, or names an unknown user's home.
     """
     text = os.fspath(path)
     if not text.strip():
-        raise DBDirError("the path of the DB directory is empty: name a directory, or leave the option out")
+        raise DBDirError("the path is empty: name a directory, or leave the option out")
     if "\0" in text:
         raise DBDirError(f"{shown(text)} can't be a path: it holds a NUL character")
     try:
-        # os.path.abspath and not Path.resolve: a link is the user's name for the place and may be re-pointed.
+        # os.path.abspath and not Path.resolve: a link is the user's name for the directory and may be re-pointed.
         return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100
     except RuntimeError:
         raise DBDirError(f"{shown(text)}: there is no such user's home directory; write the path in full") from None
@@ -62,6 +74,11 @@ def read_regular(path: Path, *, limit: int, follow: bool = True) -> bytes:
     Raises:
         OSError: It can't be read, is no regular file, or is larger than ``limit``.
     """
+    return read_with_status(path, limit=limit, follow=follow)[0]
+
+
+def read_with_status(path: Path, *, limit: int, follow: bool = True) -> tuple[bytes, os.stat_result]:
+    """Return the content of a small regular file and its status; see :func:`read_regular`."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags)
@@ -69,18 +86,19 @@ def read_regular(path: Path, *, limit: int, follow: bool = True) -> bytes:
         if err.errno == errno.ELOOP and not follow:
             raise OSError(errno.ELOOP, "is a symbolic link") from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is no regular file")
     with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
         data = file.read(limit + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"is larger than {limit} bytes")
-    return data
+    return data, status
 
 
 def force_to_disk(directory: Path) -> None:
-    """Make the names in a directory durable; a file system that can't is taken at its word."""
+    """Make the names in a directory durable, as far as its file system can do that."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -97,6 +115,31 @@ def give_to_owner(descriptor: int, folder: Path) -> None:
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
+def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Make a file that isn't there yet, and force its content to disk.
+
+    What root writes into another user's folder is that user's.
+
+    Args:
+        path: The file; its directory exists.
+        data: The whole content.
+        mode: Permissions, less the umask.
+
+    Raises:
+        OSError: It can't be written; a part of it may be there.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with open(os.open(path, flags, mode), "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
+            give_to_owner(file.fileno(), path.parent)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as err:
+        err.filename = os.fspath(path)  # the system names no file when a write fails
+        raise
+
+
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace the file so that a reader, or a crash at any moment, finds the old content or the new, whole.
 
@@ -111,16 +154,11 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         OSError: It can't be written; the old content is still there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with open(os.open(temporary, flags, mode), "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
-            give_to_owner(file.fileno(), path.parent)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary, data, mode=mode)
         temporary.replace(path)
     except BaseException as err:
-        if isinstance(err, OSError) and err.filename is None:  # the system names no file when a write fails
+        if isinstance(err, OSError):
             err.filename = os.fspath(path)
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -129,12 +167,32 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Rename, but never over a file that came in the meantime."""
+    """Rename a file or a directory, but never over a file that came in the meantime.
+
+    Raises:
+        FileExistsError: There is something at ``target``.
+        OSError: It can't be renamed.
+    """
+    if source.is_dir():  # a directory can replace nothing but an empty one
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
+        source.rename(target)
+        return
     try:
         os.link(source, target)
     except FileExistsError:
-        raise
-    except OSError as err:  # a file system without hard links
-        if err.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK} or os.path.lexists(target):
+        # A file server that repeats a request whose answer was lost reports the success as a failure.
+        if source.stat().st_nlink != 2:  # noqa: PLR2004
             raise
-        source.rename(target)
+    except OSError as err:
+        if err.errno not in _NO_HARD_LINKS:
+            raise
+        # Reserve the name, then replace what reserves it: others may find an empty file for a moment.
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            source.replace(target)
+        except OSError:
+            target.unlink()
+            raise
+        return
+    source.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Which file system a path is on, and whether other hosts can see it too.
 
-SQLite's write-ahead log shares memory between processes of one host, and network file systems often have no honest
-locks. The kernel's magic number (``statfs``) tells most of them; FUSE is one number for many, and the mount table has
-its name.
+Memory that processes map from a file is shared within one host only, and network file systems often have no working
+locks. The kernel's magic number (``statfs``) identifies most file systems; all of FUSE have one number, and the mount
+table has their names.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MAGIC = {
     0xFE534D42: "smb",
     0xFF534D42: "cifs",
 }
-# Seen by several hosts, or by a virtual machine and its host. The names without a number come from the mount table.
+# Shared by several hosts, or by a virtual machine and its host. Names without a number come from the mount table.
 _NETWORK = frozenset(
     {
         "9p",
@@ -90,7 +90,7 @@ _NETWORK = frozenset(
         "wekafs",
     }
 )
-# FUSE file systems that keep their files on this host. Any other is taken for a network file system.
+# FUSE file systems that keep their files on this host. Any other counts as a network file system.
 _LOCAL_FUSE = frozenset(
     {
         "fuseblk",
@@ -105,55 +105,55 @@ _LOCAL_FUSE = frozenset(
         "fuse.portal",
     }
 )
-_STATFS_ROOM = 1024  # bytes; struct statfs has 120 on x86_64
+_STATFS_SIZE = 1024  # bytes; struct statfs has 120 on x86_64
 
 
 def statfs_magic(path: Path) -> int | None:
-    """Return the kernel's magic number of the file system of an existing path, None where it can't be had.
+    """Return the kernel's magic number of the file system of an existing path; None where it has none.
 
-    The one place that asks the kernel; tests put their own function here.
+    Nothing else asks the kernel, so that tests can replace this function.
     """
     if sys.platform != "linux":
         return None
     import ctypes
 
-    room = ctypes.create_string_buffer(_STATFS_ROOM)
-    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), room) != 0:
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), buffer) != 0:
         return None
     # f_type is the first member: a long, but a 32-bit number on s390x. All known numbers have at most 32 bits.
-    word = ctypes.sizeof(ctypes.c_long)
-    number = int.from_bytes(room.raw[:word], sys.byteorder)
-    return number & 0xFFFFFFFF if word == 4 or number < 2**32 else number >> 32  # noqa: PLR2004
+    size = ctypes.sizeof(ctypes.c_long)
+    number = int.from_bytes(buffer.raw[:size], sys.byteorder)
+    return number & 0xFFFFFFFF if size == 4 or number < 2**32 else number >> 32  # noqa: PLR2004
 
 
 def filesystem_type(path: str | os.PathLike[str]) -> str:
-    """Return the file system's name, e.g. ``ext4``, ``nfs``, ``fuse.sshfs``; ``unknown`` where nothing tells it.
+    """Return the file system's name, e.g. ``ext4``, ``nfs``, ``fuse.sshfs``; ``unknown`` where it can't be found.
 
-    A path that doesn't exist yet is judged by its nearest existing parent.
+    For a path that doesn't exist yet, that of its nearest existing parent.
     """
-    place = Path(path).absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    magic = statfs_magic(place)
+    existing = Path(path).absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    magic = statfs_magic(existing)
     name = _MAGIC.get(magic, "") if magic is not None else ""
     if name in {"", "fuse"}:
-        name = _mounted_type(place) or name
+        name = _mounted_type(existing) or name
     return name or "unknown"
 
 
 def is_network(path: str | os.PathLike[str]) -> bool:
-    """Say whether other hosts may work on the same files, so that memory and locks shared here mean nothing."""
+    """Say whether other hosts may use the same files, so that shared memory and locks can't be relied on."""
     name = filesystem_type(path)
     return name in _NETWORK or (name.startswith("fuse") and name not in _LOCAL_FUSE)
 
 
-def _mounted_type(place: Path) -> str | None:
+def _mounted_type(path: Path) -> str | None:
     """Return the type that the mount table gives for the device of a path."""
     try:
-        device = place.stat().st_dev
+        device = path.stat().st_dev
         table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return _partition_type(place)
+        return _partition_type(path)
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in table.splitlines():  # proc(5): id parent MAJOR:MINOR root mount-point options ... - TYPE source options
         left, _, right = line.partition(" - ")
@@ -163,7 +163,7 @@ def _mounted_type(place: Path) -> str | None:
     return None
 
 
-def _partition_type(place: Path) -> str | None:
+def _partition_type(path: Path) -> str | None:
     """Return the type by mount point: for systems without ``/proc``, such as macOS."""
     import psutil
 
@@ -171,5 +171,5 @@ def _partition_type(place: Path) -> str | None:
         partitions = psutil.disk_partitions(all=True)
     except (OSError, RuntimeError):
         return None
-    above = [item for item in partitions if place.is_relative_to(item.mountpoint)]
+    above = [item for item in partitions if path.is_relative_to(item.mountpoint)]
     return max(above, key=lambda item: len(item.mountpoint)).fstype or None if above else None

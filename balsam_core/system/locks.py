@@ -1,4 +1,4 @@
-"""A lock between programs that share a directory, as far as its file system has locks."""
+"""A lock between programs that share a directory, for file systems that may have no working locks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = ["best_effort_lock"]
 
-_POLL = 0.01  # seconds
+_POLL = 0.01  # seconds between two attempts
+_TIMEOUT = 2.0  # seconds until the body runs without the lock
 
 
 @contextlib.contextmanager
-def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
-    """Hold the lock of a file that stays, if that can be had; the body runs in any case.
+def best_effort_lock(path: Path) -> Iterator[None]:
+    """Hold a lock while the body runs, if possible; without it the body runs as well.
 
-    What relies on it must bear its absence: locks may lie or be missing, and whoever hangs with one is not waited for.
+    So the body must be correct without the lock: locks may be missing or not work, and a holder that hangs is not
+    waited for.
 
     Args:
-        path: The file, made where it is missing; its directory exists.
-        seconds: Longest wait.
+        path: The lock's file, made where it is missing and never removed; its directory exists.
 
     Raises:
         FileNotFoundError: The directory is gone.
@@ -40,7 +41,7 @@ def best_effort_lock(path: Path, *, seconds: float = 2.0) -> Iterator[None]:
     except OSError:  # a full disk, a planted link
         yield
         return
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + _TIMEOUT
     try:
         with contextlib.suppress(OSError):
             give_to_owner(descriptor, path.parent)

@@ -1,7 +1,7 @@
 """One log file per run of a program: dated in UTC, rotated, private to the user.
 
-For entry points only: a library never configures handlers. The file is named so that many hosts may share one ``log/``.
-Root, who serves another user's DB, writes into that folder and nowhere that its user may lead it by a link.
+For entry points only: a library never configures handlers. The file's name lets many hosts share one folder. When root
+logs into another user's folder, no symbolic link of that user can lead it elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["close", "configure"]
 
-_LARGEST_FILE = 10 * 1024 * 1024  # bytes, then it is rotated
+_MAX_BYTES = 10 * 1024 * 1024  # of a file before it is rotated
 _KEPT_FILES = 5  # rotated ones, besides the current
 _installed: list[logging.Handler] = []
 
@@ -35,7 +35,6 @@ def configure(
     *,
     level: int = logging.INFO,
     context: str = "",
-    largest: int = _LARGEST_FILE,
     keep: int | None = None,
 ) -> Path:
     """Send this process's log records to a file of its own and return the file's path.
@@ -43,12 +42,11 @@ def configure(
     A second call replaces the first one's file. The name is ``NAME_DATE_HOST_PID.log``.
 
     Args:
-        log_dir: An existing directory, e.g. ``db.log``.
-        name: What runs, e.g. ``launcher``.
-        level: Least level that is written.
-        context: What every line carries for grep, e.g. ``db=/home/me/testdb``.
-        largest: Size at which the file is rotated, bytes.
-        keep: Files of earlier runs to leave, where only one runs at a time; None for all.
+        log_dir: An existing directory.
+        name: What runs, e.g. ``server``.
+        level: Lowest level that is written.
+        context: What every line carries for grep, e.g. ``port=4711``.
+        keep: How many files of earlier runs to keep, for a program that runs once at a time; None for all.
 
     Raises:
         DBDirError: The folder is a link of another user's, and this is root.
@@ -58,7 +56,7 @@ def configure(
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     folder = _open_folder(log_dir)
     if keep is not None:
-        _prune(log_dir, name, keep)
+        _remove_old_files(log_dir, name, keep)
     path = log_dir / f"{name}_{moment}_{host}_{os.getpid()}.log"
 
     def opener(path: str, flags: int) -> int:
@@ -70,7 +68,7 @@ def configure(
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, folder)
         os.close(opener(str(path), os.O_WRONLY | os.O_CREAT))
-        handler = _handler(path, largest, opener, stack.pop_all().close)
+        handler = _make_handler(path, opener, stack.pop_all().close)
     handler.setFormatter(_OneLine(context))
     close()
     root = logging.getLogger()
@@ -83,21 +81,18 @@ def configure(
 def _open_folder(log_dir: Path) -> int:
     """Return a descriptor of the folder."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    theirs = os.geteuid() == 0 and log_dir.parent.stat().st_uid != 0
+    is_foreign = os.geteuid() == 0 and log_dir.parent.stat().st_uid != 0
     try:
-        return os.open(log_dir, flags | (os.O_NOFOLLOW if theirs else 0))
+        return os.open(log_dir, flags | (os.O_NOFOLLOW if is_foreign else 0))
     except OSError:
-        if theirs and log_dir.is_symlink():
+        if is_foreign and log_dir.is_symlink():
             raise DBDirError(
                 f"{shown(log_dir)} is a symbolic link of another user's, which root doesn't follow: make it a folder"
             ) from None
         raise
 
 
-def _handler(
-    path: Path, largest: int, opener: Callable[[str, int], int], closed: Callable[[], None]
-) -> logging.Handler:
-    """Return what writes the file and rotates it."""
+def _make_handler(path: Path, opener: Callable[[str, int], int], on_close: Callable[[], None]) -> logging.Handler:
     from logging.handlers import RotatingFileHandler
 
     class File(RotatingFileHandler):
@@ -106,13 +101,13 @@ def _handler(
 
         def close(self) -> None:
             super().close()
-            closed()
+            on_close()
 
-    return File(path, maxBytes=largest, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
+    return File(path, maxBytes=_MAX_BYTES, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
 
 
-def _prune(log_dir: Path, name: str, keep: int) -> None:
-    """Remove the oldest files of a name; the date in their names sorts them."""
+def _remove_old_files(log_dir: Path, name: str, keep: int) -> None:
+    """Remove the oldest files of a program; their names sort by date."""
     for old in sorted(log_dir.glob(f"{name}_*.log*"), reverse=True)[keep:]:
         with contextlib.suppress(OSError):
             old.unlink()
@@ -128,20 +123,18 @@ def close() -> None:
 
 
 class _OneLine(logging.Formatter):
-    """``2026-11-23T23:43:01.123Z INFO pid=4711 db=/x balsam_core.launcher: text``.
+    """``2026-11-23T23:43:01.123Z INFO pid=4711 port=7 package.module: text``.
 
-    A newline in the text (job names are users' words) is escaped, so that nobody can forge a record; tracebacks follow
-    on indented lines.
+    A newline in the text is escaped, so that nobody can forge a record; tracebacks follow on indented lines.
     """
 
     converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
 
     def __init__(self, context: str) -> None:
-        origin = (
-            " ".join(f"pid=%(process)d {context}".split()).replace("%", "%%").replace("%%(process)d", "%(process)d")
-        )
-        super().__init__(f"%(asctime)s %(levelname)s {origin} %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-        self.default_msec_format = "%s.%03dZ"
+        origin = " ".join(["pid=%(process)d", *context.replace("%", "%%").split()])
+        super().__init__(f"%(asctime)s %(levelname)s {origin} %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).replace("\n", "\n    ")
@@ -149,6 +142,3 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
         return super().formatMessage(record)
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  (logging's name)
-        return f"{super().formatTime(record, datefmt)}.{int(record.msecs):03d}Z"

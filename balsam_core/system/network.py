@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["LOOPBACK", "advertised", "choose_port", "is_wildcard"]
 
 LOOPBACK = "127.0.0.1"
-_SOMEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # documentation addresses; nothing is sent
+# Reserved for documentation. They tell the outgoing interface; nothing is sent.
+_REMOTE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 
 def choose_port(host: str, *, fixed: int = 0, preferred: int = 0) -> int:
-    """Return a port that a server can listen on now; until it does, another program may take it.
+    """Return a port that a server can listen on now; another program may take it before the server does.
 
     Args:
         host: Name or address to listen on.
@@ -32,12 +33,12 @@ def choose_port(host: str, *, fixed: int = 0, preferred: int = 0) -> int:
 
     Raises:
         Conflict: The fixed port is taken.
-        InvalidInput: The host is none of this machine's or hides from others, or the port is not allowed.
+        InvalidInput: The host is not this machine's or is unreachable for others, or the port is not allowed.
     """
-    _refuse_hidden(host)
+    _refuse_unreachable_name(host)
     for port in [fixed] if fixed else [preferred, 0] if preferred else [0]:
         try:
-            return _bound(host, port)
+            return _bind_and_close(host, port)
         except (OSError, UnicodeError) as err:
             code = err.errno if isinstance(err, OSError) else None
             if code == errno.EADDRINUSE:
@@ -53,10 +54,10 @@ def choose_port(host: str, *, fixed: int = 0, preferred: int = 0) -> int:
     )
 
 
-def _refuse_hidden(host: str) -> None:
-    """Raise InvalidInput for a name that means the loopback, as Debian's installer does with a machine's own."""
+def _refuse_unreachable_name(host: str) -> None:
+    """Raise InvalidInput for a name that means the loopback, as the machine's own does after Debian's installer."""
     with contextlib.suppress(OSError, UnicodeError):
-        if host.lower().split(".")[0] != "localhost" and not _is_address(host) and not is_wildcard(host):
+        if host.lower().split(".")[0] != "localhost" and not _ip_address(host) and not is_wildcard(host):
             found = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
             if found and not any(map(_is_reachable, found)):
                 raise InvalidInput(
@@ -65,47 +66,45 @@ def _refuse_hidden(host: str) -> None:
                 )
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]"))
+    return None
 
 
 def is_wildcard(host: str) -> bool:
     """Say whether a host to listen on means all addresses of this machine."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_unspecified
-    return host in {"", "*"}
+    found = _ip_address(host)
+    return found.is_unspecified if found else host in {"", "*"}
 
 
 def advertised(host: str) -> str:
-    """Return what others reach this machine by when a server listens on a host.
+    """Return the host by which other machines reach a server that listens on a host.
 
     A wildcard becomes an address: that of the machine's name, which a site chose with care where there are several,
-    else that of the way out, else any. Not the name itself, which often only this machine can resolve.
+    else that of the default route, else any. Not the name itself, which often only this machine can resolve.
     """
     if not is_wildcard(host):
         return host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return next(chain(_of_the_name(family), _of_the_way_out(family), _of_the_interfaces(family)), None) or LOOPBACK
+    found = chain(_addresses_of_name(family), _address_of_default_route(family), _addresses_of_interfaces(family))
+    return next(found, LOOPBACK)
 
 
-def _of_the_name(family: socket.AddressFamily) -> Iterator[str]:
+def _addresses_of_name(family: socket.AddressFamily) -> Iterator[str]:
     with contextlib.suppress(OSError, UnicodeError):
         infos = socket.getaddrinfo(platform.node(), None, family, socket.SOCK_STREAM)
-        # Debian's installer maps the name to 127.0.1.1; others then would connect to themselves.
+        # Debian's installer maps the name to 127.0.1.1: other machines would connect to themselves.
         yield from filter(_is_reachable, [str(info[4][0]) for info in infos])
 
 
-def _of_the_way_out(family: socket.AddressFamily) -> Iterator[str]:
+def _address_of_default_route(family: socket.AddressFamily) -> Iterator[str]:
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((_SOMEWHERE[family], 9))
+        probe.connect((_REMOTE[family], 9))
         yield from filter(_is_reachable, [str(probe.getsockname()[0])])
 
 
-def _of_the_interfaces(family: socket.AddressFamily) -> Iterator[str]:
+def _addresses_of_interfaces(family: socket.AddressFamily) -> Iterator[str]:
     import psutil
 
     for addresses in psutil.net_if_addrs().values():
@@ -117,12 +116,12 @@ def _is_reachable(address: str) -> bool:
     return not (found.is_loopback or found.is_link_local or found.is_unspecified)
 
 
-def _bound(host: str, port: int) -> int:
+def _bind_and_close(host: str, port: int) -> int:
     """Bind for a moment and return the port."""
     infos = socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, place = infos[0]
+    family, kind, protocol, _, endpoint = infos[0]
     with socket.socket(family, kind, protocol) as probe:
-        # As servers do: connections that are only fading away don't count as a taken port.
+        # As servers do: closed connections in TIME_WAIT don't count as a taken port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(place)
+        probe.bind(endpoint)
         return int(probe.getsockname()[1])

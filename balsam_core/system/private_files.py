@@ -1,4 +1,4 @@
-"""Files with secrets: the owner's alone, written whole, and not used once others could have read or changed them."""
+"""Files with secrets: private to their owner, written whole, refused when others could have read or changed them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import DBDirError
-from balsam_core.system.files import atomic_write, read_regular, reason, shown
+from balsam_core.system.files import atomic_write, read_with_status, reason, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["private_file", "write_private"]
 
-_LARGEST = 64 * 1024  # bytes
+_MAX_BYTES = 64 * 1024
 
 
 def private_file(path: Path) -> bytes:
@@ -25,8 +25,7 @@ def private_file(path: Path) -> bytes:
     """
     name = shown(path)
     try:
-        status = path.stat(follow_symlinks=False)
-        data = read_regular(path, limit=_LARGEST, follow=False)
+        data, status = read_with_status(path, limit=_MAX_BYTES, follow=False)
     except FileNotFoundError:
         raise DBDirError(f"{name} is missing") from None
     except OSError as err:

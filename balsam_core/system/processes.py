@@ -1,13 +1,12 @@
-"""Which process is meant, proven: a process id alone may name a stranger by now.
+"""Processes that were recorded earlier, recognised beyond doubt: an id alone may belong to another process by now.
 
-A process is proven to be a recorded one when the machine, its boot and the process id's namespace are the same and a
-process of this id started at the same moment. Only such a one is ever signalled. On Linux all is read from ``/proc``:
-psutil would cost a watchdog 4 MB and knows starts only in wall-clock time, which changes when the clock is set.
+A process is the recorded one when the machine, its boot and the namespace of process ids are the same, and the process
+with this id started at the same moment. No other process is ever signalled. On Linux all is read from ``/proc``: psutil
+costs 4 MB of memory, and knows starts only by the wall clock, which may be set.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import signal
@@ -37,18 +36,18 @@ __all__ = [
 ]
 
 _LINUX = sys.platform == "linux"
-_POLL = 0.02  # seconds between two looks at a process that is not ours to wait for
-_KILLED = 5.0  # seconds that a killed process may take to go
+_POLL = 0.02  # seconds between two checks of a process that is not our child
+_KILL_TIMEOUT = 5.0  # seconds that a killed process may take to end
 
 
 class Identity(NamedTuple):
-    """A process that no later one can be taken for.
+    """What no other process has in common with this one.
 
     Attributes:
         host: Name of its machine.
-        boot_id: What the machine calls this run of its kernel; empty where it says nothing.
+        boot_id: The kernel's id of this boot; empty where it has none.
         pid: Its process id.
-        start: When it started, seconds since the epoch.
+        start: When it started, seconds since 1970.
     """
 
     host: str
@@ -58,11 +57,11 @@ class Identity(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """Where a process id means something.
+    """Where a process id is valid.
 
     Attributes:
         node: Host name.
-        boot_id: What the machine calls this run of its kernel; empty where it says nothing.
+        boot_id: The kernel's id of this boot; empty where it has none.
         pid_namespace: On Linux the namespace of process ids (a container has its own), else 0.
     """
 
@@ -94,16 +93,16 @@ def this_machine() -> Machine:
 def start_of(pid: int) -> float | None:
     """Return when a process of this machine started; None when there is none, or only its zombie.
 
-    The unit is seconds: since the boot on Linux, which no setting of the clock changes, else since the epoch.
+    In seconds: since the boot on Linux, which setting the clock doesn't change, else since 1970.
     """
     if not _LINUX:
         return _start_by_psutil(pid)
-    fields = _stat(pid)
+    fields = _read_stat(pid)
     return None if fields is None or fields[0] in {b"Z", b"X"} else int(fields[19]) / _ticks()
 
 
 def started_at(pid: int) -> float | None:
-    """Return when a process of this machine started, seconds since the epoch, as psutil says it; None without one."""
+    """Return when a process of this machine started, seconds since 1970, as psutil does; None without one."""
     start = start_of(pid)
     return start if start is None or not _LINUX else start + _boot_time()
 
@@ -111,12 +110,12 @@ def started_at(pid: int) -> float | None:
 def is_alive(pid: int, start: float) -> bool:
     """Say whether the process of this machine that has this id is the one that started then.
 
-    Where the system hides other users' processes, an id that is taken counts as that process: nothing proves it dead.
+    Where the system hides other users' processes, an id in use counts as that process: nothing proves it dead.
     """
     found = start_of(pid) if pid > 0 else None
     if found is not None:
         return found == start
-    if not _LINUX or pid <= 0 or _stat(pid) is not None:
+    if not _LINUX or pid <= 0 or _read_stat(pid) is not None:
         return False
     try:
         os.kill(pid, 0)
@@ -136,13 +135,13 @@ def open_process(pid: int) -> int | None:
 
 
 def send_signal(pid: int, start: float, number: int) -> bool:
-    """Signal a process of this machine if it is proven to be the one that started then; say whether it was."""
+    """Signal a process of this machine if it is the one that started then; say whether it was."""
     descriptor = open_process(pid) if pid > 0 else None
     try:
-        # The descriptor is opened first: what it names can't be replaced between the proof and the signal.
+        # The descriptor is opened first: its process can't be replaced between the check and the signal.
         if pid <= 0 or start_of(pid) != start:
             return False
-        if descriptor is not None and hasattr(signal, "pidfd_send_signal"):
+        if descriptor is not None:
             signal.pidfd_send_signal(descriptor, number)
         else:
             os.kill(pid, number)
@@ -155,7 +154,7 @@ def send_signal(pid: int, start: float, number: int) -> bool:
 
 
 def end_process(pid: int, start: float, signals: Iterable[tuple[int, float]]) -> bool:
-    """End a process that is not this one's child, if it is proven to be the one that started then.
+    """End a process that is not a child of this one, if it is the one that started then.
 
     Args:
         pid: Its id.
@@ -165,11 +164,10 @@ def end_process(pid: int, start: float, signals: Iterable[tuple[int, float]]) ->
     Returns:
         Whether no such process runs any more.
     """
-    for number, seconds in [*signals, (signal.SIGKILL, _KILLED)]:
+    for number, seconds in [*signals, (signal.SIGKILL, _KILL_TIMEOUT)]:
         if not send_signal(pid, start, number):
             break
-        with contextlib.suppress(AttributeError):
-            send_signal(pid, start, signal.SIGCONT)  # a stopped process takes no other signal
+        send_signal(pid, start, signal.SIGCONT)  # a suspended process takes no other signal
         deadline = time.monotonic() + seconds
         while is_alive(pid, start) and time.monotonic() < deadline:
             time.sleep(_POLL)
@@ -177,7 +175,7 @@ def end_process(pid: int, start: float, signals: Iterable[tuple[int, float]]) ->
 
 
 def descendants(pid: int) -> list[tuple[int, float]]:
-    """Return process ids and starts of what a process and its children have started; on Linux only."""
+    """Return ids and starts of the children of a process, of their children, and so on; on Linux only."""
     found = []
     for child in children_of(pid) if _LINUX else ():
         if (start := start_of(child)) is not None:
@@ -187,10 +185,10 @@ def descendants(pid: int) -> list[tuple[int, float]]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process and its descendants have used, seconds; what is gone counts as nothing."""
+    """Return the CPU time that a process and its descendants have used, seconds; 0 for one that is gone."""
     if not _LINUX:
         return _cpu_by_psutil(pid)
-    fields = _stat(pid)
+    fields = _read_stat(pid)
     if fields is None:
         return 0.0
     own = sum(map(int, fields[11:15])) / _ticks()  # user and system time, of this process and its dead children
@@ -205,8 +203,8 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
-def _stat(pid: int) -> list[bytes] | None:
-    """Return the fields of ``/proc/PID/stat`` from the state on; None when there is no such process to be seen."""
+def _read_stat(pid: int) -> list[bytes] | None:
+    """Return the fields of ``/proc/PID/stat`` from the state on; None when no such process is visible."""
     try:
         data = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

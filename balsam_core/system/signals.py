@@ -1,4 +1,4 @@
-"""Requests to stop: Ctrl-C, SIGTERM, a closed terminal."""
+"""Signals that ask a program to stop: Ctrl-C, SIGTERM, a closed terminal."""
 
 from __future__ import annotations
 
@@ -15,56 +15,51 @@ __all__ = ["StopRequests"]
 
 
 class StopRequests:
-    """Counts signals that ask a program to stop, and wakes its selector; for the main thread.
+    """Counts the signals that ask this program to stop, and wakes its selector; for the main thread.
 
     A signal that was ignored when the program was started (``nohup``, a shell's background job) stays ignored.
 
     Attributes:
-        number: The first signal that came; None for none.
-        count: How many came.
-        at: When the first one came, by the monotonic clock.
-        descriptor: Becomes readable when one came.
+        number: The first signal that arrived; None for none.
+        count: How many arrived.
+        at: When the first one arrived, by the monotonic clock.
+        descriptor: Becomes readable when one arrives.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.count = 0
         self.at = 0.0
-        self.descriptor, self._end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
-        self._before: dict[int, Any] = {}
-        self._wakeup = -1
+        self.descriptor, self._write_end = os.pipe()
+        for end in (self.descriptor, self._write_end):
+            os.set_blocking(end, False)
+        self._old_handlers: dict[int, Any] = {}
+        self._old_wakeup = -1
 
     def __enter__(self) -> Self:
-        self._wakeup = signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
+        self._old_wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._came)
+                self._old_handlers[number] = signal.signal(number, self._record_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup)
         os.close(self.descriptor)
-        os.close(self._end)
+        os.close(self._write_end)
 
-    def _came(self, number: int, _: object) -> None:
+    def _record_signal(self, number: int, _: object) -> None:
         self.count += 1
         if self.number is None:
             self.number = number
             self.at = monotonic()
 
     def drain(self) -> None:
-        """Read what woke the selector."""
+        """Read from the descriptor what woke the selector."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self.descriptor, 4096):
                 pass
-
-
-def _pipe() -> tuple[int, int]:  # macOS
-    ends = os.pipe()
-    for end in ends:
-        os.set_blocking(end, False)
-    return ends

@@ -1,9 +1,8 @@
 """Tie the life of a child process to its parent's, and adopt the orphans of dead children: Linux' prctl(2).
 
-Also a script, run by path with ``python -I -S`` (15 ms), that a child runs first: it asks the system for a signal at
-the parent's death, then becomes the child's program. A function between fork and exec (``preexec_fn``) is not safe. Its
-arguments: the parent's process id, the signal's number, the account to run as (empty for the present one), and the
-program's command line.
+This file is also the script that a child runs first (see :func:`command_line`): it asks the system for a signal at the
+parent's death, restores the default signal dispositions, and becomes the child's program. It runs by its path, with
+``python -I -S``, which takes 15 ms. A function between fork and exec (``preexec_fn``) would not be safe.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import os
 import signal
 import sys
 
-__all__ = ["become_subreaper"]
+__all__ = ["become_subreaper", "command_line"]
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
-NOT_FOUND = 127  # as a shell says it
+NOT_FOUND = 127  # the exit code that a shell gives
 
 
 def become_subreaper() -> bool:
@@ -28,19 +27,30 @@ def become_subreaper() -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
-def main(parent: int, number: int, user: str, argv: list[str]) -> None:
+def command_line(argv: list[str], *, death_signal: int, user: str = "") -> list[str]:
+    """Return the command line of a child that gets a signal when this process dies.
+
+    Args:
+        argv: The child's program and its arguments.
+        death_signal: The signal; nothing is sent where the system has no such thing.
+        user: The account to run as, where this process may choose; empty for the present one.
+    """
+    # -I -S: nothing of the user's Python settings, and nothing that takes time.
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(death_signal)), user, *argv]
+
+
+def main(parent: int, death_signal: int, user: str, argv: list[str]) -> None:
     """Become the child's program."""
-    import ctypes  # now: the account may have no way to Python's modules
+    import ctypes  # before the change of account, which may have no access to Python's modules
 
     library = ctypes.CDLL(None, use_errno=True)
-    # Before the tie, which a change of the account loosens.
-    if user:
+    if user:  # before prctl, whose effect a change of account undoes
         change_account(user)
-    if sys.platform == "linux" and library.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+    if sys.platform == "linux" and library.prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
         sys.stderr.write("this process will not notice when its parent dies\n")
-    if os.getppid() != parent:  # it died before the tie
+    if os.getppid() != parent:  # it died before prctl
         sys.exit(1)
-    # What is ignored stays so in the next program; Python itself ignores two of these.
+    # An ignored signal stays ignored in the next program; Python itself ignores two of these.
     for name in ("SIGPIPE", "SIGXFSZ", "SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

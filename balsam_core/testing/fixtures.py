@@ -20,7 +20,7 @@ from balsam_core.errors import ServerNotRunning, Unavailable
 from balsam_core.model import calls
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.testing.run import SuiteRun
-from balsam_core.transport.native import EncodedTransport
+from balsam_core.transport.base import EncodedTransport
 from balsam_core.watchdog import control
 
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ def wait_until(condition: Callable[[], T], what: str = "the condition", *, secon
 
 def server_processes(directory: DBDir) -> list[psutil.Process]:
     """Return the watchdog, its server and the server's children; there must be a lease."""
-    lease = LeaseObserver(directory).look().lease
+    lease = LeaseObserver(directory).observe().lease
     assert lease is not None, "there is no lease"
     watchdog = psutil.Process(lease.pid)
     return [watchdog, *watchdog.children(recursive=True)]

@@ -1,4 +1,4 @@
-"""``ServerConnector``: a driver's connections to whichever server of a DB directory is published at the moment."""
+"""``ServerConnector``: a driver's connections to the server of a DB directory that is published at the moment."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerConnector"]
 
-PATIENCE = 8.0  # seconds for the watchdog to start a dead server again and publish it
-KNOCK = 1.0  # seconds for a look whether anything listens
+RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
+PROBE_TIMEOUT = 1.0  # seconds to find out whether anything listens at an address
 
 
 class ServerConnector:
     """Opens connections: SQLAlchemy's ``creator`` for a database whose server Balsam runs.
 
-    A server that was started again may have another address, so the file is looked at before each connection.
+    A server that was started again may have another address, so the file is read before each connection.
 
     Args:
         db: The DB directory.
-        connect: Opens the driver's connection to an address. What may pass by repeating it raises as the driver's
-            error, and a transport repeats; what can't, such as a wrong password, as a BalsamError.
+        connect: Opens the driver's connection to an address. An error that may not come again, such as a refused
+            connection, is the driver's; the transport repeats it. One that no repetition mends, such as a wrong
+            password, is a BalsamError.
     """
 
     def __init__(self, db: DBDir, connect: Callable[[Address], Any]) -> None:
         self._publication = Publication(db)
         self._connect = connect
-        # One object, since threads share it: the address that doesn't answer, and since when.
-        self._vain: tuple[Address | None, float] = (None, 0.0)
+        # One tuple, since threads share it: the address that doesn't answer, and since when.
+        self._unreachable: tuple[Address | None, float] = (None, 0.0)
 
     def __call__(self) -> Any:  # noqa: ANN401  (a driver's connection)
         """Return a new connection.
@@ -61,24 +62,24 @@ class ServerConnector:
             raise
         except Exception:
             self._publication.forget()
-            address, since = self._vain
+            address, since = self._unreachable
             if address != published:
-                self._vain = published, time.monotonic()
-            elif time.monotonic() - since > PATIENCE and (is_gone(published) or not _listens(published)):
+                self._unreachable = published, time.monotonic()
+            elif time.monotonic() - since > RESTART_TIMEOUT and (is_gone(published) or not _listens(published)):
                 raise ServerNotRunning(
-                    f"the server of {name}, published at {published.place}, is not there: start it with "
+                    f"the server of {name}, published at {published.endpoint}, is not there: start it with "
                     f"balsam dbserver --path={name}"
                 ) from None
             raise
-        self._vain = None, 0.0
+        self._unreachable = None, 0.0
         return connection
 
 
 def _listens(published: Address) -> bool:
-    """Say whether anything listens at an address; what doesn't answer at all may be cut off, and counts as there."""
+    """Return whether a server may listen at an address; one that doesn't answer at all may be cut off for a while."""
     with contextlib.suppress(TimeoutError):
         try:
-            socket.create_connection((published.host, published.port), KNOCK).close()
+            socket.create_connection((published.host, published.port), PROBE_TIMEOUT).close()
         except ConnectionRefusedError:
             return False
         except OSError:

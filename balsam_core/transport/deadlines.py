@@ -1,7 +1,8 @@
-"""A call's deadline, kept where a driver would wait for ever: for a server that is frozen, not gone.
+"""The deadline of a call, enforced where a driver would wait for ever.
 
-A frozen server's machine still acknowledges every packet, so neither TCP nor a driver notices anything. What is being
-connected asks :func:`seconds_left`; a connection whose answer is late is cut by :class:`DeadlineEnforcer`.
+The machine of a frozen server still acknowledges every packet, so neither TCP nor a driver notices anything. Code that
+connects asks :func:`seconds_left` for its timeout; :class:`DeadlineEnforcer` shuts down connections whose answer is
+late.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DeadlineEnforcer", "bounded", "seconds_left"]
 
-LATE = 0.5  # seconds beyond the deadline, for an answer that is on its way
+GRACE = 0.5  # seconds beyond the deadline, for an answer that is on its way
 POLL = 0.25  # seconds between two looks while a call is under way
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=inf)
 
 
 def seconds_left(longest: float) -> float:
-    """Return the seconds until the present call's deadline, at most ``longest`` and at least none."""
+    """Return the seconds until the deadline of the present call, at most ``longest`` and at least 0."""
     return max(0.0, min(longest, _deadline.get() - time.monotonic()))
 
 
@@ -42,7 +43,7 @@ def bounded(deadline: float) -> Iterator[None]:
 
 
 class DeadlineEnforcer:
-    """Cuts connections that are used beyond a deadline; their driver then reports a broken one.
+    """Shuts down connections that are in use beyond a deadline; their driver then reports a broken connection.
 
     It has one thread, which sleeps while no call is under way, and ends with :meth:`close`.
     """
@@ -56,15 +57,15 @@ class DeadlineEnforcer:
 
     @contextlib.contextmanager
     def watching(self, connection: object, deadline: float) -> Iterator[None]:
-        """Cut a driver's connection if the block is not over in time; one without a descriptor is let alone."""
-        descriptor = _descriptor(connection)
+        """Shut down a driver's connection if the block takes longer; one without a descriptor is left alone."""
+        descriptor = _duplicate_descriptor(connection)
         if descriptor is None:
             yield
             return
         with self._changed:
-            self._due[descriptor] = deadline + LATE
+            self._due[descriptor] = deadline + GRACE
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="balsam deadlines", daemon=True)
+                self._thread = threading.Thread(target=self._enforce, name="balsam deadlines", daemon=True)
                 self._thread.start()
             elif self._asleep:
                 self._changed.notify()
@@ -81,19 +82,19 @@ class DeadlineEnforcer:
             self._closed = True
             self._changed.notify()
 
-    def _run(self) -> None:
+    def _enforce(self) -> None:
         with self._changed:
             while not self._closed:
                 now = time.monotonic()
                 for descriptor in [one for one, due in self._due.items() if due <= now]:
                     del self._due[descriptor]
-                    _cut(descriptor)
+                    _shut_down(descriptor)
                 self._asleep = not self._due
                 self._changed.wait(None if self._asleep else POLL)
                 self._asleep = False
 
 
-def _descriptor(connection: object) -> int | None:
+def _duplicate_descriptor(connection: object) -> int | None:
     """Return another descriptor of a driver's connection, None where it has none."""
     try:
         return os.dup(connection.fileno())  # type: ignore[attr-defined]
@@ -101,7 +102,7 @@ def _descriptor(connection: object) -> int | None:
         return None
 
 
-def _cut(descriptor: int) -> None:
-    """End a connection in both directions under whoever waits for it."""
+def _shut_down(descriptor: int) -> None:
+    """End a connection in both directions, whoever waits for it."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,175 +1,34 @@
-"""Where calls run. ``NativeTransport`` runs them in this process, on a SQLAlchemy engine.
-
-A transport knows nothing of what an operation does. It owes the caller three things: a call passes through the codec,
-a write takes effect exactly once however often the transport sends it, and every fault comes back as one of
-:mod:`balsam_core.errors`.
-"""
+"""``NativeTransport``: runs calls in this process, on an SQLAlchemy engine."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
-from abc import ABC, abstractmethod
-from datetime import datetime  # noqa: TC003  (msgspec reads the annotation)
-from itertools import count
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from balsam_core.errors import BalsamError, Busy, Conflict, InvalidInput, OutcomeUnknown, SchemaMismatch, Unavailable
-from balsam_core.model.calls import WINDOW, RequestId
-from balsam_core.model.codec import decode_call, decode_result, encode, encode_call
+from balsam_core.errors import BalsamError, Busy, Conflict, InvalidInput, OutcomeUnknown, Unavailable
+from balsam_core.model.codec import decode_call, encode
+from balsam_core.transport.base import ClientSession, EncodedTransport
 from balsam_core.transport.deadlines import DeadlineEnforcer, bounded
+from balsam_core.transport.driver_errors import driver_text, to_balsam_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
     from sqlalchemy import Connection, Engine
 
-    from balsam_core.model.calls import Call
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.model.calls import Call, RequestId
     from balsam_core.operations.execution import BulkInsert
 
-__all__ = ["ClientSession", "EncodedTransport", "NativeTransport", "ServerStatus", "Transport", "fault_of"]
+__all__ = ["NativeTransport"]
 
 R = TypeVar("R")
 
-TIMEOUT = 120.0  # seconds for one call, unless the caller says otherwise
 FIRST_PAUSE = 0.002  # seconds before the first repetition
 LONGEST_PAUSE = 0.5
-COLLISIONS = 3  # repetitions after another client inserted the same key at the same moment
-
-
-class ServerStatus(NamedTuple):
-    """What the server behind a transport says of itself.
-
-    Attributes:
-        since: When it started, UTC.
-        clients: Connections that it has now.
-        calls: Calls that it has answered.
-        epoch: Its number among the servers of this database.
-    """
-
-    since: datetime
-    clients: int
-    calls: int
-    epoch: int
-
-
-class Transport(ABC):
-    """Runs calls on one database."""
-
-    @abstractmethod
-    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
-        """Run a call and return its answer.
-
-        Args:
-            call: What to do.
-            timeout: Seconds until the caller wants an answer or an error; None for the transport's default.
-
-        Raises:
-            BalsamError: What the operation or the way to it says; see :mod:`balsam_core.errors`.
-        """
-
-    def server_status(self) -> ServerStatus | None:
-        """Return what the server in between says of itself; None where there is none, or it can't say."""
-        return None
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release connections; later calls raise Unavailable. Closing twice is allowed."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class ClientSession:
-    """Numbers the writes of one client. Threads may share it."""
-
-    def __init__(self) -> None:
-        self.client = os.urandom(16).hex()
-        self._last = 0
-        self._unanswered: set[int] = set()
-        self._changed = threading.Condition()
-        self._reads = count(1)
-
-    def next_read(self) -> int:
-        """Return the number of a new read."""
-        return next(self._reads)
-
-    @contextlib.contextmanager
-    def request_id(self, deadline: float = float("inf")) -> Iterator[RequestId]:
-        """Give the request id of a new write; at the end of the block it is answered and will not be sent again.
-
-        Waits while a write of another thread is unanswered for so long that :data:`WINDOW` newer ones were made.
-
-        Args:
-            deadline: How long to wait, by the monotonic clock.
-
-        Raises:
-            Busy: It is over.
-        """
-        with self._changed:
-            while self._unanswered and self._last - min(self._unanswered) >= WINDOW - 1:
-                if not self._changed.wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
-                    msg = f"{WINDOW} writes of this program wait for answers; nothing was changed"
-                    raise Busy(msg)
-            self._last += 1
-            self._unanswered.add(self._last)
-            made = RequestId(self.client, self._last, min(self._unanswered) - 1)
-        try:
-            yield made
-        finally:
-            with self._changed:
-                self._unanswered.discard(made.seq)
-                self._changed.notify_all()
-
-
-class EncodedTransport(Transport):
-    """Runs calls as bytes, each write under a request id; a subclass says how in :meth:`perform`.
-
-    Args:
-        session: Numbers the writes; shared by transports of which one may finish what another began.
-    """
-
-    def __init__(self, session: ClientSession) -> None:
-        self._session = session
-        self._pid = os.getpid()
-        self._closed = False
-
-    def run(self, call: Call[R], *, timeout: float | None = None) -> R:
-        """Run a call; see :meth:`Transport.run`."""
-        self.check_open()
-        kind = type(call)
-        deadline = time.monotonic() + (TIMEOUT if timeout is None else timeout)
-        data = encode_call(call)
-        if not call.writes:
-            return decode_result(kind, self.perform(kind, data, None, deadline))
-        with self._session.request_id(deadline) as request_id:
-            return decode_result(kind, self.perform(kind, data, request_id, deadline))
-
-    def check_open(self) -> None:
-        """Raise Unavailable where this transport is closed, or was carried over a fork."""
-        if self._closed or os.getpid() != self._pid:
-            why = "is closed" if self._closed else "was opened by another process; open it again after a fork"
-            msg = f"the database connection {why}"
-            raise Unavailable(msg)
-
-    @abstractmethod
-    def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
-        """Run an encoded call and return the encoded answer; a write may have been sent before.
-
-        Args:
-            kind: The call's class.
-            data: The encoded call.
-            request_id: Identity of a write, None for a read.
-            deadline: Until when an attempt may begin, by the monotonic clock.
-        """
+MOST_KEY_CONFLICTS = 3  # repetitions after another client inserted the same key at the same moment
 
 
 class NativeTransport(EncodedTransport):
@@ -178,23 +37,25 @@ class NativeTransport(EncodedTransport):
     Deadlocks, serialization failures, busy databases and broken connections are repeated until the deadline.
 
     Args:
-        engine: Gives connections; a connection with the execution option ``balsam_reads`` only reads and should see
+        engine: Gives connections. A connection with the execution option ``balsam_reads`` only reads and should see
             one consistent state.
+        db: The DB directory; a database that belongs to another one is refused.
         is_retryable: Whether a driver's error means that the same transaction may succeed when repeated.
-        translate: The engine's own reading of a driver's error, None where it has none.
-        session: Numbers the writes, where another transport to the same database shares the numbers.
+        translate: The plugin's mapping of a driver's error to one of ours, None for an error that it doesn't know.
+        session: Numbers the requests, where another transport to the same database shares the numbers.
         guard: Called inside each transaction before anything else; what it raises ends the transaction.
 
     Attributes:
+        db: The DB directory, None for any. Set by the core where a plugin doesn't.
         bulk_insert: Inserts many rows faster than the driver's ``executemany``; see ``balsam_bulk_insert``. Set by the
             core where the plugin has that hook.
-        db_id: Id of the DB directory that the database must belong to; empty for any. Set by the core.
     """
 
     def __init__(
         self,
         engine: Engine,
         *,
+        db: DBDir | None = None,
         is_retryable: Callable[[BaseException], bool],
         translate: Callable[[BaseException], BalsamError | None] | None = None,
         session: ClientSession | None = None,
@@ -204,14 +65,14 @@ class NativeTransport(EncodedTransport):
 
         super().__init__(session or ClientSession())
         self.engine = engine
+        self.db = db
+        self.bulk_insert: BulkInsert | None = None
         self._is_retryable = is_retryable
         self._translate = translate
         self._guard = guard
-        self.bulk_insert: BulkInsert | None = None
-        self.db_id = ""
         self._clock = DatabaseClock()
-        self._cutter = DeadlineEnforcer()
-        self._checked = False
+        self._deadlines = DeadlineEnforcer()
+        self._version_checked = False
 
     def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
@@ -228,7 +89,7 @@ class NativeTransport(EncodedTransport):
         if not self._closed:
             self._closed = True
             if os.getpid() == self._pid:
-                self._cutter.close()
+                self._deadlines.close()
                 self.engine.dispose()
             else:  # the connections are the parent's
                 self.engine.dispose(close=False)
@@ -237,7 +98,7 @@ class NativeTransport(EncodedTransport):
         from balsam_core.operations.execution import read
 
         with self._connect(deadline) as plain, plain.execution_options(balsam_reads=True) as conn, conn.begin():
-            self._check(conn)
+            self._check_database(conn)
             return encode(read(conn, call, self._clock))
 
     def _write(self, call: Call[R], request_id: RequestId, deadline: float, commit: _Commit) -> bytes:
@@ -246,13 +107,13 @@ class NativeTransport(EncodedTransport):
         commit.sent = False
         try:
             with self._connect(deadline) as conn, conn.begin():
-                self._check(conn)
+                self._check_database(conn)
                 reply = write(conn, call, request_id, self._clock, bulk_insert=self.bulk_insert)
-                commit.sent = True  # in a moment
+                commit.sent = True  # at the end of the block
             return reply
         except AlreadyProcessed:
             with self._connect(deadline) as conn, conn.begin():
-                self._check(conn)
+                self._check_database(conn)
                 return replay(conn, call, request_id)
 
     @contextlib.contextmanager
@@ -263,18 +124,19 @@ class NativeTransport(EncodedTransport):
             conn = self.engine.connect()
         except (DBAPIError, BalsamError) as err:
             raise _NotConnectedError from err
-        # Outermost, since the end of a connection waits for the server, too.
-        with self._cutter.watching(conn.connection.driver_connection, deadline), conn:
+        # Outermost, since closing a connection waits for the server, too.
+        with self._deadlines.watching(conn.connection.driver_connection, deadline), conn:
             yield conn
 
-    def _check(self, conn: Connection) -> None:
+    def _check_database(self, conn: Connection) -> None:
+        """Check at the first connection that this is the right database, of the right version."""
         if self._guard:
             self._guard()
-        if not self._checked:
+        if not self._version_checked:
             from balsam_core.schema.version import check
 
-            check(conn, self.db_id)
-            self._checked = True
+            check(conn, self.db.id if self.db else "")
+            self._version_checked = True
 
     def _repeat(self, attempt: Callable[[], bytes], deadline: float, commit: _Commit) -> bytes:
         """Run until it works, fails for good, or the deadline has passed."""
@@ -283,7 +145,7 @@ class NativeTransport(EncodedTransport):
         from sqlalchemy.exc import SQLAlchemyError
 
         pause = FIRST_PAUSE
-        collisions = 0
+        conflicts = 0
         unknown = False  # whether an earlier attempt may have been committed
         while True:
             try:
@@ -291,61 +153,30 @@ class NativeTransport(EncodedTransport):
             except OverflowError as err:  # from a driver that checks before it asks the database
                 raise InvalidInput(f"a number is out of the database's range: {err}") from err
             except (SQLAlchemyError, _NotConnectedError) as err:
-                cause = err.__cause__ if isinstance(err, _NotConnectedError) and err.__cause__ else err
-                if isinstance(cause, BalsamError):  # a plugin's or connector's last word, which ends the call
+                connected = not isinstance(err, _NotConnectedError)
+                cause = err if connected else err.__cause__ or err
+                if isinstance(cause, BalsamError):  # from a plugin or connector: no repetition helps
                     if not unknown:
                         raise cause from cause.__cause__
-                    raise _unknown(cause) from cause
-                fault = fault_of(cause, self._is_retryable, self._translate)
-                if cause is not err and isinstance(fault, OutcomeUnknown):  # nothing was sent
-                    fault = Unavailable(fault.message)
-                unknown = unknown or (isinstance(fault, OutcomeUnknown) and commit.sent)
-                collisions += isinstance(fault, Conflict)
-                connecting = cause is not err and type(fault) is Unavailable
-                repeat = connecting or isinstance(fault, (Busy, OutcomeUnknown)) or 0 < collisions <= COLLISIONS
+                    raise _outcome_unknown(cause) from cause
+                error = to_balsam_error(cause, self._is_retryable, self._translate)
+                if isinstance(error, OutcomeUnknown):
+                    unknown = unknown or (connected and commit.sent)
+                    error = Unavailable(error.message)  # nothing of this attempt was committed, or `unknown` says so
+                    repeat = True
+                elif isinstance(error, Conflict):
+                    conflicts += 1
+                    repeat = conflicts <= MOST_KEY_CONFLICTS
+                else:
+                    repeat = isinstance(error, Busy) or (not connected and type(error) is Unavailable)
                 if not repeat or time.monotonic() + pause > deadline:
-                    if unknown:
-                        fault = _unknown(cause)
-                    elif isinstance(fault, OutcomeUnknown):
-                        fault = Unavailable(fault.message)
-                    raise fault from cause
+                    raise (_outcome_unknown(cause) if unknown else error) from cause
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (not for secrets: it spreads repetitions out)
             pause = min(pause * 2, LONGEST_PAUSE)
 
 
-def fault_of(
-    err: BaseException,
-    is_retryable: Callable[[BaseException], bool],
-    translate: Callable[[BaseException], BalsamError | None] | None,
-) -> BalsamError:
-    """Map an SQLAlchemy error to ours: the one seam.
-
-    Busy, OutcomeUnknown (the connection broke) and Conflict (two inserted the same at once) may pass by repeating.
-    """
-    from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
-
-    text = _text(err)
-    if not isinstance(err, DBAPIError) or err.orig is None:
-        return Unavailable(f"the database did not do what it was asked ({text})")
-    # First of all: a COMMIT that the server answered by an error and its own end may be found committed.
-    if err.connection_invalidated:
-        return OutcomeUnknown(f"the connection broke ({text})")
-    fault: BalsamError | None = None
-    if is_retryable(err.orig):
-        fault = Busy(f"the database was kept busy by others until the time was over ({text})")
-    elif translate:
-        fault = translate(err.orig)
-    if fault is not None:
-        return fault
-    if isinstance(err, IntegrityError):
-        return Conflict(f"the database refused the write ({text})")
-    if isinstance(err, (OperationalError, ProgrammingError)) and "schema_version" in text:
-        return SchemaMismatch(f"the database has no tables ({text}); run: balsam init PATH")
-    return Unavailable(f"the database reported an error ({text})")
-
-
 class _Commit:
-    """Whether the present attempt may have been committed: a transaction whose connection breaks earlier is not."""
+    """Whether the COMMIT of the present attempt may have been sent."""
 
     sent = False
 
@@ -354,11 +185,7 @@ class _NotConnectedError(Exception):
     """No connection could be made; the cause says why."""
 
 
-def _unknown(cause: BaseException) -> OutcomeUnknown:
-    """Return the error for a write that an earlier attempt may have done."""
-    return OutcomeUnknown(f"the connection broke, and the write may or may not have been applied ({_text(cause)})")
-
-
-def _text(err: BaseException) -> str:
-    """Return the driver's message on one line."""
-    return " ".join(str(getattr(err, "orig", None) or err).split())
+def _outcome_unknown(cause: BaseException) -> OutcomeUnknown:
+    """Return the error for a write that an earlier attempt may have committed."""
+    text = driver_text(cause)
+    return OutcomeUnknown(f"the connection broke, and the write may or may not have been applied ({text})")

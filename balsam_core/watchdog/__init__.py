@@ -3,10 +3,11 @@
 It runs the one foreground child that a backend's ``ServerPlan`` describes and knows nothing of databases.
 :mod:`balsam_core.watchdog.control` starts it, and asks it to stop.
 
-    process.py         the process: detached, or in the foreground    lease.py, takeover.py  who may run the server
-    supervisor.py      its loop: start, probe, publish, restart        stop_request.py        how it is asked to stop
-    server_process.py  the child, child.py ties it to the watchdog     network.py, locks.py   ports; locks that may lie
-    health.py          whether the child still answers                 user_servers.py        what a bare --stop means
+    control.py         start, stop, describe and reset a server    process.py         the watchdog's process
+    supervisor.py      its loop: start, probe, publish, restart    server_process.py  the server, from start to end
+    health.py          whether the server still answers            temporary.py       a server for one process alone
+    lease.py           which watchdog may run the server           takeover.py        how the lease is taken
+    stop_request.py    how a watchdog is asked to stop             user_servers.py    what a bare --stop means
     options.py         what the user wants of a server
 """
 

@@ -1,12 +1,12 @@
 """``dbserver.lease``: the file whose holder alone may run the server of a DB directory.
 
-It is made by ``link()``, which one of many wins on every file system, and refreshed every few seconds. Who it names is
-judged dead at once where the process can be looked at (same machine, boot and process ids), and elsewhere only when the
-heartbeat has been missing for :data:`EXPIRY`, by the file system's own clock or by watching. A holder reads the file
-before each refresh; one that finds another token in it, or no file, was replaced and stops.
+It is made by ``link()``, which one of many wins on every file system, and refreshed every few seconds. A holder on this
+machine (same boot, same process ids) is looked up as a process, and is dead as soon as that is gone. Any other holder
+is given up when the file was not refreshed for :data:`EXPIRY`, by the file system's own clock or by observation. A
+holder reads the file before each refresh; when it finds another token, or no file, it was replaced and stops.
 
-The lease keeps honest programs apart; it is no fence. A process that is frozen between its look and its deed needs the
-number that the database itself checks.
+The lease is advisory; the epoch in the database is the fencing token. A process may be suspended between its check of
+the lease and its write, and only the database can refuse that write.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -24,7 +23,7 @@ import msgspec
 
 from balsam_core.dbdir.address import is_copied
 from balsam_core.errors import SchemaMismatch
-from balsam_core.system.files import atomic_write, shown
+from balsam_core.system.files import atomic_write, read_with_status, shown
 from balsam_core.system.locks import best_effort_lock
 from balsam_core.system.processes import is_alive, start_of, this_machine
 
@@ -42,38 +41,39 @@ __all__ = [
     "LeaseObserver",
     "LeaseState",
     "LeaseStatus",
-    "encoded",
+    "encode_lease",
     "lease_file",
-    "load",
-    "locked",
+    "lease_lock",
     "new_lease",
-    "parse",
+    "read_lease",
 ]
 
 FORMAT = 1  # of the file; a program refuses a newer one
-HEARTBEAT = 3.0  # seconds between two refreshments
-EXPIRY = 15.0  # seconds without one, after which a holder that can't be looked at counts as dead
-_LARGEST = 64 * 1024  # bytes
+HEARTBEAT = 3.0  # seconds between two refreshes
+EXPIRY = 15.0  # seconds without a refresh, after which a holder that can't be looked up counts as dead
+_MAX_BYTES = 64 * 1024
+_NOT_A_LEASE = {errno.ELOOP, errno.EINVAL, errno.EFBIG}
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Who may run the server of a DB directory.
 
-    Starts are those of :func:`balsam_core.system.processes.start_of`.
+    Process starts are those of :func:`balsam_core.system.processes.start_of`.
 
     Attributes:
         format: Version of the file's layout.
         token: 32 hexadecimal digits that no other lease has.
         node: Host name of the holder's machine.
         boot_id: That machine's boot id.
-        pid_namespace: What the process ids are counted in.
+        pid_namespace: The namespace of the process ids.
         pid: The holder, a watchdog or for moments another Balsam program.
-        start: When it started.
+        start: When the holder's process started.
         child_pid: The server, 0 while there is none.
-        child_start: When that started.
-        epoch: Number of the holder's last publication in ``dbwriter_address``, 0 before the first.
-        started: When the holder took the lease, seconds since the epoch.
-        restarts: How often the server was started again since.
+        child_start: When the server's process started.
+        generation: Number of the holder's last publication in ``dbwriter_address``, 0 before the first; ``epoch`` in
+            the file.
+        started: When the holder took the lease, seconds since 1970.
+        restarts: How often the server was started again since then.
         listen: What the server listens on, as the user said it.
         port: The port that the user fixed, 0 for none.
         tls: Whether connections from other hosts must be encrypted.
@@ -91,7 +91,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     start: float
     child_pid: int = 0
     child_start: float = 0.0
-    epoch: int = 0
+    generation: int = msgspec.field(default=0, name="epoch")
     started: float = 0.0
     restarts: int = 0
     listen: str = ""
@@ -106,11 +106,6 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         """Whether its process ids can be looked up here."""
         return (self.node, self.boot_id, self.pid_namespace) == this_machine()
 
-    @property
-    def stop_time(self) -> float:
-        """Seconds that the server may take to stop."""
-        return sum(seconds for _, seconds in self.stop)
-
 
 class LeaseState(Enum):
     """What is known about a lease."""
@@ -118,13 +113,13 @@ class LeaseState(Enum):
     FREE = "free"
     """There is none."""
     ALIVE = "alive"
-    """Its holder lives: the process is there, or its heartbeat was seen."""
+    """Its holder lives: the process is there, or a refresh was observed."""
     UNSURE = "unsure"
-    """Its holder can't be looked at and the heartbeat is younger than the expiry."""
+    """Its holder can't be looked up, and the last refresh is more recent than the expiry."""
     DEAD = "dead"
     """Its holder, a process of this machine, is gone."""
-    SILENT = "silent"
-    """Its holder can't be looked at, and the heartbeat has expired."""
+    EXPIRED = "expired"
+    """Its holder can't be looked up, and the lease was not refreshed in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,23 +130,20 @@ class LeaseStatus:
         state: What is known about it.
         lease: What it says; None when there is none or it can't be understood.
         data: The file's content.
-        beaten: Its last heartbeat, nanoseconds, by the file system's clock.
+        last_heartbeat: When it was refreshed, nanoseconds by the file system's clock.
         age: Seconds since then; None where that can't be told or doesn't matter.
     """
 
     state: LeaseState
     lease: Lease | None = None
     data: bytes = b""
-    beaten: int = 0
+    last_heartbeat: int = 0
     age: float | None = None
 
     @property
-    def is_takeable(self) -> bool:
+    def is_available(self) -> bool:
         """Whether the lease may be taken."""
-        return self.state in {LeaseState.FREE, LeaseState.DEAD, LeaseState.SILENT}
-
-
-_decode = msgspec.json.Decoder(Lease).decode
+        return self.state in {LeaseState.FREE, LeaseState.DEAD, LeaseState.EXPIRED}
 
 
 def lease_file(db: DBDir) -> Path:
@@ -160,14 +152,14 @@ def lease_file(db: DBDir) -> Path:
 
 
 class LeaseObserver:
-    """Looks at the lease of a DB directory and remembers what it saw, to tell a beating heart from a silent one."""
+    """Reads the lease of a DB directory again and again, and so notices whether it is being refreshed."""
 
     def __init__(self, db: DBDir) -> None:
         self._db = db
-        self._seen: tuple[object, int] | None = None
-        self._since = 0.0
+        self._previous: tuple[object, int] | None = None  # identity and heartbeat
+        self._unchanged_since = 0.0
 
-    def look(self) -> LeaseStatus:
+    def observe(self) -> LeaseStatus:
         """Return the lease as it is now.
 
         Raises:
@@ -175,30 +167,29 @@ class LeaseObserver:
             OSError: It can't be read.
         """
         try:
-            data, beaten = load(lease_file(self._db))
+            lease, data, heartbeat = read_lease(lease_file(self._db))
         except FileNotFoundError:
-            self._seen = None
+            self._previous = None
             return LeaseStatus(state=LeaseState.FREE)
-        lease = parse(self._db, data)
-        if lease is not None and lease.is_of_this_machine and is_copied(self._db, lease.directory):
-            # Nobody's, but of a living stranger who must be left alone.
-            return LeaseStatus(state=LeaseState.SILENT, data=data, beaten=beaten)
-        if lease is not None and lease.is_of_this_machine:
-            state = LeaseState.ALIVE if is_alive(lease.pid, lease.start) else LeaseState.DEAD
-            return LeaseStatus(state=state, lease=lease, data=data, beaten=beaten)
-        age = _age(self._db, beaten)
-        state = self._judge(lease.token if lease else data, beaten, age)
-        return LeaseStatus(state=state, lease=lease, data=data, beaten=beaten, age=age)
+        if lease is None or not lease.is_of_this_machine:
+            age = _seconds_since(self._db, heartbeat)
+            state = self._judge_heartbeat(lease.token if lease else data, heartbeat, age)
+            return LeaseStatus(state=state, lease=lease, data=data, last_heartbeat=heartbeat, age=age)
+        if is_copied(self._db, lease.directory):
+            # Nobody holds it. Its process serves the original and must be left alone: it is not passed on.
+            return LeaseStatus(state=LeaseState.EXPIRED, data=data, last_heartbeat=heartbeat)
+        state = LeaseState.ALIVE if is_alive(lease.pid, lease.start) else LeaseState.DEAD
+        return LeaseStatus(state=state, lease=lease, data=data, last_heartbeat=heartbeat)
 
-    def _judge(self, token: object, beaten: int, age: float | None) -> LeaseState:
-        before, self._seen = self._seen, (token, beaten)
-        if before != self._seen:
-            self._since = time.monotonic()
-            if before is not None and before[0] == token:
+    def _judge_heartbeat(self, identity: object, heartbeat: int, age: float | None) -> LeaseState:
+        previous, self._previous = self._previous, (identity, heartbeat)
+        if previous != self._previous:
+            self._unchanged_since = time.monotonic()
+            if previous is not None and previous[0] == identity:
                 return LeaseState.ALIVE
-        elif time.monotonic() - self._since > EXPIRY:  # the clock of the file system may be anything
-            return LeaseState.SILENT
-        return LeaseState.SILENT if age is not None and age > EXPIRY else LeaseState.UNSURE
+        elif time.monotonic() - self._unchanged_since > EXPIRY:  # the file system's clock may be wrong
+            return LeaseState.EXPIRED
+        return LeaseState.EXPIRED if age is not None and age > EXPIRY else LeaseState.UNSURE
 
 
 class HeldLease:
@@ -220,13 +211,12 @@ class HeldLease:
             OSError: It can't be told now.
         """
         try:
-            data, _ = load(self._file)
-            found = parse(self._db, data)
+            found, _, _ = read_lease(self._file)
         except (FileNotFoundError, SchemaMismatch):
             return False
         return found is not None and found.token == self.lease.token
 
-    def beat(self) -> bool:
+    def refresh(self) -> bool:
         """Show that the holder lives; say whether the lease is still this one.
 
         Raises:
@@ -234,7 +224,7 @@ class HeldLease:
         """
         if not self.is_ours():
             return False
-        # Without a time of ours: a file server then sets its own. A stranger's lease would not suffer from it.
+        # Without a time of ours: a file server then sets its own. To refresh another's lease by chance does no harm.
         with contextlib.suppress(FileNotFoundError):
             os.utime(self._file)
         return True
@@ -246,11 +236,11 @@ class HeldLease:
             OSError: The file can't be read or written.
         """
         changed = msgspec.structs.replace(self.lease, **changes)
-        # Between the look and the rename another may take the lease; the lock forbids it where locks are honest.
-        with locked(self._db):
+        # The lock prevents that another takes the lease between the check and the write, where locks are honest.
+        with lease_lock(self._db):
             if not self.is_ours():
                 return False
-            atomic_write(self._file, encoded(changed))
+            atomic_write(self._file, encode_lease(changed))
         self.lease = changed
         return True
 
@@ -260,7 +250,7 @@ class HeldLease:
         Raises:
             OSError: It can't be read or removed.
         """
-        with locked(self._db):
+        with lease_lock(self._db):
             if self.is_ours():
                 self._file.unlink(missing_ok=True)
 
@@ -281,49 +271,46 @@ def new_lease(**members: object) -> Lease:
     )
 
 
-def locked(db: DBDir) -> AbstractContextManager[None]:
+def lease_lock(db: DBDir) -> AbstractContextManager[None]:
     """Hold the lock under which the lease is changed, where there are locks."""
     return best_effort_lock(db.path / ".dbserver.lock")
 
 
-def encoded(lease: Lease) -> bytes:
+def encode_lease(lease: Lease) -> bytes:
     """Return what the file holds."""
     return msgspec.json.format(msgspec.json.encode(lease), indent=2) + b"\n"
 
 
-def parse(db: DBDir, data: bytes) -> Lease | None:
-    """Return what a file says; None for what can't be understood.
+_decode = msgspec.json.Decoder(Lease).decode
+
+
+def read_lease(path: Path) -> tuple[Lease | None, bytes, int]:
+    """Read a lease; to open the file makes a network file system forget what it has cached of it.
+
+    Returns:
+        What it says, None for what can't be understood; the file's content; its last heartbeat in nanoseconds.
 
     Raises:
         SchemaMismatch: A newer Balsam wrote it.
+        OSError: It can't be read.
     """
+    try:
+        data, status = read_with_status(path, limit=_MAX_BYTES, follow=False)
+    except OSError as err:
+        if err.errno in _NOT_A_LEASE:
+            raise OSError(err.errno, f"{err.strerror}: remove it", os.fspath(path)) from None
+        raise
     try:
         lease = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        return None, data, status.st_mtime_ns
     if lease.format > FORMAT:
-        name = shown(lease_file(db))
-        raise SchemaMismatch(f"{name} has format {lease.format}, this Balsam knows {FORMAT}: upgrade with pip")
-    return lease
+        raise SchemaMismatch(f"{shown(path)} has format {lease.format}, this Balsam knows {FORMAT}: upgrade with pip")
+    return lease, data, status.st_mtime_ns
 
 
-def load(path: Path) -> tuple[bytes, int]:
-    """Return content and time of a lease; opening it makes a network file system forget what it remembers of it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError as err:
-        if err.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "is a symbolic link: remove it", os.fspath(path)) from None
-        raise
-    with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor, not a path)
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "is no regular file: remove it", os.fspath(path))
-        return file.read(_LARGEST), status.st_mtime_ns
-
-
-def _age(db: DBDir, moment: int) -> float | None:
-    """Return how long ago a time of a file was, seconds, by the clock that gave it; None where nothing can be made."""
+def _seconds_since(db: DBDir, moment: int) -> float | None:
+    """Return the age of a file's time by the clock that gave it; None where no file can be made."""
     probe = db.path / f".dbserver.clock.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

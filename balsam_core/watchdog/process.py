@@ -1,7 +1,8 @@
 """The watchdog as a process: detached from its starter, or in the foreground of a terminal, systemd or a container.
 
-``python -m balsam_core.watchdog PATH NAME=VALUE...`` detaches itself. Its stderr is at first the pipe of the starter: a
-line of JSON there says how the start went, whatever else comes is an interpreter that could not even begin.
+``python -m balsam_core.watchdog PATH OPTIONS`` detaches itself; the options are :class:`ServerOptions` as JSON. Its
+stderr is at first a pipe to the starter. The last line there is a :class:`Report` on the start, as JSON; anything else
+comes from an interpreter that could not even begin.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -19,12 +21,12 @@ import msgspec
 from balsam_core.backends import registry
 from balsam_core.dbdir.address import Address
 from balsam_core.dbdir.directory import DBDir, make_tree
-from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable
+from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable, error_class
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system import logs
 from balsam_core.system.files import reason, shown
 from balsam_core.system.signals import StopRequests
-from balsam_core.watchdog.lease import HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
+from balsam_core.watchdog.lease import LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.server_process import adopt_orphans
 from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome
@@ -34,43 +36,71 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Report", "main", "run_in_foreground", "words"]
+__all__ = ["Report", "launch", "main", "run_in_foreground"]
 
 logger = logging.getLogger(__name__)
 
-_UNSURE_POLL = 0.2  # seconds between two looks at a lease that may be dead
+_UNSURE_POLL = 0.2  # seconds between two reads of a lease whose holder may be dead
 
 
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a watchdog tells its starter.
 
     Attributes:
-        address: The published address; None without success.
-        occupied: Whether another watchdog has the lease.
+        address: The published address; None where another watchdog has the lease, or after an error.
         code: Code of the error that prevented the start, empty for none.
         message: Its text.
     """
 
     address: Address | None = None
-    occupied: bool = False
     code: str = ""
     message: str = ""
 
 
-def words(db: DBDir, options: ServerOptions) -> list[str]:
-    """Return the command line of a watchdog."""
-    return [
-        # -P: its directory, wherever that is, is no place for modules.
-        *(sys.executable, "-P", "-m", "balsam_core.watchdog"),
-        *(os.fspath(db.path), f"host={options.host}", f"port={options.port}", f"preferred={options.preferred}"),
-        *(["takeover=1"] if options.takeover else []),
-        *([] if options.tls else ["plain=1"]),
-    ]
+def launch(db: DBDir, options: ServerOptions) -> Address | None:
+    """Start a detached watchdog and return the address that it published; None when another watchdog was quicker.
+
+    Raises:
+        BalsamError: It reports why it could not start the server.
+    """
+    try:
+        encoded = msgspec.json.encode(options)
+    except UnicodeEncodeError:
+        raise InvalidInput(f"no server can listen on {options.host!a}: no host name") from None
+    with subprocess.Popen(
+        # -P: the current directory is no place for modules.
+        [sys.executable, "-P", "-m", "balsam_core.watchdog", os.fspath(db.path), encoded.decode()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env=_portable_environment(),
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None  # noqa: S101  (for mypy)
+        lines = process.stderr.read().splitlines()  # until it closes the pipe
+    try:
+        report = msgspec.json.decode(lines[-1], type=Report)
+    except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
+        last = lines[-1].decode(errors="replace") if lines else "it ended without a word"
+        raise Unavailable(f"the watchdog of {shown(db.path)} could not start: {last}; see {shown(db.log)}") from None
+    if report.code:
+        error = error_class(report.code)
+        raise error(report.message + (f"; its log is in {shown(db.log)}" if error is Unavailable else ""))
+    return report.address
+
+
+def _portable_environment() -> dict[str, str]:
+    """Return this process's environment, fit for another current directory."""
+    environment = dict(os.environ)
+    if folders := environment.get("PYTHONPATH"):
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, folders.split(os.pathsep)))
+    return environment
 
 
 def main(argv: Sequence[str]) -> int:
     """Detach from the starter, serve until the end and return the exit code."""
-    # Twice forked, it belongs to init: no starter that lives on has to wait for it.
+    # Twice forked, it is a child of init: no starter that lives on has to wait for it.
     if os.fork():
         os._exit(0)
     pipe = os.fdopen(os.dup(2), "wb", buffering=0)  # dup() makes it private: the server does not get it
@@ -78,29 +108,28 @@ def main(argv: Sequence[str]) -> int:
     os.umask(0o077)
     adopt_orphans()
 
-    def tell(report: Report) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the starter is gone
+    def send_report(report: Report) -> None:
+        """Tell the starter; only the first report is sent."""
+        with contextlib.suppress(OSError, ValueError):  # the starter is gone, or the pipe is closed
             pipe.write(msgspec.json.encode(report) + b"\n")
             pipe.close()
 
     try:
-        values = dict(word.split("=", 1) for word in argv[1:])
-        options = ServerOptions(
-            host=values["host"],
-            port=int(values["port"]),
-            preferred=int(values["preferred"]),
-            takeover="takeover" in values,
-            tls="plain" not in values,
-        )
         db = DBDir.open(argv[0])
-        outcome = _serve(db, options, lambda address: tell(Report(address=address)), begin=lambda: _into(_log(db)))
+        options = msgspec.json.decode(argv[1], type=ServerOptions)
+        outcome = _serve_db(
+            db,
+            options,
+            on_lease=lambda: _redirect_output(_open_log(db)),
+            on_ready=lambda address: send_report(Report(address=address)),
+        )
         if outcome is None:
-            tell(Report(occupied=True))
-        # Only if nothing was told before.
-        tell(Report(code=Unavailable.code, message=f"the server of {shown(db.path)} was stopped before it was ready"))
+            send_report(Report())
+        early = f"the server of {shown(db.path)} was stopped before it was ready"
+        send_report(Report(code=Unavailable.code, message=early))
     except BaseException as err:
         code = err.code if isinstance(err, BalsamError) else "error"
-        tell(Report(code=code, message=_text(err)))
+        send_report(Report(code=code, message=_describe_error(err)))
         if not isinstance(err, (BalsamError, OSError)):
             logger.exception("the watchdog ends by a fault of its own")
         return 1
@@ -109,32 +138,32 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def run_in_foreground(db: DBDir, options: ServerOptions, ready: Callable[[Address], None]) -> None:
+def run_in_foreground(db: DBDir, options: ServerOptions, on_ready: Callable[[Address], None]) -> None:
     """Serve in this process until SIGTERM, SIGINT or a request to stop.
 
     Args:
         db: The DB directory.
         options: What the user wants.
-        ready: Called when the address is published.
+        on_ready: Called when the address is published.
 
     Raises:
         BalsamError: Another server runs, the server could not be started, or the lease was lost.
     """
 
-    def begin() -> None:
-        _log(db)
+    def open_logs() -> None:
+        _open_log(db)
         logging.getLogger().addHandler(stream)
 
-    def serving(address: Address) -> None:
-        _notify("READY=1")
-        ready(address)
+    def tell_ready(address: Address) -> None:
+        _notify_systemd("READY=1")
+        on_ready(address)
 
     stream = logging.StreamHandler()
     stream.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     try:
-        outcome = _serve(db, options, serving, begin=begin)
+        outcome = _serve_db(db, options, on_lease=open_logs, on_ready=tell_ready)
     finally:
-        _notify("STOPPING=1")
+        _notify_systemd("STOPPING=1")
         logging.getLogger().removeHandler(stream)
         logs.close()
     if outcome is None:
@@ -145,16 +174,16 @@ def run_in_foreground(db: DBDir, options: ServerOptions, ready: Callable[[Addres
         raise Conflict(f"{shown(db.path)} was taken over by another watchdog, so the server of this one was ended")
 
 
-def _serve(
-    db: DBDir, options: ServerOptions, ready: Callable[[Address], None], *, begin: Callable[[], object]
+def _serve_db(
+    db: DBDir, options: ServerOptions, *, on_lease: Callable[[], object], on_ready: Callable[[Address], None]
 ) -> SupervisorOutcome | None:
-    """Take the lease and serve; None when another one serves.
+    """Take the lease and serve; None when another watchdog serves.
 
     Args:
         db: The DB directory.
         options: What the user wants.
-        ready: Called when the address is published.
-        begin: Called once the lease is taken: opens the log.
+        on_lease: Called once the lease is taken.
+        on_ready: Called when the address is published.
     """
     backend = registry.load(db.db_type)
     policy = backend.server_policy(db)
@@ -166,34 +195,30 @@ def _serve(
         lease = new_lease(
             listen=options.host, port=options.port, tls=options.tls, exclusive=policy is ServerPolicy.REQUIRED
         )
-        watch = LeaseObserver(db)
-        while isinstance(held := acquire(db, lease, watch, takeover=options.takeover), LeaseStatus):
+        observer = LeaseObserver(db)
+        while isinstance(held := acquire(db, lease, observer, takeover=options.takeover), LeaseStatus):
             if stops.number is not None:
                 return SupervisorOutcome.STOPPED
             if held.state is LeaseState.ALIVE:
                 return None
             time.sleep(_UNSURE_POLL)
         try:
-            begin()
-            supervisor = Supervisor(db, backend, held, options, stops, ready)
+            on_lease()
+            supervisor = Supervisor(db, backend, held, options, stops, on_ready)
         except BaseException:
-            _give_back(held)
+            with contextlib.suppress(OSError):
+                held.release()
             raise
         return supervisor.run()
 
 
-def _give_back(held: HeldLease) -> None:
-    with contextlib.suppress(OSError):
-        held.release()
-
-
-def _log(db: DBDir) -> Path:
+def _open_log(db: DBDir) -> Path:
     logging.raiseExceptions = False  # a full disk must not stop the server
     make_tree(db.path)
     return logs.configure(db.log, "dbserver", context=f"db={db.path}", keep=50)
 
 
-def _into(log: Path) -> None:
+def _redirect_output(log: Path) -> None:
     """Send what the interpreter itself may print to the log."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     os.dup2(descriptor, 1)
@@ -201,7 +226,7 @@ def _into(log: Path) -> None:
     os.close(descriptor)
 
 
-def _text(err: BaseException) -> str:
+def _describe_error(err: BaseException) -> str:
     if isinstance(err, BalsamError):
         return err.message
     if isinstance(err, OSError):
@@ -209,12 +234,12 @@ def _text(err: BaseException) -> str:
     return f"unexpected {type(err).__name__}: {err}"
 
 
-def _notify(message: str) -> None:
+def _notify_systemd(message: str) -> None:
     """Tell systemd, if it started this process and asked for it."""
-    place = os.environ.get("NOTIFY_SOCKET", "")
-    if place.startswith(("/", "@")):
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address.startswith(("/", "@")):
         import socket
 
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.connect(place.replace("@", "\0", 1) if place.startswith("@") else place)
+            channel.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
             channel.send(message.encode())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ask_to_stop", "forget_stop", "stop_asked"]
 
-_LARGEST = 4096  # bytes
+_MAX_BYTES = 4096
 
 
 class _StopRequest(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ def ask_to_stop(db: DBDir, lease: Lease) -> None:
 def stop_asked(db: DBDir, lease: Lease) -> str | None:
     """Return who asked the holder of this lease to stop; None when nobody did."""
     try:
-        request = msgspec.json.decode(read_regular(_stop_file(db), limit=_LARGEST, follow=False), type=_StopRequest)
+        request = msgspec.json.decode(read_regular(_stop_file(db), limit=_MAX_BYTES, follow=False), type=_StopRequest)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return request.asked_by if request.token == lease.token else None

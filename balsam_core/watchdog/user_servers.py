@@ -1,7 +1,7 @@
 """The servers that this user started, on whatever host shares the home directory: how a bare ``--stop`` finds them.
 
-One small file for each, made by the watchdog and removed at its end. It is a hint: what counts is the lease in the DB
-directory that it names, and an entry without a living lease is removed by whoever meets it.
+A folder with one symbolic link to each DB directory, made by the watchdog and removed at its end. It is a hint: what
+counts is the lease in the directory, and a link without a living lease is removed by whoever meets it.
 """
 
 from __future__ import annotations
@@ -12,26 +12,16 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError
-from balsam_core.system.files import atomic_write, read_regular, reason
 from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["add", "remove", "running"]
 
 logger = logging.getLogger(__name__)
-
-_LARGEST = 64 * 1024  # bytes
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    path: str  # as bytes in hexadecimal digits, since a path need not be text
 
 
 def _folder() -> Path:
@@ -40,53 +30,47 @@ def _folder() -> Path:
     return user_state_path("balsam", appauthor=False) / "servers"
 
 
-def _file(db: DBDir) -> Path:
-    return _folder() / f"{db.id}-{hashlib.sha256(os.fsencode(db.path)).hexdigest()[:16]}.json"
+def _link_to(db: DBDir) -> Path:
+    return _folder() / hashlib.sha256(os.fsencode(db.path)).hexdigest()
 
 
 def add(db: DBDir) -> None:
     """Note that this user serves the DB; without a home directory nothing is noted."""
     try:
-        file = _file(db)
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        atomic_write(file, msgspec.json.encode(_Entry(os.fsencode(db.path).hex())))
+        link = _link_to(db)
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(db.path)
     except (OSError, RuntimeError) as err:
-        logger.warning("a bare --stop will not find this server: %s", _why(err))
+        logger.warning("a bare --stop will not find this server: %s", err)
 
 
 def remove(db: DBDir) -> None:
     """Forget that this user serves the DB."""
     try:
-        _file(db).unlink(missing_ok=True)
+        _link_to(db).unlink(missing_ok=True)
     except (OSError, RuntimeError) as err:
-        logger.debug("the note of this server was not removed: %s", _why(err))
+        logger.debug("the note of this server was not removed: %s", err)
 
 
 def running() -> list[DBDir]:
-    """Return the DBs that this user serves, sorted by path; entries of servers that are gone are removed."""
-    return sorted(_running(), key=lambda db: db.path)
-
-
-def _running() -> Iterator[DBDir]:
+    """Return the DBs that this user serves, sorted by path; links to others are removed."""
     try:
-        files = sorted(_folder().glob("*.json"))
+        links = [path for path in _folder().iterdir() if path.is_symlink()]
     except (OSError, RuntimeError):
-        return
-    for file in files:
+        return []
+    served = []
+    for link in links:
         try:
-            entry = msgspec.json.decode(read_regular(file, limit=_LARGEST), type=_Entry)
-            db = DBDir.open(os.fsdecode(bytes.fromhex(entry.path)))
-            if not LeaseObserver(db).look().is_takeable:
-                yield db
-                continue
-        except OSError as err:  # a file system that is away for now
-            logger.debug("%s: %s", file, err)
+            db = DBDir.open(link.readlink())
+            is_served = not LeaseObserver(db).observe().is_available
+        except OSError:  # a file system that is away for now
             continue
-        except (BalsamError, ValueError, msgspec.MsgspecError) as err:
-            logger.debug("%s: %s", file, err)
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
-
-
-def _why(err: Exception) -> str:
-    return reason(err) if isinstance(err, OSError) else str(err)
+        except BalsamError:
+            is_served = False
+        if is_served:
+            served.append(db)
+        else:
+            with contextlib.suppress(OSError):
+                link.unlink()
+    return sorted(served, key=lambda db: db.path)

@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 HOPS = 10
 TEMPERATURE = 0.8  # of the Metropolis test between minima, in units of epsilon
-STEP = 0.4  # largest move of a coordinate in one transition, in units of sigma
+STEP = 0.4  # largest move of a coordinate in one hop, in units of sigma
 
 
 def energy_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -61,13 +61,13 @@ def in_sphere(rng: np.random.Generator, count: int, radius: float) -> np.ndarray
     return direction * (radius * rng.random((count, 1)) ** (1 / 3))
 
 
-def search(atoms: int, seed: int, transitions: int) -> tuple[float, np.ndarray]:
+def search(atoms: int, seed: int, hops: int) -> tuple[float, np.ndarray]:
     """Run one basin-hopping search.
 
     Args:
         atoms: The size of the cluster.
         seed: Picks the random start and the moves.
-        transitions: The number of moves after the start.
+        hops: The number of moves after the start.
 
     Returns:
         The lowest energy met and its coordinates, one row an atom.
@@ -76,7 +76,7 @@ def search(atoms: int, seed: int, transitions: int) -> tuple[float, np.ndarray]:
     radius = 0.75 * atoms ** (1 / 3)  # a little more than the cluster needs
     energy, flat = quench(in_sphere(rng, atoms, radius).ravel())
     best_energy, best = energy, flat
-    for _ in range(transitions):
+    for _ in range(hops):
         points = flat.reshape(-1, 3) + rng.uniform(-STEP, STEP, (atoms, 3))
         escaped = np.linalg.norm(points, axis=1) > 2 * radius
         points[escaped] = in_sphere(rng, int(escaped.sum()), radius)
@@ -100,9 +100,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One basin-hopping search for a Lennard-Jones cluster.")
     parser.add_argument("--atoms", type=int, required=True, help="size of the cluster")
     parser.add_argument("--seed", type=int, required=True, help="picks the random start")
-    parser.add_argument("--transitions", type=int, default=HOPS, help="moves after the start (default: %(default)s)")
+    parser.add_argument("--hops", type=int, default=HOPS, help="moves after the start (default: %(default)s)")
     options = parser.parse_args()
-    energy, points = search(options.atoms, options.seed, options.transitions)
+    energy, points = search(options.atoms, options.seed, options.hops)
     write_xyz(Path("coordinates.xyz"), points, f"energy={energy!r} seed={options.seed}")
     print(f"{energy:.6f}")
 

@@ -102,7 +102,7 @@ def test_connections_cut_at_random(backend, kind, tmp_path, amount, verdict):
 
 
 def test_repeated_while_the_first_commit_is_in_flight(make_backend, kind, tmp_path, amount, verdict):
-    """A client is cut off amid COMMIT and sends the write again: it takes effect once (T03)."""
+    """The connection is cut while the server is inside COMMIT, and the client sends the write again."""
     rounds, seconds = amount(1, 25), 1.5
     disk = SlowFsync(tmp_path)
     served = make_backend("inflight", env=preload(disk))
@@ -143,7 +143,7 @@ def test_repeated_while_the_first_commit_is_in_flight(make_backend, kind, tmp_pa
 
 
 def test_write_in_flight_when_the_server_ends_for_good(make_backend, kind, tmp_path, verdict):
-    """The server ends for good amid COMMIT: the client is told that the outcome is unknown (T03)."""
+    """Nobody can find out whether the write was applied, so no error may say that nothing was changed."""
     disk = SlowFsync(tmp_path)
     served = make_backend("ended", env=preload(disk))
     real = served.start()

@@ -20,7 +20,7 @@ def db(run_directory, kind):
 
 
 def test_programs_on_another_host_use_the_server(hosts, db, kind, tmp_path, amount, verdict):
-    """Programs on another host: through TLS all works; on the loopback they are told how (issue 4, point 1)."""
+    """Through TLS; a server that listens on its own host only is reported with the remedy."""
     alpha, beta = hosts
     number, count = amount((1, 10), (8, 200))
     try:
@@ -51,7 +51,7 @@ def test_programs_on_another_host_use_the_server(hosts, db, kind, tmp_path, amou
     report = check(journals, rows_by_api(db.path))
     report.assert_exact()
     assert not report.errors
-    verdict("point 1", f"{kind}: clients on another host, through TLS", f"CLI and API work from there: {report}")
+    verdict("S06", f"{kind}: clients on another host, through TLS", f"CLI and API work from there: {report}")
 
 
 def test_host_lost_with_its_server(hosts, db, kind, amount, verdict):

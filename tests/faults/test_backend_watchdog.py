@@ -18,7 +18,7 @@ from served_db import listens
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
 from balsam_core.testing.tools import signal_all, wait_until
-from balsam_core.watchdog.lease import EXPIRY, encoded, lease_file
+from balsam_core.watchdog.lease import EXPIRY, encode_lease, lease_file
 
 LOCKS = {"postgres": "postgres/postmaster.pid", "mysql": "mysql/server.pid"}  # the server's own files of its process id
 
@@ -48,7 +48,7 @@ def test_watchdog_killed_under_writers(backend, kind, tmp_path, amount, verdict)
             began = time.monotonic()
             now = backend.start()
             starts.append(time.monotonic() - began)
-            assert now.epoch == before.epoch + 1
+            assert now.generation == before.generation + 1
             assert not any(map(is_alive, everybody))
         clients.wait_for_more(6)
         clients.stop()
@@ -94,7 +94,7 @@ def test_both_killed(backend, kind, amount, verdict):
 def forge(served, kind, lease, published, pid, start):
     """Let all files that name a process name this one, as if its number had been the server's."""
     lease_file(served.dir).write_bytes(
-        encoded(msgspec.structs.replace(lease, pid=pid, start=start - 5, child_pid=pid, child_start=start - 5))
+        encode_lease(msgspec.structs.replace(lease, pid=pid, start=start - 5, child_pid=pid, child_start=start - 5))
     )
     served.dir.address_file.write_bytes(
         msgspec.json.encode(msgspec.structs.replace(published, pid=pid, start_time=start - 5))

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balsam_core import Job
-from balsam_core.errors import by_code
+from balsam_core.errors import error_class
 from balsam_core.model import calls
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
@@ -218,7 +218,7 @@ def test_fuzzed_requests_are_answered_or_dropped(served, tmp_path, amount, verdi
             if sent % 50 == 0:
                 take()
             if sent % 1000 == 999:  # what was sent before has been looked at when this is answered
-                while (reply := peer.receive(10)) is None or reply.id != 2**53:
+                while (reply := peer.receive(10)) is None or reply.number != 2**53:
                     if reply is None:
                         assert served.server == before.pid
                         peer.send(StatusRequest(2**53))
@@ -293,19 +293,19 @@ def test_hostile_values_are_refused_by_name(module_served):
         for request in HOSTILE:
             reply = peer.ask(request, 10)
             if reply.code:
-                assert by_code(reply.code).code == reply.code
+                assert error_class(reply.code).code == reply.code
                 message = msgspec.msgpack.decode(reply.body, type=str)
                 assert message.isprintable(), (request, message)
                 assert "see its log" not in message, (request, message)
         peer.send(Hello(3, 1, "x\n", "forged line of the log", ""))
         peer.send(write(OpenStagedInsert(), 3, client="\n"))
         peer.send(StatusRequest(4))
-        assert peer.receive(10).id == 4, "they are dropped"
+        assert peer.receive(10).number == 4, "they are dropped"
         for depth in (2_000, 100_000):  # too deep to be read at all
             peer.send(run(3, "get_rows", bomb(depth)))
             peer.send(run(3, "get_info", b"\x91" * depth))
             peer.send(StatusRequest(4))
-            assert peer.receive(10).id == 4, "they are dropped"
+            assert peer.receive(10).number == 4, "they are dropped"
     assert served.address == before
     assert not tracebacks(served)
 

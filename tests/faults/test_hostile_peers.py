@@ -212,7 +212,7 @@ def test_a_message_without_end(served, tmp_path, amount, verdict):
             highest = max(highest, usage(before.pid).rss)
             time.sleep(0.01)
         took = time.monotonic() - began
-    assert served.address.epoch == before.epoch + 1, "it has begun anew"
+    assert served.address.generation == before.generation + 1, "it has begun anew"
     assert report[0].longest_stall <= at_most(5)
     verdict(
         "T22",
@@ -311,7 +311,7 @@ def test_giant_answers_are_refused(served, amount, verdict):
             tree = max(tree, usage(served.server, tree=True).rss)
             assert other.ask(StatusRequest(1), 5).code == ""
             while (reply := peer.receive(0.01)) is not None:
-                seen[reply.id] = reply.code
+                seen[reply.number] = reply.code
         assert set(seen.values()) == {"too-large"}
         assert peer.ask(call(9, GetRows(fields=["description"] * 101))).code == "invalid-input"
     assert served.address == before

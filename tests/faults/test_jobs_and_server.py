@@ -82,7 +82,7 @@ def test_launcher_drains_while_its_server_is_killed(served, tmp_path, amount, ve
     assert all(text.count("\n") == 1 for text in ran.values()), "no job ran twice"
     published = address.read(served.dir)
     assert published is not None
-    assert published.epoch == killed + 1
+    assert published.generation == killed + 1
     verdict(
         "T01",
         "server SIGKILLed under a launcher",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import pytest
@@ -13,14 +13,15 @@ from exact import exact_report, writers
 from tcp_faults import FaultyLink
 
 from balsam_core import Job, open_db
+from balsam_core.backends import registry
 from balsam_core.dbdir import address
-from balsam_core.dbdir.publication import Publication
 from balsam_core.model.calls import AddJobs, Call, ClaimJobs, GetInfo, KillJobs, RegisterLauncher, Resources
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
-from balsam_core.proxy.client.transport import ProxyTransport
 from balsam_core.testing.tools import wait_until
-from balsam_core.transport.native import ClientSession
+
+if TYPE_CHECKING:
+    from balsam_core.transport.base import EncodedTransport
 
 R = TypeVar("R")
 
@@ -39,10 +40,10 @@ def names(served):
         return sorted(row[0] for row in db.jobs.rows("name"))
 
 
-def lose_the_answer(transport: ProxyTransport, session: ClientSession, link: FaultyLink, call: Call[R]) -> R:
+def lose_the_answer(transport: EncodedTransport, link: FaultyLink, call: Call[R]) -> R:
     """Run a call whose first answer is lost, and ask twice more; returns the answer, the same each time."""
     kind, data = type(call), encode_call(call)
-    with session.request_id() as request_id:
+    with transport._session.new_request_id() as request_id:
         transport.run(GetInfo())  # a connection that is greeted: what is lost is the answer
         lost = link.to_clients.swallowed
         link.swallow_replies(1)
@@ -58,17 +59,16 @@ def lose_the_answer(transport: ProxyTransport, session: ClientSession, link: Fau
 def test_lost_replies_are_given_again_byte_for_byte(served, link, amount, verdict):
     """Answers to writes are lost, and the writes sent again: the same bytes come back (T03)."""
     rounds = amount(1, 8)
-    session = ClientSession()
-    with ProxyTransport(Publication(served.dir), session) as transport:
+    with registry.load("sqlite").open_transport(served.dir) as transport:
         registration = RegisterLauncher(host="h", pid=1, boot_id="b", process_start=0.0, lease_seconds=900)
         launcher = transport.run(registration)
         for number in range(rounds):
             adds = AddJobs(jobs=[Job(name=f"j{number}-{n}", command="true") for n in range(3)])
             claims = ClaimJobs(launcher=launcher, limit=2, resources=Resources())
             kills = KillJobs(where=Compare("name", "eq", f"j{number}-2"))
-            added = lose_the_answer(transport, session, link, adds)
-            claimed = lose_the_answer(transport, session, link, claims)
-            killed = lose_the_answer(transport, session, link, kills)
+            added = lose_the_answer(transport, link, adds)
+            claimed = lose_the_answer(transport, link, claims)
+            killed = lose_the_answer(transport, link, kills)
             assert len(claimed.jobs) == 2
             assert killed.ids == [added.first + 2]
         assert names(served) == sorted(f"j{number}-{n}" for number in range(rounds) for n in range(3))

@@ -24,15 +24,15 @@ from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 
 db, stop, least = DBDir.open(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-reads, epochs = 0, set()
+reads, generations = 0, set()
 while reads < least or not stop.exists():
     published = address.read(db)  # raises where it can't be understood
     assert published is not None, "withdrawn"
-    epochs.add(published.epoch)
+    generations.add(published.generation)
     reads += 1
     if reads == 1:
         print("reading", flush=True)
-print(reads, len(epochs))
+print(reads, len(generations))
 """
 
 
@@ -92,12 +92,12 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
         finally:
             reader.kill()
     assert reader.returncode == 0, err
-    reads, epochs = map(int, out.split())
+    reads, generations = map(int, out.split())
     report = exact_report(served, journals)
     assert max(resumed) <= at_most(5)
     verdict(
         "T14",
         "port taken at the restart",
         f"{rounds} times: new port published, clients resumed within {max(resumed):.2f} s; {reads} reads of the address"
-        f" saw {epochs} publications, 0 unparsable: {report}",
+        f" saw {generations} publications, 0 unparsable: {report}",
     )

@@ -41,7 +41,9 @@ def test_server_dies_beside_the_commit(make_served, tmp_path, amount, verdict, p
     served.start()
     with writers(served.path, number, tmp_path) as clients:
         clients.begin()
-        wait_until(lambda: (a := address.read(served.dir)) and a.epoch > crashes, f"{crashes} crashes", seconds=300)
+        wait_until(
+            lambda: (a := address.read(served.dir)) and a.generation > crashes, f"{crashes} crashes", seconds=300
+        )
         clients.stop()
         clients.finish()
         journals = clients.journals

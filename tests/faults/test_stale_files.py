@@ -18,7 +18,7 @@ from balsam_core import Job, open_db
 from balsam_core.dbdir import address
 from balsam_core.errors import Unavailable
 from balsam_core.system import processes
-from balsam_core.watchdog.lease import EXPIRY, encoded, lease_file
+from balsam_core.watchdog.lease import EXPIRY, encode_lease, lease_file
 
 # Notes each signal that it gets, and can't be ended by any but SIGKILL.
 FOREIGN = """
@@ -56,7 +56,7 @@ def leave(served, lease, published, *, age=0.0, began=None, **members):
     changes: dict[str, object] = {name: members[name] for name in ("boot_id", "node") if name in members}
     changes["pid"] = members.get("child_pid", published.pid)
     changes["start_time"] = published.start_time if began is None else began
-    lease_file(served.dir).write_bytes(encoded(msgspec.structs.replace(lease, **members)))
+    lease_file(served.dir).write_bytes(encode_lease(msgspec.structs.replace(lease, **members)))
     served.dir.address_file.write_bytes(msgspec.json.encode(msgspec.structs.replace(published, **changes)))
     moment = time.time() - age
     os.utime(lease_file(served.dir), (moment, moment))

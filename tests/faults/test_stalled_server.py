@@ -69,7 +69,7 @@ def test_frozen_server_is_replaced_and_busy_one_is_not(make_served, tmp_path, am
     report = exact_report(frozen, journals)
     assert max(acted) <= at_most(15)
     toiling.join()
-    assert (busy.address.epoch, busy.lease.restarts) == (1, 0)
+    assert (busy.address.generation, busy.lease.restarts) == (1, 0)
     with open_db(busy.path) as db:
         assert [name for (name,) in db.jobs.rows("name")] == ["toil"] * len(toiled)
     verdict(

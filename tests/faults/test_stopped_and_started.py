@@ -16,15 +16,13 @@ from served_db import ServedDB
 from tcp_faults import FaultyLink
 
 from balsam_core import Job, open_db
+from balsam_core.backends import registry
 from balsam_core.dbdir import address
-from balsam_core.dbdir.publication import Publication
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.model.calls import WINDOW, AddJobs, CountJobs
 from balsam_core.model.codec import encode_call
 from balsam_core.model.filters import Compare
-from balsam_core.proxy.client.transport import ProxyTransport
 from balsam_core.testing.tools import wait_until
-from balsam_core.transport.native import ClientSession
 
 
 def test_clients_write_while_the_server_comes_and_goes(served, tmp_path, amount, verdict):
@@ -47,13 +45,12 @@ def test_a_copy_that_arrives_after_its_answer_was_forgotten_changes_nothing(serv
     published = served.address
     with FaultyLink(("127.0.0.1", published.port)) as link:
         address.write(served.dir, _at(published, link.port))
-        session = ClientSession()
-        with ProxyTransport(Publication(served.dir), session) as transport:
+        with registry.load("sqlite").open_transport(served.dir) as transport:
             transport.run(AddJobs(jobs=[Job(name="warm", command="true")]))
             link.swallow_replies(1)  # so it is sent twice
             transport.run(AddJobs(jobs=[Job(name="victim", command="true")]))
             late = encode_call(AddJobs(jobs=[Job(name="victim", command="true")]))
-            with session.request_id() as request_id:
+            with transport._session.new_request_id() as request_id:
                 transport.perform(AddJobs, late, request_id, time.monotonic() + 30)
             for n in range(3 * WINDOW):
                 transport.run(AddJobs(jobs=[Job(name=f"later{n}", command="true")]))

@@ -30,11 +30,9 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError
 from balsam_core import Job
 from balsam_core.model.calls import AddJobs, GetInfo
-from balsam_core.proxy.client.transport import ProxyTransport
-from balsam_core.dbdir.publication import Publication
-from balsam_core.transport.native import ClientSession
+from balsam_core.backends import registry
 
-with ProxyTransport(Publication(DBDir.open(sys.argv[1])), ClientSession()) as transport:
+with registry.load("sqlite").open_transport(DBDir.open(sys.argv[1])) as transport:
     transport.run(GetInfo())
     print("ready", flush=True)
     if not sys.stdin.readline():
@@ -93,7 +91,7 @@ def runs(host, pid):
 
 
 def test_programs_on_another_host_use_the_server(hosts, db, tmp_path, amount, verdict):
-    """Programs on another host use the server; if it is on the loopback they are told so (issue 3, point 2)."""
+    """With the command line and Python; a server that listens on its own host only is reported with the remedy."""
     alpha, beta = hosts
     serve(alpha, db)
     line, seconds = refused(beta, "ls", "--db", db.path)
@@ -123,7 +121,7 @@ def test_programs_on_another_host_use_the_server(hosts, db, tmp_path, amount, ve
     report.assert_exact()
     assert not report.errors
     verdict(
-        "point 2",
+        "S06",
         "clients on another host",
         f"CLI and API work from there, loopback address: clear error after {seconds:.1f} s: {report}",
     )
@@ -178,7 +176,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
     Returns:
         The journals, the seconds until clients were served, and whether both servers had the same process id.
     """
-    published, lease = address.read(db), LeaseObserver(db).look().lease
+    published, lease = address.read(db), LeaseObserver(db).observe().lease
     assert published.node == old.name
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(writers(db.path, 2, tmp_path, count=20, name=f"{name}-o", wrap=old.argv))
@@ -199,7 +197,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
         number_processes(new)
         serve(new, db, "--host", new.address)
         now = address.read(db)
-        assert now.epoch == published.epoch + 1
+        assert now.generation == published.generation + 1
         after.wait_for_more(20, seconds=at_most(5))
         seconds = time.monotonic() - began
         if orphaned:
@@ -213,7 +211,7 @@ def take_over(old, new, db, tmp_path, name, *, orphaned, patient):
         after.wait_for_more(20, seconds=at_most(5))
         after.stop()
         after.finish()
-    assert epoch_of(db) == now.epoch
+    assert epoch_of(db) == now.generation
     assert stored(db, "pinned") == []
     return [*before.journals, *after.journals], seconds, now.pid == published.pid
 

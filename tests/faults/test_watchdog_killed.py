@@ -41,7 +41,7 @@ def test_watchdog_killed_under_writers(served, tmp_path, amount, verdict):
             began = time.monotonic()
             now = served.start()
             starts.append(time.monotonic() - began)
-            assert now.epoch == before.epoch + 1
+            assert now.generation == before.generation + 1
             assert not any(map(is_alive, everybody))
         clients.wait_for_more(50)
         clients.stop()

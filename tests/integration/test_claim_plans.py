@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 CLAIM_INDEXES = {"ix_jobs_claim", "ix_jobs_workflow_claim"}
 JOBS = 1800

@@ -13,7 +13,7 @@ import pytest
 from balsam_program import child, here
 
 from balsam_core import Job, open_db
-from balsam_core.cli.records import ALL
+from balsam_core.cli.records import JOB_FIELDS
 from balsam_core.model.job import FIELDS
 
 SEVERAL = 150  # more than the default table shows
@@ -228,7 +228,7 @@ def test_filters(options, ids, full_db):
 
 def test_json_has_all_fields_by_name_and_times_in_utc(full_db):
     first = here.good("ls", "-o", "json", "--id", 1, db=full_db).json[0]
-    assert tuple(first) == ALL
+    assert tuple(first) == JOB_FIELDS
     assert set(first) == set(FIELDS)
     assert (first["parameters"], first["data"], first["key"]) == ({"x": 0.5}, {"tag": "é"}, None)
     created = datetime.fromisoformat(first["created_at"])

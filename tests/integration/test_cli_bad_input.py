@@ -224,6 +224,15 @@ def test_one_line_the_right_code_and_nothing_written(words, code, part, made):
     assert changed <= {"db.sqlite3-shm"}
 
 
+@pytest.mark.parametrize(
+    "words", [["run", "--", "true"], ["kill", "all"], ["dep", "1", "2"], ["rm", "2", "--yes"]], ids=" ".join
+)
+def test_a_wrong_output_format_is_refused_before_anything_changes(words, db):
+    before = jobs(db)
+    assert "BALSAM_OUTPUT" in here.refused(*words, code=2, db=db, env={"BALSAM_OUTPUT": "xml"})
+    assert jobs(db) == before
+
+
 def test_in_json_mode_errors_are_one_object_on_stderr(made):
     done = child("show", "99", "-o", "json", db=made)
     assert (done.code, done.out) == (3, "")

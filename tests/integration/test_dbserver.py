@@ -80,13 +80,13 @@ def kill(process):
 
 def put(db, age=0.0, **members):
     """Leave a lease with a heartbeat of some age, and a publication that belongs to it."""
-    lease = msgspec.structs.replace(new_lease(epoch=1), **members)
+    lease = msgspec.structs.replace(new_lease(generation=1), **members)
     lease_file(db).write_bytes(msgspec.json.encode(lease))
     moment = lease_file(db).stat().st_mtime - age
     os.utime(lease_file(db), (moment, moment))
     published = address.Address(
         state="running", host="127.0.0.1", port=1, protocol="toy/1", node=lease.node, boot_id=lease.boot_id,
-        pid=lease.child_pid or 2**22 + 1, start_time=1.0, epoch=7,
+        pid=lease.child_pid or 2**22 + 1, start_time=1.0, generation=7,
     )  # fmt: skip
     address.write(db, published)
     return lease
@@ -110,8 +110,9 @@ def test_start_status_stop(toy, db):
     assert answers(found)
     shown = balsam("--status", "--path", db.path, "-o", "json").json
     assert shown["since"].startswith("20")
-    assert {name: shown[name] for name in ("state", "port", "pid", "watchdog_pid", "restarts", "epoch")} == {
-        "state": "running", "port": found.port, "pid": found.pid, "watchdog_pid": lease.pid, "restarts": 0, "epoch": 1,
+    assert {name: shown[name] for name in ("state", "port", "pid", "watchdog_pid", "restarts", "generation")} == {
+        "state": "running", "port": found.port, "pid": found.pid, "watchdog_pid": lease.pid, "restarts": 0,
+        "generation": 1,
     }  # fmt: skip
     assert balsam("--stop", "--path", db.path).out == f"stopped the server of {db.path}\n"
     assert not is_alive(*watchdog_of(lease))
@@ -144,19 +145,19 @@ def test_the_starter_leaves_a_daemon(toy, db):
     assert [os.readlink(f"/proc/{lease.pid}/fd/{number}") for number in (1, 2)] == [str(logs[0])] * 2  # noqa: PTH115
     text = logs[0].read_text()
     assert f"pid={lease.pid} db={db.path}" in text
-    assert f"epoch=1: server pid={lease.child_pid} is ready" in text
+    assert f"generation=1: server pid={lease.child_pid} is ready" in text
     assert "listening on" in text
     balsam("--stop", "--db", db.path)
 
 
 def test_publications_are_numbered_through_all_stops(toy, db):
-    epochs = []
+    generations = []
     for _ in range(2):
-        epochs.append(control.start(db).address.epoch)
+        generations.append(control.start(db).address.generation)
         toy.lease(db)
         control.stop(db)
-    assert epochs == [1, 2]
-    assert address.last_epoch(db) == 2
+    assert generations == [1, 2]
+    assert address.last_generation(db) == 2
 
 
 def test_each_db_has_its_own_server(toy):
@@ -249,7 +250,7 @@ def test_a_killed_server_comes_back(toy, db):
     first = control.start(db).address
     lease = toy.lease(db)
     send(server_of(lease), signal.SIGKILL)
-    second = wait_until(lambda: (found := address.read(db)).epoch > first.epoch and found)
+    second = wait_until(lambda: (found := address.read(db)).generation > first.generation and found)
     toy.lease(db)
     assert answers(second)
     assert balsam("--status", "-o", "json", db=db.path).json["restarts"] == 1
@@ -345,13 +346,13 @@ def test_a_lease_from_elsewhere_is_taken_over_once_it_is_silent(toy, db, strange
     started = control.start(db)
     toy.lease(db)
     assert not started.already
-    assert started.address.epoch == 8
+    assert started.address.generation == 8
     assert control.stop(db) == "stopped"
     assert stranger.poll() is None  # the number means another process there
 
 
-def test_a_server_elsewhere_is_found_once_its_heart_was_heard(toy, db):
-    lease = put(db, node="other", epoch=7)
+def test_a_server_elsewhere_is_found_once_a_refresh_was_observed(toy, db):
+    lease = put(db, node="other", generation=7)
     done = []
     starting = threading.Thread(target=lambda: done.append(control.start(db)))
     starting.start()
@@ -360,18 +361,18 @@ def test_a_server_elsewhere_is_found_once_its_heart_was_heard(toy, db):
         starting.join(0.1)
     assert done == [control.Started(address=address.read(db), already=True)]
     with pytest.raises(Conflict, match="on other lives"):
-        beating(db, lambda: control.reset(db))
+        refreshing(db, lambda: control.reset(db))
     assert balsam("--status", "-o", "json", db=db.path).json["node"] == lease.node
 
 
-def beating(db, act):
+def refreshing(db, act):
     finished = threading.Event()
 
-    def beat():
+    def refresh():
         while not finished.wait(0.1):
             os.utime(lease_file(db))
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=refresh)
     thread.start()
     try:
         act()
@@ -380,7 +381,7 @@ def beating(db, act):
         thread.join()
 
 
-def test_data_that_two_servers_would_destroy_need_a_word(toy):
+def test_data_that_two_servers_would_destroy_need_takeover(toy):
     db = toy("db", "toyrequired")
     put(db, age=EXPIRY + 1, node="other", exclusive=True)
     for words in ([], ["--stop"]):
@@ -439,7 +440,7 @@ def test_of_twenty_one_starts_and_the_others_report_its_address(toy, db, round_n
     shown = [json.loads(output) for output in outputs]
     assert sorted(one.pop("already") for one in shown) == [False, *[True] * 19]
     assert all(one == shown[0] for one in shown)
-    assert shown[0]["epoch"] == 1
+    assert shown[0]["generation"] == 1
     assert control.stop(db) == "stopped"
     assert_clean(db)
 
@@ -505,7 +506,6 @@ def test_servers_that_are_gone_are_forgotten(toy, tmp_path):
     for db in (gone, moved):
         user_servers.add(db)
     moved.path.rename(tmp_path / "elsewhere")
-    (tmp_path / "state/balsam/servers/garbage.json").write_text("garbage")
     assert user_servers.running() == []
     assert list((tmp_path / "state/balsam/servers").iterdir()) == []
 
@@ -567,7 +567,7 @@ def test_init_stops_the_server_and_starts_it_again_as_it_was(toy, db):
     second = address.read(db)
     lease = toy.lease(db)
     assert f"its server was stopped meanwhile and runs again at localhost:{port}" in done.out
-    assert (second.host, second.port, second.epoch) == ("localhost", port, first.epoch + 1)
+    assert (second.host, second.port, second.generation) == ("localhost", port, first.generation + 1)
     assert (lease.listen, lease.port) == ("localhost", port)
     assert answers(second)
     assert (db.path / "engines").read_text() == "owner False\n"
@@ -675,7 +675,7 @@ def test_a_change_of_a_db_that_needs_its_server_stops_it_and_starts_it_again(toy
     with pytest.raises(Corrupt, match="none of this DB's tables"):
         initialise(db.path)
     toy.lease(db)
-    assert address.read(db).epoch == first.epoch + 1
+    assert address.read(db).generation == first.generation + 1
     (db.path / "moved").rename(db.path / "toy.db")
     assert initialise(db.path).restarted is None
     control.stop(db)
@@ -693,10 +693,10 @@ def test_a_private_server_that_does_not_start_is_an_error_of_init(toy, monkeypat
 
 def test_init_removes_a_dead_publication(toy, db):
     toy.make_tables(db)
-    address.write(db, address.Address(state="running", host="h", port=1, pid=1, epoch=3))
+    address.write(db, address.Address(state="running", host="h", port=1, pid=1, generation=3))
     assert initialise(db.path).restarted is None
     assert address.read(db) is None
-    assert address.last_epoch(db) == 3
+    assert address.last_generation(db) == 3
     assert DBDir.open(db.path) == db
 
 

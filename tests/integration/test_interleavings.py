@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
     Build = Callable[[World], Scene]
 

@@ -322,7 +322,7 @@ def test_listed_jobs_are_run_alone(db, path, tmp_path):
         (["--wf-name", ""], 2, "name of a workflow"),
         (["--job-file", "/no/such/file"], 2, "can't be read"),
         (["--consume-all", "--max-ranks-per-node", "0"], 2, "range"),
-        (["--consume-all", "--time-limit-minutes", "nan"], 2, "number of minutes"),
+        (["--consume-all", "--time-limit-minutes", "nan"], 2, "is no number"),
         (["--job-file", "-"], 3, "no job 17"),
     ],
 )
@@ -564,9 +564,9 @@ class Flaky:
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(constants, "FIRST_BACK_OFF", 0.02)
-    monkeypatch.setattr("balsam_core.launcher.link.FIRST_BACK_OFF", 0.02)
-    monkeypatch.setattr("balsam_core.launcher.link.LONGEST_BACK_OFF", 0.1)
-    monkeypatch.setattr("balsam_core.launcher.link.CALL_TIMEOUT", 0.2)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.FIRST_BACK_OFF", 0.02)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.LONGEST_BACK_OFF", 0.1)
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.CALL_TIMEOUT", 0.2)
 
 
 def test_lost_answers_neither_lose_nor_double_a_run(db, path, tmp_path, impatient):

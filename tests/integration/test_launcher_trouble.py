@@ -14,10 +14,10 @@ from resources import is_alive
 
 from balsam_core import App, Job
 from balsam_core.errors import DBDirError
-from balsam_core.launcher.job import task as task_module
+from balsam_core.launcher.job import claimed_job as claimed_job_module
 from balsam_core.launcher.loop import Launcher
 from balsam_core.launcher.options import LauncherOptions
-from balsam_core.launcher.progress import NoProgress
+from balsam_core.launcher.progress import Progress
 from balsam_core.model.calls import GetLaunchers
 
 DEADLINE = 60.0  # seconds
@@ -49,7 +49,7 @@ def test_too_few_descriptors_make_jobs_wait_and_not_fail(db):
 
 
 def test_no_descriptor_for_the_working_directory_is_no_fault_of_the_job(db, monkeypatch):
-    make, tries = task_module.make_workdir, []
+    make, tries = claimed_job_module.make_workdir, []
 
     def short(directory, job):
         tries.append(job.id)
@@ -57,7 +57,7 @@ def test_no_descriptor_for_the_working_directory_is_no_fault_of_the_job(db, monk
             raise DBDirError("can't make it") from OSError(errno.EMFILE, "Too many open files")
         return make(directory, job)
 
-    monkeypatch.setattr(task_module, "make_workdir", short)
+    monkeypatch.setattr(claimed_job_module, "make_workdir", short)
     db.jobs.add([sh("echo x >> runs", name=f"j{number}") for number in range(3)])
     assert Launcher(db, LauncherOptions(slots=2)).run().finished == 3
     assert len(tries) > 3
@@ -87,7 +87,7 @@ def test_a_terminal_that_is_gone_ends_no_job(db):
     assert progress.shown == 1
 
 
-class Bug(NoProgress):
+class Bug(Progress):
     """Stands for a bug of the launcher, once jobs run."""
 
     every = 0.05

@@ -36,7 +36,7 @@ certificate, key, pins = (keys / name for name in ("mysql_certificate.pem", "mys
 def cipher(to=at):
     engine = registry.load("mysql").create_engine(db, "reader")
     try:
-        with address.instead(db, to), engine.connect() as conn:
+        with address.override(db, to), engine.connect() as conn:
             return conn.exec_driver_sql("SHOW SESSION STATUS LIKE 'Ssl_cipher'").one()[1]
     finally:
         engine.dispose()

@@ -17,8 +17,8 @@ import pytest
 from balsam_program import child
 
 from balsam_core.errors import BackendError
-from balsam_core.launcher import events as events_module
-from balsam_core.launcher.events import EventDispatcher
+from balsam_core.launcher import event_dispatcher as dispatcher_module
+from balsam_core.launcher.event_dispatcher import EventDispatcher
 from balsam_core.model.calls import Update
 from balsam_core.model.states import State
 from balsam_core.testing.tools import wait_until
@@ -288,7 +288,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_a_slow_plugin_costs_a_bounded_number_of_events_and_no_time(monkeypatch, caplog):
-    monkeypatch.setattr(events_module, "MOST_WAITING", 10)
+    monkeypatch.setattr(dispatcher_module, "MOST_QUEUED", 10)
     gate = threading.Event()
     heard = []
 
@@ -296,15 +296,15 @@ def test_a_slow_plugin_costs_a_bounded_number_of_events_and_no_time(monkeypatch,
         assert gate.wait(60.0)
         heard.extend(one.job_id for one in events)
 
-    teller = EventDispatcher(hear, NOW)
-    teller.tell([update(1)])
-    wait_until(lambda: not teller._waiting, "the plugin to be called")
+    dispatcher = EventDispatcher(hear, NOW)
+    dispatcher.add([update(1)])
+    wait_until(lambda: not dispatcher._queue, "the plugin to be called")
     begin = time.monotonic()
     for number in range(2, 1002):
-        teller.tell([update(number)])
+        dispatcher.add([update(number)])
     assert time.monotonic() - begin < 5.0
     gate.set()
-    teller.close()
+    dispatcher.close()
     assert heard == list(range(1, 12))
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "990 events" in caplog.text
@@ -314,33 +314,33 @@ def test_each_kind_of_fault_is_logged_once(caplog):
     def hear(events):
         raise (ValueError if events[0].job_id % 2 else KeyError)("no")
 
-    teller = EventDispatcher(hear, NOW)
+    dispatcher = EventDispatcher(hear, NOW)
     for number in range(10):
-        teller.tell([update(number)])
-        wait_until(lambda: not teller._waiting, "the plugin to be called")
-    teller.close()
+        dispatcher.add([update(number)])
+        wait_until(lambda: not dispatcher._queue, "the plugin to be called")
+    dispatcher.close()
     assert 1 <= len([one for one in caplog.records if one.levelno == logging.WARNING]) <= 2
 
 
 def test_updates_without_a_state_are_no_events():
     heard = []
-    teller = EventDispatcher(heard.extend, NOW)
-    teller.tell([Update(job=1, attempt=1, release=True), update(2)])
-    teller.close()
+    dispatcher = EventDispatcher(heard.extend, NOW)
+    dispatcher.add([Update(job=1, attempt=1, release=True), update(2)])
+    dispatcher.close()
     assert [one.job_id for one in heard] == [2]
     assert heard[0].at >= NOW
 
 
 def test_nothing_is_started_for_a_backend_without_the_hook(tmp_path):
     from balsam_core.admin.initialise import initialise
-    from balsam_core.launcher.events import telling
+    from balsam_core.launcher.event_dispatcher import open_dispatcher
 
     db = initialise(tmp_path / "db").db
     from balsam_core import open_db
 
     threads = threading.active_count()
-    with open_db(db.path) as opened, telling(opened) as teller:
-        assert teller is None
+    with open_db(db.path) as opened, open_dispatcher(opened) as dispatcher:
+        assert dispatcher is None
         assert threading.active_count() == threads
 
 

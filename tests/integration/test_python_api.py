@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from balsam_core import App, Job, State, current_job, open_db
 from balsam_core.admin.initialise import initialise
-from balsam_core.errors import NotFound, TimedOut, Unavailable
+from balsam_core.errors import InvalidInput, NotFound, TimedOut, Unavailable
 from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Update, UpdateJobs
 
 if TYPE_CHECKING:
@@ -52,6 +52,30 @@ def test_an_ensemble_in_ten_lines(db: Database, path: Path) -> None:
     assert sorted(ended) == [(job.id, "JOB_FINISHED", 0) for job in (pre, *sims)]
     assert ended[0][0] == pre.id
     assert db.jobs.where(workflow="scan").states() == {"JOB_FINISHED": 6}
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"parameters": {"x": 10**20}}, "job 'bad': parameters holds 1.*64-bit"),
+        ({"description": "\udcff"}, "job 'bad': the description is not valid Unicode"),
+        ({"priority": "high"}, "priority"),
+    ],
+)
+def test_a_value_that_can_not_be_sent_is_named_with_its_job(db: Database, fields: dict[str, Any], why: str) -> None:
+    jobs = [Job(name="good", command="x"), Job(name="bad", command="x", **fields)]
+    with pytest.raises(InvalidInput, match=why):
+        db.jobs.add(jobs)
+    assert db.jobs.count() == 0
+    assert [job.id for job in jobs] == [None, None]
+
+
+def test_ids_come_in_the_order_of_adding(db: Database) -> None:
+    first = db.jobs.add(Job(command="x", key="b"))
+    assert db.jobs.add(Job(command="x", key=key) for key in "abc") == [2, *first, 3]
+    jobs = [Job(command="x") for _ in range(2500)]
+    assert db.jobs.add(jobs) == [job.id for job in jobs] == list(range(4, 2504))
+    assert db.jobs.add([]) == []
 
 
 def test_as_completed_says_what_it_waited_for_in_vain(db: Database) -> None:

@@ -24,7 +24,7 @@ from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog import health, supervisor
 from balsam_core.watchdog.lease import LeaseObserver, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
-from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome
+from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome, SupervisorState
 from balsam_core.watchdog.takeover import acquire
 
 
@@ -66,7 +66,7 @@ class Driven:
         def newer():
             found = self.address()
             assert found is not None or not after
-            return found if found and found.epoch > after else None
+            return found if found and found.generation > after else None
 
         return self.until(newer, "the publication")
 
@@ -87,9 +87,9 @@ def drive(db):
 
         yield make
         for driven in made:
-            if driven.loop._server is not None:
-                driven.loop._server.kill()
-                wait_until(driven.loop._server.ended)
+            if driven.loop.server is not None:
+                driven.loop.server.kill()
+                wait_until(driven.loop.server.ended)
 
 
 def answers(found):
@@ -101,11 +101,11 @@ def test_a_ready_server_is_published_with_the_proof_of_who_it_is(drive, db):
     driven = drive()
     found = driven.until_published()
     assert answers(found)
-    assert (found.host, found.protocol, found.epoch, found.details) == ("127.0.0.1", "toy/1", 1, {"colour": "red"})
+    assert (found.host, found.protocol, found.generation, found.details) == ("127.0.0.1", "toy/1", 1, {"colour": "red"})
     assert found.start_time == start_of(found.pid)
     assert driven.told == [found]
-    lease = LeaseObserver(db).look().lease
-    assert (lease.child_pid, lease.epoch, lease.stop) == (found.pid, 1, [(15, 2.0)])
+    lease = LeaseObserver(db).observe().lease
+    assert (lease.child_pid, lease.generation, lease.stop) == (found.pid, 1, [(15, 2.0)])
     assert is_alive(lease.child_pid, lease.child_start)
 
 
@@ -114,7 +114,7 @@ def test_a_killed_server_is_replaced_at_once_at_the_same_port(drive):
     first = driven.until_published()
     driven.kill_server()
     began = time.monotonic()
-    second = driven.until_published(after=first.epoch)
+    second = driven.until_published(after=first.generation)
     assert time.monotonic() - began < 5
     assert second.port == first.port
     assert second.pid != first.pid
@@ -126,10 +126,10 @@ def test_a_killed_server_is_replaced_at_once_at_the_same_port(drive):
 def test_a_taken_port_is_given_up(drive):
     driven = drive()
     first = driven.until_published()
-    driven.loop._server.kill()
-    wait_until(driven.loop._server.ended)
+    driven.loop.server.kill()
+    wait_until(driven.loop.server.ended)
     with socket.create_server(("127.0.0.1", first.port)):
-        second = driven.until_published(after=first.epoch)
+        second = driven.until_published(after=first.generation)
     assert second.port != first.port
     assert answers(second)
 
@@ -142,12 +142,12 @@ def test_a_fixed_port_is_waited_for(drive, db):
     driven = drive(port=port)
     first = driven.until_published()
     assert first.port == port
-    driven.loop._server.kill()
-    wait_until(driven.loop._server.ended)
+    driven.loop.server.kill()
+    wait_until(driven.loop.server.ended)
     with socket.create_server(("127.0.0.1", port)):
-        driven.until(lambda: driven.loop._failures >= 3)
+        driven.until(lambda: driven.loop.failures >= 3)
         assert driven.address() == first
-    assert driven.until_published(after=first.epoch).port == port
+    assert driven.until_published(after=first.generation).port == port
 
 
 def test_a_crash_loop_never_ends_and_gets_slower(drive, db, caplog):
@@ -155,29 +155,30 @@ def test_a_crash_loop_never_ends_and_gets_slower(drive, db, caplog):
     first = driven.until_published()
     (db.path / "fail").write_text("the disk is broken")
     driven.kill_server()
-    driven.until(lambda: driven.loop._failures >= 5)
+    driven.until(lambda: driven.loop.failures >= 5)
     pauses = [record.args[3] for record in caplog.records if "started again" in record.message]
     assert pauses[:5] == [0.0, 0.1, 0.2, 0.4, 0.8]
     assert "the disk is broken" in caplog.text
     assert driven.address() == first
     (db.path / "fail").unlink()
-    driven.until_published(after=first.epoch)
+    driven.until_published(after=first.generation)
 
 
-def test_a_healthy_life_is_forgiven(drive, monkeypatch):
+def test_a_failure_after_healthy_service_counts_as_the_first(drive, monkeypatch):
     monkeypatch.setattr(supervisor, "HEALTHY_AFTER", 0.0)
     driven = drive()
-    epoch = 0
+    generation = 0
     for _ in range(3):
-        epoch = driven.until_published(after=epoch).epoch
-        assert driven.loop._failures <= 1
+        generation = driven.until_published(after=generation).generation
+        assert driven.loop.failures <= 1
         driven.kill_server()
 
 
 @pytest.fixture
 def fast_health(monkeypatch):
     for name, seconds in {
-        "PERIOD": 0.05, "PROBE": 0.2, "AGAIN": 0.05, "PROBE_AGAIN": 0.1, "SILENCE": 1.0, "IDLE": 0.5, "HOPELESS": 600.0
+        "PERIOD": 0.05, "PROBE_TIMEOUT": 0.2, "SILENT_PERIOD": 0.05, "SILENT_PROBE_TIMEOUT": 0.1, "MAX_SILENCE": 1.0,
+        "MAX_IDLE": 0.5, "MAX_BUSY_SILENCE": 600.0,
     }.items():  # fmt: skip
         monkeypatch.setattr(health, name, seconds)
 
@@ -186,32 +187,32 @@ def test_a_frozen_server_is_replaced(drive, fast_health):
     driven = drive()
     first = driven.until_published()
     driven.kill_server(signal.SIGSTOP)
-    second = driven.until_published(after=first.epoch)
+    second = driven.until_published(after=first.generation)
     assert second.pid != first.pid
     assert answers(second)
 
 
 def test_a_mute_server_is_replaced_even_if_it_ignores_signals(drive, db, fast_health, monkeypatch):
-    monkeypatch.setattr(supervisor, "QUICK", 0.1)
+    monkeypatch.setattr(supervisor, "QUICK_STOP", 0.1)
     (db.path / "deaf").touch()
     driven = drive()
     first = driven.until_published()
     (db.path / "mute").touch()
-    driven.until(lambda: driven.loop._failures)
+    driven.until(lambda: driven.loop.failures)
     (db.path / "mute").unlink()
-    assert driven.until_published(after=first.epoch).pid != first.pid
+    assert driven.until_published(after=first.generation).pid != first.pid
 
 
 def test_a_busy_server_is_left_alone(drive, db, fast_health, monkeypatch):
     driven = drive()
     first = driven.until_published()
     (db.path / "busy").touch()
-    silent_until = time.monotonic() + 3 * health.SILENCE
+    silent_until = time.monotonic() + 3 * health.MAX_SILENCE
     driven.until(lambda: time.monotonic() > silent_until)
-    assert driven.loop._failures == 0
+    assert driven.loop.failures == 0
     assert driven.address() == first
-    monkeypatch.setattr(health, "HOPELESS", 1.0)
-    driven.until(lambda: driven.loop._failures)
+    monkeypatch.setattr(health, "MAX_BUSY_SILENCE", 1.0)
+    driven.until(lambda: driven.loop.failures)
     (db.path / "busy").unlink()
 
 
@@ -221,29 +222,29 @@ def test_replaced_watchdog_ends_its_server_and_keeps_off_the_address(drive, db):
     lease = driven.held.lease
     other = msgspec.structs.replace(new_lease(), node="other")
     lease_file(db).write_bytes(msgspec.json.encode(other))
-    driven.loop._beat_at = 0.0
+    driven.loop._next_heartbeat_at = 0.0
     driven.loop.run_once()
-    assert driven.loop._outcome is SupervisorOutcome.REPLACED
+    assert driven.loop.outcome is SupervisorOutcome.REPLACED
     assert not is_alive(lease.child_pid, lease.child_start)
     assert driven.address() == found
-    assert LeaseObserver(db).look().lease == other
+    assert LeaseObserver(db).observe().lease == other
 
 
 def test_a_replaced_watchdog_starts_and_publishes_nothing(drive, db, monkeypatch):
     driven = drive()
-    driven.until(lambda: driven.loop._server)
+    driven.until(lambda: driven.loop.server)
     lease_file(db).unlink()
-    driven.until(lambda: driven.loop._outcome)
+    driven.until(lambda: driven.loop.outcome)
     assert driven.address() is None
     driven = drive()
     lease_file(db).unlink()
-    driven.loop._beat_at = time.monotonic() + 60
+    driven.loop._next_heartbeat_at = time.monotonic() + 60
     driven.loop.run_once()
-    assert driven.loop._outcome is SupervisorOutcome.REPLACED
-    assert driven.loop._server is None
+    assert driven.loop.outcome is SupervisorOutcome.REPLACED
+    assert driven.loop.server is None
 
 
-def test_without_a_refreshed_lease_the_server_rests(drive, monkeypatch):
+def test_without_a_refreshed_lease_the_server_is_stopped(drive, monkeypatch):
     driven = drive()
     first = driven.until_published()
 
@@ -251,16 +252,16 @@ def test_without_a_refreshed_lease_the_server_rests(drive, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("balsam_core.watchdog.lease.load", broken)
-        driven.loop._beat_at = 0.0
+        patch.setattr("balsam_core.watchdog.lease.read_lease", broken)
+        driven.loop._next_heartbeat_at = 0.0
         driven.loop.run_once()
-        assert driven.loop._server is not None
-        driven.loop._beaten -= 60
-        driven.loop._beat_at = 0.0
+        assert driven.loop.server is not None
+        driven.loop._last_heartbeat -= 60
+        driven.loop._next_heartbeat_at = 0.0
         driven.loop.run_once()
-        assert driven.loop._server is None
-        driven.until(lambda: driven.loop._failures >= 3)
-    driven.until_published(after=first.epoch)
+        assert driven.loop.server is None
+        driven.until(lambda: driven.loop.failures >= 3)
+    driven.until_published(after=first.generation)
 
 
 def test_a_full_disk_delays_the_address_and_ends_nothing(drive, monkeypatch):
@@ -274,18 +275,18 @@ def test_a_full_disk_delays_the_address_and_ends_nothing(drive, monkeypatch):
         patch.setattr("balsam_core.dbdir.address.atomic_write", full)
         patch.setattr("balsam_core.watchdog.lease.atomic_write", full)
         driven.kill_server()
-        driven.until(lambda: driven.loop._publish_at)
+        driven.until(lambda: driven.loop.state is SupervisorState.READY)
         assert driven.address() == first
-    second = driven.until_published(after=first.epoch)
+    second = driven.until_published(after=first.generation)
     assert answers(second)
 
 
 def test_a_first_start_that_fails_three_times_is_given_up(drive, db):
     (db.path / "fail").write_text("no such luck")
     driven = drive()
-    with pytest.raises(Unavailable, match=r"ended with exit code 1 after .*: no such luck; its log is in"):
+    with pytest.raises(Unavailable, match=r"ended with exit code 1 after .*: no such luck$"):
         driven.loop.run()
-    assert driven.loop._failures == 3
+    assert driven.loop.failures == 3
     assert not lease_file(db).exists()
     assert driven.address() is None
 
@@ -295,7 +296,7 @@ def test_a_first_start_that_fails_three_times_is_given_up(drive, db):
     [
         ({"argv": ["/no/such/program"]}, Unavailable, "exit code 127.*/no/such/program: no such file"),
         ({"ready_timeout": 0.2, "is_ready": lambda seconds: False}, Unavailable, "not ready after 0.2 s"),
-        ({"is_ready": lambda seconds: 1 / 0}, Unavailable, "division by zero"),
+        ({"is_ready": lambda seconds: broken("division by zero")}, BackendError, "division by zero"),
         ({"protocol": "x", "host": "a b"}, Exception, "can't be published"),
     ],
     ids=["no program", "never ready", "a fault of the plugin", "an impossible host"],
@@ -309,6 +310,10 @@ def test_bad_plans_end_the_first_start(drive, db, monkeypatch, plan, error, word
     with pytest.raises(error, match=words):
         driven.loop.run()
     assert not lease_file(db).exists()
+
+
+def broken(words):
+    raise BackendError(words)
 
 
 def replaced(plan, changes):
@@ -396,12 +401,12 @@ def test_signals_stop_in_the_right_order(drive, db, monkeypatch):
     assert not is_alive(lease.child_pid, lease.child_start)
 
 
-def test_a_second_signal_ends_the_patience(drive, db, monkeypatch):
+def test_a_second_signal_ends_the_waiting(drive, db, monkeypatch):
     (db.path / "deaf").touch()
     driven = drive()
     driven.until_published()
-    monkeypatch.setattr(driven.loop, "_plan", replaced(driven.loop._plan, {"stop": [(signal.SIGTERM, 600.0)]}))
-    server = driven.loop._server
+    server = driven.loop.server
+    server.plan = replaced(server.plan, {"stop": [(signal.SIGTERM, 600.0)]})
     asked = server.signal
 
     def ask(number):

@@ -340,14 +340,14 @@ def test_calls_are_replayed_exactly(served):
     """The answer to a write that is sent again is the first one's, byte for byte."""
     import time
 
-    from balsam_core.dbdir.publication import Publication
+    from balsam_core.backends import registry
     from balsam_core.model.codec import encode_call
-    from balsam_core.proxy.client.transport import ProxyTransport
-    from balsam_core.transport.native import ClientSession
 
-    session = ClientSession()
     data = encode_call(AddJobs(jobs=[job("once")]))
-    with ProxyTransport(Publication(served), session) as transport, session.request_id() as request_id:
+    with (
+        registry.load("sqlite").open_transport(served) as transport,
+        transport._session.new_request_id() as request_id,
+    ):
         answers = {transport.perform(AddJobs, data, request_id, time.monotonic() + 30) for _ in range(3)}
     assert len(answers) == 1
     with open_db(served.path) as db:

@@ -16,7 +16,7 @@ from balsam_core.proxy import protocol
 from balsam_core.proxy.keys import client_keys
 from balsam_core.proxy.protocol import PROTOCOL, CallRequest, Hello, Reply, StatusRequest, catalogue
 from balsam_core.schema import SCHEMA
-from balsam_core.transport.native import ServerStatus
+from balsam_core.transport.base import ServerStatus
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
@@ -83,14 +83,14 @@ class Peer:
         """Return the reply to a request; others before it are dropped."""
         until = time.monotonic() + seconds
         while (reply := self.receive(max(0.0, until - time.monotonic()))) is not None:
-            if reply.id == number:
+            if reply.number == number:
                 return reply
         raise TimeoutError(number)
 
     def ask(self, request: protocol.Request, seconds: float = 30.0) -> Reply:
         """Send a request and return its reply."""
         self.send(request)
-        return self.reply(request.id, seconds)
+        return self.reply(request.number, seconds)
 
     def close(self) -> None:
         """Break off."""

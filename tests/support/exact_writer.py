@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from balsam_core import BalsamError, Job, open_db
 from balsam_core.client.jobs import Jobs
-from balsam_core.transport.native import Transport
+from balsam_core.transport.base import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

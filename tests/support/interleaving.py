@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from balsam_core import Job
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
 
 __all__ = ["DEADLINE", "FAIL", "Scene", "World"]
 

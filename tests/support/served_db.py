@@ -106,7 +106,7 @@ class ServedDB:
     @property
     def lease(self) -> Lease:
         """The watchdog's lease."""
-        lease = LeaseObserver(self.dir).look().lease
+        lease = LeaseObserver(self.dir).observe().lease
         assert lease is not None, "there is no lease"
         self._seen |= {(lease.pid, lease.start), (lease.child_pid, lease.child_start)}
         return lease
@@ -140,7 +140,7 @@ class ServedDB:
     def wait_for_another(self, before: Address, *, seconds: float = 60.0) -> Address:
         """Wait until another server than this one is published."""
         tools.wait_until(
-            lambda: (a := address.read(self.dir)) is not None and a.epoch > before.epoch,
+            lambda: (a := address.read(self.dir)) is not None and a.generation > before.generation,
             "a new server",
             seconds=seconds,
         )

@@ -137,7 +137,7 @@ class Toys:
 
     def lease(self, db: DBDir) -> Lease | None:
         """Return the lease of a DB; the processes that it names are ended after the test."""
-        lease = LeaseObserver(db).look().lease
+        lease = LeaseObserver(db).observe().lease
         if lease and lease.is_of_this_machine:
             self._seen[lease.pid, lease.start] = self._seen[lease.child_pid, lease.child_start] = 1
         return lease

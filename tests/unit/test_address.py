@@ -21,7 +21,7 @@ RUNNING = Address(
     boot_id="e0c7d5a4-0000-4000-8000-000000000000",
     pid=99,
     start_time=1732406400.25,
-    epoch=3,
+    generation=3,
     details={"database": "balsam"},
 )
 
@@ -42,6 +42,13 @@ def test_file_is_private_json(db):
     address.write(db, RUNNING)
     assert db.address_file.stat().st_mode & 0o777 == 0o600
     assert json.loads(db.address_file.read_bytes())["port"] == 4711
+
+
+def test_generation_is_called_epoch_in_the_file(db):
+    address.write(db, RUNNING)
+    content = json.loads(db.address_file.read_bytes())
+    assert content["epoch"] == RUNNING.generation
+    assert "generation" not in content
 
 
 def test_unknown_members_are_ignored(db):
@@ -138,7 +145,7 @@ def test_an_impossible_address_is_not_written(db):
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
             lambda inner: (
-                st.lists(inner) | st.dictionaries(st.sampled_from(Address.__struct_fields__) | st.text(), inner)
+                st.lists(inner) | st.dictionaries(st.sampled_from(Address.__struct_encode_fields__) | st.text(), inner)
             ),
         ).map(lambda value: json.dumps(value).encode()),
     )
@@ -152,12 +159,12 @@ def test_any_bytes_give_an_address_or_an_address_error(db, content):
 
 
 def test_the_number_of_the_last_publication_survives_withdrawals(db):
-    assert address.last_epoch(db) == 0
+    assert address.last_generation(db) == 0
     address.withdraw(db)
-    assert address.last_epoch(db) == 0
+    assert address.last_generation(db) == 0
     address.write(db, RUNNING)
     for _ in range(2):
         address.withdraw(db)
-        assert address.last_epoch(db) == RUNNING.epoch
+        assert address.last_generation(db) == RUNNING.generation
     db.address_file.write_text("garbage")
-    assert address.last_epoch(db) == 0
+    assert address.last_generation(db) == 0

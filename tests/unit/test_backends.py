@@ -99,7 +99,7 @@ def test_plugin_of_the_first_days_still_gets_the_published_address(site, db):
 """
     site("acme-toy", code=GOOD + old)
     server = address.Address(state="running", host="h", port=7, protocol="toy", pid=1)
-    with address.instead(db, server):
+    with address.override(db, server):
         engine = Registry().load("toy").create_engine(db, "owner")
     assert engine.logging_name == "h:7 owner"
 

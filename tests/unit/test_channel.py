@@ -25,7 +25,7 @@ def keys(server=None):
 @pytest.mark.parametrize("word", [b"\x00\x00\x00\x00 hello\r\n" * 50, b"HTTP/1.1 400 Bad Request\r\n\r\n" * 5])
 def test_a_stranger_is_known_by_its_hanging_up(word, monkeypatch):
     """ZeroMQ tells of no failed handshake with a peer that speaks another protocol, and may keep what it can't send."""
-    monkeypatch.setattr(channels, "HELLO_LASTS", 60.0)  # the second greeting couldn't be sent, mostly
+    monkeypatch.setattr(channels, "FIRST_HELLO_TIMEOUT", 60.0)  # the second greeting couldn't be sent, mostly
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(10)
 

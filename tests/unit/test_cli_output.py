@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from balsam_core.cli.output import Printer
 from balsam_core.cli.table import lines
-from balsam_core.cli.text import cut, one_line, printable, width
+from balsam_core.cli.text import cut, flatten, printable, width
 
 MOMENT = datetime(2026, 11, 24, 1, 2, 3, 456789, tzinfo=UTC)
 NAMES = ("id", "name", "at", "data", "note")
@@ -123,7 +123,7 @@ def test_table_shows_local_time():
 def test_cut_text_fits_and_escaped_text_is_one_printable_line(text, columns):
     shown = printable(text)
     assert shown.isprintable() or not shown
-    assert "\n" not in one_line(text)
+    assert "\n" not in flatten(text)
     assert width(cut(shown, columns)) <= columns
     if width(shown) <= columns:
         assert cut(shown, columns) == shown

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsam_core.cli.selectors import SLICE, Selection, _conditions, parse
+from balsam_core.cli.selectors import SLICE, Selection, _make_conditions, parse
 from balsam_core.model.filters import AllOf, AnyOf, Compare
 
 
@@ -54,7 +54,7 @@ def test_empty_stdin_chooses_nothing(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     selection = parse(["-"])
     assert selection == Selection()
-    assert list(_conditions(set(), selection)) == []
+    assert list(_make_conditions(set(), selection)) == []
 
 
 def test_garbage_on_stdin_is_refused(monkeypatch):
@@ -65,7 +65,7 @@ def test_garbage_on_stdin_is_refused(monkeypatch):
 
 def test_a_mixed_choice_is_one_filter_so_that_no_job_counts_twice():
     selection = parse(["1,2", "wf:scan", "5-9"])
-    assert list(_conditions({1, 2}, selection)) == [
+    assert list(_make_conditions({1, 2}, selection)) == [
         AnyOf([
             Compare("workflow", "eq", "scan"),
             AllOf([Compare("id", "ge", 5), Compare("id", "le", 9)]),
@@ -76,7 +76,7 @@ def test_a_mixed_choice_is_one_filter_so_that_no_job_counts_twice():
 
 @given(st.sets(st.integers(1, 2**63 - 1), max_size=3 * SLICE))
 def test_many_ids_are_cut_into_filters_of_bounded_size(ids):
-    filters = list(_conditions(ids, Selection(ids=frozenset(ids))))
+    filters = list(_make_conditions(ids, Selection(ids=frozenset(ids))))
     sizes = [len(one.value) for one in filters if isinstance(one, Compare)]
     assert len(sizes) == len(filters)
     assert all(0 < size <= SLICE for size in sizes)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from balsam_core.cli.values import JSON_OBJECT, PAIR, mapping, parameters, patterns, states
+from balsam_core.cli.values import json_object, mapping, parameters, patterns, states
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,7 @@ from balsam_core.cli.values import JSON_OBJECT, PAIR, mapping, parameters, patte
     ],
 )
 def test_parameters_are_json_where_they_can_be(text, value):
-    pair = PAIR.convert(f"x={text}", None, None)
-    got = parameters("--param", [pair])["x"]
+    got = parameters("--param", [f"x={text}"])["x"]
     assert got == value
     assert type(got) is type(value)
 
@@ -40,18 +39,18 @@ def test_parameters_are_json_where_they_can_be(text, value):
 @pytest.mark.parametrize("text", ["", "x", "=1", "="])
 def test_a_pair_needs_a_key_and_an_equals_sign(text):
     with pytest.raises(click.UsageError, match="KEY=VALUE"):
-        PAIR.convert(text, None, None)
+        mapping("--env", [text])
 
 
 def test_a_key_given_twice_is_refused():
     with pytest.raises(click.UsageError, match="--env gives 'A' twice"):
-        mapping("--env", [("A", "1"), ("A", "2")])
+        mapping("--env", ["A=1", "A=2"])
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "1", "{", "{'a': 1}", "null", '{"a": NaN}'])
 def test_data_must_be_a_json_object(text):
     with pytest.raises(click.UsageError, match="is no JSON object"):
-        JSON_OBJECT.convert(text, None, None)
+        json_object("--data", text)
 
 
 def test_patterns_may_be_words_of_one_option_or_several_options():

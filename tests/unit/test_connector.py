@@ -22,13 +22,20 @@ def db(db):
     return db
 
 
-def publish(db, *, pid=0, port=1, epoch=1, **members):
+def publish(db, *, pid=0, port=1, generation=1, **members):
     machine = this_machine()
     known = {"node": machine.node, "boot_id": machine.boot_id, "pid_namespace": machine.pid_namespace}
     pid = pid or os.getpid()
     start = start_of(pid) or 0.0
     made = address.Address(
-        **{"state": "running", "host": "127.0.0.1", "port": port, "pid": pid, "start_time": start, "epoch": epoch}
+        **{
+            "state": "running",
+            "host": "127.0.0.1",
+            "port": port,
+            "pid": pid,
+            "start_time": start,
+            "generation": generation,
+        }
         | known
         | members
     )
@@ -50,7 +57,7 @@ def test_each_connection_goes_to_the_server_of_the_moment(db):
     opened = ServerConnector(db, lambda published: published.port)
     publish(db, port=11)
     assert opened() == 11
-    publish(db, port=12, epoch=2)
+    publish(db, port=12, generation=2)
     assert opened() == 12
 
 
@@ -71,17 +78,17 @@ def test_a_driver_s_error_is_passed_on_while_the_server_may_come_back(db, monkey
     for _ in range(3):
         with pytest.raises(OSError, match="nobody"):
             opened()
-    monkeypatch.setattr(connector, "PATIENCE", 0.0)
+    monkeypatch.setattr(connector, "RESTART_TIMEOUT", 0.0)
     with pytest.raises(ServerNotRunning, match=r"published at 127\.0\.0\.1:1, is not there"):
         opened()
-    publish(db, port=2, epoch=2, pid=dead_process())  # a new server has all the time again
-    monkeypatch.setattr(connector, "PATIENCE", 60.0)
+    publish(db, port=2, generation=2, pid=dead_process())  # a new server has all the time again
+    monkeypatch.setattr(connector, "RESTART_TIMEOUT", 60.0)
     with pytest.raises(OSError, match="nobody"):
         opened()
 
 
 def test_a_server_that_lives_and_listens_is_waited_for(db, monkeypatch):
-    monkeypatch.setattr(connector, "PATIENCE", 0.0)
+    monkeypatch.setattr(connector, "RESTART_TIMEOUT", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         publish(db, port=listener.getsockname()[1])
         opened = ServerConnector(db, refused)

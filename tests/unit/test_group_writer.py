@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.errors import BalsamError, by_code
+from balsam_core.errors import BalsamError, error_class
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
     AddApp,
@@ -58,7 +58,7 @@ def add(name, **fields):
 
 def result(sent, answer):
     if answer.code:
-        raise by_code(answer.code)(msgspec.msgpack.decode(answer.body))
+        raise error_class(answer.code)(msgspec.msgpack.decode(answer.body))
     return decode_result(sent.kind, answer.body)
 
 
@@ -227,7 +227,7 @@ def test_a_ticket_that_is_used_for_another_call_ends_nothing(writer):
     for seconds in (60, -1):
         [answer] = writer.run([write(forged, seq=5, client="f" * 32, seconds=seconds)])
         assert answer.code
-    assert writer.late(write(forged, seq=5, client="f" * 32)).code
+    assert writer.refuse_late(write(forged, seq=5, client="f" * 32)).code
     run(writer, write(add("goes on")))
 
 
@@ -243,5 +243,5 @@ def test_a_late_call_is_not_refused_where_nobody_can_say_what_became_of_it(write
     run(writer, sent)
     with monkeypatch.context() as patch:
         patch.setattr(execution, "replay", fail)
-        assert writer.late(sent).code == "outcome-unknown"
-    assert writer.late(sent).code == ""
+        assert writer.refuse_late(sent).code == "outcome-unknown"
+    assert writer.refuse_late(sent).code == ""

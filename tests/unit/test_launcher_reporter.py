@@ -1,4 +1,4 @@
-"""Changes are told once, kept while nobody listens, and not told twice after a lost answer."""
+"""Changes are written once, kept while the database is away, and not written twice after a lost answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from balsam_core.errors import Busy, OutcomeUnknown
 from balsam_core.launcher.counters import Counters
-from balsam_core.launcher.job.task import LauncherContext, Task
+from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
 from balsam_core.launcher.options import FLUSH_AT
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.model.calls import GetRows, UpdateJobs
@@ -19,7 +19,7 @@ ME = 7
 
 
 class Table:
-    """Stands for the database: applies updates by the rules of the real one, and breaks when told to."""
+    """Stands for the database: applies updates by the rules of the real one, and breaks when recorded to."""
 
     def __init__(self):
         self.rows = {}
@@ -71,71 +71,71 @@ def reporter(table):
     return Reporter(table, ME)
 
 
-def new_task(table, number=1, state=State.PREPROCESSED):
+def new_job(table, number=1, state=State.PREPROCESSED):
     table.rows[number] = {"state": state, "attempt": 1, "launcher_id": ME}
-    around = LauncherContext(directory=None, environment={}, counters=Counters())
-    return Task(Job(id=number, command="true", state=state, attempt=1), None, [], around)
+    context = LauncherContext(directory=None, environment={}, counters=Counters())
+    return ClaimedJob(Job(id=number, command="true", state=state, attempt=1), None, [], context)
 
 
-def go(reporter, task, *states, release=False):
+def change(reporter, job, *states, release=False):
     for state in states:
-        task.reach(state)
-    task.released = release
-    reporter.note(task)
+        job.reach(state)
+    job.released = release
+    reporter.add(job)
 
 
-def test_each_recorded_change_is_told_once_and_no_other(table):
-    told = []
-    reporter = Reporter(table, ME, told.extend)
-    first, second = new_task(table, 1), new_task(table, 2)
-    go(reporter, first, State.RUNNING)
-    go(reporter, second, State.RUNNING)
+def test_each_recorded_change_is_reported_once_and_no_other(table):
+    recorded = []
+    reporter = Reporter(table, ME, recorded.extend)
+    first, second = new_job(table, 1), new_job(table, 2)
+    change(reporter, first, State.RUNNING)
+    change(reporter, second, State.RUNNING)
     table.rows[2]["attempt"] = 2  # another launcher has it
     table.breaks = ["busy"]
     with pytest.raises(Busy):
         reporter.flush()
-    assert told == []
-    assert [task for task, _ in reporter.flush()] == [second]
-    assert [(one.job, [transition for transition, _ in one.transitions]) for one in told] == [(1, [State.RUNNING])]
+    assert recorded == []
+    assert [job for job, _ in reporter.flush()] == [second]
+    assert [(one.job, [transition for transition, _ in one.transitions]) for one in recorded] == [(1, [State.RUNNING])]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_change_whose_answer_was_lost_is_told_once(table, when):
-    told = []
-    reporter = Reporter(table, ME, told.extend)
-    task = new_task(table)
-    go(reporter, task, State.RUNNING)
+def test_a_change_whose_answer_was_lost_is_reported_once(table, when):
+    recorded = []
+    reporter = Reporter(table, ME, recorded.extend)
+    job = new_job(table)
+    change(reporter, job, State.RUNNING)
     table.breaks = [when]
     with pytest.raises(OutcomeUnknown):
         reporter.flush()
-    go(reporter, task, State.RUN_DONE)
+    change(reporter, job, State.RUN_DONE)
     reporter.flush()
-    assert [transition for one in told for transition, _ in one.transitions] == [State.RUNNING, State.RUN_DONE]
+    assert [transition for one in recorded for transition, _ in one.transitions] == [State.RUNNING, State.RUN_DONE]
 
 
 def test_all_changes_share_one_write(reporter, table):
     for number in range(1, 4):
-        go(reporter, new_task(table, number), State.RUNNING, State.RUN_DONE)
+        change(reporter, new_job(table, number), State.RUNNING, State.RUN_DONE)
     assert reporter.flush() == []
     assert len(table.calls) == 1
     assert len(table.history) == 6
-    assert reporter.tasks == {}
+    assert reporter.jobs == {}
     assert reporter.due() is None
 
 
 def test_a_change_is_written_after_a_moment_or_when_there_are_many(reporter, table):
-    go(reporter, new_task(table, 1), State.RUNNING)
+    change(reporter, new_job(table, 1), State.RUNNING)
     assert monotonic() < reporter.due() < monotonic() + 1.0
     for number in range(2, FLUSH_AT + 1):
-        go(reporter, new_task(table, number), State.RUNNING)
+        change(reporter, new_job(table, number), State.RUNNING)
     assert reporter.due() <= monotonic()
 
 
 def test_ages_are_those_at_the_time_of_writing(reporter, table):
-    task = new_task(table)
+    job = new_job(table)
     now = monotonic()
-    task.transitions = [(State.RUNNING, now - 5.0), (State.RUN_DONE, now - 1.0)]
-    reporter.note(task)
+    job.transitions = [(State.RUNNING, now - 5.0), (State.RUN_DONE, now - 1.0)]
+    reporter.add(job)
     reporter.flush()
     (update,) = table.calls[0].updates
     assert [state for state, _ in update.transitions] == [State.RUNNING, State.RUN_DONE]
@@ -143,12 +143,12 @@ def test_ages_are_those_at_the_time_of_writing(reporter, table):
 
 
 def test_changes_are_kept_while_the_database_is_away(reporter, table):
-    task = new_task(table)
+    job = new_job(table)
     table.breaks = ["busy", "busy"]
-    go(reporter, task, State.RUNNING)
+    change(reporter, job, State.RUNNING)
     with pytest.raises(Busy):
         reporter.flush()
-    go(reporter, task, State.RUN_DONE)
+    change(reporter, job, State.RUN_DONE)
     with pytest.raises(Busy):
         reporter.flush()
     reporter.flush()
@@ -166,46 +166,46 @@ def test_changes_are_kept_while_the_database_is_away(reporter, table):
     ],
 )
 def test_a_lost_answer_neither_loses_nor_doubles_a_change(reporter, table, when, start, path, release):
-    task = new_task(table, state=start)
+    job = new_job(table, state=start)
     table.breaks = [when]
-    go(reporter, task, *path, release=release)
+    change(reporter, job, *path, release=release)
     with pytest.raises(OutcomeUnknown):
         reporter.flush()
-    assert reporter.doubtful
+    assert reporter.in_doubt
     assert reporter.flush() == []
-    assert not reporter.doubtful
+    assert not reporter.in_doubt
     assert table.history == [(1, state) for state in path]
     assert table.rows[1]["launcher_id"] == (ME if path == [State.RUNNING] else None)
-    assert reporter.tasks == {}
+    assert reporter.jobs == {}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_what_happened_after_a_lost_answer_is_told_too(reporter, table, when):
-    task = new_task(table)
+def test_what_happened_after_a_lost_answer_is_written_too(reporter, table, when):
+    job = new_job(table)
     table.breaks = [when]
-    go(reporter, task, State.RUNNING)
+    change(reporter, job, State.RUNNING)
     with pytest.raises(OutcomeUnknown):
         reporter.flush()
-    task.reach(State.RUN_ERROR, "exit code 1")
-    go(reporter, task, State.FAILED)
+    job.reach(State.RUN_ERROR, "exit code 1")
+    change(reporter, job, State.FAILED)
     assert reporter.flush() == []
     assert [state for _, state in table.history] == ["RUNNING", "RUN_ERROR", "FAILED"]
     assert table.calls[-1].updates[0].message == "exit code 1"
 
 
 def test_a_refused_change_is_named_and_forgotten(reporter, table):
-    lost, kept = new_task(table, 1), new_task(table, 2)
+    lost, kept = new_job(table, 1), new_job(table, 2)
     table.rows[1]["attempt"] = 2
-    go(reporter, lost, State.RUNNING)
-    go(reporter, kept, State.RUNNING)
+    change(reporter, lost, State.RUNNING)
+    change(reporter, kept, State.RUNNING)
     assert reporter.flush() == [(lost, "not yours")]
     assert table.history == [(2, State.RUNNING)]
-    assert reporter.tasks == {}
+    assert reporter.jobs == {}
 
 
 def test_a_giant_message_is_cut(reporter, table):
-    task = new_task(table)
-    task.reach(State.FAILED, "x" * 100_000)
-    reporter.note(task)
+    job = new_job(table)
+    job.reach(State.FAILED, "x" * 100_000)
+    reporter.add(job)
     reporter.flush()
     assert len(table.calls[0].updates[0].message) == 2000

@@ -6,83 +6,24 @@ So does a module that is named by a string, which is how the lazy doors and the 
 
 from __future__ import annotations
 
-import ast
 import graphlib
-import re
-from pathlib import Path
 
 import pytest
+from import_graph import (
+    ABOVE_ALL,
+    CORE,
+    FLOOR_OF,
+    OF_THE_PACKAGE,
+    ROOT,
+    TO_COME,
+    imported,
+    module_name,
+    python_files,
+    unit_of,
+)
 
-ROOT = Path(__file__).parents[2]
-CORE = ROOT / "balsam_core"
-
-# The packages, and the modules that stand beside them, from the top floor down. Neighbours don't know each other.
-FLOORS = [
-    {"cli"},
-    {"launcher", "service", "reports"},
-    {"client"},
-    {"admin"},
-    {"watchdog"},
-    {"backends"},
-    {"plugin"},
-    {"hookspecs"},
-    {"proxy"},
-    {"transport"},
-    {"operations", "dbdir"},
-    {"schema", "plugin_types"},
-    {"model"},
-    {"system"},
-    {"errors", "version"},
-]
-FLOOR_OF = {name: -number for number, names in enumerate(FLOORS) for name in names}
-TO_COME = {"service", "reports"}
-# May use every floor, and no floor uses them: the door for users' code and the conformance suite.
-ABOVE_ALL = {"__init__", "testing"}
-# What the package itself says about itself, without opening a module.
-OF_THE_PACKAGE = {"__version__", "__all__"}
 PLUGIN_DOOR = "balsam_core.plugin"
 PLUGIN_TEST_DOORS = {PLUGIN_DOOR, "balsam_core.testing"}
-
-
-def python_files(folder):
-    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
-
-
-def module_name(path, base):
-    parts = path.relative_to(base).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported(source, module, *, is_package):
-    """Yield (line, dotted name) of each import; ``from a import b`` gives ``a.b``, since b may be a module."""
-    tree = ast.parse(source)
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            start = node.module or ""
-            if node.level:
-                parents = package.split(".")
-                kept = parents[: len(parents) - node.level + 1]
-                start = ".".join([*kept, start] if start else kept)
-            for alias in node.names:
-                yield node.lineno, f"{start}.{alias.name}"
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and id(node) not in docstrings
-            and re.fullmatch(r"balsam_\w+(\.\w+)+(:\w+)?", node.value)  # the whole string is a module
-        ):
-            yield node.lineno, node.value.replace(":", ".")
-
-
-def unit_of(module):
-    """Return the package or module directly in balsam_core that a dotted name belongs to."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
 
 
 def floor_faults(source, module, *, is_package=False):
@@ -186,7 +127,7 @@ def test_upward_imports_are_found(module, source):
         ("balsam_core.cli.main", "from balsam_core import __version__, backends"),
         ("balsam_core.transport.native", "'''balsam_core.client'''\nTEXT = 'see balsam_core.client for more'"),
         ("balsam_core.testing.suite", "from balsam_core import cli, open_db"),
-        ("balsam_core.proxy.client.transport", "from balsam_core.transport.native import Transport"),
+        ("balsam_core.proxy.client.exchange", "from balsam_core.transport.base import Transport"),
     ],
 )
 def test_downward_imports_are_not_blamed(module, source):

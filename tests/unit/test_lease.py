@@ -38,7 +38,7 @@ def put(db, age=0.0, **members):
 
 
 def state(db):
-    return LeaseObserver(db).look().state
+    return LeaseObserver(db).observe().state
 
 
 def taken(db):
@@ -83,38 +83,38 @@ def test_elsewhere_only_the_heartbeat_counts(db, members):
         put(db, pid=pid, **members)
         assert state(db) is LeaseState.UNSURE
         put(db, pid=pid, age=EXPIRY + 1, **members)
-        assert state(db) is LeaseState.SILENT
+        assert state(db) is LeaseState.EXPIRED
 
 
-def test_a_beating_heart_is_seen(db):
+def test_a_refresh_is_noticed(db):
     put(db, node="other", age=5)
-    watch = LeaseObserver(db)
-    assert watch.look().state is LeaseState.UNSURE
-    assert watch.look().state is LeaseState.UNSURE
+    observer = LeaseObserver(db)
+    assert observer.observe().state is LeaseState.UNSURE
+    assert observer.observe().state is LeaseState.UNSURE
     os.utime(lease_file(db))
-    assert watch.look().state is LeaseState.ALIVE
-    assert watch.look().state is LeaseState.UNSURE
+    assert observer.observe().state is LeaseState.ALIVE
+    assert observer.observe().state is LeaseState.UNSURE
 
 
 def test_another_lease_is_no_heartbeat(db):
-    watch = LeaseObserver(db)
+    observer = LeaseObserver(db)
     for _ in range(2):
         put(db, node="other")
-        assert watch.look().state is LeaseState.UNSURE
+        assert observer.observe().state is LeaseState.UNSURE
 
 
 @pytest.mark.parametrize("age", [-HOUR, 0])
-def test_without_a_clock_to_trust_watching_decides(db, monkeypatch, age):
+def test_without_a_reliable_clock_observation_decides(db, monkeypatch, age):
     now = [100.0]
     monkeypatch.setattr(lease_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(lease_module, "_age", lambda db, moment: None if age == 0 else age)
+    monkeypatch.setattr(lease_module, "_seconds_since", lambda db, moment: None if age == 0 else age)
     put(db, node="other", age=age)
-    watch = LeaseObserver(db)
-    assert watch.look().state is LeaseState.UNSURE
+    observer = LeaseObserver(db)
+    assert observer.observe().state is LeaseState.UNSURE
     now[0] += EXPIRY - 1
-    assert watch.look().state is LeaseState.UNSURE
+    assert observer.observe().state is LeaseState.UNSURE
     now[0] += 2
-    assert watch.look().state is LeaseState.SILENT
+    assert observer.observe().state is LeaseState.EXPIRED
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"{}", b"[" * 9999, b'{"token": 3}'])
@@ -147,6 +147,13 @@ def test_taking_leaves_one_private_file(db):
     assert entries(db) == [".dbserver.lock"]
 
 
+def test_generation_is_called_epoch_in_the_file(db):
+    held = taken(db)
+    held.update(generation=3)
+    assert json.loads(lease_file(db).read_bytes())["epoch"] == 3
+    assert LeaseObserver(db).observe().lease.generation == 3
+
+
 def test_dead_leases_are_replaced(db):
     for members in ({"pid": dead_pid()}, {"node": "other", "age": EXPIRY + 1}):
         put(db, **members)
@@ -162,7 +169,7 @@ def test_living_leases_are_not(db):
         assert json.loads(lease_file(db).read_bytes())["token"] == mine.token
 
 
-def test_a_dead_machine_that_may_hold_the_data_needs_a_word(db):
+def test_a_dead_machine_that_may_hold_the_data_needs_takeover(db):
     put(db, node="other", age=EXPIRY + 1, exclusive=True)
     with pytest.raises(Conflict, match=r"other.*--takeover"):
         taken(db)
@@ -177,37 +184,37 @@ def test_a_dead_process_of_this_host_needs_none(db, members):
 
 def test_holder_sees_that_it_was_replaced_and_touches_nothing(db):
     held = taken(db)
-    assert held.beat()
-    assert held.update(epoch=3)
+    assert held.refresh()
+    assert held.update(generation=3)
     other = put(db, node="other")
     before = lease_file(db).stat().st_mtime_ns
     assert not held.is_ours()
-    assert not held.beat()
-    assert not held.update(epoch=4)
+    assert not held.refresh()
+    assert not held.update(generation=4)
     held.release()
     assert lease_file(db).stat().st_mtime_ns == before
     assert json.loads(lease_file(db).read_bytes())["token"] == other.token
     lease_file(db).unlink()
-    assert not held.beat()
-    assert not held.update(epoch=4)
+    assert not held.refresh()
+    assert not held.update(generation=4)
     assert entries(db) == [".dbserver.lock"]
 
 
 def test_beating_and_changing_refresh_the_file(db):
     held = taken(db)
-    for act in (held.beat, lambda: held.update(child_pid=7)):
+    for act in (held.refresh, lambda: held.update(child_pid=7)):
         os.utime(lease_file(db), (1, 1))
         assert act()
         assert lease_file(db).stat().st_mtime > 1
-    assert LeaseObserver(db).look().lease.child_pid == 7
+    assert LeaseObserver(db).observe().lease.child_pid == 7
 
 
 # ---- races, driven at chosen points. Threads of one process are not kept apart by the lock, as where locks lie.
 
 
-def test_a_rival_between_look_and_deed_wins(db):
+def test_a_rival_between_check_and_take_wins(db):
     put(db, pid=dead_pid())
-    seen = LeaseObserver(db).look()
+    seen = LeaseObserver(db).observe()
     rival = taken(db)
     assert not take(db, new_lease(), seen)
     assert rival.is_ours()
@@ -216,25 +223,25 @@ def test_a_rival_between_look_and_deed_wins(db):
 
 def test_a_holder_that_wakes_up_keeps_its_lease(db):
     put(db, node="other", age=EXPIRY + 1)
-    seen = LeaseObserver(db).look()
+    seen = LeaseObserver(db).observe()
     os.utime(lease_file(db))
     assert not take(db, new_lease(), seen)
-    assert LeaseObserver(db).look().lease.node == "other"
+    assert LeaseObserver(db).observe().lease.node == "other"
 
 
 def test_a_rival_that_finds_the_gap_wins(db, monkeypatch):
     """The old lease is renamed aside, the new one not linked yet: another starter finds the place free."""
     put(db, pid=dead_pid())
-    seen = LeaseObserver(db).look()
-    place = takeover._place
+    seen = LeaseObserver(db).observe()
+    rename_new = takeover.rename_new
     rivals = []
 
     def slow(temporary, target):
-        monkeypatch.setattr(takeover, "_place", place)
+        monkeypatch.setattr(takeover, "rename_new", rename_new)
         rivals.append(taken(db))
-        return place(temporary, target)
+        return rename_new(temporary, target)
 
-    monkeypatch.setattr(takeover, "_place", slow)
+    monkeypatch.setattr(takeover, "rename_new", slow)
     assert not take(db, new_lease(), seen)
     assert rivals[0].is_ours()
     assert entries(db) == [".dbserver.lock", "dbserver.lease"]
@@ -252,7 +259,7 @@ def test_a_change_at_the_moment_of_a_takeover_is_not_undone(db, monkeypatch):
         return answer
 
     monkeypatch.setattr(HeldLease, "is_ours", taken_over)
-    assert not held.update(epoch=9)
+    assert not held.update(generation=9)
     assert json.loads(lease_file(db).read_bytes())["token"] == found[0].token
 
 
@@ -266,7 +273,7 @@ def test_of_many_one_wins(db, monkeypatch, links, before):
 
         lock = threading.Lock()  # one of the two is needed: here the lock is honest
         monkeypatch.setattr(os, "link", refused)
-        monkeypatch.setattr(takeover, "locked", lambda db: lock)
+        monkeypatch.setattr(takeover, "lease_lock", lambda db: lock)
     pid = dead_pid()
     for _ in range(20):
         if before == "dead":

@@ -49,8 +49,9 @@ def test_tracebacks_are_indented(tmp_path):
     assert all(line.startswith("    ") for line in rest)
 
 
-def test_files_are_rotated(tmp_path):
-    path = logs.configure(tmp_path, "launcher", largest=500)
+def test_files_are_rotated(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "_MAX_BYTES", 500)
+    path = logs.configure(tmp_path, "launcher")
     for number in range(100):
         logging.getLogger("x").info("line %d", number)
     assert len(list(tmp_path.iterdir())) == 6

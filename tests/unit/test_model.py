@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from balsam_core import Job, State
-from balsam_core.client.inserting import Ids, _parents_first
-from balsam_core.errors import BalsamError, InvalidInput, NotFound, by_code
+from balsam_core.client.inserting import _parents_first
+from balsam_core.errors import BalsamError, InvalidInput, NotFound, error_class
 from balsam_core.model import calls
 from balsam_core.model.codec import decode_call, encode, encode_call
 from balsam_core.model.command import fill, placeholders, split
@@ -101,9 +99,9 @@ def test_documents_come_back_as_they_went_in_or_are_refused() -> None:
 
 
 def test_errors_are_found_by_their_code_and_have_an_exit_code() -> None:
-    assert by_code("not-found") is NotFound
-    assert by_code("of a later version") is BalsamError
-    assert by_code("usage").exit_code == 1
+    assert error_class("not-found") is NotFound
+    assert error_class("of a later version") is BalsamError
+    assert error_class("usage").exit_code == 1
 
 
 @given(st.permutations(range(6)))
@@ -115,20 +113,3 @@ def test_parents_come_first_in_any_order_of_the_list(order: list[int]) -> None:
     places = {id(job): place for place, job in enumerate(ordered)}
     assert len(places) == 6
     assert all(places[id(parent)] < places[id(job)] for job in made for parent in job.parents)
-
-
-def test_ids_are_a_sequence_of_ranges() -> None:
-    ids = Ids()
-    for first, count in ((1, 3), (4, 2), (10, 1), (2, 1)):
-        ids.append(first, count)
-    assert list(ids) == [1, 2, 3, 4, 5, 10, 2]
-    assert [ids[place] for place in (0, 4, 5, -1)] == [1, 5, 10, 2]
-    assert ids[2:6] == [3, 4, 5, 10]
-    assert repr(ids) == "Ids(1-5, 10, 2)"
-    with pytest.raises(IndexError):
-        ids[7]
-    million = Ids()
-    for first in range(1, 1_000_000, 2000):
-        million.append(first, 2000)
-    assert len(list(itertools.islice(million, 5))) == 5
-    assert repr(million) == "Ids(1-1000000)"

@@ -72,7 +72,7 @@ def test_a_wildcard_is_advertised_as_the_address_of_the_name(monkeypatch):
 
 def test_else_as_some_address_that_is_not_loopback(monkeypatch):
     named(monkeypatch, "127.0.1.1")
-    monkeypatch.setattr(network, "_of_the_way_out", lambda family: iter(()))
+    monkeypatch.setattr(network, "_address_of_default_route", lambda family: iter(()))
     monkeypatch.setattr(
         psutil,
         "net_if_addrs",

@@ -23,31 +23,31 @@ def db(db):
 def running(db, **members):
     here = this_machine()
     values = {"node": here.node, "boot_id": here.boot_id, "pid_namespace": here.pid_namespace, "pid": os.getpid()}
-    values |= {"start_time": start_of(os.getpid()), "epoch": 1, "directory": db.path.stat().st_ino}
+    values |= {"start_time": start_of(os.getpid()), "generation": 1, "directory": db.path.stat().st_ino}
     return address.Address(state="running", host="127.0.0.1", port=7, protocol="balsam/1", **(values | members))
 
 
 def test_each_publication_is_seen_at_the_next_look(db):
     publication = Publication(db)
     assert publication.current() is None
-    for epoch in (1, 2, 3):
-        address.write(db, running(db, epoch=epoch))
-        assert publication.current().epoch == epoch
+    for generation in (1, 2, 3):
+        address.write(db, running(db, generation=generation))
+        assert publication.current().generation == generation
         assert publication.current() is publication.current()
     address.withdraw(db)
     assert publication.current() is None
-    assert address.last_epoch(db) == 3
+    assert address.last_generation(db) == 3
 
 
 def test_a_server_knows_when_another_was_published(db):
     publication = Publication(db)
-    address.write(db, running(db, pid=1, epoch=4))
+    address.write(db, running(db, pid=1, generation=4))
     assert not publication.is_replaced(4)  # its predecessor
-    address.write(db, running(db, epoch=5))
+    address.write(db, running(db, generation=5))
     assert not publication.is_replaced(4)  # itself
-    address.write(db, running(db, pid=1, epoch=6))
+    address.write(db, running(db, pid=1, generation=6))
     assert publication.is_replaced(4)
-    address.write(db, running(db, node="elsewhere", epoch=6))
+    address.write(db, running(db, node="elsewhere", generation=6))
     assert publication.is_replaced(4)
     address.withdraw(db)
     assert not publication.is_replaced(4)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from balsam_core.cli.command import command, pass_session
-from balsam_core.cli.values import PAIR, mapping
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.command import Session, command, pass_session
+from balsam_core.cli.values import converted, mapping
 
 __all__ = ["app"]
 
 
-@command(
-    examples=[
-        "balsam app --name sim --executable 'sim.x --x {x}'",
-        "balsam job --app sim -p x=0.5",
-    ]
-)
+@command(examples=["balsam app --name sim --executable 'sim.x --x {x}'", "balsam job --app sim -p x=0.5"])
 @click.option("--name", required=True, help="Unique name in this DB.")
 @click.option(
     "--executable",
@@ -32,20 +24,16 @@ __all__ = ["app"]
 @click.option("--preprocess", default="", metavar="COMMAND", help="Command to run before each job.")
 @click.option("--postprocess", default="", metavar="COMMAND", help="Command to run after each job.")
 @click.option(
-    "--env", type=PAIR, multiple=True, metavar="KEY=VALUE", help="Environment variable of each job. May be repeated."
+    "--env",
+    "environ",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=converted(mapping),
+    help="Environment variable of each job. May be repeated.",
 )
 @click.option("--replace", is_flag=True, help="Redefine the app if there is one of this name.")
 @pass_session
-def app(
-    session: Session,
-    name: str,
-    executable: str,
-    description: str,
-    preprocess: str,
-    postprocess: str,
-    env: tuple[tuple[str, str], ...],
-    replace: bool,
-) -> None:
+def app(session: Session, /, *, replace: bool, **fields: Any) -> None:  # noqa: ANN401  (one for each option)
     """Define an app: a command that jobs run.
 
     The command line is split into words first and filled then, so that a parameter can't add words.
@@ -53,15 +41,8 @@ def app(
     """
     from balsam_core.model.app import App
 
-    new = App(
-        name=name,
-        executable=executable,
-        description=description,
-        preprocess=preprocess,
-        postprocess=postprocess,
-        environ=mapping("--env", env),
-    )
+    new = App(**fields)
     with session.open_db() as db:
         db.apps.add(new, replace=replace)
     record = {field: getattr(new, field) for field in App.__struct_fields__}
-    session.printer().one(record, f"app {name!r} is defined")
+    session.printer().one(record, f"app {new.name!r} is defined")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from balsam_core.cli.command import command, pass_session
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["backup"]
 
@@ -28,9 +23,9 @@ def backup(session: Session, file: str) -> None:
     from balsam_core.cli.text import printable
     from balsam_core.system.files import expand
 
-    db = session.directory()
-    made = save(db, file)
+    directory = session.directory()
+    made = save(directory, file)
     path = str(expand(file))
-    result = {"file": path, "db": str(db.path), "db_type": made.db_type, "id": made.db_id, "size": made.size}
-    line = f"saved {printable(str(db.path))} ({made.db_type}) in {printable(path)} ({made.size / 1e6:.1f} MB)"
+    result = {"file": path, "db": str(directory.path), "db_type": made.db_type, "id": made.db_id, "size": made.size}
+    line = f"saved {printable(str(directory.path))} ({made.db_type}) in {printable(path)} ({made.size / 1e6:.1f} MB)"
     session.printer().one(result, line)

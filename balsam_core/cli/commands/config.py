@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
-from balsam_core.cli.command import OUTPUT_VARIABLE, group, pass_session
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.command import OUTPUT_VARIABLE, Session, group, pass_session
 
 __all__ = ["config"]
 

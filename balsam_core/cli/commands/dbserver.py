@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balsam_core.cli.command import Session
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.transport.native import Transport
+    from balsam_core.transport.base import Transport
     from balsam_core.watchdog.control import ServerState
     from balsam_core.watchdog.options import ServerOptions
 
@@ -72,73 +71,73 @@ def dbserver(
         raise click.UsageError("--takeover is for starting a server, and for --stop")
     session.db = path if session.db is None else session.db
     if stop:
-        _stop(session, takeover=takeover)
+        _stop_server(session, takeover=takeover)
     elif status:
-        _status(session)
+        _show_status(session)
     elif reset:
-        _reset(session)
+        _reset_server(session)
     else:
         from balsam_core.watchdog.options import ServerOptions
 
         options = ServerOptions(host=host or ServerOptions.host, port=port or 0, takeover=takeover, tls=not no_tls)
         if foreground:
-            _serve(session, options)
+            _serve_in_foreground(session, options)
         else:
-            _start(session, options, chosen=host is not None or port is not None)
+            _start_server(session, options, chosen=host is not None or port is not None)
 
 
-def _start(session: Session, options: ServerOptions, *, chosen: bool) -> None:
+def _start_server(session: Session, options: ServerOptions, *, chosen: bool) -> None:
     from balsam_core.dbdir.publication import is_loopback
     from balsam_core.watchdog.control import start
     from balsam_core.watchdog.lease import LeaseObserver
 
-    db = _directory(session, create=True)
-    started = start(db, options)
+    directory = session.directory(create=True)
+    started = start(directory, options)
     server = started.address
     printer = session.printer()
     verb = "already running at" if started.already else "running at"
-    printer.one({"address": server.place, **_record(db, server), "already": started.already}, f"{verb} {server.place}")
+    printer.one(_address_record(directory, server) | {"already": started.already}, f"{verb} {server.endpoint}")
     if server.details.get("tls") == "off" and not is_loopback(server.host):
         printer.note("Warning: connections from other hosts are not encrypted")
-    lease = LeaseObserver(db).look().lease if started.already else None
+    lease = LeaseObserver(directory).observe().lease if started.already else None
     if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
         printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")
 
 
-def _serve(session: Session, options: ServerOptions) -> None:
+def _serve_in_foreground(session: Session, options: ServerOptions) -> None:
     import sys
 
     from balsam_core.watchdog.process import run_in_foreground
 
-    db = _directory(session, create=True)
+    directory = session.directory(create=True)
 
     def ready(server: Address) -> None:
-        session.printer().one({"address": server.place, **_record(db, server)}, f"running at {server.place}")
+        session.printer().one(_address_record(directory, server), f"running at {server.endpoint}")
         sys.stdout.flush()
 
-    run_in_foreground(db, options, ready)
+    run_in_foreground(directory, options, ready)
 
 
-def _stop(session: Session, *, takeover: bool) -> None:
+def _stop_server(session: Session, *, takeover: bool) -> None:
     from balsam_core.cli.text import printable
     from balsam_core.watchdog.control import stop
 
-    db = _directory(session) if session.db is not None else _served()
-    done = "none" if db is None else stop(db, takeover=takeover)
-    where = "" if db is None else f" of {printable(str(db.path))}"
+    directory = session.directory() if session.db is not None else _find_served()
+    done = "none" if directory is None else stop(directory, takeover=takeover)
+    where = "" if directory is None else f" of {printable(str(directory.path))}"
     text = {
         "stopped": f"stopped the server{where}",
         "cleaned": f"the server{where} had died; what it left is removed",
         "none": f"no server{where} runs",
     }[done]
-    session.printer().one({"path": None if db is None else str(db.path), "result": done}, text)
+    session.printer().one({"path": None if directory is None else str(directory.path), "result": done}, text)
 
 
-def _served() -> DBDir | None:
-    """Return the DB whose server a bare ``--stop`` means; None when no server runs.
+def _find_served() -> DBDir | None:
+    """Return the DB whose server a bare ``--stop`` stops; None when no server runs.
 
     Raises:
-        Conflict: Several servers run, and none is that of the DB in use.
+        Conflict: Several servers run, and none of them serves the DB in use.
     """
     from balsam_core.cli.text import printable
     from balsam_core.dbdir.directory import DBDir
@@ -148,48 +147,48 @@ def _served() -> DBDir | None:
     from balsam_core.watchdog.control import has_server
 
     used = None
-    with contextlib.suppress(DBDirError):  # not made yet: then it has no server
+    with contextlib.suppress(DBDirError):  # not created yet, so it has no server
         used = DBDir.open(resolve_db_path().path)
     if used is not None and has_server(used):
         return used
     running = user_servers.running()
     if len(running) > 1:
-        paths = ", ".join(printable(str(db.path)) for db in running)
+        paths = ", ".join(printable(str(directory.path)) for directory in running)
         raise Conflict(f"several servers run, so say which one to stop with --path: {paths}")
     return running[0] if running else used
 
 
-def _status(session: Session) -> None:
+def _show_status(session: Session) -> None:
     from balsam_core.watchdog.control import describe
 
-    db = _directory(session)
-    state = describe(db)
-    record = status_record(db, state)
-    session.printer().one(record, _status_lines(record, state))
+    directory = session.directory()
+    state = describe(directory)
+    record = status_record(directory, state)
+    session.printer().one(record, _format_lines(record, state))
 
 
-def _reset(session: Session) -> None:
+def _reset_server(session: Session) -> None:
     from balsam_core.cli.text import printable
     from balsam_core.watchdog.control import reset
 
-    db = _directory(session)
-    reset(db)
-    text = f"reset: no server of {printable(str(db.path))} is published"
-    session.printer().one({"path": str(db.path), "result": "reset"}, text)
+    directory = session.directory()
+    reset(directory)
+    text = f"reset: no server of {printable(str(directory.path))} is published"
+    session.printer().one({"path": str(directory.path), "result": "reset"}, text)
 
 
-def status_record(db: DBDir, state: ServerState, transport: Transport | None = None) -> dict[str, object]:
-    """Return what is known about a server: from the watchdog, from the address, and what the server itself says.
+def status_record(directory: DBDir, state: ServerState, transport: Transport | None = None) -> dict[str, object]:
+    """Return what is known about a server: from the watchdog's lease, the published address and the server itself.
 
     Args:
-        db: The DB directory.
-        state: How its server stands.
-        transport: What to ask the server by; None to open one.
+        directory: The DB directory.
+        state: The state of its server.
+        transport: An open transport to the server; None to open one.
     """
     lease, server = state.lease, state.address
     record: dict[str, object] = {
         "state": state.state,
-        "path": str(db.path),
+        "path": str(directory.path),
         "host": server.host if server else None,
         "port": server.port if server else None,
         "protocol": server.protocol if server else None,
@@ -197,38 +196,38 @@ def status_record(db: DBDir, state: ServerState, transport: Transport | None = N
         "watchdog_pid": lease.pid if lease else None,
         "node": lease.node if lease else server.node if server else None,
         "since": state.since,
-        "epoch": server.epoch if server else None,
+        "generation": server.generation if server else None,
         "restarts": lease.restarts if lease else None,
         "heartbeat_age": state.age,
         "clients": None,
         "calls": None,
     }
     if state.state == "running":
-        told = _asked(transport) if transport else _server_status(db)
+        reported = _ask_status(transport) if transport else _ask_server(directory)
         for name in ("since", "clients", "calls"):
-            if (value := getattr(told, name, None)) is not None:
+            if (value := getattr(reported, name, None)) is not None:
                 record[name] = value
     return record
 
 
-def _server_status(db: DBDir) -> object:
-    """Return what the server says of itself; None when it can't."""
+def _ask_server(directory: DBDir) -> object:
+    """Return the server's own status; None when it can't be asked."""
     from balsam_core.backends import registry
     from balsam_core.errors import BalsamError
 
     try:
-        with registry.load(db.db_type).open_transport(db) as transport:
-            return _asked(transport)
+        with registry.load(directory.db_type).open_transport(directory) as transport:
+            return _ask_status(transport)
     except BalsamError:
         return None
 
 
-def _asked(transport: Transport) -> object:
+def _ask_status(transport: Transport) -> object:
     ask = getattr(transport, "server_status", None)
     return ask() if ask else None
 
 
-def _status_lines(record: dict[str, object], state: ServerState) -> Iterator[str]:
+def _format_lines(record: dict[str, object], state: ServerState) -> Iterator[str]:
     from balsam_core.cli.table import cell
     from balsam_core.cli.text import printable
 
@@ -240,14 +239,14 @@ def _status_lines(record: dict[str, object], state: ServerState) -> Iterator[str
         pids = f"server pid {record['pid'] or 'none'}, watchdog pid {record['watchdog_pid'] or 'unknown'}"
         yield f"host      {printable(str(record['node']))}: {pids}"
     if record["since"]:
-        yield f"since     {cell(record['since'])}, {record['restarts']} restarts, epoch {record['epoch']}"
+        yield f"since     {cell(record['since'])}, {record['restarts']} restarts, generation {record['generation']}"
     if record["clients"] is not None:
         yield f"clients   {record['clients']}, {record['calls']} calls"
 
 
 def describe_state(state: ServerState) -> str:
-    """Return in a line how a server stands."""
-    place = state.address.place if state.address else "no address"
+    """Return the state of a server in one line."""
+    place = state.address.endpoint if state.address else "no address"
     match state.state:
         case "stopped":
             return "none"
@@ -263,25 +262,13 @@ def describe_state(state: ServerState) -> str:
             return f"{place}, without a watchdog"
 
 
-def _record(db: DBDir, server: Address) -> dict[str, object]:
+def _address_record(directory: DBDir, server: Address) -> dict[str, object]:
     return {
-        "path": str(db.path),
+        "address": server.place,
+        "path": str(directory.path),
         "host": server.host,
         "port": server.port,
         "pid": server.pid,
         "node": server.node,
-        "epoch": server.epoch,
+        "generation": server.generation,
     }
-
-
-def _directory(session: Session, *, create: bool = False) -> DBDir:
-    """Return the DB directory that is meant; the default one is created if a server is to be started for it."""
-    from balsam_core.dbdir.directory import DBDir
-    from balsam_core.dbdir.settings import resolve_db_path
-
-    resolved = resolve_db_path(session.db)
-    if create and resolved.source == "default":
-        from balsam_core.admin.initialise import ensure_default
-
-        return ensure_default(resolved.path)
-    return DBDir.open(resolved.path)

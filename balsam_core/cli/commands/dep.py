@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.selectors import choose_one
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
 
 __all__ = ["dep"]
 
@@ -25,7 +20,9 @@ def dep(session: Session, parent: str, child: str) -> None:
     Each is an id or 'last'. A dependency that would close a circle is refused.
     """
     with session.open_db() as db:
-        first, second = choose_one(db, parent), choose_one(db, child)
-        added = db.jobs.add_dependency(first, second)
-    text = f"job {second} waits for job {first}" if added else f"job {second} waited for job {first} already"
-    session.printer().one({"parent": first, "child": second, "added": added}, text, ident=second)
+        parent_id, child_id = choose_one(db, parent), choose_one(db, child)
+        added = db.jobs.add_dependency(parent_id, child_id)
+    text = (
+        f"job {child_id} waits for job {parent_id}" if added else f"job {child_id} waited for job {parent_id} already"
+    )
+    session.printer().one({"parent": parent_id, "child": child_id, "added": added}, text, ids=child_id)

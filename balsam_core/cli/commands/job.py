@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from balsam_core.cli.command import command, pass_session
-from balsam_core.cli.job_options import add, job_options
-from balsam_core.cli.records import job_record
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.command import Session, command, pass_session
+from balsam_core.cli.job_options import add_job, job_options
 
 __all__ = ["job"]
 
@@ -34,8 +30,4 @@ def job(session: Session, /, **options: Any) -> None:  # noqa: ANN401  (one for 
     """
     if bool(options["app"]) == bool(options["command"]):
         raise click.UsageError("a job runs either an app or a command: give one of --app and --command")
-    with session.open_db() as db:
-        new = add(db, options)
-        printer = session.printer()
-        record = {"id": new.id} if printer.form in {"table", "ids"} else job_record(db.jobs.get(new.id or 0))
-    printer.one(record, str(new.id))
+    add_job(session, options)

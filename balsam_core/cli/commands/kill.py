@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import click
 
 from balsam_core.cli import selectors
-from balsam_core.cli.command import command, pass_session
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["kill"]
 
@@ -28,10 +25,8 @@ def kill(session: Session, selector: tuple[str, ...], message: str) -> None:
     They become USER_KILLED, jobs that wait for them PARENT_KILLED; 'balsam retry' starts them again. Jobs that have
     ended stay as they are.
     """
-    from balsam_core.cli.changing import change, report
+    from balsam_core.cli.changing import change_jobs
     from balsam_core.model.calls import KillJobs
 
-    selection = selectors.parse(selector)
-    with session.open_db() as db:
-        ids = change(db, selectors.choose(db, selection), lambda where: KillJobs(where=where, message=message))
-    report(session.printer(), "killed", ids, "none of them was waiting or running")
+    call = partial(KillJobs, message=message)
+    change_jobs(session, selector, "killed", call, why_none="none of them was waiting or running")

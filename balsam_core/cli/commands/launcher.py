@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,24 +10,17 @@ from typing import TYPE_CHECKING
 import click
 
 from balsam_core.cli.command import Session, command, pass_session
-from balsam_core.errors import NotFound
+from balsam_core.cli.text import quote
+from balsam_core.cli.values import MINUTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balsam_core.client.database import Database
-    from balsam_core.launcher.loop import LauncherResult
+    from balsam_core.launcher.options import LauncherResult
 
 __all__ = ["launcher"]
 
 MOST_RANKS = 100_000
-LONGEST = 60 * 24 * 366  # minutes
-
-
-def _no_nan(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):  # which no range excludes
-        raise click.BadParameter("'nan' is no number of minutes.", ctx=ctx, param=param)
-    return value
 
 
 @command(
@@ -47,13 +39,7 @@ def _no_nan(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     metavar="N",
     help="Run so many processes at the same time (default: the cores that may be used).",
 )
-@click.option(
-    "--time-limit-minutes",
-    type=click.FloatRange(0, LONGEST, min_open=True),
-    callback=_no_nan,
-    metavar="M",
-    help="Stop after M minutes, e.g. 55 or 0.5.",
-)
+@click.option("--time-limit-minutes", type=MINUTES, metavar="M", help="Stop after M minutes, e.g. 55 or 0.5.")
 @pass_session
 def launcher(
     session: Session,
@@ -77,11 +63,12 @@ def launcher(
         raise click.UsageError("--wf-name needs the name of a workflow")
     if not (consume_all or wf_name or job_file):
         raise click.UsageError("say which jobs to run: --consume-all, --wf-name NAME or --job-file FILE")
-    only = None if job_file is None else _ids_of(job_file)
+    only = None if job_file is None else _read_ids(job_file)
 
+    from balsam_core.cli.selectors import check_exist
     from balsam_core.launcher.loop import Launcher
     from balsam_core.launcher.options import LauncherOptions, available_cores
-    from balsam_core.launcher.progress import NoProgress, progress_on
+    from balsam_core.launcher.progress import Progress, progress_on
     from balsam_core.system import logs
 
     options = LauncherOptions(
@@ -93,7 +80,7 @@ def launcher(
     printer = session.printer()
     with session.open_db() as db:
         if only is not None:
-            _check_exist(db, only)
+            check_exist(db, only)
         logs.configure(
             db.directory.log,
             "launcher",
@@ -101,63 +88,52 @@ def launcher(
             context=f"db={db.path}",
         )
         try:
-            outcome = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else NoProgress()).run()
+            result = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else Progress()).run()
         finally:
             logs.close()
-    printer.one({name: getattr(outcome, name) for name in _RESULT}, list(_text(outcome)))
-    return 0 if outcome.signal is None else 128 + outcome.signal
+    printer.one({name: getattr(result, name) for name in _RESULT_FIELDS}, _format_lines(result))
+    return 0 if result.signal is None else 128 + result.signal
 
 
-_RESULT = ("finished", "failed", "killed", "again", "seconds", "unfit", "reason", "spent")
+_RESULT_FIELDS = ("finished", "failed", "killed", "again", "seconds", "unfit", "reason", "spent")
 
 
-def _text(outcome: LauncherResult) -> Iterator[str]:
-    """Give what a person is told at the end."""
-    ended = outcome.finished + outcome.failed
-    parts = [f"{outcome.finished} finished", f"{outcome.failed} failed"]
-    if outcome.killed:
-        parts.append(f"{outcome.killed} killed")
-    rate = ended / outcome.seconds if outcome.seconds else 0.0
-    yield f"{', '.join(parts)} in {outcome.seconds:.1f} s ({rate:.1f} jobs/s)"
-    if outcome.failed:
+def _format_lines(result: LauncherResult) -> Iterator[str]:
+    """Give the lines for people."""
+    ended = result.finished + result.failed
+    parts = [f"{result.finished} finished", f"{result.failed} failed"]
+    if result.killed:
+        parts.append(f"{result.killed} killed")
+    rate = ended / result.seconds if result.seconds else 0.0
+    yield f"{', '.join(parts)} in {result.seconds:.1f} s ({rate:.1f} jobs/s)"
+    if result.failed:
         yield "See why jobs failed: balsam ls --state FAILED, then balsam show ID"
-    if outcome.reason:
-        left = f"; given back to run again: {outcome.again}" if outcome.again else ""
-        yield f"Ended early: {outcome.reason}{left}"
-    if outcome.unfit:
-        yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {outcome.unfit}"
+    if result.reason:
+        left = f"; given back to run again: {result.again}" if result.again else ""
+        yield f"Ended early: {result.reason}{left}"
+    if result.unfit:
+        yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {result.unfit}"
 
 
-def _ids_of(name: str) -> tuple[int, ...]:
+def _read_ids(name: str) -> tuple[int, ...]:
     """Read a file of ids, separated by white space; ``#`` begins a comment.
 
     Raises:
         click.UsageError: It can't be read, or holds something else.
     """
+    from balsam_core.system.files import reason
+
     try:
         text = sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, RuntimeError) as err:
-        why = (isinstance(err, OSError) and err.strerror) or str(err)
-        raise click.UsageError(f"--job-file: {name!r} can't be read: {why.lower()}") from None
+        why = reason(err) if isinstance(err, OSError) else str(err).lower()
+        raise click.UsageError(f"--job-file: {name!r} can't be read: {why}") from None
     ids: dict[int, None] = {}
     for number, line in enumerate(text.splitlines(), 1):
         for word in line.partition("#")[0].replace(",", " ").split():
             if not (word.isascii() and word.isdigit()) or not 0 < int(word[:20]) < 2**63:
-                raise click.UsageError(f"--job-file: line {number} holds {word[:60]!r}, which is no job id")
+                raise click.UsageError(f"--job-file: line {number} holds {quote(word)}, which is no job id")
             ids[int(word)] = None
     if not ids:
         raise click.UsageError(f"--job-file: {name!r} holds no job ids")
     return tuple(ids)
-
-
-def _check_exist(db: Database, ids: tuple[int, ...]) -> None:
-    """Raise NotFound where an id names no job."""
-    from balsam_core.model.calls import MOST_JOBS
-    from balsam_core.model.filters import Compare
-
-    for at in range(0, len(ids), MOST_JOBS):
-        some = ids[at : at + MOST_JOBS]
-        there = set(db.jobs.where(Compare("id", "in", sorted(some))).ids())
-        missing = [job for job in some if job not in there]
-        if missing:
-            raise NotFound(f"there is no job {missing[0]}" + (f", nor {len(missing) - 1} others" * (len(missing) > 1)))

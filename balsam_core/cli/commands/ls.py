@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.values import AT_LEAST_0, states
 
 if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
     from balsam_core.cli.output import Printer
     from balsam_core.client.database import Database
 
 __all__ = ["ls"]
 
-DEFAULT_LIMIT = 100  # jobs in a table; a person reads no more
+DEFAULT_LIMIT = 100  # jobs in a table
 
 
 @command(
@@ -52,7 +51,7 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
     printer = session.printer()
     history, by_states = options["history"], options["by_states"]
     if what == "apps":
-        _only(what, ("name", "fields"), {"limit": limit, **options})
+        _refuse_other_options(what, ("name", "fields"), {"limit": limit, **options})
         with session.open_db() as db:
             _list_apps(db, printer, options["name"] or "", fields)
         return
@@ -66,20 +65,20 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
 
         chosen = listing.conditions(db, options, wanted)
         if by_states or what == "wf":
-            listing.counts(db, printer, chosen, by_workflow=what == "wf", by_states=by_states)
+            listing.list_counts(db, printer, chosen, by_workflow=what == "wf", by_states=by_states)
             return
         if limit is None:
             limit = DEFAULT_LIMIT if printer.for_people else 0
-        found = listing.Found(db, chosen, limit)
+        found = listing.FoundJobs(db, chosen, limit)
         if history:
-            listing.history(db, printer, found)
+            listing.list_history(db, printer, found)
         else:
-            listing.jobs(db, printer, found, fields)
+            listing.list_jobs(db, printer, found, fields)
         if found.more and printer.for_people:
             printer.note(f"... showing the newest {limit}; there are more: --limit 0 for all, --by-states for a count")
 
 
-def _only(what: str, allowed: tuple[str, ...], options: dict[str, Any]) -> None:
+def _refuse_other_options(what: str, allowed: tuple[str, ...], options: dict[str, Any]) -> None:
     names = {"selectors": "id", "workflow": "wf"}
     for name, value in options.items():
         if name not in allowed and value is not None and value is not False and value != ():
@@ -94,7 +93,7 @@ def _list_apps(db: Database, printer: Printer, text: str, fields: str | None) ->
     names = known if fields is None else field_names(fields, known)
     if printer.for_people and fields is None:
         names = ["name", "executable", "description"]
-    if printer.form == "ids":
+    if printer.format == "ids":
         names = ["name"]
     rows = ([getattr(app, name) for name in names] for app in db.apps if text in app.name)
     printer.rows(names, rows, empty="There are no such apps." if text else "There are no apps yet: see balsam app.")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from balsam_core.cli.command import command, pass_session
-from balsam_core.cli.commands.init import backend_options, given_options, given_password, shown_warnings
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.backend_options import backend_options, read_password, shown_warnings, with_url
+from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["restore"]
 
@@ -29,7 +24,7 @@ def restore(
     session: Session,
     file: str,
     path: str,
-    option: tuple[tuple[str, str], ...],
+    options: dict[str, str],
     url: str | None,
     password_file: str | None,
 ) -> None:
@@ -44,9 +39,10 @@ def restore(
     from balsam_core.admin.backup import restore as load
     from balsam_core.cli.text import printable
 
-    options = given_options(option, url)
+    options = with_url(options, url)
     printer = session.printer()
     with shown_warnings(printer):
-        db, saved = load(file, path, options, password=given_password(options.get("url"), password_file))
-    result = {"path": str(db.path), "db_type": db.db_type, "id": db.id, "saved": saved.created}
-    printer.one(result, f"restored {printable(str(db.path))} ({db.db_type}), as it was at {printable(saved.created)}")
+        directory, saved = load(file, path, options, password=read_password(options.get("url"), password_file))
+    path = str(directory.path)
+    result = {"path": path, "db_type": directory.db_type, "id": directory.id, "saved": saved.created}
+    printer.one(result, f"restored {printable(path)} ({directory.db_type}), as it was at {printable(saved.created)}")

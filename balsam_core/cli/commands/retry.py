@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from balsam_core.cli import selectors
-from balsam_core.cli.command import command, pass_session
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.command import Session, command, pass_session
 
 __all__ = ["retry"]
 
@@ -23,10 +18,7 @@ def retry(session: Session, selector: tuple[str, ...]) -> None:
 
     Jobs that ended only because of them start again, too. Other jobs stay as they are.
     """
-    from balsam_core.cli.changing import change, report
+    from balsam_core.cli.changing import change_jobs
     from balsam_core.model.calls import RetryJobs
 
-    selection = selectors.parse(selector)
-    with session.open_db() as db:
-        ids = change(db, selectors.choose(db, selection), lambda where: RetryJobs(where=where))
-    report(session.printer(), "retried", ids, "none of them had failed or been killed")
+    change_jobs(session, selector, "retried", RetryJobs, why_none="none of them had failed or been killed")

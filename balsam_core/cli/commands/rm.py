@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from balsam_core.cli import selectors
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 
 if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
     from balsam_core.cli.output import Printer
     from balsam_core.client.database import Database
 
@@ -53,22 +52,24 @@ def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes:
     from balsam_core.model.calls import GetApps
 
     unique = list(dict.fromkeys(names))
-    db.run(GetApps(names=unique))  # all of them exist, before the first goes
-    if yes or _confirmed(f"Remove {'the app' if len(unique) == 1 else 'the apps'} {', '.join(map(repr, unique))}?"):
+    db.run(GetApps(names=unique))  # raises where one does not exist, before any is removed
+    if yes or _confirm_removal(
+        f"Remove {'the app' if len(unique) == 1 else 'the apps'} {', '.join(map(repr, unique))}?"
+    ):
         for name in unique:
             db.apps.remove(name)
-        printer.one({"removed": len(unique), "names": unique}, f"removed {len(unique)} apps", ident=unique)
+        printer.one({"removed": len(unique), "names": unique}, f"removed {len(unique)} apps", ids=unique)
 
 
 def _remove_jobs(db: Database, printer: Printer, chosen: selectors.Chosen, *, files: bool, yes: bool) -> None:
-    from balsam_core.cli.changing import jobs_in_words, report
+    from balsam_core.cli.changing import count_text, report_changed
     from balsam_core.dbdir.workdirs import remove_workdirs
     from balsam_core.model.calls import RemoveJobs
 
     if not yes:
-        number = chosen.count()
+        count = chosen.count()
         with_files = " with their files" if files else ""
-        if number and not _confirmed(f"Remove {jobs_in_words(number)}{with_files} from {db.path}?"):
+        if count and not _confirm_removal(f"Remove {count_text(count)}{with_files} from {db.path}?"):
             return
     ids: list[int] = []
     kept: list[str] = []
@@ -76,14 +77,14 @@ def _remove_jobs(db: Database, printer: Printer, chosen: selectors.Chosen, *, fi
         while removed := db.run(RemoveJobs(where=condition)):
             ids += [job.id for job in removed]
             if files:
-                # After the jobs: what is interrupted here leaves a directory too many, never a job without one.
+                # After the jobs: an interruption here leaves a directory without a job, never the reverse.
                 kept += remove_workdirs(db.directory, removed)
-    report(printer, "removed", ids, "nothing was chosen")
+    report_changed(printer, "removed", ids, why_none="nothing was chosen")
     for fault in kept:
         printer.note(f"Warning: {fault}")
 
 
-def _confirmed(question: str) -> bool:
+def _confirm_removal(question: str) -> bool:
     if not click.confirm(question, err=True):
         click.echo("nothing was removed", err=True)
         return False

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from balsam_core.cli.command import command, pass_session
-from balsam_core.cli.job_options import add, job_options
-from balsam_core.cli.records import job_record
-
-if TYPE_CHECKING:
-    from balsam_core.cli.command import Session
+from balsam_core.cli.command import Session, command, pass_session
+from balsam_core.cli.job_options import add_job, job_options
 
 __all__ = ["run"]
 
@@ -36,9 +32,5 @@ def run(session: Session, /, words: tuple[str, ...], **options: Any) -> None:  #
     """
     if options["name"] is None:
         options["name"] = PurePosixPath(words[0]).name
-    with session.open_db() as db:
-        new = add(db, {"command": shlex.join(words), **options})
-        printer = session.printer()
-        record = {"id": new.id} if printer.form in {"table", "ids"} else job_record(db.jobs.get(new.id or 0))
-    printer.one(record, str(new.id))
-    printer.note(f"Added job {new.id}; 'balsam launcher --consume-all' runs it.")
+    job_id = add_job(session, {"command": shlex.join(words), **options})
+    session.printer().note(f"Added job {job_id}; 'balsam launcher --consume-all' runs it.")

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.selectors import choose_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from balsam_core.cli.command import Session
 
 __all__ = ["show"]
 
-SHOWN_RELATIVES = 20  # parents or children that a table names
+MOST_RELATIVES = 20  # parents or children that a table names
 
 
 @command(examples=["balsam show 12", "balsam show last -o json"])
@@ -27,29 +26,29 @@ def show(session: Session, job: str) -> None:
 
     JOB is an id or 'last'. Shows all fields, parents and children, the working directory, and what happened so far.
     """
-    from balsam_core.cli.records import EVENT, event_rows, job_record
+    from balsam_core.cli.records import EVENT_FIELDS, event_rows, job_record
     from balsam_core.model.calls import GetEdges
 
     with session.open_db() as db:
-        found = db.jobs.get(choose_one(db, job))
-        number = found.id or 0
+        job_id = choose_one(db, job)
+        found = db.jobs.get(job_id)
         record = job_record(found)
-        record["children"] = [edge.child for edge in db.run(GetEdges(jobs=[number], children_of=True))]
+        record["children"] = [edge.child for edge in db.run(GetEdges(jobs=[job_id], children_of=True))]
         record["workdir"] = str(db.workdir(found))
-        events = list(event_rows(db.jobs.history(number)))
-    record["history"] = [dict(zip(EVENT[1:], row[1:], strict=True)) for row in events]
-    session.printer().one(record, _lines(record, events), ident=number)
+        events = list(event_rows(db.jobs.history(job_id)))
+    record["history"] = [dict(zip(EVENT_FIELDS[1:], row[1:], strict=True)) for row in events]
+    session.printer().one(record, _format_lines(record, events), ids=job_id)
 
 
-def _lines(record: dict[str, object], events: list[tuple[object, ...]]) -> Iterator[str]:
+def _format_lines(record: dict[str, object], events: list[tuple[object, ...]]) -> Iterator[str]:
     from balsam_core.cli.table import cell, colours_wanted, lines
 
     size = max(map(len, record))
     for name, value in record.items():
         if name == "history":
             continue
-        if name in {"parents", "children"} and isinstance(value, list) and len(value) > SHOWN_RELATIVES:
-            shown = f"{', '.join(map(str, value[:SHOWN_RELATIVES]))}, ... ({len(value)} in all)"
+        if name in {"parents", "children"} and isinstance(value, list) and len(value) > MOST_RELATIVES:
+            shown = f"{', '.join(map(str, value[:MOST_RELATIVES]))}, ... ({len(value)} in all)"
         elif isinstance(value, list):
             shown = cell(", ".join(map(str, value)))
         else:

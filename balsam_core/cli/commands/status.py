@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from balsam_core.cli.command import command, pass_session
+from balsam_core.cli.command import Session, command, pass_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from balsam_core.cli.command import Session
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import LauncherInfo
 
@@ -33,32 +32,32 @@ def status(session: Session) -> int:
     from balsam_core.watchdog.control import describe
 
     resolved = resolve_db_path(session.db)
-    with contextlib.suppress(DBDirError):  # opening it says more, or makes it
+    with contextlib.suppress(DBDirError):  # open_db() below reports the error, or makes the directory
         directory = DBDir.open(resolved.path)
         state = describe(directory)
         if state.state == "stale":
-            record = _record(directory, resolved.origin, status_record(directory, state))
-            session.printer().one(record, _lines(record, describe_state(state)))
+            record = _make_record(directory, resolved.origin, status_record(directory, state))
+            session.printer().one(record, _format_lines(record, describe_state(state)))
             return Unavailable.exit_code
     with session.open_db() as db:
         info = db.info()
         state = describe(db.directory)
         server = status_record(db.directory, state, db.transport)
-        record = _record(db.directory, resolved.origin, server) | {
+        record = _make_record(db.directory, resolved.origin, server) | {
             "schema": info.schema,
-            "jobs": {name: number for name, number in db.run(CountStates()).get("", {}).items() if number},
+            "jobs": {name: count for name, count in db.run(CountStates()).get("", {}).items() if count},
             "launchers": db.run(GetLaunchers()),
         }
-    session.printer().one(record, _lines(record, describe_state(state)))
+    session.printer().one(record, _format_lines(record, describe_state(state)))
     return 0
 
 
-def _record(db: DBDir, origin: str, server: dict[str, object]) -> dict[str, object]:
+def _make_record(directory: DBDir, origin: str, server: dict[str, object]) -> dict[str, object]:
     served = server["host"] is not None
     return {
-        "path": str(db.path),
+        "path": str(directory.path),
         "source": origin,
-        "db_type": db.db_type,
+        "db_type": directory.db_type,
         "schema": None,
         "server": f"{server['host']}:{server['port']}" if served else None,
         "server_state": server["state"],
@@ -70,7 +69,7 @@ def _record(db: DBDir, origin: str, server: dict[str, object]) -> dict[str, obje
     }
 
 
-def _lines(record: dict[str, Any], server: str) -> Iterator[str]:
+def _format_lines(record: dict[str, Any], server: str) -> Iterator[str]:
     from balsam_core.cli.table import cell
     from balsam_core.cli.text import printable
 
@@ -81,8 +80,8 @@ def _lines(record: dict[str, Any], server: str) -> Iterator[str]:
     yield f"server     {server}{since}{load}"
     if record["jobs"] is None:
         return
-    total = sum(record["jobs"].values())
-    yield f"jobs       {total}" + (": " if total else "") + ", ".join(f"{n} {s}" for s, n in record["jobs"].items())
+    states = ", ".join(f"{count} {state}" for state, count in record["jobs"].items())
+    yield f"jobs       {sum(record['jobs'].values())}" + (f": {states}" if states else "")
     launchers: list[LauncherInfo] = record["launchers"]
     yield f"launchers  {sum(one.alive for one in launchers)} alive"
     for one in launchers:

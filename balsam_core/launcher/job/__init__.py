@@ -1,3 +1,3 @@
-"""One job in a launcher: its steps, its files, its commands."""
+"""One job in a launcher: its lifecycle, its files, its command lines."""
 
 from __future__ import annotations

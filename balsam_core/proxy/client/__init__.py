@@ -1,3 +1,3 @@
-"""The half of the write server's protocol that runs in every program."""
+"""The half of the protocol that runs in every program that uses a write server."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One connection of a client to a write server, from the greeting on.
 
-ZeroMQ connects, encrypts and reconnects by itself, and tells nobody when it can't: what it meets must be read from its
-monitor. A channel is used for one request at a time; a stale one is closed, never mended.
+ZeroMQ connects, encrypts and reconnects by itself, and reports no failure: what happens must be read from the socket's
+monitor. A channel is used for one request at a time; one that is of no use any more is closed, never repaired.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import zmq
 
-from balsam_core.dbdir.address import place
-from balsam_core.errors import by_code
+from balsam_core.dbdir.address import endpoint
+from balsam_core.errors import error_class
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
 from balsam_core.proxy.protocol import PROTOCOL, Hello, Welcome, catalogue
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel"]
 
-HELLO_LASTS = 1.0  # seconds without an answer, after which the greeting is sent again; then twice as long
-LONGEST_HELLO = 4.0
+FIRST_HELLO_TIMEOUT = 1.0  # seconds without an answer, after which the greeting is sent again; then twice as long
+LONGEST_HELLO_TIMEOUT = 4.0
 SOCKETS = 8192  # of one process; two for a connection while it is made
-HANDSHAKE = 5.0  # seconds, after which a connection whose peer says nothing is made anew
-HANGS_UP = 1.0  # seconds in which a stranger hangs up; an overloaded server does so after two
-CONNECT = 2.0  # seconds for a connection to come about
+HANDSHAKE_TIMEOUT = 5.0  # seconds, after which a connection whose peer says nothing is made anew
+HANG_UP_TIME = 1.0  # seconds within which another program hangs up; an overloaded server does so after two
+CONNECT_TIMEOUT = 2.0  # seconds
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _EVENTS = (
@@ -54,12 +54,12 @@ _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    """Return this process's own: one that was carried over a fork hangs."""
+    """Return the context of this process: one that was carried over a fork hangs."""
     pid = os.getpid()
     if pid not in _contexts:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         context.max_sockets = SOCKETS
-        # Whichever thread comes first; the parent's is kept, since to end it here would hang.
+        # The first thread's is used. The parent process' is kept: ending it here would hang.
         _contexts.setdefault(pid, context)
         if _contexts[pid] is not context:
             context.term()
@@ -108,16 +108,16 @@ class Channel:
             socket.heartbeat_ivl = 5000
             socket.heartbeat_timeout = 15_000
             socket.heartbeat_ttl = 15_000
-            socket.handshake_ivl = int(HANDSHAKE * 1000)
+            socket.handshake_ivl = int(HANDSHAKE_TIMEOUT * 1000)
             socket.reconnect_ivl = 50
             socket.reconnect_ivl_max = 500
             socket.tcp_keepalive = 1
             self._monitor: zmq.Socket[bytes] | None = socket.get_monitor_socket(_EVENTS)
-            socket.connect(f"tcp://{place(host, port)}")
+            socket.connect(f"tcp://{endpoint(host, port)}")
         except BaseException:
             self.close()
             raise
-        self._hello_lasts = HELLO_LASTS
+        self._hello_timeout = FIRST_HELLO_TIMEOUT
         self._say_hello()
 
     def _say_hello(self) -> None:
@@ -126,8 +126,8 @@ class Channel:
             self._hello = self.send(lambda number: Hello(number, PROTOCOL, SCHEMA, catalogue(), program))
         except zmq.Again:  # libzmq has given up a peer that speaks another protocol
             self.failures += 1
-        self._hello_again_at = time.monotonic() + self._hello_lasts
-        self._hello_lasts = min(2 * self._hello_lasts, LONGEST_HELLO)
+        self._hello_again_at = time.monotonic() + self._hello_timeout
+        self._hello_timeout = min(2 * self._hello_timeout, LONGEST_HELLO_TIMEOUT)
 
     def send(self, make: Callable[[int], Request]) -> int:
         """Send a request and return its number; ``make`` gets the number."""
@@ -149,7 +149,7 @@ class Channel:
                 reply = protocol.decode_reply(self._socket.recv())
             except zmq.Again:
                 return None
-            if reply.id == number:
+            if reply.number == number:
                 return reply
             if time.monotonic() > until:
                 return None
@@ -170,7 +170,7 @@ class Channel:
                 self._say_hello()
             return False
         if reply.code:
-            raise by_code(reply.code)(decode_text(reply.body))
+            raise error_class(reply.code)(decode_text(reply.body))
         # Read before it was sent here, so the offset is never too large, and a call never runs after its deadline.
         self._clock_offset = decode_welcome(reply.body).clock - arrived
         self.welcomed = True
@@ -180,7 +180,7 @@ class Channel:
     @property
     def stuck(self) -> bool:
         """Whether packets vanish on the way: the system repeats an attempt to connect less and less often."""
-        return not self._connected and time.monotonic() - self._trying_since > CONNECT
+        return not self._connected and time.monotonic() - self._trying_since > CONNECT_TIMEOUT
 
     def server_time(self, moment: float) -> float:
         """Return a moment of our monotonic clock by the server's clock."""
@@ -203,9 +203,9 @@ class Channel:
             elif event == zmq.EVENT_DISCONNECTED and self.agreed:
                 self.agreed = False
             else:
-                # Of one that speaks no ZMTP there is no other event, and libzmq gives it up, at times without a sign.
-                # It never says why: a stranger hangs up at once, a frozen process says nothing.
-                silent = time.monotonic() - self._connected_at > HANGS_UP
+                # A peer that doesn't speak ZMTP causes no other event, and libzmq may give it up without one. It never
+                # tells why: another program hangs up at once, a frozen server says nothing.
+                silent = time.monotonic() - self._connected_at > HANG_UP_TIME
                 self.silences += silent
                 self.failures += not silent
 

@@ -1,4 +1,4 @@
-"""Whether a write server answers: what the watchdog asks every few seconds."""
+"""Whether a write server answers: the readiness probe of the watchdog."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe"]
 
-_SLICE = 0.05  # seconds
+_POLL = 0.05  # seconds
 
 
 class Probe:
-    """Asks one server, each time over a new connection: that a client could come is what matters.
+    """Asks one server, each time over a new connection, since new clients must be able to connect.
 
     Args:
         db: The DB directory, for its keys.
@@ -30,7 +30,7 @@ class Probe:
         self._port = port
 
     def __call__(self, seconds: float) -> bool:
-        """Say whether the server answers within the time."""
+        """Return whether the server answers within the time."""
         import zmq
 
         from balsam_core.proxy.client.channel import Channel
@@ -41,11 +41,11 @@ class Probe:
         channel = None
         try:
             channel = Channel(self._host, self._port, client_keys(self._db))
-            while not channel.greet(_SLICE):
+            while not channel.greet(_POLL):
                 if time.monotonic() > until:
                     return False
             number = channel.send(StatusRequest)
-            return channel.receive(number, max(_SLICE, until - time.monotonic())) is not None
+            return channel.receive(number, max(_POLL, until - time.monotonic())) is not None
         except (BalsamError, zmq.ZMQError):
             return False  # a server on its way up or down
         finally:

@@ -1,9 +1,9 @@
 """Reads beside the writer, in processes of their own.
 
-Python runs one thread at a time: a thread that makes a page of 2,000 jobs would hold up the writing thread for up to
-5 ms at each of its statements. The processes are forked before the database is opened, since SQLite's locks must not be
-carried over a fork, and share the memory of the libraries with the server. If one dies, so does the server, and both
-start anew.
+Python runs one thread at a time: a thread that makes a page of 2,000 jobs would delay each statement of the writing
+thread by up to 5 ms. The processes are forked before the database is opened, since SQLite's locks must not be carried
+over a fork, and share the memory of the libraries with the server. If one dies, the server ends too, and both start
+anew.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ from balsam_core.proxy.protocol import LARGEST_REPLY, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TypeAlias
 
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Call
     from balsam_core.proxy.single_writer import SingleWriter
+
+    Operations: TypeAlias = Mapping[str, type[Call[Any]]]
 
 __all__ = ["ReadRequest", "Reader", "ReaderLostError", "Readers"]
 
@@ -37,7 +41,7 @@ logger = logging.getLogger(__name__)
 decode_outcome = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 ADDRESS_SPACE = 2 * 1024**3  # bytes of each process; a read that needs more fails
-MOST_OF_ONE = 100  # reads of one client that wait; ours wait for each answer before they ask again
+MOST_WAITING = 100  # reads of one client; Balsam's own clients wait for each answer before they ask again
 
 
 class ReaderLostError(Exception):
@@ -48,7 +52,7 @@ class ReaderLostError(Exception):
         number: The request's number there.
     """
 
-    def __init__(self, asked: _Asked | None) -> None:
+    def __init__(self, asked: _PendingRead | None) -> None:
         super().__init__()
         self.identity = asked.identity if asked else None
         self.number = asked.number if asked else 0
@@ -62,7 +66,7 @@ class ReadRequest(msgspec.Struct, array_like=True):
     deadline: float
 
 
-class _Asked:
+class _PendingRead:
     """A read that waits or runs, and who wants the answer: the newest sender."""
 
     __slots__ = ("identity", "key", "number", "order")
@@ -85,31 +89,32 @@ class Reader:
     def __init__(self, pipe: Connection, pid: int) -> None:
         self.pipe = pipe
         self.pid = pid
-        self.asked: _Asked | None = None
+        self.asked: _PendingRead | None = None
 
 
 class Readers:
     """The reading processes and the queue before them.
 
     Args:
+        db: The DB directory.
         single: The engine.
         operations: The calls that there are, by name.
-        number: How many processes.
+        count: How many processes.
     """
 
-    def __init__(self, single: SingleWriter, operations: Mapping[str, type[Call[Any]]], number: int) -> None:
-        self._waiting: dict[str, deque[_Asked]] = {}  # by client; they take turns
-        self._by_key: dict[tuple[str, int], _Asked] = {}
+    def __init__(self, db: DBDir, single: SingleWriter, operations: Operations, count: int) -> None:
+        self._waiting: dict[str, deque[_PendingRead]] = {}  # by client; they take turns
+        self._by_key: dict[tuple[str, int], _PendingRead] = {}
         self.all: list[Reader] = []
         gc.collect()
         gc.freeze()  # so that a collection doesn't copy the pages that all share
-        for _ in range(number):
+        for _ in range(count):
             ours, theirs = Pipe()
             pid = os.fork()
             if not pid:
                 for other in [ours, *(reader.pipe for reader in self.all)]:
                     other.close()
-                _live(theirs, single, operations)
+                _serve_reads(theirs, db, single, operations)
             theirs.close()
             self.all.append(Reader(ours, pid))
 
@@ -126,9 +131,9 @@ class Readers:
             twin.identity, twin.number = identity, number
             return True
         orders = self._waiting.setdefault(key[0], deque())
-        if len(orders) >= MOST_OF_ONE:
+        if len(orders) >= MOST_WAITING:
             return False
-        self._by_key[key] = asked = _Asked(key, identity, number, order)
+        self._by_key[key] = asked = _PendingRead(key, identity, number, order)
         orders.append(asked)
         self._dispatch()
         return True
@@ -177,7 +182,7 @@ class Readers:
             os.waitpid(reader.pid, 0)
 
 
-def _live(pipe: Connection, single: SingleWriter, operations: Mapping[str, type[Call[Any]]]) -> None:
+def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter, operations: Operations) -> None:
     """Answer calls until the server is gone; never returns."""
     code = 1
     try:
@@ -186,7 +191,7 @@ def _live(pipe: Connection, single: SingleWriter, operations: Mapping[str, type[
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = ADDRESS_SPACE if most == resource.RLIM_INFINITY else min(ADDRESS_SPACE, most)
         resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-        _answer_all(pipe, single, operations)
+        _answer_all(pipe, db, single, operations)
         code = 0
     except BaseException:
         logger.exception("a reading process ends")
@@ -195,7 +200,7 @@ def _live(pipe: Connection, single: SingleWriter, operations: Mapping[str, type[
         os._exit(code)
 
 
-def _answer_all(pipe: Connection, single: SingleWriter, operations: Mapping[str, type[Call[Any]]]) -> None:
+def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter, operations: Operations) -> None:
     from balsam_core.transport.native import NativeTransport
 
     decode = msgspec.msgpack.Decoder(ReadRequest).decode
@@ -208,24 +213,25 @@ def _answer_all(pipe: Connection, single: SingleWriter, operations: Mapping[str,
         try:
             if transport is None:
                 engine = single.open_engine("reader")
-                transport = NativeTransport(engine, is_retryable=single.is_retryable, translate=single.translate)
+                transport = NativeTransport(engine, db=db, is_retryable=single.is_retryable, translate=single.translate)
             body = transport.perform(operations[order.operation], order.call, None, order.deadline)
             if len(body) > LARGEST_REPLY:
-                msg = f"{order.operation}: the answer has {len(body)} bytes; ask for fewer jobs, or sort them by id"
-                raise TooLarge(msg)
+                raise TooLarge(
+                    f"{order.operation}: the answer has {len(body)} bytes; ask for fewer jobs, or sort them by id"
+                )
             outcome = ("", body)
         except BalsamError as err:
-            outcome = _refusal(err)
+            outcome = _error_outcome(err)
         except MemoryError:
-            outcome = _refusal(TooLarge(f"{order.operation}: the answer is too large for the server's memory"))
+            outcome = _error_outcome(TooLarge(f"{order.operation}: the answer is too large for the server's memory"))
         except Exception as err:  # no call may end the server
             logger.exception("%s failed", order.operation)
-            outcome = _refusal(BalsamError(f"{order.operation} failed in the server ({err!r}); see its log"))
+            outcome = _error_outcome(BalsamError(f"{order.operation} failed in the server ({err!r}); see its log"))
         try:
             pipe.send_bytes(encode(outcome))
         except OSError:
             return
 
 
-def _refusal(err: BalsamError) -> tuple[str, bytes]:
+def _error_outcome(err: BalsamError) -> tuple[str, bytes]:
     return err.code, encode(err.message)

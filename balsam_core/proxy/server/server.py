@@ -1,7 +1,7 @@
 """The write server's loop: takes requests off the socket, has them run, sends the answers.
 
-One thread. Writes are gathered into batches, reads go to :mod:`balsam_core.proxy.server.readers`. Nothing that a client
-sends may end the loop: what is no request is dropped and counted.
+One thread. Writes are gathered into batches, reads go to :mod:`balsam_core.proxy.server.readers`. No message of a
+client can end the loop: one that is no request is dropped and counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import zmq
 
-from balsam_core.dbdir.address import place
+from balsam_core.dbdir.address import endpoint
 from balsam_core.errors import BalsamError, Busy, InvalidInput
 from balsam_core.model import calls
 from balsam_core.model.codec import decode_result, encode_call
@@ -25,7 +25,7 @@ from balsam_core.proxy.protocol import LARGEST_REQUEST, CallRequest, Hello, Repl
 from balsam_core.proxy.server.readers import ReaderLostError, ReadRequest
 from balsam_core.proxy.server.writer import Answer, FencedError, HeldError, PendingWrite, error_answer
 from balsam_core.proxy.server.zap import DOMAIN
-from balsam_core.transport.native import ClientSession, ServerStatus
+from balsam_core.transport.base import ClientSession, ServerStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 BATCH_CALLS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 LARGE_CALL = 256 * 1024  # bytes; it gets a batch of its own, so that small ones don't wait for it
-MOST_WAITING = 50_000  # calls in the queue; more are refused
-UNREAD = 4  # answers kept for a client that doesn't read them; ours wait for each before they ask again
+LONGEST_QUEUE = 50_000  # calls in the queue; more are refused
+UNREAD_ANSWERS = 4  # answers kept for a client that doesn't read them; ours wait for each before they ask again
 PRUNE_EVERY = 600.0  # seconds
 PRUNE_AGAIN = 1.0  # seconds, where there is more to forget than one call may
 HELD_PAUSE = 0.02  # seconds between attempts to begin while another program holds the database
@@ -81,7 +81,7 @@ class Listener:
         socket.linger = 1000
         socket.router_mandatory = True
         socket.maxmsgsize = LARGEST_REQUEST + 4096
-        socket.sndhwm = UNREAD
+        socket.sndhwm = UNREAD_ANSWERS
         socket.handshake_ivl = 2000
         socket.backlog = 4096
         socket.tcp_keepalive = 1
@@ -92,7 +92,7 @@ class Listener:
         socket.zap_domain = DOMAIN
         self.monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
         self._peers: set[int] = set()
-        self._endpoint = f"tcp://{place(host, port)}"
+        self._endpoint = f"tcp://{endpoint(host, port)}"
         self._bind_again_at: float | None = None
         socket.bind(self._endpoint)
 
@@ -180,9 +180,9 @@ class WriteServer:
         self._by_request_id: dict[tuple[str, int], _Queued] = {}
         self._since = datetime.now(UTC)
         self._session = ClientSession()
-        self._prune_at = time.monotonic() + PRUNE_EVERY
+        self._prune_due = time.monotonic() + PRUNE_EVERY
         self._commit_seconds = 0.0
-        self._company = 0  # clients whose calls shared the last batch
+        self._last_batch_size = 0
         self._begin_at = 0.0  # when to try again, while another program holds the database
         self._held_since: float | None = None
         self._poller = zmq.Poller()
@@ -216,11 +216,11 @@ class WriteServer:
                 if descriptor in ready:
                     self._forward(self._readers, reader)
         if self._writes and time.monotonic() >= self._begin_at:
-            self._gather()
+            self._wait_for_batch()
             self._write_batch()
         self._listener.tick()
-        if time.monotonic() > self._prune_at:
-            self._prune_at = time.monotonic() + PRUNE_EVERY
+        if time.monotonic() > self._prune_due:
+            self._prune_due = time.monotonic() + PRUNE_EVERY
             self._prune()
 
     # ---- receiving
@@ -234,12 +234,12 @@ class WriteServer:
             except zmq.Again:
                 return count
             if len(frames) == 2:  # noqa: PLR2004
-                self._take(frames[0], frames[1])
+                self._take_message(frames[0], frames[1])
             else:
                 self._drop(frames[0], "not of one frame")
         return BATCH_CALLS
 
-    def _take(self, identity: bytes, message: bytes) -> None:
+    def _take_message(self, identity: bytes, message: bytes) -> None:
         try:
             request = protocol.decode_request(message)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
@@ -248,12 +248,12 @@ class WriteServer:
         if type(request) is CallRequest:
             self._take_call(identity, request)
         elif type(request) is Hello:
-            self._reply(identity, request.id, self._greet(request))
+            self._reply(identity, request.number, self._answer_hello(request))
         else:
             status = ServerStatus(self._since, self._listener.connections, self.calls, self._writer.epoch)
-            self._reply(identity, request.id, Answer("", protocol.encode(status)))
+            self._reply(identity, request.number, Answer("", protocol.encode(status)))
 
-    def _greet(self, hello: Hello) -> Answer:
+    def _answer_hello(self, hello: Hello) -> Answer:
         try:
             check_hello(hello)
         except BalsamError as err:
@@ -264,33 +264,33 @@ class WriteServer:
     def _take_call(self, identity: bytes, request: CallRequest) -> None:
         kind = OPERATIONS.get(request.operation)
         if kind is None:
-            self._reply(identity, request.id, error_answer(InvalidInput(f"no operation {request.operation!r}")))
+            self._reply(identity, request.number, error_answer(InvalidInput(f"no operation {request.operation!r}")))
         elif kind.writes:
             if not request.client or not request.seq:
-                self._reply(identity, request.id, error_answer(InvalidInput("a write without a request id")))
+                self._reply(identity, request.number, error_answer(InvalidInput("a write without a request id")))
                 return
             request_id = calls.RequestId(request.client, request.seq, min(request.acked, request.seq - 1))
             key = (request_id.client, request_id.seq)
             twin = self._by_request_id.get(key)
             if twin is not None:  # sent again while it waits: the newest sender gets the answer
-                twin.identity, twin.number = identity, request.id
-            elif len(self._writes) >= MOST_WAITING:
+                twin.identity, twin.number = identity, request.number
+            elif len(self._writes) >= LONGEST_QUEUE:
                 # Not answered: a copy of it may have taken effect, and its client sends it again.
-                self._drop(identity, "one too many that waits")
+                self._drop(identity, "the queue is full")
             else:
                 queued = _Queued(
-                    identity, request.id, PendingWrite(kind, bytes(request.call), request_id, request.deadline)
+                    identity, request.number, PendingWrite(kind, bytes(request.call), request_id, request.deadline)
                 )
                 self._by_request_id[key] = queued
                 self._writes.append(queued)
         elif self._readers:
             order = ReadRequest(request.operation, bytes(request.call), request.deadline)
             # One that doesn't number its reads can't repeat them.
-            key = (request.client, request.seq) if request.client else (identity.hex(), request.id)
-            if not self._readers.ask(key, identity, request.id, order):
-                self._reply(identity, request.id, error_answer(Busy("too many reads of this client are waiting")))
+            key = (request.client, request.seq) if request.client else (identity.hex(), request.number)
+            if not self._readers.ask(key, identity, request.number, order):
+                self._reply(identity, request.number, error_answer(Busy("too many reads of this client are waiting")))
         elif time.monotonic() <= request.deadline:
-            self._answer(identity, request.id, self._writer.read(kind, bytes(request.call)))
+            self._answer(identity, request.number, self._writer.read(kind, bytes(request.call)))
 
     def _drop(self, identity: bytes, why: str) -> None:
         self.dropped += 1
@@ -299,13 +299,13 @@ class WriteServer:
 
     # ---- writing
 
-    def _gather(self) -> None:
-        """Wait a little for clients that were answered together a moment ago and will write again.
+    def _wait_for_batch(self) -> None:
+        """Wait a moment for clients that were just answered together and will write again.
 
         Without it, the first of them would have a commit of its own, and all others would wait for two.
         """
         until = time.monotonic() + min(self._commit_seconds * GATHER_SHARE, LONGEST_GATHER)
-        while len(self._writes) < self._company:
+        while len(self._writes) < self._last_batch_size:
             left = until - time.monotonic()
             if left <= 0 or not self._socket.poll(max(1, int(left * 1000))) or not self._receive():
                 return
@@ -324,7 +324,7 @@ class WriteServer:
             logger.info("the database is free again after %.1f s", began - self._held_since)
             self._held_since = None
         self._commit_seconds = time.monotonic() - began
-        self._company = len(batch)
+        self._last_batch_size = len(batch)
         for queued, answer in zip(batch, answers, strict=True):
             self._answer(queued.identity, queued.number, answer)
 
@@ -337,7 +337,7 @@ class WriteServer:
         self._begin_at = now + HELD_PAUSE
         for queued in reversed(batch):
             if now > queued.write.deadline:
-                self._answer(queued.identity, queued.number, self._writer.late(queued.write))
+                self._answer(queued.identity, queued.number, self._writer.refuse_late(queued.write))
             else:
                 self._writes.appendleft(queued)
                 self._by_request_id[queued.write.request_id[:2]] = queued
@@ -360,14 +360,14 @@ class WriteServer:
 
     def _prune(self) -> None:
         """Forget clients that were not seen for days."""
-        with self._session.request_id() as request_id:
+        with self._session.new_request_id() as request_id:
             write = PendingWrite(calls.Prune, encode_call(calls.Prune()), request_id, time.monotonic() + 60)
             try:
                 [answer] = self._writer.run([write])
             except HeldError:
                 return
         if not answer.code and decode_result(calls.Prune, answer.body) >= calls.MOST_JOBS:
-            self._prune_at = time.monotonic() + PRUNE_AGAIN
+            self._prune_due = time.monotonic() + PRUNE_AGAIN
 
     # ---- answering
 

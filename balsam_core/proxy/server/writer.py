@@ -1,7 +1,7 @@
 """Group commit: many calls in one transaction, each for itself.
 
-A commit costs a wait for the disk, so calls that wait together share one. A savepoint around each keeps a bad one from
-harming the others. Nobody is answered before the COMMIT is durable. Knows engines and operations, not sockets.
+A commit waits for the disk, so calls that arrive together share one. A savepoint around each keeps a failing call from
+undoing the others. No call is answered before the COMMIT is durable. Knows engines and operations, not sockets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from balsam_core.operations.writer_cache import WriterCache
 from balsam_core.schema.tables import meta
 from balsam_core.schema.version import check
 from balsam_core.system.failpoints import failpoint
-from balsam_core.transport.native import fault_of
+from balsam_core.transport.driver_errors import to_balsam_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ RELEASE = "RELEASE SAVEPOINT balsam_call"
 EPOCH = "SELECT value FROM meta WHERE name = 'epoch'"
 UNDO = "ROLLBACK TO SAVEPOINT balsam_call"
 PAUSE = 0.01  # seconds between attempts to begin while another program holds the database
-FIRST_PATIENCE = 30.0  # seconds for programs that had the database open before
+FIRST_BEGIN_TIMEOUT = 30.0  # seconds for programs that had the database open before
 
 
 class FencedError(Exception):
@@ -52,7 +52,7 @@ class HeldError(Exception):
 
 
 class BatchLostError(Exception):
-    """It is open what the database kept: the server must end without answering, and its clients repeat."""
+    """Nobody knows what the database kept: the server must end without answering, and its clients repeat."""
 
 
 class PendingWrite(NamedTuple):
@@ -93,12 +93,18 @@ class GroupWriter:
 
     Args:
         single: The engine.
+        db_id: Id of the DB directory that the database must belong to; empty for any.
 
     Attributes:
-        epoch: Its number among the servers of this database; one with a smaller number can't commit any more.
+        epoch: The fencing token: its number among the servers of this database. A server with a smaller one can't
+            commit any more.
+
+    Raises:
+        BalsamError: The engine can't be opened, or the database is not this DB's.
     """
 
-    def __init__(self, single: SingleWriter) -> None:
+    def __init__(self, single: SingleWriter, db_id: str = "") -> None:
+        self._db_id = db_id
         self._single = single
         self._engine: Engine = single.open_engine("server")
         self._error = self._engine.dialect.loaded_dbapi.Error
@@ -108,14 +114,13 @@ class GroupWriter:
             # SQLAlchemy's own transactions cost 60 us each; this one process needs none of what they take care of.
             self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             self._cursor = self._conn.connection.cursor()
-            self._sole = WriterCache(cursor=self._cursor)
-            self._names = self._sole.names
+            self._cache = WriterCache(cursor=self._cursor)
+            self._names = self._cache.names
             self.epoch = self._take_epoch()
         except SQLAlchemyError as err:
-            raise self._fault(err) from err
+            raise self._to_error(err) from err
         except HeldError as err:
-            msg = "another program holds the database, so that the server can't begin"
-            raise Busy(msg) from err
+            raise Busy("another program holds the database, so that the server can't begin") from err
 
     def run(self, writes: Sequence[PendingWrite]) -> list[Answer]:
         """Run calls in one transaction; when this returns, what it says is durable.
@@ -123,15 +128,15 @@ class GroupWriter:
         Raises:
             HeldError: Another program holds the database; nothing was written.
             FencedError: Another server has taken over; nothing was written.
-            BatchLostError: It is open what was written.
+            BatchLostError: Nobody knows what was written.
         """
         try:
             self._begin()
             if self._read_epoch() != self.epoch:
                 self._execute("ROLLBACK")
                 raise FencedError
-            self._notice_others()
-            answers = [self._one(write) for write in writes]
+            self._drop_stale_cache()
+            answers = [self._run_one(write) for write in writes]
             failpoint("before_commit")
             self._execute("COMMIT")
         except SQLAlchemyError as err:
@@ -142,10 +147,10 @@ class GroupWriter:
                 self._execute("ROLLBACK")
             if fatal:
                 raise BatchLostError(str(err)) from err
-            fault = error_answer(self._fault(err))
+            refusal = error_answer(self._to_error(err))
             logger.warning("%d calls failed together: %s", len(writes), err)
             # One that was sent before may have taken effect then, and must not be told that nothing was written.
-            return [self._settled_alone(write, fault) for write in writes]
+            return [self._settle_outside(write, refusal) for write in writes]
         failpoint("after_commit")
         self._names.committed()
         return answers
@@ -169,9 +174,9 @@ class GroupWriter:
         except SQLAlchemyError as err:
             if self._is_fatal(err):
                 raise BatchLostError(str(err)) from err
-            return error_answer(self._fault(err))
-        except Exception as err:  # noqa: BLE001  (see _failed)
-            return self._failed(kind, err)
+            return error_answer(self._to_error(err))
+        except Exception as err:  # noqa: BLE001  (see _unexpected)
+            return self._unexpected(kind, err)
 
     def close(self) -> None:
         """Close the database."""
@@ -179,24 +184,26 @@ class GroupWriter:
         self._conn.close()
         self._engine.dispose()
 
-    def late(self, write: PendingWrite) -> Answer:
-        """Return the answer of a call whose deadline is over: it is refused, unless it took effect before.
+    def refuse_late(self, write: PendingWrite) -> Answer:
+        """Return the answer of a call whose deadline has passed: a refusal, unless it took effect before.
 
         Raises:
             BatchLostError: The database can't be read any more.
         """
-        return self._settled_alone(write, _expired(write))
+        return self._settle_outside(write, _expired(write))
 
-    def _settled_alone(self, write: PendingWrite, otherwise: Answer) -> Answer:
-        """Do as :meth:`_settled`, outside a transaction."""
+    def _settle_outside(self, write: PendingWrite, otherwise: Answer) -> Answer:
+        """Do as :meth:`_settle`, outside a transaction."""
         try:
-            return self._settled(write, otherwise)
+            return self._settle(write, otherwise)
         except SQLAlchemyError as err:
             if self._is_fatal(err):
                 raise BatchLostError(str(err)) from err
-            return error_answer(OutcomeUnknown(f"the database can't say whether it has the write: {self._fault(err)}"))
+            return error_answer(
+                OutcomeUnknown(f"the database can't say whether it has the write: {self._to_error(err)}")
+            )
 
-    def _settled(self, write: PendingWrite, otherwise: Answer) -> Answer:
+    def _settle(self, write: PendingWrite, otherwise: Answer) -> Answer:
         """Return the stored answer of a call that took effect, or was refused, before; else another one."""
         try:
             return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.request_id))
@@ -206,20 +213,20 @@ class GroupWriter:
             return error_answer(err)
         except SQLAlchemyError:
             raise
-        except Exception as err:  # noqa: BLE001  (see _failed)
-            return self._failed(write.kind, err)
+        except Exception as err:  # noqa: BLE001  (see _unexpected)
+            return self._unexpected(write.kind, err)
 
-    def _one(self, write: PendingWrite) -> Answer:
-        """Run one call between savepoints."""
+    def _run_one(self, write: PendingWrite) -> Answer:
+        """Run one call inside a savepoint."""
         try:
             call = decode_call(write.kind, write.data)
         except BalsamError as err:
             return error_answer(err)
         if time.monotonic() > write.deadline:
-            return self._settled(write, _expired(write))
+            return self._settle(write, _expired(write))
         self._execute(SAVEPOINT)
         try:
-            answer = Answer("", execution.write(self._conn, call, write.request_id, self._clock, self._sole))
+            answer = Answer("", execution.write(self._conn, call, write.request_id, self._clock, self._cache))
         except execution.AlreadyProcessed:
             self._undo()
             answer = self._replay(call, write.request_id)
@@ -231,19 +238,19 @@ class GroupWriter:
             if self._single.is_fatal and self._is_fatal(err):
                 raise
             self._undo(err)
-            fault = self._fault(err)
-            if not isinstance(fault, Unavailable):
-                self._refuse(write, fault)
-            answer = error_answer(fault)
-        except Exception as err:  # noqa: BLE001  (see _failed)
+            error = self._to_error(err)
+            if not isinstance(error, Unavailable):
+                self._refuse(write, error)
+            answer = error_answer(error)
+        except Exception as err:  # noqa: BLE001  (see _unexpected)
             self._undo()
-            answer = self._failed(write.kind, err)
+            answer = self._unexpected(write.kind, err)
         else:
             self._execute(RELEASE)
         return answer
 
     def _refuse(self, write: PendingWrite, err: BalsamError) -> None:
-        execution.refuse(self._conn, write.request_id, self._clock, self._sole, err)
+        execution.refuse(self._conn, write.request_id, self._clock, self._cache, err)
 
     def _replay(self, call: Call[Any], request_id: RequestId) -> Answer:
         try:
@@ -252,12 +259,12 @@ class GroupWriter:
             return error_answer(err)
         except SQLAlchemyError:
             raise
-        except Exception as err:  # noqa: BLE001  (see _failed)
-            return self._failed(type(call), err)
+        except Exception as err:  # noqa: BLE001  (see _unexpected)
+            return self._unexpected(type(call), err)
 
     @staticmethod
-    def _failed(kind: type[Call[Any]], err: Exception) -> Answer:
-        """Answer what an operation itself did not foresee; no call may end the server."""
+    def _unexpected(kind: type[Call[Any]], err: Exception) -> Answer:
+        """Return the answer to an error that the operation did not foresee; no call may end the server."""
         if isinstance(err, OverflowError):
             return error_answer(InvalidInput(f"a number is out of the database's range: {err}"))
         logger.error("%s failed", kind.operation(), exc_info=err)
@@ -278,16 +285,16 @@ class GroupWriter:
         except self._error as err:
             raise DBAPIError.instance(statement, None, err, self._error) from err
 
-    def _begin(self, patience: float = 0.0) -> None:
+    def _begin(self, timeout: float = 0.0) -> None:
         """Begin a transaction.
 
         Args:
-            patience: Seconds to wait for another program that holds the database.
+            timeout: Seconds to wait for another program that holds the database.
 
         Raises:
             HeldError: It still does.
         """
-        until = time.monotonic() + patience
+        until = time.monotonic() + timeout
         while True:
             try:
                 self._execute(self._single.begin)
@@ -301,17 +308,17 @@ class GroupWriter:
             time.sleep(PAUSE)
 
     def _take_epoch(self) -> int:
-        self._begin(FIRST_PATIENCE)
+        self._begin(FIRST_BEGIN_TIMEOUT)
         if self._single.secure:
             self._single.secure()
-        check(self._conn)
+        check(self._conn, self._db_id)
         epoch = self._read_epoch() + 1
         self._conn.execute(update(meta).where(meta.c.name == "epoch").values(value=str(epoch)))
         self._execute("COMMIT")
         return epoch
 
-    def _notice_others(self) -> None:
-        """Forget what is known of the tables if others have written: who came while this server was being ended."""
+    def _drop_stale_cache(self) -> None:
+        """Drop what is cached of the tables if others have written, e.g. while this server was frozen."""
         if self._single.version:
             self._execute(self._single.version)
             version = self._cursor.fetchone()
@@ -328,9 +335,9 @@ class GroupWriter:
     def _is_fatal(self, err: SQLAlchemyError) -> bool:
         return self._single.is_fatal is None or self._single.is_fatal(getattr(err, "orig", None) or err)
 
-    def _fault(self, err: SQLAlchemyError) -> BalsamError:
-        fault = fault_of(err, self._single.is_retryable, self._single.translate)
-        return Unavailable(fault.message) if isinstance(fault, OutcomeUnknown) else fault
+    def _to_error(self, err: SQLAlchemyError) -> BalsamError:
+        error = to_balsam_error(err, self._single.is_retryable, self._single.translate)
+        return Unavailable(error.message) if isinstance(error, OutcomeUnknown) else error
 
 
 def _expired(write: PendingWrite) -> Answer:

@@ -1,7 +1,7 @@
-"""Who may talk to the server: the handler of ZeroMQ's authentication protocol, https://rfc.zeromq.org/spec/27/.
+"""Which clients may connect: the handler of ZeroMQ's authentication protocol, https://rfc.zeromq.org/spec/27/.
 
-CURVE alone encrypts, and proves that the client has the secret of the public key that it shows; without a handler any
-key will do. pyzmq's handler needs asyncio, which a server that idles in 60 MB can do without.
+CURVE alone encrypts, and proves that a client has the secret key of the public key that it shows; without a handler any
+key is accepted. pyzmq's handler needs asyncio, which would add to the 60 MB of an idle server.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _CREDENTIALS = 6  # frames before them: version, request id, domain, address, id
 
 
 class ZapAuthenticator:
-    """Admits clients with one public key; a thread of its own, so that handshakes don't wait for a long transaction.
+    """Accepts clients with one public key. It has its own thread, so that handshakes don't wait for a long transaction.
 
     Args:
-        context: The context whose sockets are guarded; make this before them.
+        context: The context of the sockets to protect; make this object before them.
         key: The public key in Z85.
     """
 
@@ -35,27 +35,27 @@ class ZapAuthenticator:
         self._socket = context.socket(zmq.REP)
         self._socket.linger = 0
         self._socket.bind(_ENDPOINT)
-        self._thread = threading.Thread(target=self._run, name="gatekeeper", daemon=True)
+        self._thread = threading.Thread(target=self._answer_requests, name="zap", daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
+    def _answer_requests(self) -> None:
         try:
             while True:
-                self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
+                self._socket.send_multipart(self._reply_to(self._socket.recv_multipart()))
         except zmq.ContextTerminated:
             self._socket.close()
 
-    def _answer(self, request: list[bytes]) -> list[bytes]:
+    def _reply_to(self, request: list[bytes]) -> list[bytes]:
         """Return the reply: version, request id, status, reason, user id, metadata."""
         number = request[1] if len(request) > 1 else b""
-        welcome = (
+        accepted = (
             len(request) == _CREDENTIALS + 1
             and request[0] == b"1.0"
             and request[2] == DOMAIN
             and request[5] == b"CURVE"
             and request[_CREDENTIALS] == self._key
         )
-        if welcome:
+        if accepted:
             return [b"1.0", number, b"200", b"OK", b"client", b""]
         if len(request) > 3:  # noqa: PLR2004
             self._refused += 1

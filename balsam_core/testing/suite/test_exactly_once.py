@@ -18,7 +18,7 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.job import Job
 from balsam_core.schema import tables
 from balsam_core.testing.tools import register
-from balsam_core.transport.native import EncodedTransport
+from balsam_core.transport.base import EncodedTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -122,7 +122,7 @@ def test_a_killed_server_comes_back_and_nothing_is_lost_or_doubled(server_db: St
 
 def test_a_server_whose_port_is_taken_comes_back_at_another(server_db: StoppedDB) -> None:
     before = control.start(server_db.directory).address
-    watchdog = LeaseObserver(server_db.directory).look().lease
+    watchdog = LeaseObserver(server_db.directory).observe().lease
     assert watchdog is not None
     with open_db(server_db.path) as db:
         db.jobs.remove()
@@ -269,7 +269,7 @@ def _kill_and_wait(stopped_db: StoppedDB, before: Address) -> None:
 
 def _wait_for_another(stopped_db: StoppedDB, before: Address) -> Address:
     return wait_until(
-        lambda: (a := address.read(stopped_db.directory)) is not None and a.epoch > before.epoch and a,  # type: ignore[return-value]
+        lambda: (a := address.read(stopped_db.directory)) is not None and a.generation > before.generation and a,  # type: ignore[return-value]
         "a new server",
         seconds=60,
     )

@@ -57,7 +57,7 @@ def connect(db: DBDir, address: Address, *, timeout: float | None = None) -> psy
         raise Unavailable(f"{shown(db.address_file)} names a server that speaks {address.protocol}, not {PROTOCOL}")
     parameters = own_parameters(db, address, psycopg.pq.version())
     parameters["connect_timeout"] = _patience(timeout)
-    return _open(parameters, stored_password(db), f"the server of {shown(db.path)} at {address.place}")
+    return _open(parameters, stored_password(db), f"the server of {shown(db.path)} at {address.endpoint}")
 
 
 def connect_adopted(db: DBDir) -> psycopg.Connection[Any]:

@@ -75,7 +75,7 @@ def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
     # Never behind a server's back, but to look.
     if role != "reader" and (server := published_address(db)):
         raise Unavailable(
-            f"{shown(db.path)} is served at {server.place}: stop the server first with balsam dbserver "
+            f"{shown(db.path)} is served at {server.endpoint}: stop the server first with balsam dbserver "
             f"--stop --path={shown(db.path)}"
         )
     return make_engine(db, role)

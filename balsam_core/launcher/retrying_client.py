@@ -1,10 +1,10 @@
-"""The launcher's way to the database: calls that don't hold up the loop for long, and pauses while it is away."""
+"""The launcher's database calls: each bounded in time, with growing pauses while the database can't be reached."""
 
 from __future__ import annotations
 
 import logging
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from balsam_core.errors import OutcomeUnknown, Unavailable
 from balsam_core.launcher.options import CALL_TIMEOUT, FIRST_BACK_OFF, LONGEST_BACK_OFF
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from balsam_core.launcher.counters import Counters
     from balsam_core.model.calls import Call
 
-__all__ = ["OUTAGES", "RetryingClient"]
+__all__ = ["OUTAGES", "RetryingClient", "RunCall"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,51 +24,55 @@ OUTAGES = (Unavailable, OutcomeUnknown)
 """Errors that pass: the call is repeated later, and running jobs go on."""
 
 
+class RunCall(Protocol):
+    """Runs a call on the database; raises :class:`~balsam_core.errors.BalsamError`."""
+
+    def __call__(self, call: Call[R], /) -> R:
+        """Return the answer."""
+
+
 class RetryingClient:
     """Runs calls and remembers whether the database can be reached.
 
     Attributes:
-        trouble: Why it can't be reached; empty while it can.
+        outage: Why it can't be reached; empty while it can.
         retry_at: When to try again, by the monotonic clock.
         timeout: Seconds that a call may take.
     """
 
     def __init__(self, db: Database, counters: Counters) -> None:
-        self.trouble = ""
+        self.outage = ""
         self.retry_at = 0.0
         self.timeout = CALL_TIMEOUT
         self._db = db
         self._counters = counters
-        self._pause = FIRST_BACK_OFF
+        self._back_off = FIRST_BACK_OFF
 
     def run(self, call: Call[R], /) -> R:
         """Run a call.
 
         Raises:
-            BalsamError: What the database says; after one of :data:`OUTAGES`, wait until :attr:`retry_at`.
+            BalsamError: The database's answer; after one of :data:`OUTAGES`, wait until :attr:`retry_at`.
         """
-        begin = perf_counter()
+        start = perf_counter()
         try:
             answer = self._db.run(call, timeout=self.timeout)
         except OUTAGES as err:
-            self._lost(err)
+            if not self.outage:
+                logger.warning("the database can't be reached; running jobs go on, changes are kept: %s", err)
+            self.outage = str(err)
+            self.retry_at = monotonic() + self._back_off
+            self._back_off = min(self._back_off * 2, LONGEST_BACK_OFF)
             raise
         finally:
-            self._counters.add(type(call).__name__, perf_counter() - begin)
-        if self.trouble:
+            self._counters.add(type(call).__name__, perf_counter() - start)
+        if self.outage:
             logger.info("the database answers again")
-            self.trouble = ""
-            self._pause = FIRST_BACK_OFF
+            self.outage = ""
+            self._back_off = FIRST_BACK_OFF
         return answer
 
-    def _lost(self, err: Exception) -> None:
-        if not self.trouble:
-            logger.warning("the database can't be reached; running jobs go on, changes are kept: %s", err)
-        self.trouble = str(err)
-        self.retry_at = monotonic() + self._pause
-        self._pause = min(self._pause * 2, LONGEST_BACK_OFF)
-
     @property
-    def up(self) -> bool:
-        """Whether a call is worth trying now."""
-        return not self.trouble or monotonic() >= self.retry_at
+    def may_call(self) -> bool:
+        """Whether the database answers, or it is time to try again."""
+        return not self.outage or monotonic() >= self.retry_at

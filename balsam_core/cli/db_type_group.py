@@ -1,7 +1,7 @@
 """``balsam TYPE COMMAND``: the commands that the plugin of a database type adds by its hook ``balsam_commands``.
 
-Only the one plugin that is named is loaded. What its commands raise is told like every other error: a BalsamError as
-it is, click's errors as click's, anything else as a fault of the plugin.
+Only the named plugin is loaded. Its errors are reported like those of other commands; an exception that is neither a
+BalsamError nor click's is reported as a fault of the plugin.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from balsam_core.backends.registry import Backend
 
-__all__ = ["find_group"]
+__all__ = ["find_db_type_group"]
 
 
-class PluginGroup(Group):
+class DBTypeGroup(Group):
     """The commands of one plugin.
 
     Args:
-        name: The word that the user said.
+        name: The db type or alias that the user typed.
         backend: The plugin.
     """
 
@@ -39,18 +39,18 @@ class PluginGroup(Group):
         super().__init__(name, help=f"Commands for {backend.identity.title}, from {self._provider}.")
 
     def make_context(self, *args: Any, **settings: Any) -> click.Context:  # noqa: ANN401  (as click)
-        """Parse the words up to the command; prints the help where that is asked for."""
-        with self._blamed():
+        """Parse the words up to the command; prints the help on request."""
+        with self._plugin_errors():
             return super().make_context(*args, **settings)
 
     def invoke(self, ctx: click.Context) -> int:
-        """Run the command that the user named, and return the exit code: what it returns, if that is a number."""
-        with self._blamed():
+        """Run the user's command and return the exit code: its return value, if that is a number."""
+        with self._plugin_errors():
             code = super().invoke(ctx)
         return code if type(code) is int else 0
 
     @contextmanager
-    def _blamed(self) -> Iterator[None]:
+    def _plugin_errors(self) -> Iterator[None]:
         try:
             yield
         except (BalsamError, click.ClickException, click.Abort, click.exceptions.Exit, OSError):
@@ -61,12 +61,12 @@ class PluginGroup(Group):
             ) from err
 
 
-def find_group(word: str, *, quiet: bool = False) -> Group | None:
-    """Return the commands of the plugin that a word names; None where it names no database type.
+def find_db_type_group(word: str, *, quiet: bool = False) -> Group | None:
+    """Return the commands of the plugin for a database type; None where the word is no database type.
 
     Args:
         word: A db type or an alias.
-        quiet: Whether a plugin that can't be used is passed over in silence.
+        quiet: Whether to return None for a plugin that can't be used.
 
     Raises:
         BackendError: The plugin is not installed or broken.
@@ -79,7 +79,7 @@ def find_group(word: str, *, quiet: bool = False) -> Group | None:
         backend = registry.load(word)
         if not backend.has("balsam_commands"):
             raise click.UsageError(f"{backend.provider} adds no commands for the db type {backend.identity.name}")
-        group = PluginGroup(word, backend)
+        group = DBTypeGroup(word, backend)
         backend.commands(group)
     except (BalsamError, click.UsageError):
         if quiet:

@@ -68,7 +68,7 @@ def test_only_the_proven_process_is_signalled(sleeper):
 
 def test_a_process_that_cannot_be_seen_is_not_called_dead(sleeper, monkeypatch):
     start = start_of(sleeper.pid)
-    monkeypatch.setattr(processes, "_stat", lambda pid: None)  # as with hidepid=2
+    monkeypatch.setattr(processes, "_read_stat", lambda pid: None)  # as with hidepid=2
 
     def denied(pid, number):
         raise PermissionError

@@ -1,13 +1,13 @@
-"""Claims are as large as the jobs are short, and the end is found without asking for ever."""
+"""Claims are the larger the shorter the jobs are, and the end is found without asking for ever."""
 
 from __future__ import annotations
 
 import pytest
 
-from balsam_core.launcher import feed as module
+from balsam_core.launcher import claim_queue as module
+from balsam_core.launcher.claim_queue import ClaimQueue
 from balsam_core.launcher.counters import Counters
-from balsam_core.launcher.feed import ClaimQueue
-from balsam_core.launcher.job.task import LauncherContext
+from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
 from balsam_core.model.app import App
 from balsam_core.model.calls import Claim, ClaimJobs, CountJobs, ParentRef, Resources, Unfinished
@@ -55,104 +55,104 @@ def clock(monkeypatch):
     return clock
 
 
-def make_feed(store, **options):
-    around = LauncherContext(directory=None, environment={}, counters=Counters())
-    return ClaimQueue(store, 1, LauncherOptions(slots=SLOTS, **options), around, Resources)
+def make_queue(store, **options):
+    context = LauncherContext(directory=None, environment={}, counters=Counters())
+    return ClaimQueue(store, 1, LauncherOptions(slots=SLOTS, **options), context, Resources)
 
 
-def drain(feed, clock, *, seconds_per_job, total):
+def drain(queue, clock, *, seconds_per_job, total):
     """Run jobs that take so long, all slots at once; return the claims' sizes."""
     sizes = []
     free, done = SLOTS, 0
     while done < total:
-        if wanted := feed.wanted(free):
-            sizes.append(feed.claim(wanted))
+        if wanted := queue.wanted(free):
+            sizes.append(queue.claim(wanted))
         running = 0
-        while feed.queue and running < SLOTS:
-            feed.queue.popleft()
+        while queue.jobs and running < SLOTS:
+            queue.jobs.popleft()
             running += 1
         done += running
-        if wanted := feed.wanted(0):  # while they run
-            sizes.append(feed.claim(wanted))
+        if wanted := queue.wanted(0):  # while they run
+            sizes.append(queue.claim(wanted))
         clock.now += seconds_per_job
     return sizes
 
 
 def test_short_jobs_are_claimed_by_the_hundred(clock):
     store = Store(10_000)
-    sizes = drain(make_feed(store), clock, seconds_per_job=0.001, total=5_000)
+    sizes = drain(make_queue(store), clock, seconds_per_job=0.001, total=5_000)
     assert max(sizes) > 100
     assert max(sizes) <= LARGEST_CLAIM
     assert len(sizes) < 60
 
 
 def test_long_jobs_are_not_kept_from_others(clock):
-    feed = make_feed(Store(1_000))
-    sizes = drain(feed, clock, seconds_per_job=60.0, total=40)
+    queue = make_queue(Store(1_000))
+    sizes = drain(queue, clock, seconds_per_job=60.0, total=40)
     assert max(sizes) <= SLOTS
-    assert len(feed.queue) == 0
+    assert len(queue.jobs) == 0
 
 
 def test_long_jobs_that_happen_to_end_together_are_not_taken_for_short_ones(clock):
     store = Store(1_000)
-    feed = make_feed(store)
-    feed.claim(feed.wanted(SLOTS))
-    feed.queue.clear()
+    queue = make_queue(store)
+    queue.claim(queue.wanted(SLOTS))
+    queue.jobs.clear()
     clock.now += 3600.0
     for _ in range(SLOTS):
-        feed.claim(feed.wanted(1))
-        assert len(feed.queue) == 1
-        feed.queue.clear()
+        queue.claim(queue.wanted(1))
+        assert len(queue.jobs) == 1
+        queue.jobs.clear()
         clock.now += 0.1
 
 
 def test_claims_shrink_when_jobs_become_long(clock):
-    feed = make_feed(Store(100_000))
-    drain(feed, clock, seconds_per_job=0.001, total=3_000)
-    feed.queue.clear()
-    drain(feed, clock, seconds_per_job=10.0, total=2_000)
-    assert len(feed.queue) == 0
+    queue = make_queue(Store(100_000))
+    drain(queue, clock, seconds_per_job=0.001, total=3_000)
+    queue.jobs.clear()
+    drain(queue, clock, seconds_per_job=10.0, total=2_000)
+    assert len(queue.jobs) == 0
 
 
 def test_nothing_is_claimed_while_all_slots_are_taken(clock):
-    feed = make_feed(Store(100))
-    assert feed.wanted(SLOTS) == SLOTS
-    feed.claim(SLOTS)
-    feed.queue.clear()
-    assert feed.wanted(0) == 0
+    queue = make_queue(Store(100))
+    assert queue.wanted(SLOTS) == SLOTS
+    queue.claim(SLOTS)
+    queue.jobs.clear()
+    assert queue.wanted(0) == 0
 
 
 def test_an_empty_database_is_asked_less_and_less(clock):
     store = Store(0)
-    feed = make_feed(store)
+    queue = make_queue(store)
     for _ in range(1_000):
-        if wanted := feed.wanted(SLOTS):
-            feed.claim(wanted)
+        if wanted := queue.wanted(SLOTS):
+            queue.claim(wanted)
         clock.now += 0.01
     assert 8 < len(store.claims) < 30
-    feed.nudge()
-    assert feed.wanted(SLOTS)
+    queue.poll_soon()
+    assert queue.wanted(SLOTS)
 
 
 def test_listed_jobs_are_asked_for_in_slices(clock):
     store = Store(0)
-    feed = make_feed(store, only=tuple(range(1, 4502)), workflow="w")
-    feed.claim(SLOTS)
+    queue = make_queue(store, only=tuple(range(1, 4502)), workflow="w")
+    queue.claim(SLOTS)
     assert [len(call.only) for call in store.claims] == [2000, 2000, 501]
     assert {call.workflow for call in store.claims} == {"w"}
 
 
 def test_the_end_is_when_nothing_can_come(clock):
     store = Store(0)
-    assert not make_feed(store).may_come()
+    assert not make_queue(store).more_may_come()
     store.others = 1
-    assert make_feed(store).may_come()
-    assert not make_feed(store, only=(1, 2)).may_come()
+    assert make_queue(store).more_may_come()
+    assert not make_queue(store, only=(1, 2)).more_may_come()
     store.waiting = 1
-    assert make_feed(store, only=(1, 2)).may_come()
+    assert make_queue(store, only=(1, 2)).more_may_come()
 
 
-def test_a_task_gets_its_app_and_its_parents(clock):
+def test_a_claimed_job_gets_its_app_and_its_parents(clock):
     app = App("sim", "sim.x")
     parent = ParentRef(1, "w", "p", "")
     claim = Claim(
@@ -160,11 +160,11 @@ def test_a_task_gets_its_app_and_its_parents(clock):
         apps={"sim": app},
         parents={1: parent},
     )
-    feed = make_feed(lambda _: claim)
-    feed.claim(2)
-    first, second = feed.queue
+    queue = make_queue(lambda _: claim)
+    queue.claim(2)
+    first, second = queue.jobs
     assert (first._app, first._parents) == (app, [parent])
     assert (second._app, second._parents) == (None, [])
-    assert feed.withdraw(2) is first
-    assert feed.withdraw(2) is None
-    assert list(feed.queue) == [second]
+    assert queue.withdraw(2) is first
+    assert queue.withdraw(2) is None
+    assert list(queue.jobs) == [second]

@@ -10,38 +10,38 @@ from hypothesis import strategies as st
 
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import InvalidInput
-from balsam_core.launcher.job.words import base_environment, command_words, hook_words, job_environment
+from balsam_core.launcher.job.commands import base_environment, hook_argv, job_argv, job_environment
 from balsam_core.model.app import App
 from balsam_core.model.job import Job
 
 
 def test_an_app_is_filled_from_the_parameters():
     job = Job(app="sim", args="-v {y}", parameters={"x": "a b; rm -rf /", "y": 2.5})
-    assert command_words(job, App("sim", "sim.x --x {x}")) == ["sim.x", "--x", "a b; rm -rf /", "-v", "2.5"]
+    assert job_argv(job, App("sim", "sim.x --x {x}")) == ["sim.x", "--x", "a b; rm -rf /", "-v", "2.5"]
 
 
 def test_a_missing_parameter_is_named():
     with pytest.raises(InvalidInput, match="parameter 'x' is missing"):
-        command_words(Job(app="sim", parameters={"y": 1}), App("sim", "sim.x {x}"))
+        job_argv(Job(app="sim", parameters={"y": 1}), App("sim", "sim.x {x}"))
 
 
 def test_braces_of_a_command_without_parameters_mean_themselves():
-    assert command_words(Job(command="awk '{print}' {x}"), None) == ["awk", "{print}", "{x}"]
+    assert job_argv(Job(command="awk '{print}' {x}"), None) == ["awk", "{print}", "{x}"]
 
 
 def test_a_command_with_parameters_is_filled():
-    assert command_words(Job(command="echo {x}", parameters={"x": 1}), None) == ["echo", "1"]
+    assert job_argv(Job(command="echo {x}", parameters={"x": 1}), None) == ["echo", "1"]
 
 
 def test_an_app_that_is_gone_is_named():
     with pytest.raises(InvalidInput, match="no app 'gone'"):
-        command_words(Job(app="gone"), None)
+        job_argv(Job(app="gone"), None)
 
 
 @pytest.mark.parametrize("command", ["''", "   "])
 def test_an_empty_command_line_is_refused(command):
     with pytest.raises(InvalidInput, match="empty"):
-        command_words(Job(command=command), None)
+        job_argv(Job(command=command), None)
 
 
 @given(st.text(max_size=40) | st.text(alphabet="ab '\"\\\t\n\r\x0b\x0c\x1c\xa0#$*", max_size=20))
@@ -51,15 +51,15 @@ def test_quick_splitting_agrees_with_a_shells(text):
     except ValueError:
         return
     if expected and expected[0]:
-        assert command_words(Job(command=text), None) == expected
+        assert job_argv(Job(command=text), None) == expected
 
 
 def test_a_jobs_own_hooks_replace_the_apps():
     app = App("sim", "sim.x", preprocess="prepare {x}", postprocess="finish")
     job = Job(app="sim", parameters={"x": 1}, postprocess="own")
-    assert hook_words(job, app, "preprocess") == ["prepare", "1"]
-    assert hook_words(job, app, "postprocess") == ["own"]
-    assert hook_words(Job(command="true"), None, "preprocess") == []
+    assert hook_argv(job, app, "preprocess") == ["prepare", "1"]
+    assert hook_argv(job, app, "postprocess") == ["own"]
+    assert hook_argv(Job(command="true"), None, "preprocess") == []
 
 
 def test_the_environment_has_its_layers_in_order(tmp_path, monkeypatch):

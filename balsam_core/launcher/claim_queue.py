@@ -1,0 +1,160 @@
+"""Claimed jobs that wait for a free slot.
+
+Short jobs are claimed by the hundred, so that the loop never waits for the database. Long jobs are claimed one by one
+as slots become free, so that no job waits in this launcher while another launcher is idle.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
+from balsam_core.launcher.options import FIRST_POLL, LARGEST_CLAIM, LONGEST_POLL, QUEUE_SECONDS
+from balsam_core.model.calls import (
+    MOST_JOBS,
+    ClaimJobs,
+    CountJobs,
+    GetRows,
+    PromoteStagedInsert,
+    Unfinished,
+    Update,
+    UpdateJobs,
+)
+from balsam_core.model.filters import AllOf, Compare
+from balsam_core.model.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from balsam_core.launcher.options import LauncherOptions
+    from balsam_core.launcher.retrying_client import RunCall
+    from balsam_core.model.calls import Resources
+
+__all__ = ["ClaimQueue"]
+
+
+class ClaimQueue:
+    """The claimed jobs of a launcher, and the claiming of more.
+
+    Attributes:
+        jobs: Claimed jobs in the order of starting.
+        dry: Whether the last claim gave fewer jobs than wanted.
+        poll_at: When to claim again while it is dry, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        run: RunCall,
+        launcher_id: int,
+        options: LauncherOptions,
+        context: LauncherContext,
+        resources: Callable[[], Resources],
+    ) -> None:
+        self.jobs: deque[ClaimedJob] = deque()
+        self.dry = False
+        self.poll_at = 0.0
+        self._run = run
+        self._launcher_id = launcher_id
+        self._options = options
+        self._context = context
+        self._resources = resources
+        self._poll_interval = FIRST_POLL
+        self._ahead = 0  # jobs to hold beyond the free slots
+        self._rate = 0.0  # jobs per second that the loop takes
+        self._last_claim = 0  # jobs
+        self._last_claim_at = 0.0
+        only = options.only
+        self._slices = [list(only[at : at + MOST_JOBS]) for at in range(0, len(only), MOST_JOBS)] if only else [None]
+
+    def wanted(self, free_slots: int) -> int:
+        """Return how many jobs to claim now, 0 for none."""
+        if self._ahead and monotonic() - self._last_claim_at > 4 * QUEUE_SECONDS:
+            self._ahead, self._rate = 0, 0.0  # the jobs have become long
+        queued = len(self.jobs)
+        if queued >= free_slots and (queued > self._ahead // 4 or not self._ahead):
+            return 0
+        if self.dry and monotonic() < self.poll_at:
+            return 0
+        return min(free_slots + self._ahead - queued, LARGEST_CLAIM)
+
+    def claim(self, count: int) -> int:
+        """Claim up to ``count`` jobs into the queue; returns how many came.
+
+        Raises:
+            BalsamError: The call failed; nothing changed here.
+        """
+        got = 0
+        resources = self._resources()
+        for ids in self._slices:
+            claim = self._run(
+                ClaimJobs(
+                    launcher=self._launcher_id,
+                    limit=count - got,
+                    resources=resources,
+                    workflow=self._options.workflow,
+                    only=ids,
+                )
+            )
+            for job in claim.jobs:
+                parents = [claim.parents[parent] for parent in job.parents if parent in claim.parents]
+                self.jobs.append(ClaimedJob(job, claim.apps.get(job.app), parents, self._context))
+            got += len(claim.jobs)
+            if got >= count:
+                break
+        self._adapt_claim_size(got, complete=got >= count)
+        return got
+
+    def _adapt_claim_size(self, got: int, *, complete: bool) -> None:
+        """Fit the size of claims to how fast the jobs of the last one were used up."""
+        now = monotonic()
+        self.dry = not complete
+        if complete:
+            slots = self._options.slots
+            self._rate = (self._rate + self._last_claim / max(now - self._last_claim_at, 0.001)) / 2
+            wanted = int(self._rate * QUEUE_SECONDS)
+            # Fewer than the slots: a job lasts longer than QUEUE_SECONDS, and none should wait behind it.
+            self._ahead = 0 if wanted < slots else min(wanted, 2 * max(self._ahead, slots), LARGEST_CLAIM)
+        if got:
+            self._last_claim = got
+            self._last_claim_at = now
+            self._poll_interval = FIRST_POLL
+        self.poll_at = now + self._poll_interval
+        self._poll_interval = min(self._poll_interval * 1.5, LONGEST_POLL)
+
+    def withdraw(self, job_id: int) -> ClaimedJob | None:
+        """Take a job out of the queue, None where it isn't there."""
+        for claimed in self.jobs:
+            if claimed.id == job_id:
+                self.jobs.remove(claimed)
+                return claimed
+        return None
+
+    def give_back_unknown(self, known: set[int]) -> None:
+        """Give back all jobs that the database says we hold, except the known ones."""
+        held = Compare("launcher_id", "eq", self._launcher_id)
+        rows = self._run(GetRows(fields=["id", "attempt"], where=held))
+        updates = [Update(job=job, attempt=attempt, release=True) for job, attempt in rows if job not in known]
+        if updates:
+            self._run(UpdateJobs(launcher=self._launcher_id, updates=updates))
+
+    def poll_soon(self) -> None:
+        """Claim at the next opportunity: jobs may have become ready."""
+        self.poll_at = 0.0
+        self._poll_interval = FIRST_POLL
+
+    def promote(self) -> None:
+        """Make jobs claimable that a client published but did not promote before it ended."""
+        while self._run(PromoteStagedInsert()):
+            pass
+
+    def more_may_come(self) -> bool:
+        """Whether jobs for us may become claimable later: other launchers hold their parents."""
+        if self._options.only is not None and not self._listed_jobs_wait():
+            return False
+        return self._run(Unfinished(launcher=self._launcher_id, workflow=self._options.workflow)) > 0
+
+    def _listed_jobs_wait(self) -> bool:
+        waits = Compare("state", "in", [State.CREATED, State.AWAITING_PARENTS])
+        return any(self._run(CountJobs(where=AllOf([Compare("id", "in", ids), waits]))) for ids in self._slices)

@@ -1,0 +1,289 @@
+"""The lifecycle of one job, from its claim until the launcher is done with it.
+
+A lifecycle is a generator. It does itself what is quick (directories, links, decisions), yields a :class:`ProcessSpec`
+for each process that must run, and is sent the :class:`ProcessResult`. It notes each state as the job reaches it.
+Whatever goes wrong for this job ends here, as a failure with a reason; no error reaches the other jobs.
+
+After an error a job first uses its automatic retries; when none are left the error handler may save it. After a timeout
+the handler, which the user has to ask for, comes before the automatic retry, which is on by default.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from balsam_core.dbdir.workdirs import make_workdir, output_name
+from balsam_core.errors import BalsamError, DBDirError
+from balsam_core.launcher.job.commands import hook_argv, job_argv, job_environment
+from balsam_core.launcher.job.dataflow import link_parents, stage_in_command, stage_out_commands
+from balsam_core.launcher.job.failures import DiskFullError, describe_error, describe_exit, is_disk_full, last_line
+from balsam_core.launcher.processes import ShortageError, is_shortage
+from balsam_core.model.states import END, State
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+    from pathlib import Path
+
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.launcher.counters import Counters
+    from balsam_core.model.app import App
+    from balsam_core.model.calls import ParentRef
+    from balsam_core.model.job import Job
+
+__all__ = ["ClaimedJob", "LauncherContext", "ProcessResult", "ProcessSpec"]
+
+logger = logging.getLogger(__name__)
+
+_S = State
+
+
+class ProcessSpec(NamedTuple):
+    """A process that a job needs now.
+
+    Attributes:
+        argv: Its command line.
+        env: Its whole environment.
+        stdout: File for its output, in the working directory.
+        stderr: File for its errors; may be the same.
+        started_state: The state that the job reaches when the process has started; None for none.
+    """
+
+    argv: list[str]
+    env: Mapping[str, str]
+    stdout: str
+    stderr: str
+    started_state: State | None = None
+
+
+class ProcessResult(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        exit_code: Exit code, negative for a signal.
+        stop_reason: Why the launcher stopped it; empty where it ended by itself.
+    """
+
+    exit_code: int
+    stop_reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LauncherContext:
+    """What all jobs of a launcher share.
+
+    Attributes:
+        directory: The DB directory.
+        environment: Environment variables of every process.
+        counters: Counts where the time goes.
+    """
+
+    directory: DBDir
+    environment: dict[str, str]
+    counters: Counters
+
+
+class ClaimedJob:
+    """A job that this launcher has claimed, with what has happened to it since.
+
+    Attributes:
+        job: The job as it was claimed.
+        state: Its state now.
+        transitions: States that it reached and that the database doesn't know yet, each with its time by the monotonic
+            clock.
+        message: The reasons, for the history.
+        return_code: Exit code of the run, once it ran.
+        released: Whether the launcher gives it back unfinished.
+        workdir: Its working directory; set once it is made.
+        slots: Cores that it takes.
+    """
+
+    workdir: Path
+
+    def __init__(self, job: Job, app: App | None, parents: list[ParentRef], context: LauncherContext) -> None:
+        self.job = job
+        self.id: int = job.id or 0
+        self.attempt = job.attempt
+        self.state = job.state
+        self.transitions: list[tuple[State, float]] = []
+        self.message = ""
+        self.return_code: int | None = None
+        self.released = False
+        self.slots = max(1, job.ranks_per_node * -(-job.threads_per_rank // job.threads_per_core))
+        self._app = app
+        self._parents = parents
+        self._context = context
+        self._env: dict[str, str] | None = None
+
+    def reach(self, state: State, reason: str = "") -> None:
+        """Note that the job reached a state."""
+        self.state = state
+        self.transitions.append((state, monotonic()))
+        if reason:
+            self.message = f"{self.message}; {reason}" if self.message else reason
+
+    def give_back(self) -> None:
+        """Drop what happened and release the job as the database knows it: it wasn't started, or was killed."""
+        self.transitions.clear()
+        self.message = ""
+        self.return_code = None
+        self.released = True
+
+    # ---- the lifecycle
+
+    def lifecycle(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        """Go through the states that are left; see the module's docstring.
+
+        Raises:
+            DiskFullError: There is no room for this job, nor for any other; the job is to be given back.
+            ShortageError: Too many open files or too little memory; a new lifecycle may go on later.
+        """
+        try:
+            yield from self._pass_states()
+        except DiskFullError:
+            self.released = True
+            raise
+        except (BalsamError, OSError, ValueError) as err:  # ValueError: an argument that no program can be given
+            if is_shortage(err) or is_shortage(err.__cause__):
+                raise ShortageError(describe_error(err)) from err
+            self._fail(describe_error(err))
+        except Exception as err:
+            logger.exception("job %s: unexpected fault", self.id)
+            self._fail(f"unexpected {type(err).__name__}: {describe_error(err)}")
+
+    def _pass_states(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        with self._context.counters.timed("workdir"):
+            self._make_workdir()
+        if self.state is _S.RUNNING:
+            self.reach(_S.RUN_TIMEOUT, "its launcher was lost while it ran")
+            self.reach(_S.RESTART_READY)
+        if self.state is _S.READY:
+            yield from self._stage_in()
+        if self.state is _S.STAGED_IN and not self.released:
+            yield from self._run_hook("preprocess", _S.PREPROCESSED)
+        if self.state in {_S.PREPROCESSED, _S.RESTART_READY} and not self.released:
+            yield from self._run_main_process()
+        if self.state is _S.RUN_DONE and not self.released:
+            yield from self._stage_out()
+        if self.state is _S.RUN_DONE and not self.released:
+            yield from self._run_hook("postprocess", _S.POSTPROCESSED)
+        if self.state is _S.RUN_ERROR:
+            yield from self._handle_error()
+        if self.state is _S.RUN_TIMEOUT and not self.released:
+            yield from self._handle_timeout()
+        if self.state is _S.POSTPROCESSED:
+            self.reach(_S.JOB_FINISHED)
+
+    def _make_workdir(self) -> None:
+        try:
+            self.workdir = make_workdir(self._context.directory, self.job)
+        except DBDirError as err:
+            if not self.job.user_workdir and is_disk_full(err.__cause__):
+                raise DiskFullError(err.message) from err
+            raise
+
+    def _stage_in(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        if self.job.stage_in:
+            spec = self._logged_process(stage_in_command(self.job, self.workdir), "stage_in")
+            if not (yield from self._run_step(spec, "stage_in")):
+                return
+        if self.job.input_files and self._parents:
+            with self._context.counters.timed("links"):
+                link_parents(self._context.directory, self.job, self.workdir, self._parents)
+        self.reach(_S.STAGED_IN)
+
+    def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        result = yield ProcessSpec(
+            job_argv(self.job, self._app),
+            self._environment(),
+            output_name(self.job, ".out"),
+            output_name(self.job, ".err"),
+            _S.RUNNING,
+        )
+        self.return_code = result.exit_code
+        if result.stop_reason:
+            self.reach(_S.RUN_TIMEOUT, result.stop_reason)
+            if self.job.post_timeout_handler:
+                self.released = True  # this launcher is about to end; the next one runs the handler
+            else:
+                self._retry_after_timeout()
+        elif result.exit_code:
+            self.reach(_S.RUN_ERROR, self._describe_failure(result, output_name(self.job, ".err")))
+        else:
+            self.reach(_S.RUN_DONE)
+
+    def _stage_out(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        if not (self.job.stage_out and self.job.stage_out_files):
+            return
+        for argv in stage_out_commands(self.job, self.workdir):
+            if not (yield from self._run_step(self._logged_process(argv, "stage_out"), "stage_out")):
+                return
+
+    def _run_hook(self, hook: str, done_state: State) -> Generator[ProcessSpec, ProcessResult, None]:
+        argv = hook_argv(self.job, self._app, hook)
+        if not argv or (yield from self._run_step(self._logged_process(argv, hook), hook)):
+            self.reach(done_state)
+
+    def _handle_error(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        if self.job.retries < self.job.max_retries:
+            self._mark_for_restart(f"retry {self.job.retries + 1} of {self.job.max_retries}")
+        elif self.job.post_error_handler:
+            yield from self._run_handler("BALSAM_JOB_ERROR")
+        else:
+            self.reach(_S.FAILED)
+
+    def _handle_timeout(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        if self.job.post_timeout_handler:
+            yield from self._run_handler("BALSAM_JOB_TIMEOUT")
+        else:
+            self._retry_after_timeout()
+
+    def _retry_after_timeout(self) -> None:
+        if self.job.auto_timeout_retry:
+            self._mark_for_restart("")
+        else:
+            self.reach(_S.FAILED)
+
+    def _run_handler(self, variable: str) -> Generator[ProcessSpec, ProcessResult, None]:
+        argv = hook_argv(self.job, self._app, "postprocess")
+        if not argv:
+            self._fail("there is no postprocess that could handle it")
+            return
+        spec = self._logged_process(argv, "postprocess")
+        spec = spec._replace(env={**spec.env, variable: "TRUE"})
+        if (yield from self._run_step(spec, "the handler (postprocess)")):
+            self.reach(_S.POSTPROCESSED, "handled by postprocess")
+
+    # ---- parts of it
+
+    def _run_step(self, spec: ProcessSpec, what: str) -> Generator[ProcessSpec, ProcessResult, bool]:
+        """Run a process beside the job's main one; return whether the lifecycle may go on."""
+        result = yield spec
+        if result.stop_reason:
+            self.released = True  # the next launcher does this step again
+        elif result.exit_code:
+            self._fail(f"{what}: {self._describe_failure(result, spec.stderr)}")
+        return not result.stop_reason and not result.exit_code
+
+    def _logged_process(self, argv: list[str], stem: str) -> ProcessSpec:
+        log = output_name(self.job, ".log", stem=stem)
+        return ProcessSpec(argv, self._environment(), log, log)
+
+    def _environment(self) -> dict[str, str]:
+        if self._env is None:
+            self._env = job_environment(self._context.environment, self.job, self._app)
+        return self._env
+
+    def _describe_failure(self, result: ProcessResult, errors: str) -> str:
+        line = last_line(self.workdir / errors)
+        return describe_exit(result.exit_code) + (f": {line}" if line else "")
+
+    def _fail(self, reason: str) -> None:
+        if self.state not in END:
+            self.reach(_S.FAILED, reason)
+
+    def _mark_for_restart(self, reason: str) -> None:
+        self.reach(_S.RESTART_READY, reason)
+        self.released = True

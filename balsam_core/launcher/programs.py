@@ -1,0 +1,65 @@
+"""Finding the program that a command line names, and explaining why it can't run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from balsam_core.system.files import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["explain_failure", "find_program"]
+
+MOST_REMEMBERED = 1000  # programs
+
+
+def find_program(argv: list[str], env: Mapping[str, str], found: dict[tuple[str, str], str]) -> tuple[str, list[str]]:
+    """Return the file to run and its command line; relative paths start at the current directory.
+
+    A Python script that is not executable is run by this Python.
+
+    Args:
+        argv: The command line.
+        env: Where ``PATH`` is.
+        found: What earlier searches found, filled by this function.
+
+    Raises:
+        OSError: There is no such program.
+    """
+    name = argv[0]
+    if "/" in name:
+        if name.endswith(".py") and os.path.isfile(name) and not os.access(name, os.X_OK):  # noqa: PTH113
+            return sys.executable, [sys.executable, *argv]
+        return name, argv
+    search_path = env.get("PATH", os.defpath)
+    program = found.get((name, search_path))
+    if program is not None:
+        return program, argv
+    for folder in search_path.split(os.pathsep):
+        path = os.path.join(folder, name)  # noqa: PTH118  (an empty entry is the current directory)
+        if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113
+            if not path.startswith("/"):
+                return path if "/" in path else f"./{path}", argv
+            if len(found) >= MOST_REMEMBERED:
+                found.clear()
+            found[name, search_path] = path
+            return path, argv
+    if name.endswith(".py") and os.path.isfile(name):  # noqa: PTH113
+        return sys.executable, [sys.executable, *argv]
+    raise OSError(errno.ENOENT, f"can't run {name!r}: there is no such program in PATH")
+
+
+def explain_failure(program: str, err: OSError) -> str:
+    """Return why the system refused to run a program."""
+    what = f"can't run {program!r}"
+    if err.errno == errno.ENOENT and os.path.lexists(program):
+        return f"{what}: the interpreter that its first line names is missing"
+    if err.errno == errno.ENOEXEC:
+        return f"{what}: no program; a script needs a first line such as #!/bin/sh"
+    if err.errno == errno.EACCES and os.path.isfile(program):  # noqa: PTH113
+        return f"{what}: it is not executable (chmod +x)"
+    return f"{what}: {reason(err)}"

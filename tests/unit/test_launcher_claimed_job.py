@@ -1,0 +1,309 @@
+"""A job's lifecycle: which processes it asks for and which states it reaches from any state that it is claimed in."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.launcher.counters import Counters
+from balsam_core.launcher.job import claimed_job as module
+from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext, ProcessResult
+from balsam_core.launcher.job.failures import DiskFullError, last_line
+from balsam_core.model.app import App
+from balsam_core.model.calls import ParentRef
+from balsam_core.model.job import Job
+from balsam_core.model.states import State, illegal_transition
+
+STOP = "stopped by SIGTERM"
+
+
+@pytest.fixture
+def context(tmp_path):
+    (tmp_path / "db" / "data").mkdir(parents=True)
+    directory = DBDir(path=tmp_path / "db", db_type="sqlite", id="0" * 32)
+    return LauncherContext(directory=directory, environment={"PATH": "/bin"}, counters=Counters())
+
+
+class EndedJob:
+    """A job after its lifecycle, with processes that ended as given."""
+
+    def __init__(self, claimed, ends):
+        self.claimed = claimed
+        self.specs = []
+        self.first_state = claimed.state
+        lifecycle = claimed.lifecycle()
+        ends = iter(ends)
+        try:
+            spec = next(lifecycle)
+            while True:
+                self.specs.append(spec)
+                end = next(ends)
+                if isinstance(end, Exception):
+                    spec = lifecycle.throw(end)
+                    continue
+                if spec.started_state:
+                    claimed.reach(spec.started_state)
+                spec = lifecycle.send(end if isinstance(end, ProcessResult) else ProcessResult(end))
+        except StopIteration:
+            pass
+        assert next(ends, None) is None, "the lifecycle asked for fewer processes"
+        assert illegal_transition(self.first_state, [state for state, _ in claimed.transitions]) is None
+
+    @property
+    def states(self):
+        return " ".join(state for state, _ in self.claimed.transitions)
+
+    @property
+    def programs(self):
+        return [spec.argv[0] for spec in self.specs]
+
+
+def live(context, *ends, app=None, parents=(), **fields):
+    fields = {"id": 5, "name": "sim", "state": State.READY, "attempt": 1, **fields}
+    if app:
+        fields["app"] = app.name
+    else:
+        fields.setdefault("command", "run")
+    return EndedJob(ClaimedJob(Job(**fields), app, list(parents), context), ends)
+
+
+HOOKS = {"preprocess": "before", "postprocess": "after"}
+TO_THE_END = "STAGED_IN PREPROCESSED RUNNING RUN_DONE POSTPROCESSED JOB_FINISHED"
+
+
+def test_a_plain_job_runs_one_process_and_passes_all_states(context):
+    job = live(context, 0)
+    assert (job.states, job.programs, job.claimed.return_code, job.claimed.message) == (TO_THE_END, ["run"], 0, "")
+    assert not job.claimed.released
+    assert (job.specs[0].stdout, job.specs[0].stderr) == ("sim.out", "sim.err")
+    times = [at for _, at in job.claimed.transitions]
+    assert times == sorted(times)
+
+
+def test_hooks_run_before_and_after_with_logs_of_their_own(context):
+    job = live(context, 0, 0, 0, **HOOKS)
+    assert (job.states, job.programs) == (TO_THE_END, ["before", "run", "after"])
+    assert [spec.stdout for spec in job.specs] == ["preprocess.log", "sim.out", "postprocess.log"]
+    assert job.specs[0].stderr == "preprocess.log"
+    assert [spec.started_state for spec in job.specs] == [None, State.RUNNING, None]
+
+
+@pytest.mark.parametrize(
+    ("state", "ends", "words", "states"),
+    [
+        ("STAGED_IN", [0, 0, 0], "before run after", "PREPROCESSED RUNNING RUN_DONE POSTPROCESSED JOB_FINISHED"),
+        ("PREPROCESSED", [0, 0], "run after", "RUNNING RUN_DONE POSTPROCESSED JOB_FINISHED"),
+        ("RESTART_READY", [0, 0], "run after", "RUNNING RUN_DONE POSTPROCESSED JOB_FINISHED"),
+        ("RUNNING", [0, 0], "run after", "RUN_TIMEOUT RESTART_READY RUNNING RUN_DONE POSTPROCESSED JOB_FINISHED"),
+        ("RUN_DONE", [0], "after", "POSTPROCESSED JOB_FINISHED"),
+        ("POSTPROCESSED", [], "", "JOB_FINISHED"),
+        ("RUN_ERROR", [], "", "FAILED"),
+        ("RUN_TIMEOUT", [], "", "RESTART_READY"),
+    ],
+)
+def test_a_job_that_another_launcher_left_goes_on_where_it_stands(context, state, ends, words, states):
+    job = live(context, *ends, state=State(state), **HOOKS)
+    assert (job.states, " ".join(job.programs)) == (states, words)
+
+
+def test_a_failing_preprocess_fails_the_job_with_its_last_line(context):
+    workdir = context.directory.data / "default" / "sim_5"
+    workdir.mkdir(parents=True)
+    (workdir / "preprocess.log").write_text("starting\nno such mesh: a.msh\n\n")
+    job = live(context, 2, **HOOKS)
+    assert job.states == "STAGED_IN FAILED"
+    assert job.claimed.message == "preprocess: exit code 2: no such mesh: a.msh"
+
+
+def test_a_failing_postprocess_fails_the_job(context):
+    job = live(context, 0, 0, 1, **HOOKS)
+    assert job.states == "STAGED_IN PREPROCESSED RUNNING RUN_DONE FAILED"
+    assert job.claimed.message == "postprocess: exit code 1"
+    assert job.claimed.return_code == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [(3, "exit code 3"), (-9, "killed by SIGKILL"), (-63, "killed by signal 63"), (255, "exit code 255")],
+)
+def test_an_error_fails_the_job_with_the_code(context, code, why):
+    job = live(context, 0, code, **HOOKS)
+    assert job.states == "STAGED_IN PREPROCESSED RUNNING RUN_ERROR FAILED"
+    assert (job.claimed.message, job.claimed.return_code) == (why, code)
+
+
+def test_an_error_is_retried_as_often_as_allowed(context):
+    job = live(context, 1, max_retries=2, retries=1)
+    assert job.states == "STAGED_IN PREPROCESSED RUNNING RUN_ERROR RESTART_READY"
+    assert job.claimed.released
+    assert job.claimed.message == "exit code 1; retry 2 of 2"
+    assert live(context, 1, max_retries=2, retries=2).states.endswith("RUN_ERROR FAILED")
+
+
+@pytest.mark.parametrize(("code", "states"), [(0, "POSTPROCESSED JOB_FINISHED"), (1, "FAILED")])
+def test_an_error_handler_decides(context, code, states):
+    job = live(context, 0, 7, code, post_error_handler=True, **HOOKS)
+    assert job.states == f"STAGED_IN PREPROCESSED RUNNING RUN_ERROR {states}"
+    assert job.specs[2].env["BALSAM_JOB_ERROR"] == "TRUE"
+    assert "BALSAM_JOB_ERROR" not in job.specs[1].env
+    assert job.claimed.return_code == 7
+
+
+def test_an_error_handler_without_a_command_fails_the_job(context):
+    job = live(context, 1, post_error_handler=True)
+    assert job.states.endswith("RUN_ERROR FAILED")
+    assert "no postprocess" in job.claimed.message
+
+
+def test_retries_come_before_the_error_handler(context):
+    job = live(context, 0, 1, max_retries=1, post_error_handler=True, **HOOKS)
+    assert job.states.endswith("RUN_ERROR RESTART_READY")
+
+
+@pytest.mark.parametrize(("retry", "state", "released"), [(True, "RESTART_READY", True), (False, "FAILED", False)])
+def test_a_job_that_the_launcher_stopped_timed_out(context, retry, state, released):
+    job = live(context, ProcessResult(-15, STOP), auto_timeout_retry=retry)
+    assert job.states == f"STAGED_IN PREPROCESSED RUNNING RUN_TIMEOUT {state}"
+    assert job.claimed.message == STOP
+    assert job.claimed.released is released
+
+
+def test_ending_well_after_the_request_to_stop_is_a_timeout_too(context):
+    job = live(context, ProcessResult(0, STOP))
+    assert job.states.endswith("RUN_TIMEOUT RESTART_READY")  # it may have written a checkpoint and nothing more
+
+
+def test_a_timeout_handler_is_left_to_the_next_launcher(context):
+    job = live(context, 0, ProcessResult(-15, STOP), post_timeout_handler=True, **HOOKS)
+    assert job.states.endswith("RUNNING RUN_TIMEOUT")
+    assert job.claimed.released
+    later = live(context, 0, state=State.RUN_TIMEOUT, post_timeout_handler=True, **HOOKS)
+    assert (later.states, later.programs) == ("POSTPROCESSED JOB_FINISHED", ["after"])
+    assert later.specs[0].env["BALSAM_JOB_TIMEOUT"] == "TRUE"
+
+
+@pytest.mark.parametrize(
+    ("ends", "state"),
+    [
+        ([ProcessResult(-15, STOP)], "STAGED_IN"),
+        ([0, 0, ProcessResult(-15, STOP)], "RUN_DONE"),
+        ([0, 0, ProcessResult(0, STOP)], "RUN_DONE"),
+    ],
+)
+def test_a_hook_that_was_stopped_is_done_again_by_the_next_launcher(context, ends, state):
+    job = live(context, *ends, **HOOKS)
+    assert job.states.split()[-1] == state
+    assert job.claimed.released
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "can't run 'x'"), ValueError("embedded null byte")])
+def test_a_process_that_cannot_start_fails_only_its_job(context, error):
+    job = live(context, error)
+    assert job.states == "STAGED_IN PREPROCESSED FAILED"
+    assert job.claimed.message == (error.strerror if isinstance(error, OSError) else str(error))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"command": "echo {x}", "parameters": {"y": 1}}, "parameter 'x' is missing"),
+        ({"command": "echo 'open"}, "close the quotation"),
+        ({"stage_in": "/no/such/file"}, "stage_in: '/no/such/file' does not exist"),
+        ({"user_workdir": "/dev/null/x"}, "can't make the working directory"),
+    ],
+)
+def test_what_can_never_work_fails_with_the_reason(context, fields, why):
+    job = live(context, **fields)
+    assert job.states.endswith("FAILED")
+    assert why in job.claimed.message
+
+
+def test_a_bad_pattern_fails_its_job(context):
+    job = live(context, input_files=["../*"], parents=[ParentRef(1, "default", "a", "")])
+    assert job.states == "FAILED"
+    assert "input_files" in job.claimed.message
+
+
+def test_a_fault_of_ours_fails_only_its_job(context, monkeypatch, caplog):
+    monkeypatch.setattr(module, "make_workdir", lambda *_: 1 / 0)
+    job = live(context)
+    assert (job.states, job.claimed.message) == ("FAILED", "unexpected ZeroDivisionError: division by zero")
+    assert "Traceback" in caplog.text
+
+
+def test_a_reason_can_be_stored_whatever_it_holds(context):
+    job = live(context, OSError(errno.EINVAL, "bad \udc80 name\nwith\0all"))
+    job.claimed.message.encode()
+    assert job.claimed.message.isprintable()
+
+
+def test_a_full_disk_is_no_fault_of_the_job(context, monkeypatch):
+    def full(*_args, **_settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    claimed = ClaimedJob(Job(id=5, command="true", state=State.READY), None, [], context)
+    with pytest.raises(DiskFullError, match="no space left"):
+        next(claimed.lifecycle())
+    assert claimed.released
+    assert claimed.transitions == []
+
+
+def test_staging_is_done_by_processes(context, tmp_path):
+    (tmp_path / "in").mkdir()
+    job = live(context, 0, 0, stage_in=str(tmp_path / "in"), stage_out=str(tmp_path / "out"), stage_out_files=["*"])
+    assert (job.states, job.programs) == (TO_THE_END, ["cp", "run"])  # nothing was written, so nothing is copied
+    assert job.specs[0].stdout == "stage_in.log"
+
+
+def test_copying_out_that_fails_fails_the_job(context, tmp_path):
+    workdir = context.directory.data / "default" / "sim_5"
+    workdir.mkdir(parents=True)
+    (workdir / "result").touch()
+    job = live(context, 0, 1, stage_out=str(tmp_path / "out"), stage_out_files=["result"])
+    assert job.states.endswith("RUN_DONE FAILED")
+    assert job.claimed.message == "stage_out: exit code 1"
+
+
+def test_an_apps_hooks_and_environment_are_used(context):
+    app = App("sim", "sim.x {x}", preprocess="before", environ={"A": "1"})
+    job = live(context, 0, 0, app=app, parameters={"x": 3}, environ={"B": "2"})
+    assert [spec.argv for spec in job.specs] == [["before"], ["sim.x", "3"]]
+    assert job.specs[0].env == job.specs[1].env
+    assert {"A": "1", "B": "2", "BALSAM_JOB_ID": "5", "PATH": "/bin"}.items() <= job.specs[1].env.items()
+
+
+@pytest.mark.parametrize(("threads", "per_core", "slots"), [(1, 1, 1), (4, 1, 4), (4, 2, 2), (5, 2, 3), (1, 4, 1)])
+def test_threads_take_slots(context, threads, per_core, slots):
+    job = Job(id=1, command="true", threads_per_rank=threads, threads_per_core=per_core)
+    assert ClaimedJob(job, None, [], context).slots == slots
+
+
+def test_a_job_given_back_has_no_changes(context):
+    job = live(context, 1)
+    job.claimed.give_back()
+    assert (job.claimed.transitions, job.claimed.message, job.claimed.return_code, job.claimed.released) == (
+        [],
+        "",
+        None,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", ""),
+        (b"\n \n", ""),
+        (b"one\ntwo\n", "two"),
+        (b"x" * 10_000, "x" * 300),
+        (b"\xff\x00\x1b[31mred", "\ufffd  [31mred"),
+    ],
+)
+def test_last_lines_are_short_and_printable(tmp_path, content, line):
+    (tmp_path / "f").write_bytes(content)
+    assert last_line(tmp_path / "f") == line
+    assert last_line(tmp_path / "missing") == ""

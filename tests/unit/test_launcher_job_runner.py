@@ -1,0 +1,191 @@
+"""Running jobs: slots are never overbooked, one bad job harms no other, and everything can be ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+import pytest
+
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.launcher import processes as processes_module
+from balsam_core.launcher.counters import Counters
+from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
+from balsam_core.launcher.job_runner import JobRunner
+from balsam_core.model.job import Job
+from balsam_core.model.states import State
+
+DEADLINE = 30.0  # seconds
+
+
+class Watched:
+    """A runner with two slots, and what it reported."""
+
+    def __init__(self, path, slots=2):
+        (path / "db" / "data").mkdir(parents=True)
+        directory = DBDir(path=path / "db", db_type="sqlite", id="0" * 32)
+        self.context = LauncherContext(directory=directory, environment=dict(os.environ), counters=Counters())
+        self.done = []
+        self.dropped = []
+        self.changed = []
+        self.most = 0
+        self.runner = JobRunner(slots, self.context.counters, on_change=self.changed.append, on_done=self._on_done)
+
+    def _on_done(self, running):
+        (self.dropped if running.dropped else self.done).append(running.claimed)
+
+    def job(self, job_id, command, **fields):
+        job = Job(**{"id": job_id, "name": "t", "command": command, "state": State.READY, "attempt": 1, **fields})
+        return ClaimedJob(job, None, [], self.context)
+
+    def run(self, *jobs):
+        """Run the jobs to their end."""
+        queue = list(jobs)
+        self.until(lambda: not queue and not self.runner.jobs, queue)
+        return {job.id: job.state for job in self.done}
+
+    def until(self, condition, queue=()):
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come true"
+            if self.runner.blocked:
+                self.runner.retry_blocked()
+            while queue and self.runner.fits(queue[0]):
+                self.runner.start(queue.pop(0))
+                self.most = max(self.most, sum(running.slots for running in self.runner.jobs.values()))
+            self.runner.collect(0.1)
+            self.runner.processes.kill_overdue()
+
+
+@pytest.fixture
+def watched(tmp_path):
+    one = Watched(tmp_path)
+    yield one
+    one.runner.processes.close(grace=0.0)
+
+
+def test_jobs_run_side_by_side_up_to_the_slots(watched):
+    states = watched.run(*(watched.job(number, "true") for number in range(1, 8)))
+    assert states == dict.fromkeys(range(1, 8), State.JOB_FINISHED)
+    assert watched.most == 2
+    assert watched.runner.free_slots == 2
+
+
+def test_a_job_with_threads_takes_more_slots_and_never_more_than_there_are(watched):
+    sizes = [1, 2, 99, 1]
+    jobs = [watched.job(number, "true", threads_per_rank=size) for number, size in enumerate(sizes, 1)]
+    assert set(watched.run(*jobs).values()) == {State.JOB_FINISHED}
+    assert watched.most == 2
+
+
+def test_one_bad_job_harms_no_other(watched):
+    bad = [
+        watched.job(1, "no-such-program-anywhere"),
+        watched.job(2, "echo 'open"),
+        watched.job(3, "true", input_files=["../*"]),
+        watched.job(4, "true", user_workdir="/dev/null/x"),
+        watched.job(5, "/"),
+        watched.job(6, "false"),
+        watched.job(7, "sh -c 'kill -9 $$'"),
+        watched.job(8, "true", preprocess="false"),
+        watched.job(9, "true", postprocess="false"),
+    ]
+    good = [watched.job(number, "true") for number in range(10, 15)]
+    states = watched.run(*bad, *good)
+    assert {number for number, state in states.items() if state is State.FAILED} == {1, 2, 4, 5, 6, 7, 8, 9}
+    assert {number for number, state in states.items() if state is State.JOB_FINISHED} == {3, *range(10, 15)}
+
+
+def test_the_start_of_a_run_is_reported_at_once(watched):
+    watched.runner.start(watched.job(1, "sleep 600"))
+    assert [job.state for job in watched.changed] == [State.RUNNING]
+
+
+def test_stopping_ends_all_and_says_why(watched):
+    for number in (1, 2):
+        watched.runner.start(watched.job(number, "sleep 600"))
+    watched.runner.stop("stopped by SIGINT", grace=DEADLINE)
+    watched.until(lambda: not watched.runner.jobs)
+    assert [job.state for job in watched.done] == [State.RESTART_READY] * 2
+    assert all(job.released and job.message == "stopped by SIGINT" for job in watched.done)
+    assert [job.return_code for job in watched.done] == [-signal.SIGTERM] * 2
+
+
+def test_nothing_is_started_after_stopping(watched):
+    # The process may end well before the signal or by it; what comes after is not started in any case.
+    watched.runner.start(watched.job(1, "sh -c 'trap \"exit 0\" TERM; sleep 600 & wait'", postprocess="touch started"))
+    watched.runner.stop("stopped", grace=DEADLINE)
+    watched.until(lambda: not watched.runner.jobs)
+    assert not watched.runner.fits(watched.job(2, "true"))
+    assert not (watched.done[0].workdir / "started").exists()
+
+
+def test_what_ended_by_itself_was_not_stopped(watched):
+    watched.runner.start(watched.job(1, "true", postprocess="sleep 600"))
+    process = watched.runner.jobs[1].process
+    assert process is not None
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    watched.runner.stop("stopped", grace=DEADLINE)
+    watched.until(lambda: not watched.runner.jobs)
+    (job,) = watched.done
+    assert (job.state, job.released, job.return_code) == (State.RUN_DONE, True, 0)
+
+
+def test_the_result_of_a_dropped_job_does_not_count(watched):
+    watched.runner.start(watched.job(1, "sleep 600"))
+    watched.runner.drop(watched.runner.jobs[1], grace=DEADLINE)
+    watched.until(lambda: not watched.runner.jobs)
+    assert [job.id for job in watched.dropped] == [1]
+    assert watched.done == []
+    assert watched.runner.free_slots == 2
+
+
+def test_what_the_machine_cannot_start_now_is_started_later(watched, monkeypatch):
+    real = os.posix_spawn
+    refusals = [errno.EAGAIN, errno.ENOMEM, errno.EAGAIN]
+
+    def spawn(*args, **settings):
+        if refusals:
+            number = refusals.pop()
+            raise OSError(number, os.strerror(number))
+        return real(*args, **settings)
+
+    monkeypatch.setattr(processes_module.os, "posix_spawn", spawn)
+    states = watched.run(*(watched.job(number, "true") for number in range(1, 6)))
+    assert states == dict.fromkeys(range(1, 6), State.JOB_FINISHED)
+
+
+def test_what_the_machine_cannot_start_is_given_back_at_the_end(watched, monkeypatch):
+    def spawn(*_args, **_settings):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes_module.os, "posix_spawn", spawn)
+    watched.runner.start(watched.job(1, "true"))
+    assert watched.runner.blocked
+    assert watched.runner.free_slots == 0
+    watched.runner.stop("stopped", grace=DEADLINE)
+    assert [(job.state, job.released) for job in watched.done] == [(State.PREPROCESSED, True)]
+
+
+def test_a_full_disk_stops_starting_and_gives_the_job_back(watched, monkeypatch):
+    def full(*_args, **_settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    watched.runner.start(watched.job(1, "sleep 600"))
+    monkeypatch.setattr(os, "mkdir", full)
+    watched.runner.start(watched.job(2, "true"))
+    assert "disk is full" in watched.runner.fault
+    assert [(job.id, job.state, job.released) for job in watched.done] == [(2, State.READY, True)]
+    assert 1 in watched.runner.jobs
+    assert watched.runner.free_slots == 0
+
+
+def test_abandoning_leaves_no_process(tmp_path):
+    watched = Watched(tmp_path)
+    watched.runner.start(watched.job(1, "sleep 600"))
+    process = watched.runner.jobs[1].process
+    watched.runner.processes.close(grace=DEADLINE)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
