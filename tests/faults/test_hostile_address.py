@@ -44,7 +44,7 @@ def published(**members):
         "boot_id": machine.boot_id,
         "pid": os.getpid(),
         "start_time": start_of(os.getpid()),
-        "epoch": 7,
+        "generation": 7,
     }
     return Address(**{**ours, **members})
 
