@@ -155,7 +155,7 @@ def test_slow_reads_are_answered_however_long_the_queue(make_served, tmp_path, v
             thread.join()
     assert not failures
     assert len(log.read_text()) == clients
-    assert max(done) >= max(seconds, clients * seconds / 2)
+    assert min(done) >= seconds
     verdict("S04", f"{clients} reads of {seconds:g} s at once", f"all answered, the last after {max(done):.1f} s")
 
 
