@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from amounts import FULL
 from backend_dbs import SERVER_KINDS, make_db
 from served_db import ServedDB
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from served_db import ServedDB as Served
 
 T = TypeVar("T")
-FULL = os.environ.get("BALSAM_FAULTS") == "full"
 TABLE = os.environ.get("BALSAM_FAULTS_TABLE")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+from amounts import at_most
 from backend_dbs import make_db
 from balsam_program import BALSAM, Program, child
 
@@ -90,7 +91,7 @@ def test_wrong_passwords_are_refused(backend, kind, run_directory, verdict):
 
     with ThreadPoolExecutor(4) as pool:
         took = dict(zip(cases, pool.map(knock, cases), strict=True))
-    assert max(took.values()) <= 10  # of a busy machine; each is refused at the first attempt
+    assert max(took.values()) <= at_most(10)  # of a busy machine; each is refused at the first attempt
     with open_db(backend.path) as opened:
         assert opened.jobs.count() == before
     for copy in copies.values():

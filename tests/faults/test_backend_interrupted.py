@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from amounts import FULL
 from backend_dbs import ROOT
 from db_servers import skip_kind
 from resources import wait_for_end
 
 from balsam_core.testing.tools import wait_until
 
-QUICK = os.environ.get("BALSAM_FAULTS") != "full"
 VICTIM = """
 import json, signal
 import backend_dbs
@@ -33,7 +33,7 @@ def test_victim():
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL] if QUICK else [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL] if FULL else [signal.SIGKILL])
 def test_interrupted_run_leaves_nothing(kind, tmp_path, verdict, signum):
     """A test run is interrupted or killed, whose servers are detached: no process, port or directory is left (T07)."""
     test = tmp_path / "test_victim.py"

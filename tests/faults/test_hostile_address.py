@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import msgspec
 import pytest
 import zmq
+from amounts import FULL, at_most
 from balsam_program import child
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,6 @@ from balsam_core.testing.tools import wait_until
 
 SECRET = "the-payload-that-nobody-may-see"
 HELLO = 64 + 202  # bytes: what CURVE says before it knows the server
-FULL = os.environ.get("BALSAM_FAULTS") == "full"
 
 
 def published(**members):
@@ -44,7 +44,7 @@ def published(**members):
         "boot_id": machine.boot_id,
         "pid": os.getpid(),
         "start_time": start_of(os.getpid()),
-        "epoch": 7,
+        "generation": 7,
     }
     return Address(**{**ours, **members})
 
@@ -111,7 +111,7 @@ def refused(db, seconds=0.2):
     began = time.monotonic()
     with pytest.raises(BalsamError) as caught, open_db(db.path) as opened:
         opened.transport.run(CountJobs(), timeout=seconds)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < at_most(5)
     message = str(caught.value)
     assert message.isprintable(), message
     assert len(message) < 2000
@@ -275,13 +275,13 @@ def test_traps_hear_nothing(db, tmp_path, verdict):
             if kind == "ZeroMQ with another key":
                 began = time.monotonic()
                 child.refused("ls", "--db", db.path, code=6)
-                assert time.monotonic() - began < 6
+                assert time.monotonic() - began < at_most(6)
             check_heard(db, trap.heard)
             return took, max(map(len, trap.heard))
 
     with ThreadPoolExecutor(len(TRAPS)) as pool:
         fates = dict(zip(TRAPS, pool.map(fall_into, copies, TRAPS), strict=True))
-    assert max(took for took, _ in fates.values()) <= 5
+    assert max(took for took, _ in fates.values()) <= at_most(5)
     verdict(
         "T19",
         "address leads to another program",
@@ -310,7 +310,7 @@ def test_a_silent_trap_hears_nothing(db, verdict):
         assert "didn't answer" in str(caught.value)
         assert str(trap.port) in str(caught.value)
         check_heard(db, trap.heard)
-    assert took < 2.5
+    assert took < at_most(2.5)
     verdict("T19", "address leads to a port that says nothing", f"error at the caller's deadline of 1 s: {took:.1f} s")
 
 

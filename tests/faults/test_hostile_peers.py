@@ -11,6 +11,7 @@ import msgspec
 import psutil
 import pytest
 import zmq
+from amounts import at_most
 from curve_peers import Peer, call, status
 from exact import check, read_journal, rows_by_api, writers
 from raw_peers import SilentPeers, fuzz, greeting, huge_frame
@@ -72,14 +73,14 @@ def test_garbage_never_reaches_the_server_s_program(lasting, tmp_path, amount, v
     answered = status(lasting.dir, at).calls
     with served_meanwhile(lasting, tmp_path, name="garbage") as report:
         done = fuzz(at, amount(4_000, 100_000), seed=20)
-    wait_until(lambda: usage(lasting.server).fds <= before.fds + 1, "all descriptors closed", seconds=5)
+    wait_until(lambda: usage(lasting.server).fds <= before.fds + 1, "all descriptors closed", seconds=at_most(5))
     after = usage(lasting.server)
     others = report[0].acked
     assert done.refused == 0
     assert after.rss - before.rss <= 20 * MB
     # The writers' calls, their hellos, our questions, the watchdog's: the garbage was no call.
     assert status(lasting.dir, at).calls - answered <= others + 60 + done.seconds
-    assert report[0].longest_stall < 5
+    assert report[0].longest_stall < at_most(5)
     verdict(
         "T20", "garbage to the port",
         f"{done.opened} connections in {done.seconds:.0f} s, {done.sent / MB:.0f} MB; RSS"
@@ -97,13 +98,13 @@ def test_silent_connections_are_dropped_soon(lasting, amount, verdict):
         opened = time.monotonic()
         status(lasting.dir, at, 5)
         answer = time.monotonic() - opened
-        wait_until(lambda: usage(lasting.server).fds <= base, "all descriptors closed", seconds=10)
+        wait_until(lambda: usage(lasting.server).fds <= base, "all descriptors closed", seconds=at_most(10))
         took = time.monotonic() - opened
         for crowd in crowds:
             assert crowd.wait_until_dropped(5)
-            assert max(crowd.lived) < 4
-    assert took <= 3
-    assert answer < 2
+            assert max(crowd.lived) < at_most(4)
+    assert took <= at_most(3)
+    assert answer < at_most(2)
     verdict(
         "T23",
         f"{3 * number} silent connections and half handshakes",
@@ -182,7 +183,7 @@ def test_a_frame_of_8_gib_ends_its_connection(lasting, verdict):
         peer.reply(0)
         peer.send(bytes(LARGEST_REQUEST + 2 * MB))
         assert between.dropped.wait(5)
-    wait_until(lambda: usage(lasting.server).fds <= before.fds, "its descriptor closed", seconds=5)
+    wait_until(lambda: usage(lasting.server).fds <= before.fds, "its descriptor closed", seconds=at_most(5))
     grown = usage(lasting.server).rss - before.rss
     assert grown < 64 * MB
     verdict(
@@ -212,7 +213,7 @@ def test_a_message_without_end(served, tmp_path, amount, verdict):
             time.sleep(0.01)
         took = time.monotonic() - began
     assert served.address.generation == before.generation + 1, "it has begun anew"
-    assert report[0].longest_stall <= 5
+    assert report[0].longest_stall <= at_most(5)
     verdict(
         "T22",
         "message without end by a peer with keys",
@@ -264,7 +265,7 @@ def test_a_client_that_never_reads(served, tmp_path, amount, verdict):
     assert not report.errors
     assert served.address == address
     assert grown <= 64 * MB
-    assert report.longest_stall < 5
+    assert report.longest_stall < at_most(5)
     calm, held, again = (p99(clients.journals, *moments[i : i + 2]) for i in (0, 4, 6))
     assert held <= max(2 * calm, 2 * again, amount(0.2, 0.02))  # less is noise
     verdict(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import pytest
+from amounts import at_most
 from exact import exact_report, writers
 from tcp_faults import FaultyLink
 
@@ -96,5 +97,5 @@ def test_many_lost_replies(served, link, tmp_path, amount, verdict):
         journals = clients.journals
     lost = link.to_clients.swallowed
     report = exact_report(served, journals)
-    assert report.longest_stall < 5
+    assert report.longest_stall < at_most(5)
     verdict("T03", f"lost replies under {number} writers", f"{lost} lost: {report}")

@@ -7,6 +7,8 @@ import os
 import sqlite3
 from pathlib import Path
 
+from amounts import at_most
+
 from balsam_core import Job, open_db
 from balsam_core.testing.tools import wait_until
 
@@ -41,7 +43,7 @@ def test_of_twenty_starts_at_once_one_wins(make_served, amount, verdict):
     for turn in range(1, rounds + 1):
         slowest = max(slowest, served.start_together(number))
         # Those that lost end a moment after their starters were told.
-        wait_until(lambda: len(processes_with(served.path)["balsam_core.watchdog"]) == 1, seconds=10)
+        wait_until(lambda: len(processes_with(served.path)["balsam_core.watchdog"]) == 1, seconds=at_most(10))
         assert processes_with(served.path) == {
             "balsam_core.watchdog": [served.watchdog],
             "balsam_core.proxy": [served.server],

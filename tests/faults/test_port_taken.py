@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+from amounts import at_most
 from exact import exact_report, writers
 from resources import wait_for_end
 
@@ -52,7 +53,7 @@ def occupied(where):
     with socket.socket() as taker:
         taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # The threads of the killed server may end a moment later than what is seen of it.
-        wait_until(lambda: binds(taker, where), "the end of the server's socket", seconds=10)
+        wait_until(lambda: binds(taker, where), "the end of the server's socket", seconds=at_most(10))
         taker.listen(100)
         yield taker
 
@@ -81,7 +82,7 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
                     os.kill(watchdog, signal.SIGCONT)
                     now = served.wait_for_another(before)
                     assert now.port != before.port
-                    clients.wait_for_more(20, seconds=5)
+                    clients.wait_for_more(20, seconds=at_most(5))
                     resumed.append(time.monotonic() - began)
             clients.stop()
             clients.finish()
@@ -93,7 +94,7 @@ def test_port_taken_at_the_restart(served, tmp_path, amount, verdict):
     assert reader.returncode == 0, err
     reads, generations = map(int, out.split())
     report = exact_report(served, journals)
-    assert max(resumed) <= 5
+    assert max(resumed) <= at_most(5)
     verdict(
         "T14",
         "port taken at the restart",

@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from amounts import at_most
 from exact import check, exact_report, rows_by_sqlite, writers
 
 from balsam_core import Job, open_db
@@ -28,7 +29,7 @@ def test_server_killed_at_random(served, tmp_path, amount, verdict):
         clients.finish()
         journals = clients.journals
     report = exact_report(served, journals)
-    assert report.longest_stall < 5
+    assert report.longest_stall < at_most(5)
     verdict("T01", f"server SIGKILLed under {number} writers", f"{kills} kills: {report}")
 
 
@@ -47,7 +48,7 @@ def test_server_dies_beside_the_commit(make_served, tmp_path, amount, verdict, p
         clients.finish()
         journals = clients.journals
     report = exact_report(served, journals)
-    assert report.longest_stall < 5
+    assert report.longest_stall < at_most(5)
     log = "".join(path.read_text() for path in served.dir.log.glob("dbserver_*.log"))
     assert log.count(f"was ended by {signal.SIGKILL.name}") >= crashes
     verdict("T02", f"server dies {point.replace('_', ' ')}", f"{crashes} crashes: {report}")
@@ -85,7 +86,7 @@ def test_watchdog_dies_beside_the_publication(make_served, tmp_path, amount, ver
     report = check(journals, rows_by_sqlite(served.path))
     report.assert_exact()
     assert not report.errors
-    assert max(worst, report.longest_stall) < 5
+    assert max(worst, report.longest_stall) < at_most(5)
     verdict(
         "T02", f"watchdog dies {point.replace('_', ' ')}", f"{len(rounds)} crashes, resumed in {worst:.1f} s: {report}"
     )

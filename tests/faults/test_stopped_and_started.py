@@ -10,6 +10,7 @@ import time
 
 import msgspec
 import pytest
+from amounts import at_most
 from exact import exact_report, writers
 from served_db import ServedDB
 from tcp_faults import FaultyLink
@@ -86,7 +87,7 @@ def test_a_program_that_holds_the_database_holds_up_writes_only(served, verdict)
         writing.join(30)
         assert len(outcome[0]) == 1
         assert sorted(row[0] for row in db.jobs.rows("name")) == ["before", "held up"]
-    assert took < 5
+    assert took < at_most(5)
     verdict(
         "S03", "another program holds the database", "reads and status answered, a late write refused, the rest done"
     )
@@ -102,7 +103,7 @@ def test_a_server_that_must_stop_does_not_wait_for_the_database(served):
         wait_until(lambda: any("holds the database" in file.read_text() for file in served.dir.log.glob("server_*")))
         begun = time.monotonic()
         served.stop()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < at_most(5)
         other.execute("ROLLBACK")
         writing.join(30)
         assert db.jobs.count() == 1
@@ -154,7 +155,7 @@ def test_slow_reads_are_answered_however_long_the_queue(make_served, tmp_path, v
             thread.join()
     assert not failures
     assert len(log.read_text()) == clients
-    assert max(done) >= max(seconds, clients * seconds / 2)
+    assert min(done) >= seconds
     verdict("S04", f"{clients} reads of {seconds:g} s at once", f"all answered, the last after {max(done):.1f} s")
 
 

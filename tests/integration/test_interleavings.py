@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from amounts import FULL
 from interleaving import DEADLINE, FAIL, Scene, World, end, register
 from plugin_dbs import open_transport
 
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     Build = Callable[[World], Scene]
 
-# SQLite has one writer at a time.
-FULL = os.environ.get("BALSAM_FAULTS") == "full"  # then either one is the first, on both
+# SQLite has one writer at a time. In full, on both kinds, and either one of the two is the first.
 KINDS = ["postgres", "mysql"] if FULL else ["postgres"]
 pytestmark = pytest.mark.parametrize("module_db", KINDS, indirect=True, scope="module")
 

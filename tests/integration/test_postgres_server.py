@@ -351,7 +351,7 @@ def test_without_its_server_each_command_says_how_to_start_it(served):
 
 
 def test_a_lock_file_that_names_a_stranger_hinders_no_start_and_the_stranger_lives(served):
-    """T10."""
+    """The lock file of PostgreSQL names a foreign process: it is never signalled, and the start works (T10)."""
     lock = served.path / "postgres" / "postmaster.pid"
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
         lock.write_text(f"{stranger.pid}\n{lock.parent}\n1\n1\n\n127.0.0.1\n  1  1\nready   \n")

@@ -137,7 +137,7 @@ class ServedDB:
         os.kill(before.pid, signal.SIGKILL)
         return before
 
-    def wait_for_another(self, before: Address, *, seconds: float = 30.0) -> Address:
+    def wait_for_another(self, before: Address, *, seconds: float = 60.0) -> Address:
         """Wait until another server than this one is published."""
         tools.wait_until(
             lambda: (a := address.read(self.dir)) is not None and a.generation > before.generation,
