@@ -14,8 +14,6 @@ from balsam_core.schema.tables import apps, counters, jobs, launchers, meta, met
 from balsam_core.schema.version import SCHEMA, VERSION_TABLE, check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from alembic.script import Script
     from sqlalchemy import Connection, Engine
 
@@ -107,33 +105,22 @@ def _run_migrations(conn: Connection) -> None:
 def _foreign_table(conn: Connection) -> str | None:
     """Return the name of a table that no migration, not even one that was killed half way, has made.
 
-    Names are compared as they are now, since a table and its columns may be renamed already or not yet. One of our
-    tables has at least the columns that its first revision gave it, and at most those of today.
+    Another program's table may have the name of one of ours; ours has no column but those of today or their earlier
+    names, and at least as many as its first revision gave it.
     """
     revisions = [script.module for script in _scripts_after("base")]
-    renamed_tables: dict[str, str] = {}
-    renamed_columns: dict[str, dict[str, str]] = {}
+    current_names: dict[str, str] = {}
+    columns_of = {name: set(table.columns.keys()) for name, table in metadata.tables.items()}
     for revision in revisions:
-        renamed_tables |= getattr(revision, "RENAMED_TABLES", {})
+        current_names |= getattr(revision, "RENAMED_TABLES", {})
         for table, names in getattr(revision, "RENAMED_COLUMNS", {}).items():
-            renamed_columns.setdefault(table, {}).update(names)
-
-    def current_columns(table: str, columns: Iterable[str]) -> set[str]:
-        names = renamed_columns.get(table, {})
-        return {names.get(column, column) for column in columns}
-
-    first: dict[str, set[str]] = {}
-    for table in revisions[0].metadata.sorted_tables:
-        name = renamed_tables.get(table.name, table.name)
-        first[name] = current_columns(name, table.columns.keys())
+            columns_of[table] |= names.keys()
+    fewest = {current_names.get(name, name): len(table.columns) for name, table in revisions[0].metadata.tables.items()}
     found = inspect(conn)
     for table in sorted(set(found.get_table_names()) - {VERSION_TABLE}):
-        name = renamed_tables.get(table, table)
-        if name not in metadata.tables:
-            return table
-        newest = set(metadata.tables[name].columns.keys())
-        columns = current_columns(name, [column["name"] for column in found.get_columns(table)])
-        if not first.get(name, newest) <= columns <= newest:
+        name = current_names.get(table, table)
+        columns = {column["name"] for column in found.get_columns(table)}
+        if not columns <= columns_of.get(name, set()) or len(columns) < fewest.get(name, 1):
             return table
     return None
 

@@ -76,6 +76,18 @@ def test_a_migration_that_was_killed_half_way_is_completed(engine: Engine) -> No
         assert sa.inspect(conn).has_table("jobs")
 
 
+@pytest.mark.parametrize(
+    "table", ["inventory (id INTEGER)", "jobs (id INTEGER, title INTEGER)", "apps (id INTEGER)", "applied (at INTEGER)"]
+)
+def test_tables_of_another_program_are_left_alone(engine: Engine, table: str) -> None:
+    with engine.begin() as conn:
+        conn.execute(sa.text(f"CREATE TABLE {table}"))
+    with pytest.raises(Conflict, match=f"holds the table '{table.split(maxsplit=1)[0]}': ask for an empty one"):
+        migrate.upgrade(engine, db_id="a" * 32)
+    with engine.connect() as conn:
+        assert sa.inspect(conn).get_table_names() == [table.split(maxsplit=1)[0]]
+
+
 def test_the_claim_index_serves_filter_and_order(make_db: Callable[[str], DBDir]) -> None:
     """On SQLite, which plans by rules alone; the plans of the others depend on how full the tables are."""
     engine = registry.load("sqlite").create_engine(make_db("sqlite"), "reader")
