@@ -206,6 +206,10 @@ def test_nonsense_is_refused(words, said):
     assert said in here.refused("dbserver", *words, code=2)
 
 
+def test_a_host_that_is_no_text_is_one_line(toy, db):
+    assert "no server can listen on" in here.refused("dbserver", "--host", "\udcff", code=5, db=db.path)
+
+
 def test_a_backend_without_server_says_so(toy):
     db = toy("db", "toynone")
     assert "Toy has no server" in here.refused("dbserver", code=5, db=db.path)
