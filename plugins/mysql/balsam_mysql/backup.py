@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from balsam_core.plugin import BackendError, Corrupt, DBDirError, ServerNotRunning, Unavailable, shown
 from balsam_mysql import keys
 from balsam_mysql.accounts import owner_of
+from balsam_mysql.configuration import ACCOUNT, DATABASE
 from balsam_mysql.connecting import connect
-from balsam_mysql.files import data_home, server_programs
-from balsam_mysql.options import ACCOUNT, DATABASE
+from balsam_mysql.init_files import data_home, server_programs
 from balsam_mysql.programs import client
 from balsam_mysql.url import Target
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from balsam_core.plugin import DBDirError, Unavailable, private_file, seconds_left, shown
 from balsam_mysql import keys
-from balsam_mysql.options import ACCOUNT, DATABASE, IDLE_WRITE, LOCK_WAIT, SQL_MODE, TABLE_LOCK_WAIT
+from balsam_mysql.configuration import ACCOUNT, DATABASE, IDLE_WRITE, LOCK_WAIT, SQL_MODE, TABLE_LOCK_WAIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ def _open(settings: dict[str, Any], timeout: int, read_timeout: int, own: Path |
     import MySQLdb
     from MySQLdb.constants import CLIENT
 
-    from balsam_mysql.faults import hopeless
+    from balsam_mysql.errors import hopeless
 
     try:
         connection = MySQLdb.connect(

@@ -17,7 +17,7 @@ from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerConnector
 from balsam_mysql.connecting import READ_TIMEOUT, connect, connect_by_url
-from balsam_mysql.faults import is_broken
+from balsam_mysql.errors import is_broken
 from balsam_mysql.url import Target
 
 if TYPE_CHECKING:

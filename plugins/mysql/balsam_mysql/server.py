@@ -15,9 +15,9 @@ from balsam_core.plugin import (
     private_file,
 )
 from balsam_mysql.accounts import owner_of
-from balsam_mysql.files import data_home, server_programs
+from balsam_mysql.configuration import ENVIRONMENT, MEMORY, server_options
+from balsam_mysql.init_files import data_home, server_programs
 from balsam_mysql.keys import certificate_file, key_file, make_keys, password_file
-from balsam_mysql.options import ENVIRONMENT, MEMORY, server_options
 
 if TYPE_CHECKING:
     from pathlib import Path

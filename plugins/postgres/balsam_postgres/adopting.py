@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from balsam_core.plugin import InvalidInput, Unavailable, is_loopback, write_private
-from balsam_postgres.cluster import password_file
+from balsam_postgres.bootstrap import password_file
 from balsam_postgres.connecting import connect_adopted, remember_password
-from balsam_postgres.faults import DURABLE
+from balsam_postgres.errors import DURABLE
 from balsam_postgres.programs import OLDEST
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ def balsam_server_policy(db: DBDir) -> ServerPolicy:
 @hookimpl
 def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
     """Make ``postgres/`` with an empty database, or check the one that is there; or adopt somebody else's."""
-    from balsam_postgres.setting_up import set_up
+    from balsam_postgres.init_files import set_up
 
     return set_up(db, options)
 
@@ -75,7 +75,7 @@ def balsam_open_transport(db: DBDir) -> Transport:
     """Return what runs operations on whichever server is published."""
     from balsam_core.plugin import NativeTransport
     from balsam_postgres.engine import make_engine
-    from balsam_postgres.faults import is_retryable, translate
+    from balsam_postgres.errors import is_retryable, translate
 
     return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable, translate=translate)
 
@@ -93,7 +93,7 @@ def balsam_bulk_insert(
     connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
     """Insert many rows with COPY."""
-    from balsam_postgres.bulk import copy_rows
+    from balsam_postgres.bulk_insert import copy_rows
 
     copy_rows(connection, table, columns, rows)
 

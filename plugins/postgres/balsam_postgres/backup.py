@@ -11,7 +11,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from balsam_core.plugin import BackendError, Corrupt, ServerNotRunning, Unavailable, shown
-from balsam_postgres.cluster import find_own_server, stored_password
+from balsam_postgres.bootstrap import find_own_server, stored_password
 from balsam_postgres.connecting import adopted_parameters, adopted_password, connect_adopted, own_parameters
 from balsam_postgres.programs import find_client
 

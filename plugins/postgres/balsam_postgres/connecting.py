@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from balsam_core.plugin import BackendError, Unavailable, is_loopback, seconds_left, shown
-from balsam_postgres.cluster import DATABASE, ROLE, password_file, stored_password
-from balsam_postgres.faults import hopeless
+from balsam_postgres.bootstrap import DATABASE, ROLE, password_file, stored_password
+from balsam_postgres.errors import hopeless
 from balsam_postgres.server import PROTOCOL, certificate_file
 
 if TYPE_CHECKING:

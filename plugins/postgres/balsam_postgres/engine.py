@@ -15,7 +15,7 @@ from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerConnector
 from balsam_postgres.connecting import connect, connect_adopted
-from balsam_postgres.faults import is_lost
+from balsam_postgres.errors import is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,8 +21,8 @@ from balsam_core.plugin import (
     shown,
 )
 from balsam_postgres.accounts import account_of
-from balsam_postgres.cluster import DATABASE, ROLE, data_directory, find_own_server
-from balsam_postgres.faults import DURABLE
+from balsam_postgres.bootstrap import DATABASE, ROLE, data_directory, find_own_server
+from balsam_postgres.errors import DURABLE
 
 if TYPE_CHECKING:
     from balsam_core.plugin import DBDir

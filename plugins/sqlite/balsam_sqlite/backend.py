@@ -42,7 +42,7 @@ def balsam_db_type() -> DBType:
 @hookimpl
 def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
     """Make ``db.sqlite3``, or check the one that is there."""
-    from balsam_sqlite.files import init_file
+    from balsam_sqlite.init_files import init_file
 
     return init_file(db, options)
 
@@ -51,18 +51,18 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
 def balsam_start_server(db: DBDir, host: str, port: int, tls: bool) -> ServerPlan:  # noqa: FBT001
     """Run the core's write server on the file."""
     from balsam_core.plugin import write_server_plan
-    from balsam_sqlite.files import check_file, check_locks
+    from balsam_sqlite.init_files import check_file, check_locks
 
     check_locks(db)
     check_file(db)
-    return write_server_plan(db, host, port, engine="balsam_sqlite.serving:single_writer")
+    return write_server_plan(db, host, port, engine="balsam_sqlite.server:single_writer")
 
 
 @hookimpl
 def balsam_open_transport(db: DBDir) -> Transport:
     """Go through the write server while one is published, else open the file."""
     from balsam_core.plugin import ServedTransport
-    from balsam_sqlite.serving import single_writer
+    from balsam_sqlite.server import single_writer
 
     return ServedTransport(db, single_writer(db))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.plugin import Corrupt, Unavailable, filesystem_type, is_network, shown
 from balsam_sqlite.engine import make_engine
-from balsam_sqlite.files import APPLICATION_ID, check_file, database_file
+from balsam_sqlite.init_files import APPLICATION_ID, check_file, database_file
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerNotRunning, filesystem_type, is_network, shown
-from balsam_sqlite.faults import is_retryable, translate
-from balsam_sqlite.files import check_file, check_locks, database_file
+from balsam_sqlite.errors import is_retryable, translate
+from balsam_sqlite.init_files import check_file, check_locks, database_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

@@ -23,9 +23,9 @@ from balsam_core.plugin import (
     shown,
 )
 from balsam_mysql.accounts import owner_of, wanted_owner
+from balsam_mysql.bootstrap import make_data
+from balsam_mysql.configuration import MEMORY
 from balsam_mysql.keys import make_keys, password_file, write_password
-from balsam_mysql.making import make_data
-from balsam_mysql.options import MEMORY
 from balsam_mysql.programs import find
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from balsam_core.plugin import SingleWriter, is_network
-from balsam_sqlite.faults import is_fatal, is_retryable, translate
+from balsam_sqlite.errors import is_fatal, is_retryable, translate
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -24,7 +24,7 @@ def single_writer(db: DBDir) -> SingleWriter:
         return make_engine(db, role)
 
     def secure() -> None:
-        from balsam_sqlite.files import force_log_to_disk
+        from balsam_sqlite.init_files import force_log_to_disk
 
         force_log_to_disk(db)
 

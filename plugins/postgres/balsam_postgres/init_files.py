@@ -58,7 +58,7 @@ def set_up(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
 
 def _own(db: DBDir, bindir: str, user: str) -> None:
     from balsam_postgres.accounts import choose_account
-    from balsam_postgres.cluster import check_data, data_directory, make_data
+    from balsam_postgres.bootstrap import check_data, data_directory, make_data
     from balsam_postgres.programs import find_server
 
     if db.settings or os.path.lexists(data_directory(db)):

@@ -1,7 +1,7 @@
 """Filling an empty data directory: the system tables, one database, and the one account that may use it.
 
-What is particular to MariaDB and to MySQL is here and in :mod:`balsam_mysql.options`. MySQL's half follows its manual
-(https://dev.mysql.com/doc/refman/8.4/en/data-directory-initialization.html) and has never been run.
+What is particular to MariaDB and to MySQL is here and in :mod:`balsam_mysql.configuration`. MySQL's half follows its
+manual (https://dev.mysql.com/doc/refman/8.4/en/data-directory-initialization.html) and has never been run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balsam_core.plugin import BackendError, shown
-from balsam_mysql.options import ACCOUNT, DATABASE, ENVIRONMENT, file_options
+from balsam_mysql.configuration import ACCOUNT, DATABASE, ENVIRONMENT, file_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from balsam_core.plugin import Conflict, InvalidInput, Unavailable, is_loopback, shown
 from balsam_mysql.connecting import connect_by_url
-from balsam_mysql.files import check_durability, data_home
+from balsam_mysql.init_files import check_durability, data_home
 from balsam_mysql.keys import password_file, read_password, write_password
 from balsam_mysql.url import Target
 
