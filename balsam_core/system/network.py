@@ -16,7 +16,7 @@ from balsam_core.system.files import reason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LOOPBACK", "advertised", "choose_port", "is_wildcard"]
+__all__ = ["LOOPBACK", "advertised", "choose_port", "is_wildcard", "local_host"]
 
 LOOPBACK = "127.0.0.1"
 _SOMEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # documentation addresses; nothing is sent
@@ -78,6 +78,13 @@ def is_wildcard(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_unspecified
     return host in {"", "*"}
+
+
+def local_host(host: str) -> str:
+    """Return where this machine reaches a server that listens on a host: for a wildcard, the loopback."""
+    if not is_wildcard(host):
+        return host
+    return "::1" if ":" in host else LOOPBACK
 
 
 def advertised(host: str) -> str:

@@ -11,7 +11,7 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, Corrupt, InvalidInput, Unavailable
 
 psycopg = pytest.importorskip("psycopg")
-adopting = pytest.importorskip("balsam_postgres.adopting")
+url_module = pytest.importorskip("balsam_postgres.url")
 from balsam_postgres import bootstrap, connecting, errors  # noqa: E402
 
 
@@ -41,7 +41,7 @@ def test_the_verifier_is_that_of_rfc_7677():
 )
 def test_a_wrong_url_is_refused_without_its_secrets(url, why):
     with pytest.raises(InvalidInput, match=why) as caught:
-        adopting.check_url(url)
+        url_module.check_url(url)
     assert "secret" not in str(caught.value)
 
 
@@ -55,7 +55,7 @@ def test_a_wrong_url_is_refused_without_its_secrets(url, why):
     ],
 )
 def test_a_good_url_passes(url):
-    adopting.check_url(url)
+    url_module.check_url(url)
     parameters = connecting.adopted_parameters({"url": url}, psycopg.pq.version())
     assert parameters["dbname"] == "db"
     assert parameters["hostaddr"] == ""
@@ -99,7 +99,7 @@ def test_a_server_of_ours_is_pinned_and_gets_no_password_in_clear(tmp_path):
     ],
 )
 def test_what_cannot_succeed_is_known(said):
-    assert " ".join(said.split()) in errors.hopeless(psycopg.OperationalError(said))
+    assert " ".join(said.split()) in str(errors.permanent_error(psycopg.OperationalError(said), "the server"))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_cannot_succeed_is_known(said):
     ],
 )
 def test_what_may_succeed_is_repeated(said):
-    assert errors.hopeless(psycopg.OperationalError(said)) is None
+    assert errors.permanent_error(psycopg.OperationalError(said), "the server") is None
 
 
 def test_the_servers_troubles_are_told_apart():

@@ -59,10 +59,6 @@ def balsam_server_policy(db: DBDir) -> ServerPolicy:
 @hookimpl
 def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
     """Make the server's data in ``mysql/``, or check the database that a URL names."""
-    if "url" in db.settings or "url" in options:
-        from balsam_mysql.adopting import adopt
-
-        return adopt(db, options)
     from balsam_mysql.init_files import init_files
 
     return init_files(db, options)
