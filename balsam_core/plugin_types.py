@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"]
+__all__ = ["DB_TYPE_NAME", "PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"]
 
 PLUGIN_API = 1
 """Version of the plugin contract that this core speaks. It changes only when old plugins would misbehave."""
@@ -30,7 +30,8 @@ EngineRole = Literal["owner", "writer", "reader", "server"]
 
 LONGEST_TITLE = 60  # characters
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+DB_TYPE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What a db type must match, whole."""
 
 
 def _nothing() -> Mapping[str, str]:
@@ -78,7 +79,7 @@ class DBType:
     capabilities: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(str(self.name)):
+        if not DB_TYPE_NAME.fullmatch(str(self.name)):
             raise ValueError(f"the db type {self.name!r} is not a lower-case word of letters, digits and underscores")
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
         if wrong:

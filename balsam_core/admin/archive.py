@@ -3,33 +3,40 @@
 * ``balsam-backup.json``: what it is, see :class:`Manifest`;
 * ``database``: what the backend's plugin wrote.
 
-It is read strictly, block by block and never by name: a file of another making can't lead anywhere.
+A file of unknown origin must not lead to other files or fill the memory. So nothing is extracted by name, each member
+must be the expected one, and tarfile may read only as many bytes as that needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
+import shutil
 import tarfile
 import time
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import IO, TYPE_CHECKING, Annotated, BinaryIO
 
 import msgspec
 
 from balsam_core.errors import Corrupt, SchemaMismatch
+from balsam_core.plugin_types import DB_TYPE_NAME
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["FORMAT", "Manifest", "digest", "extract", "read_manifest", "write_archive"]
+__all__ = ["FORMAT", "Backup", "Manifest", "digest", "write_archive"]
 
 FORMAT = 1  # of the manifest and the members; a program refuses a newer one
 
 _MANIFEST = "balsam-backup.json"
 _DATABASE = "database"
-_BLOCK = 512  # bytes, of a tar file
 _CHUNK = 1024 * 1024  # bytes
 _LARGEST_MANIFEST = 64 * 1024  # bytes
+_END = 2 * tarfile.BLOCKSIZE  # bytes, all zero
+_GARBAGE_ERRORS = (tarfile.TarError, msgspec.MsgspecError, ValueError, LookupError, ArithmeticError)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     format: int
-    db_type: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=100)]
+    db_type: Annotated[str, msgspec.Meta(pattern=rf"^{DB_TYPE_NAME.pattern}\Z", max_length=100)]
     db_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     schema: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}\Z")]
     created: str
@@ -80,106 +87,97 @@ def write_archive(target: Path, manifest: Manifest, database: Path) -> None:
         OSError: It can't be written.
     """
     head = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with open(os.open(target, flags, 0o600), "wb") as out, database.open("rb") as content:  # noqa: PTH123  (a descriptor)
-        out.write(_header(_MANIFEST, len(head)) + head + _padding(len(head)))
-        out.write(_header(_DATABASE, manifest.size))
-        written = 0
-        while chunk := content.read(_CHUNK):
-            out.write(chunk)
-            written += len(chunk)
-        if written != manifest.size:
-            raise OSError(None, f"the file of {manifest.plugin} has changed meanwhile", str(database))
-        out.write(_padding(written) + bytes(2 * _BLOCK))
+    with _new_file(target) as out, database.open("rb") as content:
+        with tarfile.TarFile(fileobj=out, mode="w", format=tarfile.GNU_FORMAT, copybufsize=_CHUNK) as tar:
+            for name, size, source in ((_MANIFEST, len(head), io.BytesIO(head)), (_DATABASE, manifest.size, content)):
+                member = tarfile.TarInfo(name)
+                member.size, member.mode, member.mtime = size, 0o600, int(time.time())
+                tar.addfile(member, source)
         out.flush()
         os.fsync(out.fileno())
 
 
-def read_manifest(stream: BinaryIO, name: str) -> Manifest:
-    """Read the beginning of a backup and return what it is.
+class Backup:
+    """A backup that is being read.
 
     Args:
         stream: The file, at its beginning.
         name: Its name, for errors.
 
+    Attributes:
+        manifest: What it is.
+
     Raises:
         Corrupt: It is no backup, or damaged.
         SchemaMismatch: A newer Balsam made it.
     """
-    size = _member(stream, name, _MANIFEST)
-    if size > _LARGEST_MANIFEST:
-        raise Corrupt(f"{name} is no backup of Balsam's: its first member is too large")
-    text = _exactly(stream, size, name)
-    _exactly(stream, -size % _BLOCK, name)
-    try:
-        found = msgspec.json.decode(text, type=_Format).format
-        if found > FORMAT:
-            raise SchemaMismatch(f"{name} was made by a newer Balsam: upgrade with pip install -U balsam-core")
-        return msgspec.json.decode(text, type=Manifest)
-    except msgspec.MsgspecError as err:
-        raise Corrupt(f"{name} is damaged or no backup of Balsam's: {_MANIFEST} can't be understood ({err})") from None
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._file = _BoundedFile(stream)
+        self._name = name
+        with self._as_corrupt():
+            self._file.allowed = tarfile.BLOCKSIZE + _LARGEST_MANIFEST
+            self._tar = tarfile.TarFile(fileobj=self._file)  # type: ignore[arg-type]
+            text = self._next_member(_MANIFEST).read()
+            if msgspec.json.decode(text, type=_Format).format > FORMAT:
+                raise SchemaMismatch(f"{name} was made by a newer Balsam: upgrade with pip install -U balsam-core")
+            self.manifest = msgspec.json.decode(text, type=Manifest)
+
+    def extract(self, target: Path) -> None:
+        """Copy the plugin's file out of the backup, and check it.
+
+        Raises:
+            Corrupt: The backup is damaged.
+            OSError: It can't be read, or the file can't be written.
+        """
+        with self._as_corrupt():
+            self._file.allowed = 1 + tarfile.BLOCKSIZE  # tarfile reads the last byte before a header, too
+            content = self._next_member(_DATABASE)
+            self._file.allowed = self.manifest.size
+            with _new_file(target) as out:
+                shutil.copyfileobj(content, out, _CHUNK)
+            if (target.stat().st_size, digest(target)) != (self.manifest.size, self.manifest.sha256):
+                raise tarfile.ReadError("the database is not what was written (SHA-256)")
+            # Then only the end: other programs pad it to a whole record.
+            padding = -self._file.tell() % tarfile.BLOCKSIZE
+            self._file.allowed = 2 * tarfile.RECORDSIZE
+            rest = self._file.read(2 * tarfile.RECORDSIZE)
+            end = len(rest) - padding
+            if any(rest) or end % tarfile.BLOCKSIZE or not _END <= end < _END + tarfile.RECORDSIZE:
+                raise tarfile.ReadError("it is cut short, or something follows its end")
+
+    def _next_member(self, name: str) -> IO[bytes]:
+        member = self._tar.next()
+        if member is None:
+            raise tarfile.ReadError(f"it has no {name}")
+        content = self._tar.extractfile(member) if member.type == tarfile.REGTYPE and member.size >= 0 else None
+        if content is None or member.name != name or member.pax_headers:
+            raise tarfile.ReadError(f"it holds {member.name[:60]!r} in place of {name}")
+        return content
+
+    @contextlib.contextmanager
+    def _as_corrupt(self) -> Iterator[None]:
+        try:
+            yield
+        except _GARBAGE_ERRORS as err:
+            why = " ".join(str(err).split())
+            raise Corrupt(f"{self._name} is damaged or no backup of Balsam's: {why}; use another backup") from None
 
 
-def extract(stream: BinaryIO, name: str, manifest: Manifest, target: Path) -> None:
-    """Copy the plugin's file out of a backup, and check it.
+class _BoundedFile:
+    """A file of which only so many more bytes may be read: a header can claim any size."""
 
-    Args:
-        stream: The file, behind what :func:`read_manifest` has read.
-        name: Its name, for errors.
-        manifest: What that said.
-        target: The file to make.
+    def __init__(self, stream: BinaryIO) -> None:
+        self.allowed = 0  # bytes
+        self._read = stream.read
+        self.seek, self.tell = stream.seek, stream.tell
 
-    Raises:
-        Corrupt: The backup is damaged.
-        OSError: It can't be read, or the file can't be written.
-    """
-    size = _member(stream, name, _DATABASE)
-    if size != manifest.size:
-        raise Corrupt(f"{name} is damaged: its database has {size} bytes instead of {manifest.size}")
-    found = hashlib.sha256()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with open(os.open(target, flags, 0o600), "wb") as out:  # noqa: PTH123  (a descriptor)
-        left = size
-        while left:
-            chunk = _exactly(stream, min(_CHUNK, left), name)
-            left -= len(chunk)
-            found.update(chunk)
-            out.write(chunk)
-    if found.hexdigest() != manifest.sha256:
-        raise Corrupt(f"{name} is damaged: its database is not what was written (SHA-256); use another backup")
-    if any(_exactly(stream, -size % _BLOCK + 2 * _BLOCK, name)) or stream.read(1):
-        raise Corrupt(f"{name} is damaged: something stands behind its end")
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.allowed:
+            raise tarfile.ReadError("a header or a member is too large")
+        self.allowed -= size
+        return self._read(size)
 
 
-def _header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size = size
-    member.mode = 0o600
-    member.mtime = int(time.time())
-    return member.tobuf(tarfile.GNU_FORMAT)
-
-
-def _padding(size: int) -> bytes:
-    return bytes(-size % _BLOCK)
-
-
-def _member(stream: BinaryIO, name: str, wanted: str) -> int:
-    """Read a member's header and return the member's size.
-
-    One header is parsed at a time: :mod:`tarfile` itself follows extensions of the format, and some of them far.
-    """
-    try:
-        found = tarfile.TarInfo.frombuf(_exactly(stream, _BLOCK, name), "utf-8", "surrogateescape")
-    except tarfile.HeaderError as err:
-        raise Corrupt(f"{name} is no backup of Balsam's, or damaged: {err}") from None
-    if found.name != wanted or found.type != tarfile.REGTYPE or found.size < 0:
-        raise Corrupt(f"{name} is no backup of Balsam's: it holds {found.name[:60]!r} in place of {wanted}")
-    return found.size
-
-
-def _exactly(stream: BinaryIO, size: int, name: str) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        what = "is cut short: use another backup" if stream.tell() else "is empty: it is no backup of Balsam's"
-        raise Corrupt(f"{name} {what}")
-    return data
+def _new_file(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")

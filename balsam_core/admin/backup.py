@@ -1,8 +1,8 @@
 """``balsam backup`` and ``balsam restore``: a DB's database in one file, and a new DB from such a file.
 
-The database's content is what the plugin's hooks ``balsam_backup`` and ``balsam_restore`` write and read. Neither
-secrets nor the jobs' working directories are in it. A restored DB keeps the id of the DB that was saved: it is that DB,
-as it was then.
+The plugin's hooks ``balsam_backup`` and ``balsam_restore`` write and read the database's content. A backup holds no
+secrets and no working directories of jobs. A restored DB has the id of the DB that was saved: it is that DB, as it was
+then.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
 
     Args:
         db: The DB directory.
-        file: The file to make, 0600; whatever happens, it is complete or not there.
+        file: The file to make, 0600. If this fails, there is no file.
 
     Returns:
         What it holds.
 
     Raises:
         BackendError: The DB's backend can't do this, or is broken.
-        Conflict: There is something under the file's name.
+        Conflict: The file exists.
         NotFound: The file's folder does not exist.
         InvalidInput: The file can't be written.
         Unavailable: The database can't be reached.
@@ -54,12 +54,12 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
 
     target = expand(file)
     name = shown(target)
-    backend = _able(db.db_type, "balsam_backup", "saved")
+    backend = _backend_with(db.db_type, "balsam_backup", "saved")
     published = address.read(db)
     with backend.open_transport(db) as transport:
         schema = transport.run(GetInfo()).schema
-    with _as_file_errors(name, target), _workplace(target) as place:
-        content = place / "database"
+    with _as_file_errors(name, target), _working_folder(target) as folder:
+        content = folder / "database"
         backend.backup(db, published, content)
         if content.is_symlink() or not content.is_file():
             raise BackendError(f"{backend.provider} is broken: balsam_backup made no file; tell the package's authors")
@@ -74,8 +74,8 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
             size=content.stat().st_size,
             sha256=archive.digest(content),
         )
-        archive.write_archive(place / "backup", manifest, content)
-        rename_new(place / "backup", target)
+        archive.write_archive(folder / "backup", manifest, content)
+        rename_new(folder / "backup", target)
         force_to_disk(target.parent)
     return manifest
 
@@ -107,7 +107,7 @@ def restore(
         NotFound: There is no such file.
         SchemaMismatch: A newer Balsam made it.
     """
-    from balsam_core.admin.initialise import Filling, initialise
+    from balsam_core.admin.initialise import initialise
     from balsam_core.schema import SCHEMA
 
     source = expand(file)
@@ -118,21 +118,18 @@ def restore(
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise InvalidInput(f"{name} can't be read: is no regular file")
         with _as_file_errors(name, source, "read"):
-            manifest = archive.read_manifest(stream, name)
+            saved = archive.Backup(stream, name)
+        manifest = saved.manifest
         if manifest.schema > SCHEMA:
             raise SchemaMismatch(
                 f"{name} has schema {manifest.schema}, newer than this program's {SCHEMA}: upgrade with pip install -U "
                 f"balsam-core"
             )
-        _able(manifest.db_type, "balsam_restore", "restored")
-        filling = Filling(
-            db_id=manifest.db_id,
-            write=lambda target: archive.extract(stream, name, manifest, target),
-        )
-        return initialise(path, manifest.db_type, options, password=password, filling=filling).db, manifest
+        _backend_with(manifest.db_type, "balsam_restore", "restored")
+        return initialise(path, manifest.db_type, options, password=password, backup=saved).db, manifest
 
 
-def _able(db_type: str, hook: str, done: str) -> Backend:
+def _backend_with(db_type: str, hook: str, done: str) -> Backend:
     backend = registry.load(db_type)
     if not backend.has(hook):
         raise BackendError(
@@ -143,20 +140,20 @@ def _able(db_type: str, hook: str, done: str) -> Backend:
 
 
 @contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
+def _working_folder(target: Path) -> Iterator[Path]:
     """Give a hidden folder, 0700, beside a file that must not exist yet."""
     if os.path.lexists(target):
         raise FileExistsError(target)
-    place = Path(tempfile.mkdtemp(prefix=".balsam-backup-", dir=target.parent))
+    folder = Path(tempfile.mkdtemp(prefix=".balsam-backup-", dir=target.parent))
     try:
-        yield place
+        yield folder
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _as_file_errors(name: str, file: Path, verb: str = "written") -> Iterator[None]:
-    """Turn errors of the operating system into one line about the file."""
+    """Turn errors of the operating system into errors that name the file."""
     try:
         yield
     except FileExistsError:

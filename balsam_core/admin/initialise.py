@@ -1,7 +1,7 @@
 """``balsam init``: make a DB directory, or refresh one.
 
-Killed at any moment, it leaves either nothing that a later command trips over, or a DB. Of many that run at once, one
-creates and the others refresh. Nothing is removed that was not made here.
+Killed at any moment, it leaves a DB, or nothing that hinders a later command. Of many that run at once, one creates the
+DB and the others refresh it. Only what was made here is ever removed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, replace
-from threading import Thread
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -22,13 +21,14 @@ from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system.files import expand, force_to_disk, reason, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from balsam_core.admin.archive import Backup
     from balsam_core.backends.registry import Backend
     from balsam_core.dbdir.address import Address
 
-__all__ = ["Filling", "InitResult", "ensure_default", "initialise"]
+__all__ = ["InitResult", "ensure_default", "initialise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,26 +37,13 @@ class InitResult:
 
     Attributes:
         db: The DB directory.
-        created: Whether this call created it; if not, it was there and is up to date now.
-        restarted: Where its server runs again, that was stopped meanwhile; None when none had to be.
+        created: Whether this call created it; if not, it existed and is up to date now.
+        restarted: The new address of its server, which was stopped meanwhile; None when none was.
     """
 
     db: DBDir
     created: bool
     restarted: Address | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filling:
-    """What a new DB is filled with: a backup.
-
-    Attributes:
-        db_id: The id that the DB gets: that of the DB that was saved.
-        write: Writes what the backend's ``balsam_backup`` has made into a new file.
-    """
-
-    db_id: str
-    write: Callable[[Path], None]
 
 
 def initialise(
@@ -65,7 +52,7 @@ def initialise(
     options: Mapping[str, str] | None = None,
     *,
     password: str | None = None,
-    filling: Filling | None = None,
+    backup: Backup | None = None,
 ) -> InitResult:
     """Create the DB directory, or bring an existing one to this program's schema.
 
@@ -73,12 +60,12 @@ def initialise(
         path: The directory; it may be missing, with its parents, or empty, or a DB. ``~`` is expanded.
         db_type: Name or alias of a backend; None for ``sqlite``, or for what an existing DB has.
         options: The backend's own options, by name. The option ``url`` names a server that somebody else runs.
-        password: For the server that the option ``url`` names, now or earlier; None for none, or the one from before.
-        filling: What to fill a new DB with; None for nothing.
+        password: For the server that the option ``url`` names, now or earlier; None for none, or the stored one.
+        backup: What to fill a new DB with; None for nothing.
 
     Raises:
         BackendError: There is no such backend, or it is broken.
-        Conflict: The DB has another db type, or exists and can't be filled.
+        Conflict: The DB has another db type, or exists and can't be filled, or can't change to that server.
         DBDirError: The path is a file, holds something else, or can't be written; nothing was changed.
         InvalidInput: An option is unknown or has a wrong value; nothing was changed.
         SchemaMismatch: A newer Balsam made the DB.
@@ -88,31 +75,31 @@ def initialise(
     target = expand(path)
     chosen = dict(options or {})
     with _as_db_dir_errors(target):
-        existing = _existing(target)
-        if existing is not None and filling is None:
-            return _refresh(existing, db_type, chosen, password)
+        existing = _existing_db(target)
         if existing is not None:
-            raise _not_new(target)
+            if backup is not None:
+                raise _exists_already(target)
+            return _refresh(existing, db_type, chosen, password)
         backend = registry.load(db_type or registry.DEFAULT_DB_TYPE)
         chosen = _checked_options(backend, chosen, password)
-        with _parents(target):
+        with _parents_made(target):
             staging.sweep(target)
             stage = staging.make_stage(target)
             try:
-                with _named(stage, target):
-                    db = _build(backend, stage, chosen, filling)
+                with _stage_shown_as(stage, target):
+                    db = _build_db(backend, stage, chosen, backup)
                 created = staging.publish(stage, target, CONFIG_NAME)
             finally:
                 staging.discard(stage)
         if created:
             return InitResult(db=replace(db, path=target), created=True)
-        if filling is not None:
-            raise _not_new(target)
+        if backup is not None:
+            raise _exists_already(target)
         return _refresh(DBDir.open(target), db_type, dict(options or {}), password)
 
 
 def ensure_default(path: Path) -> DBDir:
-    """Return the DB at ``path``, the user's default one, created if it isn't there.
+    """Return the user's default DB, at ``path``; it is created if it is missing.
 
     Raises:
         BackendError: It must be created and balsam-sqlite is not installed, or is broken.
@@ -126,8 +113,8 @@ def ensure_default(path: Path) -> DBDir:
         raise BackendError(f"the default DB {shown(path)} can't be created: {err}; or name a DB with --db") from err
 
 
-def _existing(target: Path) -> DBDir | None:
-    """Return the DB that is there, None where one can be made."""
+def _existing_db(target: Path) -> DBDir | None:
+    """Return the DB at the path, None where one can be made."""
     name = shown(target)
     if not os.path.lexists(target):
         return None
@@ -138,7 +125,7 @@ def _existing(target: Path) -> DBDir | None:
     if os.path.lexists(target / CONFIG_NAME):
         return DBDir.open(target)
     if any(not staging.is_ours(entry) for entry in os.listdir(target)):  # noqa: PTH208  (names, not paths)
-        # Another process may have moved its files in between the two looks.
+        # Another process may have moved its files between the two checks.
         staging.finish(target, CONFIG_NAME)
         if os.path.lexists(target / CONFIG_NAME):
             return DBDir.open(target)
@@ -147,7 +134,7 @@ def _existing(target: Path) -> DBDir | None:
 
 
 def _checked_options(backend: Backend, options: Mapping[str, str], password: str | None) -> dict[str, str]:
-    """Return what the backend gets."""
+    """Return the options for the backend, with the password."""
     known = backend.identity.options
     for option in options:
         if option not in known:
@@ -170,35 +157,23 @@ def _has_password(url: str) -> bool:
         return False
 
 
-def _not_new(target: Path) -> Conflict:
+def _exists_already(target: Path) -> Conflict:
     return Conflict(f"{shown(target)} is a DB already, and a backup is restored as a new one: name another path")
 
 
-def _build(backend: Backend, stage: Path, options: Mapping[str, str], filling: Filling | None) -> DBDir:
-    """Make everything in the stage; what makes it a DB comes last."""
+def _build_db(backend: Backend, stage: Path, options: Mapping[str, str], backup: Backup | None) -> DBDir:
+    """Make everything in the stage; the file that makes it a DB comes last."""
     make_tree(stage)
-    db = DBDir(path=stage, db_type=backend.identity.name, id=filling.db_id if filling else uuid4().hex)
+    db = DBDir(path=stage, db_type=backend.identity.name, id=backup.manifest.db_id if backup else uuid4().hex)
     source = stage / ".backup"
-    if filling:
-        filling.write(source)
-    loading = Thread(target=_load_tools)  # while a backend's programs make its files
-    loading.start()
-    try:
-        db = replace(db, settings=backend.init_db(db, options))
-    finally:
-        loading.join()
+    if backup:
+        backup.extract(source)
+    db = replace(db, settings=backend.init_db(db, options))
     address.withdraw(db)
-    _upgrade(backend, db, new=filling is None, source=source if filling else None)
+    _upgrade_tables(backend, db, new=backup is None, source=source if backup else None)
     source.unlink(missing_ok=True)
     write_config(db)
     return db
-
-
-def _load_tools() -> None:
-    """Import what makes the tables: 0.2 s."""
-    with contextlib.suppress(Exception):  # who needs it says so
-        import balsam_core.schema.migrate
-        import balsam_core.watchdog.temporary  # noqa: F401
 
 
 def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], password: str | None) -> InitResult:
@@ -207,8 +182,14 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
         raise Conflict(f"{name} is a DB of type {db.db_type}, not {db_type}: leave the type out, or name another path")
     backend = registry.load(db.db_type)
     options = _checked_options(backend, options, password)
-    required = backend.server_policy(db) is ServerPolicy.REQUIRED
-    if required and not options and (published := _published(db)) and _is_current(backend, db):
+    policy = backend.server_policy(db)
+    if "url" in options and policy is not ServerPolicy.NONE:
+        raise Conflict(
+            f"{shown(db.path)} can't change between a server of its own and one that somebody else runs: make another "
+            f"DB with balsam init, and fill it from a backup"
+        )
+    required = policy is ServerPolicy.REQUIRED
+    if required and not options and (published := _published_address(db)) and _is_current(backend, db):
         return InitResult(db=_bring_up_to_date(backend, db, options, published), created=False)
     from balsam_core.watchdog import control
 
@@ -217,7 +198,7 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
         with control.paused(db, always=required) as server:
             refreshed = _bring_up_to_date(backend, db, options, None)
     except BaseException:
-        if server is not None:  # what could not be refreshed is served as before
+        if server is not None:  # a DB that could not be refreshed is served as before
             with contextlib.suppress(BalsamError, OSError):
                 control.start(db, server)
         raise
@@ -231,14 +212,14 @@ def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], p
     refreshed = replace(db, settings=settings)
     if not os.path.lexists(db.address_file):
         address.withdraw(db)
-    _upgrade(backend, refreshed, published=published)
+    _upgrade_tables(backend, refreshed, published=published)
     if dict(db.settings) != settings:
         write_config(refreshed)
     staging.sweep(db.path)
     return refreshed
 
 
-def _published(db: DBDir) -> Address | None:
+def _published_address(db: DBDir) -> Address | None:
     return address.read(db) if os.path.lexists(db.address_file) else None
 
 
@@ -257,10 +238,10 @@ def _is_current(backend: Backend, db: DBDir) -> bool:
         engine.dispose()
 
 
-def _upgrade(
+def _upgrade_tables(
     backend: Backend, db: DBDir, *, published: Address | None = None, new: bool = False, source: Path | None = None
 ) -> None:
-    """Make or change the tables, by a server for the purpose where one is needed and none is published."""
+    """Make or change the tables; where a server is needed and none is published, one is run for that."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from balsam_core.schema.migrate import upgrade
@@ -280,12 +261,12 @@ def _upgrade(
             raise DBDirError(f"the tables of {shown(db.path)} can't be made or changed: {text}") from err
         except (BalsamError, OSError):
             raise
-        except Exception as err:  # what the plugin's engine calls to connect
-            raise BackendError(backend.fault("connecting", err)) from err
+        except Exception as err:  # from the function of the plugin that connects
+            raise BackendError(backend.failure_message("connecting", err)) from err
 
 
 @contextlib.contextmanager
-def _parents(target: Path) -> Iterator[None]:
+def _parents_made(target: Path) -> Iterator[None]:
     """Make the missing parents of a path; if the body fails, remove those of them that are still empty."""
     made: list[Path] = []
     try:
@@ -305,14 +286,12 @@ def _parents(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(stage: Path, target: Path) -> Iterator[None]:
+def _stage_shown_as(stage: Path, target: Path) -> Iterator[None]:
     """Let errors name the directory that the user wants, not the hidden one in which it is made."""
 
     def renamed(text: str) -> str:
-        names = [(os.fspath(stage), os.fspath(target)), (repr(str(stage))[1:-1], repr(str(target))[1:-1])]
-        for old, new in names:
-            text = text.replace(old, new)
-        return text
+        text = text.replace(os.fspath(stage), os.fspath(target))
+        return text.replace(repr(str(stage))[1:-1], repr(str(target))[1:-1])
 
     try:
         yield
@@ -328,9 +307,9 @@ def _named(stage: Path, target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_db_dir_errors(target: Path) -> Iterator[None]:
-    """Turn errors of the operating system into one line about the path."""
+    """Turn errors of the operating system into errors that name the path."""
     try:
         yield
     except OSError as err:
-        place = f" ({shown(err.filename)})" if isinstance(err.filename, str) else ""
-        raise DBDirError(f"{shown(target)} can't be made a DB: {reason(err)}{place}") from err
+        file = f" ({shown(err.filename)})" if isinstance(err.filename, str) else ""
+        raise DBDirError(f"{shown(target)} can't be made a DB: {reason(err)}{file}") from err

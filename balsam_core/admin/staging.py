@@ -1,14 +1,16 @@
-"""Building a directory aside and giving it its place in one step, whoever else does the same and whatever is killed.
+"""Building a directory aside and publishing it in one step, whoever else does the same and whatever is killed.
 
-Two ways, by what is at the place:
+There are two ways, because an existing directory can't be replaced: it may be a mount point, or the user's current
+directory (``cd x; balsam init .``), and must stay the same one.
 
-* Nothing: the stage is a hidden neighbour, and one ``rename`` is the step. It fails if another came first.
-* An empty directory (which may be a mount point, or somebody's current directory, and so must stay): the stage is
-  hidden inside. The step is a symbolic link ``.balsam-init`` that names the stage: it can be made only once. Then the
-  entries are moved up, the one that makes the directory count last. Whoever finds the link finishes the moving; since
-  each stage has a name of its own, nobody can move another's entries late.
+* If the target is missing, the stage is a hidden neighbour, and one ``rename`` publishes it. That fails if another
+  process was first.
+* If it is an empty directory, the stage is hidden inside. A symbolic link ``.balsam-init`` with the stage's name
+  publishes it: it can be made only once. Then the entries are moved up, the one that makes the directory count last.
+  Whoever finds the link finishes the moving. Each stage has a name of its own, so a slow process can't move entries of
+  another stage.
 
-A stage belongs to a process that its name tells; those of dead processes of this host are removed by the next one.
+A stage's name holds the identity of its process. Stages of dead processes of this host are removed by the next one.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform
 import re
 import shutil
 from typing import TYPE_CHECKING
 
 from balsam_core.system.files import force_to_disk
+from balsam_core.system.processes import is_alive, start_of, this_machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["discard", "finish", "is_ours", "make_stage", "publish", "sweep"]
 
 _CLAIM = ".balsam-init"
-_STAGE = re.compile(r"\.(?P<target>.*)\.balsam-init-(?P<host>[A-Za-z0-9.-]+)-(?P<pid>[0-9]+)-[0-9a-f]{8}", re.DOTALL)
-_LONGEST = 60  # bytes of the target's and the host's name in a stage's
+_STAGE = re.compile(
+    r"\.(?P<target>.*)\.balsam-init-(?P<host>[A-Za-z0-9.-]+)-(?P<pid>[0-9]+)-(?P<start>[0-9.]+)-[0-9a-f]{8}", re.DOTALL
+)
+_LONGEST_NAME = 60  # bytes of the target's and the host's name in a stage's
 
 
 def make_stage(target: Path) -> Path:
@@ -39,24 +43,26 @@ def make_stage(target: Path) -> Path:
     Raises:
         OSError: It can't be made.
     """
-    stage = _home(target) / f"{_prefix(target)}{_host()}-{os.getpid()}-{os.urandom(4).hex()}"
+    folder = target if target.is_dir() else target.parent
+    process = f"{_host()}-{os.getpid()}-{start_of(os.getpid()) or 0.0}"
+    stage = folder / f"{_prefix(target)}{process}-{os.urandom(4).hex()}"
     stage.mkdir(mode=0o700)
     return stage
 
 
 def publish(stage: Path, target: Path, last: str) -> bool:
-    """Give the finished stage its place.
+    """Make the finished stage the target.
 
     Args:
         stage: From :func:`make_stage`, complete.
-        target: The place.
+        target: The directory to become.
         last: Name of the entry that makes ``target`` count; it appears after all others.
 
     Returns:
-        Whether this stage won; if not, another one did, and this one is still there.
+        Whether this stage won; if not, another one did, and this one still exists.
 
     Raises:
-        OSError: Neither this stage nor another can take the place.
+        OSError: Neither this stage nor another can become the target.
     """
     force_to_disk(stage)
     if stage.parent != target:
@@ -73,7 +79,7 @@ def publish(stage: Path, target: Path, last: str) -> bool:
     except FileExistsError:
         finish(target, last)
         return False
-    if _present(target / last):  # another one won and has finished: its link was gone
+    if os.path.lexists(target / last):  # another one won and has finished: its link is gone
         (target / _CLAIM).unlink(missing_ok=True)
         return False
     finish(target, last)
@@ -87,12 +93,12 @@ def finish(target: Path, last: str) -> None:
         OSError: An entry can't be moved, e.g. because somebody put another one in its place.
     """
     claim = target / _CLAIM
-    name = _claimed(target)
+    name = _winner(target)
     if name is None:
         return
     stage = target / name
-    # In this order: a link made after `last` appeared belongs to a stage that came too late.
-    if not _present(target / last):
+    # A link that was made after `last` appeared belongs to a stage that came too late. So the link is read first.
+    if not os.path.lexists(target / last):
         with contextlib.suppress(FileNotFoundError):
             names = sorted(os.listdir(stage), key=lambda entry: (entry == last, entry))  # noqa: PTH208  (names, not paths)
             for entry in names:
@@ -101,7 +107,7 @@ def finish(target: Path, last: str) -> None:
                 with contextlib.suppress(FileNotFoundError):  # another process moved it
                     (stage / entry).rename(target / entry)
         force_to_disk(target)
-    if _present(target / last) or not _present(stage):
+    if os.path.lexists(target / last) or not os.path.lexists(stage):
         claim.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty, or gone
         stage.rmdir()
@@ -109,17 +115,19 @@ def finish(target: Path, last: str) -> None:
 
 def sweep(target: Path) -> None:
     """Remove stages for ``target`` that dead processes of this host left behind."""
-    for home in {target.parent, target}:
+    for folder in {target.parent, target}:
         with contextlib.suppress(OSError):
-            for name in os.listdir(home):  # noqa: PTH208  (names, not paths)
+            for name in os.listdir(folder):  # noqa: PTH208  (names, not paths)
                 match = _STAGE.fullmatch(name)
-                if match and name.startswith(_prefix(target)) and match["host"] == _host() and _dead(int(match["pid"])):
-                    discard(home / name)
+                if not match or not name.startswith(_prefix(target)) or match["host"] != _host():
+                    continue
+                if not is_alive(int(match["pid"]), float(match["start"])):
+                    discard(folder / name)
 
 
 def discard(stage: Path) -> None:
-    """Remove a stage if it is still there and hasn't won its place."""
-    if _claimed(stage.parent) != stage.name:  # else half of it may be moved; the next one finishes that
+    """Remove a stage if it still exists and hasn't won its target."""
+    if _winner(stage.parent) != stage.name:  # a winner may be moved only in part; the next process finishes that
         shutil.rmtree(stage, ignore_errors=True)
 
 
@@ -128,8 +136,8 @@ def is_ours(name: str) -> bool:
     return name == _CLAIM or _STAGE.fullmatch(name) is not None
 
 
-def _claimed(target: Path) -> str | None:
-    """Return the name of the stage that won ``target`` and isn't all moved up yet."""
+def _winner(target: Path) -> str | None:
+    """Return the name of the stage that won ``target`` and is not moved up completely."""
     try:
         name = (target / _CLAIM).readlink().name
     except OSError:
@@ -137,33 +145,13 @@ def _claimed(target: Path) -> str | None:
     return name if _STAGE.fullmatch(name) else None
 
 
-def _home(target: Path) -> Path:
-    return target if target.is_dir() else target.parent
-
-
 def _prefix(target: Path) -> str:
-    name = os.fsencode(target.name)[:_LONGEST].decode(errors="ignore")
+    name = os.fsencode(target.name)[:_LONGEST_NAME].decode(errors="ignore")
     return f".{name}.balsam-init-"
 
 
-def _present(path: Path) -> bool:
-    return os.path.lexists(path)
-
-
 def _host() -> str:
-    """Return the name of what process ids are counted in: the host, and on Linux the container."""
-    name = re.sub(r"[^A-Za-z0-9.]", ".", platform.node())[:_LONGEST] or "localhost"
-    try:
-        return f"{name}.{os.stat('/proc/self/ns/pid').st_ino:x}"  # noqa: PTH116  (nothing to follow)
-    except OSError:
-        return name
-
-
-def _dead(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
+    """Return the name of the host and its namespace of process ids: a container has its own."""
+    machine = this_machine()
+    name = re.sub(r"[^A-Za-z0-9.]", ".", machine.node)[:_LONGEST_NAME] or "localhost"
+    return f"{name}.{machine.pid_namespace:x}"

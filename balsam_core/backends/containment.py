@@ -1,6 +1,6 @@
-"""Putting back what the import of a plugin has changed of the process, so that it harms no other plugin.
+"""Undoing what the import of a plugin has changed in the process, so that it harms no other plugin.
 
-Only for listings, which load all plugins one after the other: an ordinary command loads one, the one that it needs.
+Only for listings, which load all plugins one after the other: an ordinary command loads only the one that it needs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _VALUES = ((sys, "stdin"), (sys, "stderr"), (sys, "excepthook"), (threading, "ex
 
 @contextlib.contextmanager
 def contained() -> Iterator[None]:
-    """Run the body with stdout turned to stderr, and put back what is changed of the process as a whole.
+    """Run the block with stdout redirected to stderr, and restore the state of the process afterwards.
 
-    That is: environment, current directory, umask, recursion limit, the lists and hooks of ``sys``, the filters of
-    ``warnings``, and the root logger. Signal handlers need no care: a listing loads plugins in a thread, which can set
-    none.
+    Restored are: environment, current directory, umask, recursion limit, the lists and hooks of ``sys``, the filters of
+    ``warnings``, and the root logger. Signal handlers need no care: a listing loads plugins in a thread, which can't
+    set any.
     """
     environment = dict(os.environ)
     directory = _current_directory()

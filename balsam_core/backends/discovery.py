@@ -1,6 +1,7 @@
-"""Which distributions announce a backend, from installed metadata alone: nothing of theirs is imported.
+"""Which distributions offer a backend, by their installed metadata alone: none of their code is imported.
 
-Not pluggy's own loader: there one broken plugin stops all, and of two plugins with one name the first wins silently.
+pluggy's own loader is not used: with it one broken plugin stops all, and of two plugins with one name the first wins
+silently.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import os
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from importlib.metadata import Distribution
 
 __all__ = ["GROUP", "EntryPoint", "entry_points"]
@@ -30,7 +32,7 @@ class EntryPoint:
         module: The entry point's value, unchecked.
         package: Name of the distribution.
         version: Its version.
-        location: Where its metadata is, to tell two of one name apart.
+        location: Path of its metadata, which tells apart two distributions of one name.
         fault: Why the metadata can't be used; empty when it can.
     """
 
@@ -43,82 +45,82 @@ class EntryPoint:
 
     @property
     def provider(self) -> str:
-        """Distribution and version in words, e.g. ``balsam-sqlite 0.1.0``."""
+        """Distribution and version, e.g. ``balsam-sqlite 0.1.0``."""
         return f"{self.package} {self.version}".strip()
 
 
 def entry_points() -> list[EntryPoint]:
-    """Return all announced backends, those first that come first on ``sys.path``.
+    """Return the entry points of all installed backends, in the order of ``sys.path``.
 
-    A distribution that is found twice with the same entry (a stale editable install beside a new one) counts once.
+    The same entry point of a distribution that is found twice (a stale editable install beside a new one) counts once.
     """
     found: dict[tuple[str, str, str], EntryPoint] = {}
-    for metadata in _metadata():
+    for metadata in _installed_metadata():
         try:
-            text = metadata("entry_points.txt")
+            text = metadata.read_file("entry_points.txt")
         except (OSError, ValueError) as err:
             import logging
 
             logging.getLogger(__name__).debug("entry points of %s skipped: %s", metadata.location, err)
             continue
         if GROUP in text:
-            for one in _announced(metadata, text):
-                found.setdefault((re.sub(r"[-_.]+", "-", one.package).lower(), one.db_type, one.module), one)
+            for point in _entry_points_of(metadata, text):
+                found.setdefault((re.sub(r"[-_.]+", "-", point.package).lower(), point.db_type, point.module), point)
     return list(found.values())
 
 
-class _Folder:
-    """The metadata of one distribution: https://packaging.python.org/en/latest/specifications/."""
+class _Metadata(NamedTuple):
+    """The metadata of one distribution: https://packaging.python.org/en/latest/specifications/.
 
-    def __init__(self, location: str) -> None:
-        self.location = location
+    Attributes:
+        location: Path of its folder.
+        read_file: Returns the text of a file, empty where there is none.
+    """
 
-    def __call__(self, name: str) -> str:
-        """Return a file's text, empty where there is none."""
-        try:
-            with open(f"{self.location}/{name}", encoding="utf-8") as file:  # noqa: PTH123  (pathlib is not needed)
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return ""
+    location: str
+    read_file: Callable[[str], str]
 
 
-class _Elsewhere:
-    """The metadata of a distribution that is no folder, e.g. in a zip file."""
-
-    def __init__(self, distribution: Distribution) -> None:
-        self._distribution = distribution
-        self.location = str(getattr(distribution, "_path", None) or "?")
-
-    def __call__(self, name: str) -> str:
-        """Return a file's text, empty where there is none."""
-        return self._distribution.read_text(name) or ""
-
-
-def _metadata() -> Iterator[_Folder | _Elsewhere]:
+def _installed_metadata() -> Iterator[_Metadata]:
     """Give the metadata of all installed distributions, in the order of ``sys.path``.
 
-    importlib.metadata would do, but its import costs a command 18 ms, a fifth of its time; it is left for what is no
-    folder.
+    importlib.metadata is used only for what is no folder, e.g. a zip file: its import costs a command 18 ms, a fifth of
+    its time.
     """
-    for place in dict.fromkeys(sys.path):
+    for path in dict.fromkeys(sys.path):
         try:
-            with os.scandir(place or ".") as entries:
+            with os.scandir(path or ".") as entries:
                 names = sorted(entry.name for entry in entries if entry.name.endswith((".dist-info", ".egg-info")))
         except NotADirectoryError:
             from importlib.metadata import distributions
 
-            yield from map(_Elsewhere, distributions(path=[place]))
+            for found in distributions(path=[path]):
+                yield _Metadata(str(getattr(found, "_path", path)), partial(_read_text, found))
         except OSError:
             continue
         else:
-            yield from (_Folder(f"{os.path.abspath(place)}/{name}") for name in names)  # noqa: PTH100
+            for name in names:
+                folder = f"{os.path.abspath(path)}/{name}"  # noqa: PTH100  (pathlib is not needed)
+                yield _Metadata(folder, partial(_read_file, folder))
 
 
-def _announced(metadata: _Folder | _Elsewhere, text: str) -> list[EntryPoint]:
-    """Return what one distribution announces; its metadata may be any kind of garbage."""
-    package = _field(metadata, "Name") or metadata.location.rpartition("/")[2]
-    version = _field(metadata, "Version")
-    points, fault = _entry_points(text)
+def _read_text(distribution: Distribution, name: str) -> str:
+    return distribution.read_text(name) or ""
+
+
+def _read_file(folder: str, name: str) -> str:
+    try:
+        with open(f"{folder}/{name}", encoding="utf-8") as file:  # noqa: PTH123  (pathlib is not needed)
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def _entry_points_of(metadata: _Metadata, text: str) -> list[EntryPoint]:
+    """Return the entry points of one distribution, whose metadata may be any garbage."""
+    package = _read_field(metadata, "Name") or metadata.location.rpartition("/")[2]
+    version = _read_field(metadata, "Version")
+    points, fault = _parse(text)
     if fault:
         points = [(f"?{package}", "")]
     return [
@@ -129,7 +131,7 @@ def _announced(metadata: _Folder | _Elsewhere, text: str) -> list[EntryPoint]:
     ]
 
 
-def _entry_points(text: str) -> tuple[list[tuple[str, str]], str]:
+def _parse(text: str) -> tuple[list[tuple[str, str]], str]:
     """Return names and values of the group, and why the text can't be understood, empty where it can."""
     points = []
     group = ""
@@ -145,10 +147,10 @@ def _entry_points(text: str) -> tuple[list[tuple[str, str]], str]:
     return points, ""
 
 
-def _field(metadata: _Folder | _Elsewhere, name: str) -> str:
-    """Return one field of the core metadata; parsing all of it as e-mail costs more than finding the plugins."""
+def _read_field(metadata: _Metadata, name: str) -> str:
+    """Return one field of the core metadata; parsing all of it as e-mail takes longer than finding the plugins."""
     try:
-        text = metadata("METADATA") or metadata("PKG-INFO")
+        text = metadata.read_file("METADATA") or metadata.read_file("PKG-INFO")
     except (OSError, ValueError):
         return ""
     match = re.search(rf"^{name}:(.*)$", text.partition("\n\n")[0], re.MULTILINE | re.IGNORECASE)

@@ -1,7 +1,7 @@
-"""The backends that are installed: finding them, keeping the broken ones apart, and calling the right one.
+"""The installed backends: finding them, isolating the broken ones, and calling the right one.
 
-An ordinary command loads one backend, by name; what is wrong with another can't harm it. A fault is kept and raised
-when that backend is used, as one line that names the distribution, its version and the remedy.
+An ordinary command loads one backend, by name, so a fault of another can't harm it. A fault is stored, and raised when
+that backend is used, as one line that names the distribution, its version and the remedy.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from balsam_core.backends.loading import (
     PluginError,
     check_driver,
     check_modules,
+    describe_exception,
     is_ctrl_c,
     load_plugin,
-    one_line,
 )
 from balsam_core.errors import BackendError, BalsamError
 from balsam_core.plugin_types import ServerPlan, ServerPolicy
@@ -59,9 +59,9 @@ __all__ = [
 
 OFFICIAL = {"sqlite": "balsam-sqlite", "postgres": "balsam-postgres", "mysql": "balsam-mysql"}
 DEFAULT_DB_TYPE = "sqlite"
-LARGEST_SETTINGS = 16 * 1024  # bytes that a plugin may have remembered
-LONGEST_LOAD = 10.0  # seconds that one plugin may take in a listing of all
-SECOND_LONGEST_LOAD = 3.0  # the same once one has taken longer
+LARGEST_SETTINGS = 16 * 1024  # bytes of settings that a plugin may have stored
+LOAD_TIMEOUT = 10.0  # seconds that one plugin may take in a listing of all
+LATER_LOAD_TIMEOUT = 3.0  # the same after one has taken longer
 
 PluginStatus = Literal["ok", "driver missing", "broken", "incompatible", "not installed"]
 T = TypeVar("T")
@@ -73,16 +73,16 @@ class BackendStatus:
 
     Attributes:
         db_type: Name of the db type.
-        package: Distribution that offers it; several when they quarrel over the name.
+        package: Distribution that offers it; several when they use the same name.
         version: Its version.
-        status: ``ok`` or what is wrong, in a word.
+        status: ``ok`` or the kind of fault.
         detail: Why, on one line; empty when ok.
         remedy: What to do, on one line; empty when ok.
-        server: ``none``, ``optional``, ``required``; empty where the plugin couldn't say.
-        api: The plugin API that it was written for, None where it couldn't say.
-        module: The module behind it.
+        server: ``none``, ``optional``, ``required``; empty where it is unknown.
+        api: The plugin API that it was written for, None where it is unknown.
+        module: The module with its hooks.
         default: Whether ``balsam init`` takes it when no db type is named.
-        traceback: The kept exception, for ``balsam plugins check``; empty when there is none.
+        traceback: Of the exception, for ``balsam plugins check``; empty when there is none.
     """
 
     db_type: str
@@ -101,48 +101,48 @@ class BackendStatus:
 class Backend:
     """A loaded backend: its identity and its hooks, with checked results.
 
-    A hook is called on this plugin alone, and through pluggy, so that wrappers registered by a site still run.
+    A hook is called on this plugin alone, but through pluggy, so that wrappers registered by a site still run.
     """
 
     def __init__(
-        self, identity: DBType, announced: EntryPoint, module: ModuleType, manager: pluggy.PluginManager
+        self, identity: DBType, entry_point: EntryPoint, module: ModuleType, manager: pluggy.PluginManager
     ) -> None:
         self.identity = identity
-        self.package = announced.package
-        self.version = announced.version
-        self.provider = announced.provider
+        self.package = entry_point.package
+        self.version = entry_point.version
+        self.provider = entry_point.provider
         self._module = module
         self._manager = manager
 
     def init_db(self, db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
         """Make the engine's files and return the settings to store; see ``balsam_init_db``."""
-        found: Mapping[str, str] = self._call("balsam_init_db", Mapping, db=db, options=options)  # type: ignore[type-abstract]
+        found: Mapping[str, str] = self._call_hook("balsam_init_db", Mapping, db=db, options=options)  # type: ignore[type-abstract]
         settings = dict(found)
         try:
             size = sum(len(text.encode()) for item in settings.items() for text in item)
         except (AttributeError, UnicodeEncodeError):
-            raise BackendError(self._wrong("balsam_init_db", "settings that are not all text")) from None
+            raise BackendError(self._broken_message("balsam_init_db", "settings that are not all text")) from None
         if size > LARGEST_SETTINGS:
-            raise BackendError(self._wrong("balsam_init_db", f"settings of {size} bytes"))
+            raise BackendError(self._broken_message("balsam_init_db", f"settings of {size} bytes"))
         return settings
 
     def server_policy(self, db: DBDir) -> ServerPolicy:
         """Return whether this DB needs a server that Balsam runs; see ``balsam_server_policy``."""
         if not self.has("balsam_server_policy"):
             return self.identity.server
-        return self._call("balsam_server_policy", ServerPolicy, db=db)
+        return self._call_hook("balsam_server_policy", ServerPolicy, db=db)
 
     def start_server(self, db: DBDir, host: str, port: int, *, tls: bool = True) -> ServerPlan:
         """Return how to run the server; see ``balsam_start_server``."""
-        plan = self._call("balsam_start_server", ServerPlan, db=db, host=host, port=port, tls=tls)
-        return replace(plan, is_ready=lambda seconds: self._fenced("is_ready", plan.is_ready, seconds))
+        plan = self._call_hook("balsam_start_server", ServerPlan, db=db, host=host, port=port, tls=tls)
+        return replace(plan, is_ready=lambda seconds: self._guarded_call("is_ready", plan.is_ready, seconds))
 
     def open_transport(self, db: DBDir) -> Transport:
         """Return what runs operations; see ``balsam_open_transport``."""
         from balsam_core.transport.base import Transport
         from balsam_core.transport.native import NativeTransport
 
-        found = self._call("balsam_open_transport", Transport, db=db)  # type: ignore[type-abstract]
+        found = self._call_hook("balsam_open_transport", Transport, db=db)  # type: ignore[type-abstract]
         if isinstance(found, NativeTransport):
             found.db = found.db or db
             if self.has("balsam_bulk_insert"):
@@ -153,43 +153,43 @@ class Backend:
         """Return an SQLAlchemy engine; see ``balsam_create_engine``."""
         from sqlalchemy import Engine
 
-        return self._call("balsam_create_engine", Engine, db=db, role=role)
+        return self._call_hook("balsam_create_engine", Engine, db=db, role=role)
 
     def bulk_insert(
         self, connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> None:
-        """Insert many rows; see ``balsam_bulk_insert``. The driver's own errors are the transport's to judge."""
-        self._caller("balsam_bulk_insert")(connection=connection, table=table, columns=columns, rows=rows)
+        """Insert many rows; see ``balsam_bulk_insert``. The transport handles the driver's own errors."""
+        self._hook_caller("balsam_bulk_insert")(connection=connection, table=table, columns=columns, rows=rows)
 
     def backup(self, db: DBDir, address: Address | None, target: Path) -> None:
         """Write a backup; see ``balsam_backup``."""
-        self._call("balsam_backup", NoneType, db=db, address=address, target=target)
+        self._call_hook("balsam_backup", NoneType, db=db, address=address, target=target)
 
     def restore(self, db: DBDir, address: Address | None, source: Path) -> None:
         """Fill the database from a backup; see ``balsam_restore``."""
-        self._call("balsam_restore", NoneType, db=db, address=address, source=source)
+        self._call_hook("balsam_restore", NoneType, db=db, address=address, source=source)
 
     def commands(self, group: click.Group) -> None:
         """Let the plugin add its commands; see ``balsam_commands``."""
-        self._call("balsam_commands", NoneType, group=group)
+        self._call_hook("balsam_commands", NoneType, group=group)
 
     def job_event(self, events: Sequence[Event]) -> None:
         """Tell the plugin what happened to jobs; see ``balsam_job_event``."""
-        self._call("balsam_job_event", NoneType, events=events)
+        self._call_hook("balsam_job_event", NoneType, events=events)
 
     def has(self, hook: str) -> bool:
         """Say whether the plugin implements an optional hook."""
         callers = self._manager.get_hookcallers(self._module) or []
         return any(caller.name == hook for caller in callers)
 
-    def _call(self, hook: str, expected: type[T], **arguments: object) -> T:
-        result = self._fenced(hook, self._caller(hook), **arguments)
+    def _call_hook(self, hook: str, expected: type[T], **arguments: object) -> T:
+        result = self._guarded_call(hook, self._hook_caller(hook), **arguments)
         if not isinstance(result, expected):
-            raise BackendError(self._wrong(hook, f"{type(result).__name__}, not {expected.__name__}"))
+            raise BackendError(self._broken_message(hook, f"{type(result).__name__}, not {expected.__name__}"))
         return result
 
-    def _fenced(self, name: str, function: Callable[..., T], *arguments: object, **named: object) -> T:
-        """Call a function of the plugin; what it raises, if not ours, is its fault and one line."""
+    def _guarded_call(self, name: str, function: Callable[..., T], *arguments: object, **named: object) -> T:
+        """Call a function of the plugin; what it raises, if it is no BalsamError, becomes a BackendError."""
         try:
             return function(*arguments, **named)
         except BalsamError:
@@ -197,25 +197,25 @@ class Backend:
         except BaseException as err:
             if is_ctrl_c(err):
                 raise
-            raise BackendError(self.fault(name, err)) from err
+            raise BackendError(self.failure_message(name, err)) from err
 
-    def fault(self, name: str, err: BaseException) -> str:
-        """Return what to say when something of the plugin fails: one line."""
+    def failure_message(self, name: str, err: BaseException) -> str:
+        """Return the error message for an exception in the plugin: one line."""
         return (
-            f"{self.provider} failed in {name}: {one_line(err)}; if this is no fault of the machine, tell the "
-            f"package's authors"
+            f"{self.provider} failed in {name}: {describe_exception(err)}; if this is no fault of the machine, tell "
+            f"the package's authors"
         )
 
-    def _caller(self, hook: str) -> pluggy.HookCaller:
-        """Return what calls a hook on this plugin alone, through whatever wraps it."""
-        strangers = [
+    def _hook_caller(self, hook: str) -> pluggy.HookCaller:
+        """Return the caller of a hook on this plugin alone, and on its wrappers."""
+        others = [
             plugin
             for name, plugin in self._manager.list_name_plugin()
             if name.startswith(PREFIX) and plugin is not self._module
         ]
-        return self._manager.subset_hook_caller(hook, remove_plugins=strangers)
+        return self._manager.subset_hook_caller(hook, remove_plugins=others)
 
-    def _wrong(self, hook: str, what: str) -> str:
+    def _broken_message(self, hook: str, what: str) -> str:
         return f"{self.provider} is broken: {hook} returned {what}; upgrade it with: pip install -U {self.package}"
 
 
@@ -223,24 +223,24 @@ class Registry:
     """The backends of this process.
 
     Args:
-        announced: The entry_points to work on; None for what is installed.
+        points: The entry points of the backends; None for those that are installed.
 
     Attributes:
-        manager: pluggy's manager; what is registered there besides the backends may wrap their hooks.
+        manager: pluggy's manager; other plugins that are registered there may wrap the hooks of the backends.
     """
 
-    def __init__(self, announced: Sequence[EntryPoint] | None = None) -> None:
+    def __init__(self, points: Sequence[EntryPoint] | None = None) -> None:
         import pluggy
 
         from balsam_core import hookspecs
 
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
         self.manager.add_hookspecs(hookspecs)
-        self._announced: dict[str, list[EntryPoint]] = {}
-        for one in entry_points() if announced is None else announced:
-            self._announced.setdefault(one.db_type, []).append(one)
+        self._entry_points: dict[str, list[EntryPoint]] = {}
+        for point in entry_points() if points is None else points:
+            self._entry_points.setdefault(point.db_type, []).append(point)
         self._loaded: dict[str, Backend | PluginError] = {}
-        self._patience = LONGEST_LOAD
+        self._load_timeout = LOAD_TIMEOUT
 
     def load(self, db_type: str) -> Backend:
         """Return the backend of a db type or of an alias; nothing else is loaded.
@@ -248,17 +248,18 @@ class Registry:
         Raises:
             BackendError: It is not installed, broken, incompatible, offered twice, or lacks its driver.
         """
-        name = self._known(db_type)
-        result = self._result(name)
+        name = self._installed_name(db_type)
+        result = self._load_once(name)
         if isinstance(result, PluginError):
-            providers = " and ".join(one.provider for one in self._announced[name])
-            message = f"{providers}, for the db type {name}, can't be used: {result.detail}; {result.remedy}"
-            raise BackendError(message) from result
+            providers = " and ".join(point.provider for point in self._entry_points[name])
+            raise BackendError(
+                f"{providers}, for the db type {name}, can't be used: {result.detail}; {result.remedy}"
+            ) from result
         return result
 
     def statuses(self) -> list[BackendStatus]:
-        """Return the state of every announced backend and of the official ones that are missing, sorted by name."""
-        rows = [self._status(name) for name in self._announced]
+        """Return the states of all installed backends and of the official ones that are missing, sorted by name."""
+        rows = [self._status(name) for name in self._entry_points]
         rows += [
             BackendStatus(
                 db_type=name,
@@ -268,7 +269,7 @@ class Registry:
                 default=name == DEFAULT_DB_TYPE,
             )
             for name, package in OFFICIAL.items()
-            if name not in self._announced
+            if name not in self._entry_points
         ]
         return sorted(rows, key=lambda row: row.db_type)
 
@@ -278,67 +279,67 @@ class Registry:
         Raises:
             BackendError: The named db type is not installed.
         """
-        chosen = list(self._announced) if db_type is None else [self._known(db_type)]
+        chosen = list(self._entry_points) if db_type is None else [self._installed_name(db_type)]
         rows = [self._status(name, with_driver=True) for name in chosen]
         return sorted(rows, key=lambda row: row.db_type)
 
-    def _known(self, db_type: str) -> str:
+    def _installed_name(self, db_type: str) -> str:
         name = canonical(db_type)
-        if name in self._announced:
+        if name in self._entry_points:
             return name
-        installed = ", ".join(sorted(self._announced)) or "none"
+        installed = ", ".join(sorted(self._entry_points)) or "none"
         if name in OFFICIAL:
             raise BackendError(
                 f"the db type {name} is not installed (installed: {installed}): pip install {OFFICIAL[name]}"
             )
-        missing = [package for official, package in OFFICIAL.items() if official not in self._announced]
+        missing = [package for official, package in OFFICIAL.items() if official not in self._entry_points]
         more = f"; to install others: pip install {' '.join(missing)}" if missing else ""
         raise BackendError(f"there is no db type {name!a} (installed: {installed}){more}")
 
-    def _result(self, name: str) -> Backend | PluginError:
+    def _load_once(self, name: str) -> Backend | PluginError:
         if name not in self._loaded:
-            announced = self._announced[name]
+            points = self._entry_points[name]
             try:
-                identity, module = load_plugin(name, announced, self.manager)
-                check_driver(identity, announced[0].package, load=False)
-                self._loaded[name] = Backend(identity, announced[0], module, self.manager)
-            except PluginError as fault:
-                self._loaded[name] = fault
+                identity, module = load_plugin(name, points, self.manager)
+                check_driver(identity, points[0].package, load=False)
+                self._loaded[name] = Backend(identity, points[0], module, self.manager)
+            except PluginError as err:
+                self._loaded[name] = err
         return self._loaded[name]
 
-    def _with_driver(self, name: str) -> Backend | PluginError:
-        result = self._result(name)
+    def _load_with_driver(self, name: str) -> Backend | PluginError:
+        result = self._load_once(name)
         if isinstance(result, Backend):
             try:
                 check_driver(result.identity, result.package, load=True)
-                check_modules(result.identity, result.package, self._announced[name][0].module)
-            except PluginError as fault:
-                self._loaded[name] = fault
+                check_modules(result.identity, result.package, self._entry_points[name][0].module)
+            except PluginError as err:
+                self._loaded[name] = err
         return self._loaded[name]
 
     def _status(self, name: str, *, with_driver: bool = False) -> BackendStatus:
         from balsam_core.backends.containment import contained
 
-        announced = self._announced[name]
-        load = self._with_driver if with_driver else self._result
+        points = self._entry_points[name]
+        load = self._load_with_driver if with_driver else self._load_once
         with contained():
-            result = _within(self._patience, lambda: load(name))
+            result = _run_within(self._load_timeout, lambda: load(name))
         if result is None:
-            remedy = f"uninstall {announced[0].package} or tell its authors"
-            result = PluginError("broken", f"still loading after {self._patience:g} s", remedy)
-            self._patience = min(self._patience, SECOND_LONGEST_LOAD)
+            remedy = f"uninstall {points[0].package} or tell its authors"
+            result = PluginError("broken", f"still loading after {self._load_timeout:g} s", remedy)
+            self._load_timeout = min(self._load_timeout, LATER_LOAD_TIMEOUT)
         cause = result.__cause__ if isinstance(result, PluginError) else None
         identity = result.identity
         return BackendStatus(
             db_type=name if name.isprintable() else ascii(name),
-            package=", ".join(one.package for one in announced),
-            version=", ".join(one.version for one in announced),
+            package=", ".join(point.package for point in points),
+            version=", ".join(point.version for point in points),
             status=result.status if isinstance(result, PluginError) else "ok",
             detail=result.detail if isinstance(result, PluginError) else "",
             remedy=result.remedy if isinstance(result, PluginError) else "",
             server=identity.server.value if identity else "",
             api=identity.plugin_api if identity else None,
-            module=announced[0].module,
+            module=points[0].module,
             default=name == DEFAULT_DB_TYPE,
             traceback=_traceback(cause) if cause else "",
         )
@@ -350,8 +351,8 @@ def _traceback(err: BaseException) -> str:
     return "".join(format_exception(err))
 
 
-def _within(seconds: float, function: Callable[[], T]) -> T | None:
-    """Return the function's result, None if it takes longer; it then goes on in a thread that delays no exit."""
+def _run_within(seconds: float, function: Callable[[], T]) -> T | None:
+    """Return the function's result, None if it takes longer; then its thread goes on, but doesn't delay the exit."""
     from threading import Thread
 
     results: list[T] = []
@@ -362,7 +363,7 @@ def _within(seconds: float, function: Callable[[], T]) -> T | None:
 
 
 def canonical(db_type: str) -> str:
-    """Return the one name of a db type: lower case, aliases resolved (``sqlite3`` is ``sqlite``)."""
+    """Return the canonical name of a db type: lower case, aliases resolved (``sqlite3`` is ``sqlite``)."""
     name = db_type.strip().lower()
     return ALIASES.get(name, name)
 

@@ -13,7 +13,7 @@ import click
 
 from balsam_core.backends import registry
 from balsam_core.backends.discovery import entry_points
-from balsam_core.backends.loading import one_line
+from balsam_core.backends.loading import describe_exception
 from balsam_core.cli.command import Group
 from balsam_core.cli.text import printable
 from balsam_core.errors import BackendError, BalsamError
@@ -57,7 +57,7 @@ class DBTypeGroup(Group):
             raise
         except Exception as err:
             raise BackendError(
-                f"{self._provider} failed in balsam {self.name}: {one_line(err)}; tell the package's authors"
+                f"{self._provider} failed in balsam {self.name}: {describe_exception(err)}; tell the package's authors"
             ) from err
 
 

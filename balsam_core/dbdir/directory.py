@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import DBDirError, InvalidInput, SchemaMismatch
+from balsam_core.plugin_types import DB_TYPE_NAME
 from balsam_core.system.files import atomic_write, expand, read_regular, reason, shown
 
 if TYPE_CHECKING:
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["CONFIG_NAME", "DB_TYPE_NAME", "FORMAT", "DBDir", "make_tree", "write_config"]
+__all__ = ["CONFIG_NAME", "FORMAT", "DBDir", "make_tree", "write_config"]
 
 FORMAT = 1  # layout of the DB directory; a program refuses a newer one
 CONFIG_NAME = "balsam.toml"
-DB_TYPE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ID = re.compile(r"[0-9a-f]{32}")
 _MAX_CONFIG_BYTES = 64 * 1024
 

@@ -16,7 +16,7 @@ from balsam_core.system.files import reason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LOOPBACK", "advertised", "choose_port", "is_wildcard"]
+__all__ = ["LOOPBACK", "advertised", "choose_port", "is_wildcard", "local_host"]
 
 LOOPBACK = "127.0.0.1"
 # Reserved for documentation. They tell the outgoing interface; nothing is sent.
@@ -76,6 +76,13 @@ def is_wildcard(host: str) -> bool:
     """Say whether a host to listen on means all addresses of this machine."""
     found = _ip_address(host)
     return found.is_unspecified if found else host in {"", "*"}
+
+
+def local_host(host: str) -> str:
+    """Return where this machine reaches a server that listens on a host: for a wildcard, the loopback."""
+    if not is_wildcard(host):
+        return host
+    return "::1" if ":" in host else LOOPBACK
 
 
 def advertised(host: str) -> str:

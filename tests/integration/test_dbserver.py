@@ -596,7 +596,7 @@ def test_nobody_starts_a_server_during_init(toy, db, monkeypatch):
     def meanwhile(backend, db, published=None):
         found.append((address.read(db), acquire(db, new_lease(), LeaseObserver(db))))
 
-    monkeypatch.setattr(initialise_module, "_upgrade", meanwhile)
+    monkeypatch.setattr(initialise_module, "_upgrade_tables", meanwhile)
     assert initialise(db.path).restarted
     toy.lease(db)
     assert found[0][0] is None
@@ -611,7 +611,7 @@ def test_a_failed_init_serves_again_what_was_served(toy, db, monkeypatch):
     def fail(*_, published):
         raise Conflict("no")
 
-    monkeypatch.setattr(initialise_module, "_upgrade", fail)
+    monkeypatch.setattr(initialise_module, "_upgrade_tables", fail)
     with pytest.raises(Conflict, match="no"):
         initialise(db.path)
     toy.lease(db)
@@ -626,7 +626,7 @@ def test_a_killed_init_leaves_a_stopped_server(toy, db, monkeypatch):
     def killed(*_, published):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(initialise_module, "_upgrade", killed)
+    monkeypatch.setattr(initialise_module, "_upgrade_tables", killed)
     process = os.fork()
     if not process:
         with contextlib.suppress(BaseException):

@@ -124,7 +124,7 @@ def test_another_account_that_can_not_get_there(python, place):
     name = pwd.getpwuid(NOBODY).pw_name
     done = run(python, "init", place / "db", "--db-type", "mysql", "--option", f"server_user={name}")
     assert (done.code, done.err.count("\n")) == (8, 1)
-    assert f"the account {name} can't reach {place}" in done.err
+    assert f"the account {name}, which the server shall run as, can't reach {place}" in done.err
     assert list(place.iterdir()) == []
 
 

@@ -21,6 +21,7 @@ from db_servers import Missing
 from balsam_core import Job, open_db
 from balsam_core.admin.initialise import initialise
 from balsam_core.backends import registry
+from balsam_core.dbdir import passwords
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable
 from balsam_core.system.certificates import make_certificate
@@ -93,6 +94,7 @@ def test_a_password_that_is_not_stored_comes_from_the_environment(tmp_path, data
     here.good("ls", db=path)
     assert os.environ["BALSAM_DB_PASSWORD"] == password
     monkeypatch.delenv("BALSAM_DB_PASSWORD")
+    passwords._told.clear()  # this process was told
     assert "put it into the variable BALSAM_DB_PASSWORD" in here.refused("ls", db=path, code=6)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 
 from balsam_core import Job, open_db
 from balsam_core.admin.initialise import initialise
+from balsam_core.dbdir import passwords
 
 pytest.importorskip("balsam_postgres")
 psycopg = pytest.importorskip("psycopg")
@@ -80,9 +81,7 @@ def test_a_password_that_is_not_stored_comes_from_the_environment(theirs, url, t
     assert done.code == 0, done.err
     assert list((path / "keys").iterdir()) == []
     here.good("ls", db=path, env=env)
-    from balsam_postgres import connecting
-
-    connecting._given.clear()  # this process was told
+    passwords._told.clear()  # this process was told
     refused(here("ls", db=path), 6, "BALSAM_DB_PASSWORD")
     refused(here("ls", db=path, env={"BALSAM_DB_PASSWORD": "wrong"}), 6, "the password is wrong")
 

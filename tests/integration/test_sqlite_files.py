@@ -20,8 +20,8 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import Corrupt, SchemaMismatch, Unavailable
 from balsam_core.model.calls import GetApps
 from balsam_sqlite.engine import make_engine
-from balsam_sqlite.faults import is_retryable, translate
-from balsam_sqlite.files import APPLICATION_ID, check_file, database_file
+from balsam_sqlite.errors import is_retryable, translate
+from balsam_sqlite.init_files import APPLICATION_ID, check_file, database_file
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def balsam_start_server(db, host, port):
 @hookimpl
 def balsam_open_transport(db):
     from balsam_sqlite.engine import make_engine
-    from balsam_sqlite.faults import is_retryable
+    from balsam_sqlite.errors import is_retryable
 
     return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable)
 

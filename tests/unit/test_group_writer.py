@@ -29,7 +29,7 @@ from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.operations import execution
 from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter, PendingWrite
-from balsam_sqlite.serving import single_writer
+from balsam_sqlite.server import single_writer
 
 CLIENT = "c" * 32
 numbers = count(1)

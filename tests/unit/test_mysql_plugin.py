@@ -15,8 +15,8 @@ from balsam_core.errors import BackendError, Corrupt, InvalidInput, Unavailable
 from balsam_core.plugin_types import ServerPolicy
 
 pytest.importorskip("balsam_mysql")
-from balsam_mysql import adopt, faults, making, options, programs
-from balsam_mysql.accounts import wanted_owner
+from balsam_core.plugin import ServerAccount
+from balsam_mysql import adopting, bootstrap, configuration, errors, programs
 from balsam_mysql.programs import Programs
 from balsam_mysql.url import Target
 
@@ -109,11 +109,11 @@ def test_wrong_urls_are_refused_without_showing_a_password(url):
 
 def test_errors_are_told_apart():
     for code in (1205, 1213, 1020, 3572):
-        assert faults.is_retryable(DriverError(code, "x"))
-        assert not faults.is_broken(DriverError(code, "x"))
+        assert errors.is_retryable(DriverError(code, "x"))
+        assert not errors.is_lost(DriverError(code, "x"))
     for code in (1053, 1927, 2006, 2013, 2055, 4031, 1180):
-        assert faults.is_broken(DriverError(code, "x"))
-        assert not faults.is_retryable(DriverError(code, "x"))
+        assert errors.is_lost(DriverError(code, "x"))
+        assert not errors.is_retryable(DriverError(code, "x"))
     for code, kind, text in (
         (1114, Unavailable, "disk is full"),
         (1030, None, None),
@@ -124,24 +124,28 @@ def test_errors_are_told_apart():
         (1034, Corrupt, "damaged"),
         (1062, None, None),
     ):
-        found = faults.translate(DriverError(code, "two\nlines"))
+        found = errors.translate(DriverError(code, "two\nlines"))
         assert (type(found) if found else None) is kind
         assert found is None or (text in str(found) and "\n" not in str(found))
-    full = faults.translate(DriverError(1030, 'Got error 28 "No space left on device" from storage engine InnoDB'))
+    full = errors.translate(DriverError(1030, 'Got error 28 "No space left on device" from storage engine InnoDB'))
     assert "disk is full" in str(full)
-    assert faults.hopeless(DriverError(2003, "Can't connect"), {"host": "h"}) is None
-    assert faults.hopeless(DriverError(2026, "TLS/SSL error: unexpected eof while reading"), {"host": "h"}) is None
-    assert "trusted" in str(faults.hopeless(DriverError(2026, "TLS/SSL error: self-signed certificate"), {"host": "h"}))
+    assert errors.permanent_error(DriverError(2003, "Can't connect"), {"host": "h"}) is None
+    assert (
+        errors.permanent_error(DriverError(2026, "TLS/SSL error: unexpected eof while reading"), {"host": "h"}) is None
+    )
+    assert "trusted" in str(
+        errors.permanent_error(DriverError(2026, "TLS/SSL error: self-signed certificate"), {"host": "h"})
+    )
     denied = DriverError(1045, "Access denied"), {"host": "h", "user": "me"}
-    assert "refused me (Access denied): check the user and the password" in str(faults.hopeless(*denied))
-    own = str(faults.hopeless(*denied, Path("/db/keys/mysql_password")))
+    assert "refused me (Access denied): check the user and the password" in str(errors.permanent_error(*denied))
+    own = str(errors.permanent_error(*denied, Path("/db/keys/mysql_password")))
     assert own.endswith(": /db/keys/mysql_password holds another server's password: restore keys/")
 
 
 def test_a_client_program_that_is_missing_is_named_with_its_package(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match=r"mariadb-dump is not found: .*apt-get install mariadb-client"):
-        programs.client(("mariadb-dump", "mysqldump"), None, "mariadb-client")
+        programs.find_client(("mariadb-dump", "mysqldump"), None, "mariadb-client")
 
 
 SAFE = {
@@ -173,13 +177,13 @@ UNSURE = Target.parse("mysql://me@db.example/jobs?ssl_mode=PREFERRED")
 )
 def test_servers_that_are_not_fit_are_refused(change, fault):
     with pytest.raises(InvalidInput, match=fault):
-        adopt._check({**SAFE, **change}, TARGET)
+        adopting._check_server({**SAFE, **change}, TARGET)
 
 
 def test_servers_that_are_fit_are_told_apart():
-    assert adopt._check(SAFE, TARGET) == "mariadb"
-    assert adopt._check({**SAFE, "version": "8.4.3"}, TARGET) == "mysql"
-    assert adopt._check({**SAFE, "version": "5.5.5-10.11.4-MariaDB-log"}, TARGET) == "mariadb"
+    assert adopting._check_server(SAFE, TARGET) == "mariadb"
+    assert adopting._check_server({**SAFE, "version": "8.4.3"}, TARGET) == "mysql"
+    assert adopting._check_server({**SAFE, "version": "5.5.5-10.11.4-MariaDB-log"}, TARGET) == "mariadb"
 
 
 @pytest.mark.parametrize(
@@ -194,18 +198,18 @@ def test_servers_that_are_fit_are_told_apart():
     ],
 )
 def test_each_risk_is_warned_about(change, warning):
-    found = list(adopt._risks({**SAFE, **change}, TARGET, full=True))
+    found = list(adopting._risks({**SAFE, **change}, TARGET, is_durable=True))
     assert len(found) == (warning is not None)
     assert warning is None or warning in found[0]
 
 
 @pytest.mark.parametrize(("cipher", "how"), [("", "not encrypted"), ("TLS_X", "only as long as nobody interferes")])
 def test_a_server_that_does_not_prove_itself_is_warned_about(cipher, how):
-    (found,) = adopt._risks({**SAFE, "tls": cipher}, UNSURE, full=True)
+    (found,) = adopting._risks({**SAFE, "tls": cipher}, UNSURE, is_durable=True)
     assert how in found
     assert found.endswith("add ssl_ca=FILE to the URL")
     near = Target.parse("mysql://me@localhost/jobs")
-    assert not list(adopt._risks({**SAFE, "tls": cipher}, near, full=True))
+    assert not list(adopting._risks({**SAFE, "tls": cipher}, near, is_durable=True))
 
 
 # MySQL's half has never been run: that the commands are those of its manual is checked on a program that notes them.
@@ -229,12 +233,12 @@ def mysql(tmp_path):
     program.parent.mkdir()
     program.write_text(NOTES.format(notes=tmp_path / "notes"))
     program.chmod(0o755)
-    return programs.find(str(program.parent), strict=True)
+    return programs.find_server(str(program.parent), strict=True)
 
 
 def test_mysqls_data_are_made_as_its_manual_says(mysql, tmp_path):
     assert (mysql.variant, mysql.series) == ("mysql", "8.4")
-    making.make_data(mysql, tmp_path / "home", wanted_owner(""), "5ecret")
+    bootstrap.make_data(mysql, tmp_path / "home", ServerAccount(), "5ecret")
     version, initialise, accounts = (tmp_path / "notes").read_text().splitlines()
     assert version == "--no-defaults --version"
     assert initialise.startswith("--no-defaults --initialize-insecure ")
@@ -251,7 +255,7 @@ def test_mysqls_data_are_made_as_its_manual_says(mysql, tmp_path):
 def test_options_that_only_one_of_the_two_knows(tmp_path):
     for variant, has, lacks in (("mariadb", "--log-warnings=1", "mysqlx"), ("mysql", "--mysqlx=OFF", "log-warnings")):
         program = Programs(server=tmp_path / "bin" / "mysqld", variant=variant, series="8.0")
-        words = options.server_options(program, tmp_path, durable=True)
+        words = configuration.server_options(program, tmp_path, durable=True)
         assert has in words
         assert lacks not in " ".join(words)
         assert "--socket=" in words

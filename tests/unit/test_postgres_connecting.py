@@ -11,13 +11,13 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, Corrupt, InvalidInput, Unavailable
 
 psycopg = pytest.importorskip("psycopg")
-adopting = pytest.importorskip("balsam_postgres.adopting")
-from balsam_postgres import cluster, connecting, faults  # noqa: E402
+url_module = pytest.importorskip("balsam_postgres.url")
+from balsam_postgres import bootstrap, connecting, errors  # noqa: E402
 
 
 def test_the_verifier_is_that_of_rfc_7677():
     salt = "W22ZaJ0SNY7soEsUEjb6gQ=="
-    assert cluster.scram_verifier("pencil", base64.b64decode(salt)) == (
+    assert bootstrap.scram_verifier("pencil", base64.b64decode(salt)) == (
         f"SCRAM-SHA-256$4096:{salt}$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
     )
 
@@ -41,7 +41,7 @@ def test_the_verifier_is_that_of_rfc_7677():
 )
 def test_a_wrong_url_is_refused_without_its_secrets(url, why):
     with pytest.raises(InvalidInput, match=why) as caught:
-        adopting.check_url(url)
+        url_module.check_url(url)
     assert "secret" not in str(caught.value)
 
 
@@ -55,7 +55,7 @@ def test_a_wrong_url_is_refused_without_its_secrets(url, why):
     ],
 )
 def test_a_good_url_passes(url):
-    adopting.check_url(url)
+    url_module.check_url(url)
     parameters = connecting.adopted_parameters({"url": url}, psycopg.pq.version())
     assert parameters["dbname"] == "db"
     assert parameters["hostaddr"] == ""
@@ -99,7 +99,7 @@ def test_a_server_of_ours_is_pinned_and_gets_no_password_in_clear(tmp_path):
     ],
 )
 def test_what_cannot_succeed_is_known(said):
-    assert " ".join(said.split()) in faults.hopeless(psycopg.OperationalError(said))
+    assert " ".join(said.split()) in str(errors.permanent_error(psycopg.OperationalError(said), "the server"))
 
 
 @pytest.mark.parametrize(
@@ -113,19 +113,23 @@ def test_what_cannot_succeed_is_known(said):
     ],
 )
 def test_what_may_succeed_is_repeated(said):
-    assert faults.hopeless(psycopg.OperationalError(said)) is None
+    assert errors.permanent_error(psycopg.OperationalError(said), "the server") is None
 
 
 def test_the_servers_troubles_are_told_apart():
-    errors = psycopg.errors
-    assert isinstance(faults.translate(errors.DiskFull("x")), Unavailable)
-    assert isinstance(faults.translate(errors.DataCorrupted("x")), Corrupt)
-    assert isinstance(faults.translate(errors.NumericValueOutOfRange("x")), InvalidInput)
-    assert faults.translate(errors.UniqueViolation("x")) is None
+    assert isinstance(errors.translate(psycopg.errors.DiskFull("x")), Unavailable)
+    assert isinstance(errors.translate(psycopg.errors.DataCorrupted("x")), Corrupt)
+    assert isinstance(errors.translate(psycopg.errors.NumericValueOutOfRange("x")), InvalidInput)
+    assert errors.translate(psycopg.errors.UniqueViolation("x")) is None
     assert [
-        faults.is_retryable(one("x"))
-        for one in (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable, errors.DiskFull)
+        errors.is_retryable(one("x"))
+        for one in (
+            psycopg.errors.SerializationFailure,
+            psycopg.errors.DeadlockDetected,
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.DiskFull,
+        )
     ] == [True, True, True, False]
-    assert faults.is_lost(errors.AdminShutdown("x"))
-    assert faults.is_lost(errors.IdleInTransactionSessionTimeout("x"))
-    assert not faults.is_lost(errors.QueryCanceled("x"))
+    assert errors.is_lost(psycopg.errors.AdminShutdown("x"))
+    assert errors.is_lost(psycopg.errors.IdleInTransactionSessionTimeout("x"))
+    assert not errors.is_lost(psycopg.errors.QueryCanceled("x"))

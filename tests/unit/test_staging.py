@@ -142,15 +142,17 @@ def test_only_stages_of_dead_processes_of_this_host_are_swept(target):
     mine = filled(target, "one")
     head = mine.name.removesuffix(mine.name[mine.name.rindex(f"-{os.getpid()}-") :])
     host = head.rpartition("-")[2]
-    dead = mine.with_name(f"{head}-{dead_process()}-00000000")
+    dead = mine.with_name(f"{head}-{dead_process()}-17.5-00000000")
+    replaced = mine.with_name(f"{head}-{os.getpid()}-17.5-00000000")  # its number is this process's now
     other_host = mine.with_name(dead.name.replace(host, "other.host"))
     other_target = mine.with_name(dead.name.replace(".db.", ".db2."))
     foreign = mine.with_name(".db.balsam-init-mine")
-    for path in (dead, other_host, other_target, foreign):
+    for path in (dead, replaced, other_host, other_target, foreign):
         path.mkdir()
         (path / "file").write_text("x")
     staging.sweep(target)
     assert not dead.exists()
+    assert not replaced.exists()
     assert all(path.exists() for path in (mine, other_host, other_target, foreign))
 
 

@@ -264,7 +264,7 @@ def describe_state(state: ServerState) -> str:
 
 def _address_record(directory: DBDir, server: Address) -> dict[str, object]:
     return {
-        "address": server.place,
+        "address": server.endpoint,
         "path": str(directory.path),
         "host": server.host,
         "port": server.port,

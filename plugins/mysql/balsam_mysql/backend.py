@@ -59,11 +59,7 @@ def balsam_server_policy(db: DBDir) -> ServerPolicy:
 @hookimpl
 def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
     """Make the server's data in ``mysql/``, or check the database that a URL names."""
-    if "url" in db.settings or "url" in options:
-        from balsam_mysql.adopt import adopt
-
-        return adopt(db, options)
-    from balsam_mysql.files import init_files
+    from balsam_mysql.init_files import init_files
 
     return init_files(db, options)
 
@@ -81,7 +77,7 @@ def balsam_open_transport(db: DBDir) -> Transport:
     """Run operations in this process, on connections to the server that is published at the moment."""
     from balsam_core.plugin import NativeTransport
     from balsam_mysql.engine import make_engine
-    from balsam_mysql.faults import is_retryable, translate
+    from balsam_mysql.errors import is_retryable, translate
 
     return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable, translate=translate)
 

@@ -5,25 +5,33 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from balsam_core.plugin import BackendError, Corrupt, DBDirError, ServerNotRunning, Unavailable, shown
-from balsam_mysql import keys
-from balsam_mysql.accounts import owner_of
+from balsam_core.plugin import (
+    BackendError,
+    Corrupt,
+    DBDirError,
+    ServerAccount,
+    Unavailable,
+    failure_reason,
+    read_password,
+    reason,
+    server_not_running,
+    shown,
+)
+from balsam_mysql.configuration import ACCOUNT, DATABASE
 from balsam_mysql.connecting import connect
-from balsam_mysql.files import data_home, server_programs
-from balsam_mysql.options import ACCOUNT, DATABASE
-from balsam_mysql.programs import client
+from balsam_mysql.init_files import server_home, server_programs
+from balsam_mysql.keys import certificate_file, pin_file
+from balsam_mysql.programs import find_client
 from balsam_mysql.url import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from balsam_core.plugin import Address, DBDir
-    from balsam_mysql.accounts import Owner
 
 __all__ = ["backup", "restore"]
 
@@ -44,12 +52,12 @@ def backup(db: DBDir, address: Address | None, target: Path) -> None:
         Unavailable: The program failed.
     """
     variant = db.settings["variant"]
-    program = _program(db, _DUMP, variant)
+    program = _find_program(db, _DUMP)
     more = ["--set-gtid-purged=OFF"] if variant == "mysql" else []
     try:
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            _run(db, address, program, [*_DUMP_OPTIONS, *more, _database(db)], to=file)
-        if not _is_whole(target):
+            _run_program(db, address, program, [*_DUMP_OPTIONS, *more, _database(db)], stdout=file)
+        if not _is_complete(target):
             raise Unavailable(f"{Path(program).name} wrote only a part of the backup: check the disk, and repeat")
     except BaseException:
         target.unlink(missing_ok=True)
@@ -64,114 +72,99 @@ def restore(db: DBDir, address: Address | None, source: Path) -> None:
         Corrupt: The file is cut short, or no backup.
         Unavailable: The program failed.
     """
-    variant = db.settings["variant"]
-    program = _program(db, _CLIENT, variant)
-    if not _is_whole(source):
+    program = _find_program(db, _CLIENT)
+    if not _is_complete(source):
         raise Corrupt(f"{shown(source)} is cut short, or no backup of a MySQL or MariaDB database")
     with source.open("rb") as file:
-        _skip_mark(file, variant)
-        # The commands of an interactive client, which could start programs, are off in this mode.
-        _run(db, address, program, ["--binary-mode", "--batch", _database(db)], source=file)
+        _skip_sandbox_line(file, db.settings["variant"])
+        # Binary mode turns off the commands of an interactive client, which could start programs.
+        _run_program(db, address, program, ["--binary-mode", "--batch", _database(db)], stdin=file)
 
 
-def _program(db: DBDir, names: dict[str, tuple[str, ...]], variant: str) -> str:
+def _find_program(db: DBDir, names: dict[str, tuple[str, ...]]) -> str:
+    variant = db.settings["variant"]
     programs = None
     if "url" not in db.settings:
-        with contextlib.suppress(BackendError):  # the client's may be here without the server's
+        with contextlib.suppress(BackendError):  # the client's programs may be here without the server's
             programs = server_programs(db)
-    return client(names[variant], programs, _PACKAGE[variant])
+    return find_client(names[variant], programs, _PACKAGE[variant])
 
 
 def _database(db: DBDir) -> str:
     return Target.parse(db.settings["url"]).database if "url" in db.settings else DATABASE
 
 
-def _is_whole(file: Path) -> bool:
+def _is_complete(file: Path) -> bool:
     with file.open("rb") as dump:
         dump.seek(max(0, file.stat().st_size - _TAIL))
         return _END in dump.read()
 
 
-def _skip_mark(file: BinaryIO, variant: str) -> None:
-    """Pass over the first line of MariaDB's dumps where MySQL's client would stumble over it."""
+def _skip_sandbox_line(file: BinaryIO, variant: str) -> None:
+    """Skip the first line of MariaDB's dumps, which switches to sandbox mode and is an error for MySQL's client."""
     first = file.readline(256)
     if variant == "mariadb" or not first.startswith(b"/*M!999999"):
         file.seek(0)
-    # The program reads from the descriptor, which is ahead of what was read here.
+    # The program reads from the descriptor, whose position is behind the buffer that was read here.
     os.lseek(file.fileno(), file.tell(), os.SEEK_SET)
 
 
-def _run(
+def _run_program(
     db: DBDir,
     address: Address | None,
     program: str,
     options: Sequence[str],
     *,
-    source: BinaryIO | int = subprocess.DEVNULL,
-    to: BinaryIO | int = subprocess.DEVNULL,
+    stdin: bytes | BinaryIO = b"",
+    stdout: BinaryIO | None = None,
 ) -> None:
-    # The program may be one that the data's owner has named, so root doesn't run it.
-    owner = None if "url" in db.settings else owner_of(data_home(db))
-    with _login(db, address, owner) as login:
-        try:
-            done = subprocess.run(
-                [program, *login, "--default-character-set=utf8mb4", *options],
-                stdin=source,
-                stdout=to,
-                stderr=subprocess.PIPE,
-                check=False,
-                cwd="/",
-                umask=0o077,
-                **(owner.process if owner else {}),
-                env={name: value for name, value in os.environ.items() if not name.startswith(("MYSQL", "MARIADB"))},
-            )
-        except OSError as err:
-            raise BackendError(f"{shown(program)} can't be run: {err.strerror}") from err
+    # The data's owner may have named the program, so root runs it as that account.
+    account = ServerAccount() if "url" in db.settings else ServerAccount.owner_of(server_home(db))
+    with _login_arguments(db, address, account) as login:
+        argv = [program, *login, "--default-character-set=utf8mb4", *options]
+        done = account.run(argv, stdin=stdin, stdout=stdout, unset=("MYSQL", "MARIADB"))
     if done.returncode:
-        said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        why = " ".join((said[-1] if said else "it said nothing").split())[:300]
-        raise Unavailable(f"{Path(program).name} failed: {why}")
+        raise Unavailable(f"{Path(program).name} failed: {failure_reason(done.stderr)}")
 
 
 @contextlib.contextmanager
-def _login(db: DBDir, address: Address | None, owner: Owner | None) -> Iterator[list[str]]:
+def _login_arguments(db: DBDir, address: Address | None, account: ServerAccount) -> Iterator[list[str]]:
     """Give the arguments with which a client program logs in; the password is in a private file for the time."""
     variant = db.settings["variant"]
-    lines = ["[client]", f"password={_quoted(keys.read_password(db))}"]
-    if "url" in db.settings:
+    lines = ["[client]", f"password={_quoted_value(read_password(db) or '')}"]
+    is_own = "url" not in db.settings
+    if not is_own:
         words = Target.parse(db.settings["url"]).arguments(variant)
     elif address is None:
-        raise ServerNotRunning(
-            f"the server of {shown(db.path)} is not running: start it with balsam dbserver --path={shown(db.path)}"
-        )
+        raise server_not_running(db)
     else:
         words = [f"--host={address.host}", f"--port={address.port}", f"--user={ACCOUNT}", "--protocol=tcp"]
-        # Older programs of MariaDB know no fingerprint, and go on without TLS where a server says that it has none. So
-        # the driver looks first whether the server is ours; and without plugins none gets the password itself.
-        _look(db, address)
+        # MariaDB's older programs know no fingerprint, and go on without TLS where a server says that it has none. So
+        # the driver checks first that the server is ours; and a program without plugins can't send the password itself.
+        _check_server(db, address)
         words += ["--ssl-mode=VERIFY_CA"] if variant == "mysql" else ["--ssl"]
-        lines += [f"loose-{line}" for line in _pin(db)]
+        lines += [f"loose-{line}" for line in _fingerprint_lines(db)]
     folder = Path(tempfile.mkdtemp(prefix="balsam-"))
     try:
         file = folder / "login.cnf"
         file.touch(mode=0o600)
         file.write_text("\n".join([*lines, ""]))
-        if owner:
+        if is_own:
             certificate, plugins = folder / "certificate.pem", folder / "plugins"
             plugins.mkdir(mode=0o700)
-            # A copy, since the owner of the data may have no way into `keys`.
-            certificate.write_bytes(keys.certificate_file(db).read_bytes())
+            # A copy, since the account may be unable to enter `keys`.
+            certificate.write_bytes(certificate_file(db).read_bytes())
             words += [f"--ssl-ca={certificate}", f"--plugin-dir={plugins}"]
             for path in (folder, file, certificate, plugins):
-                owner.give(path)
+                account.give(path)
         yield [f"--defaults-file={file}", *words]
     except OSError as err:
-        raise DBDirError(f"{shown(folder)} can't be used: {err.strerror}") from err
+        raise DBDirError(f"{shown(folder)} can't be used: {reason(err)}") from err
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _look(db: DBDir, address: Address) -> None:
+def _check_server(db: DBDir, address: Address) -> None:
     import MySQLdb
 
     try:
@@ -180,14 +173,14 @@ def _look(db: DBDir, address: Address) -> None:
         raise Unavailable(f"the database server at {address.host}:{address.port} can't be reached: {err}") from err
 
 
-def _pin(db: DBDir) -> list[str]:
+def _fingerprint_lines(db: DBDir) -> list[str]:
     if db.settings["variant"] != "mariadb":
         return []
-    return [line for line in keys.pin_file(db).read_text().splitlines() if line.startswith("ssl-fp=")][-1:]
+    return [line for line in pin_file(db).read_text().splitlines() if line.startswith("ssl-fp=")][-1:]
 
 
-def _quoted(password: str) -> str:
-    """Return a value for a file of options, which reads the escapes of C."""
+def _quoted_value(text: str) -> str:
+    """Return a value for an option file, which reads the escapes of C."""
     for plain, escaped in (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        password = password.replace(plain, escaped)
-    return f'"{password}"'
+        text = text.replace(plain, escaped)
+    return f'"{text}"'

@@ -1,9 +1,9 @@
 """The SQLAlchemy engine.
 
-A transaction begins by itself with its first statement, so it costs no statement to begin one. What it is, is a
-property of the session: READ COMMITTED for one that may write, and for one that only reads READ ONLY under
-REPEATABLE READ, which sees one state from its first read on. Changing it takes one statement, and only when a
-connection is used for the other kind than the last time.
+A transaction begins by itself with its first statement, so no statement is spent on that. Its kind is a property of the
+session: READ COMMITTED for one that may write; READ ONLY under REPEATABLE READ, which sees one state from its first
+read on, for one that only reads. Changing the kind takes one statement, only when a connection is used for the other
+kind than the last time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerConnector
-from balsam_mysql.connecting import READ_TIMEOUT, connect, connect_by_url
-from balsam_mysql.faults import is_broken
+from balsam_mysql.connecting import READ_TIMEOUT, connect, connect_adopted
+from balsam_mysql.errors import is_lost
 from balsam_mysql.url import Target
 
 if TYPE_CHECKING:
@@ -32,29 +32,29 @@ OWNER_READ_TIMEOUT = 4 * 3600  # seconds; changing a large table takes long
 _WRITING = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
 _READING = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
-_open_here: weakref.WeakSet[Any] = weakref.WeakSet()
+_connections: weakref.WeakSet[Any] = weakref.WeakSet()
 """The connections of this process."""
 
 
 def make_engine(db: DBDir, role: EngineRole) -> Engine:
-    """Return an engine on the database.
+    """Return an engine on the database; nothing is connected yet.
 
     Args:
         db: The DB directory.
-        role: What the engine is for.
+        role: ``reader`` never writes; ``owner`` waits longer for an answer.
     """
     read_timeout = OWNER_READ_TIMEOUT if role == "owner" else READ_TIMEOUT
-    follow = ServerConnector(db, lambda published: connect(db, published, read_timeout=read_timeout))
+    connect_own = ServerConnector(db, lambda published: connect(db, published, read_timeout=read_timeout))
 
-    def connection() -> Any:  # noqa: ANN401
+    def creator() -> Any:  # noqa: ANN401
         if "url" in db.settings:
-            made = connect_by_url(db, Target.parse(db.settings["url"]), read_timeout=read_timeout)
+            connection = connect_adopted(db, Target.parse(db.settings["url"]), read_timeout=read_timeout)
         else:
-            made = follow()
-        _open_here.add(made)
-        return made
+            connection = connect_own()
+        _connections.add(connection)
+        return connection
 
-    engine = create_engine("mysql+mysqldb://", creator=connection, poolclass=QueuePool, pool_size=5, max_overflow=20)
+    engine = create_engine("mysql+mysqldb://", creator=creator, poolclass=QueuePool, pool_size=5, max_overflow=20)
 
     def begin(conn: Connection) -> None:
         reads = role == "reader" or conn.get_execution_options().get("balsam_reads", False)
@@ -64,26 +64,26 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
             info["reads"] = reads
 
     event.listen(engine, "begin", begin)
-    event.listen(engine, "handle_error", _judge)
+    event.listen(engine, "handle_error", _mark_lost)
     return engine
 
 
-def _judge(context: ExceptionContext) -> None:
-    if is_broken(context.original_exception):
+def _mark_lost(context: ExceptionContext) -> None:
+    if is_lost(context.original_exception):
         context.is_disconnect = True
 
 
-def _let_go() -> None:
-    """Cut a forked child off its parent's connections: closing one would say goodbye in the parent's name."""
-    for connection in list(_open_here):
+def _detach_connections() -> None:
+    """Cut a forked child off its parent's connections: closing one would end the parent's session."""
+    for connection in list(_connections):
         try:
             descriptor = connection.fileno()
-            nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         except Exception:  # noqa: BLE001, S112  (closed already)
             continue
-        os.dup2(nowhere, descriptor, inheritable=False)
-        os.close(nowhere)
-    _open_here.clear()
+        os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
+    _connections.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_detach_connections)

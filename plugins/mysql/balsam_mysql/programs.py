@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from balsam_core.plugin import BackendError, shown
+from balsam_core.plugin import BackendError, ServerAccount, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from balsam_mysql.accounts import Owner
-
-__all__ = ["BINDIR_VARIABLE", "TITLES", "Programs", "Variant", "client", "find", "title_of"]
+__all__ = ["BINDIR_VARIABLE", "TITLES", "Programs", "Variant", "find_client", "find_server"]
 
 BINDIR_VARIABLE = "BALSAM_MYSQL_BINDIR"
 Variant = Literal["mariadb", "mysql"]
@@ -25,7 +22,7 @@ TITLES: dict[str, str] = {"mariadb": "MariaDB", "mysql": "MySQL"}
 
 _SERVERS = ("mariadbd", "mysqld")
 # Debian, Red Hat, the vendors' archives, Homebrew, MacPorts.
-_USUAL = (
+_USUAL_FOLDERS = (
     "/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/mysql/bin", "/usr/local/mariadb/bin",
     "/opt/mysql*/bin", "/opt/mariadb*/bin", "/opt/homebrew/opt/mariadb*/bin", "/opt/homebrew/opt/mysql*/bin",
     "/opt/local/lib/mariadb*/bin", "/opt/local/lib/mysql*/bin",
@@ -35,7 +32,7 @@ _INSTALL = (
     f"install MariaDB's server programs (Debian, Ubuntu: apt-get install mariadb-server-core mariadb-client), or name "
     f"their folder in the variable {BINDIR_VARIABLE} or with --option bindir=FOLDER"
 )
-_TIMEOUT = 20.0  # seconds for a program to say its version
+_TIMEOUT = 20.0  # seconds for a program to print its version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class Programs:
     @property
     def title(self) -> str:
         """Name and series, for people."""
-        return title_of(self.variant, self.series)
+        return _title(self.variant, self.series)
 
     @property
     def basedir(self) -> Path:
@@ -63,19 +60,18 @@ class Programs:
         return self.server.resolve().parent.parent
 
 
-def title_of(variant: str, series: str) -> str:
-    """Return name and series, for people."""
-    return f"{TITLES.get(variant, variant)} {series}"
-
-
-def find(
-    bindir: str = "", *, owner: Owner | None = None, strict: bool = False, wanted: tuple[str, str] | None = None
+def find_server(
+    bindir: str = "",
+    *,
+    account: ServerAccount | None = None,
+    strict: bool = False,
+    wanted: tuple[str, str] | None = None,
 ) -> Programs:
     """Return the server's program to use: the first that suits.
 
     Args:
         bindir: A folder to look in first, as an option or a setting named it.
-        owner: As whom to run what is found; None for this process's account.
+        account: As whom to run what is found; None for this process's own account.
         strict: Whether to look nowhere else.
         wanted: Variant and series of existing data; None where any will do.
 
@@ -83,29 +79,29 @@ def find(
         BackendError: There is none.
     """
     unsuitable = []
-    for folders, must in _places(bindir, strict=strict):
-        seen = 0
-        for program in _programs(folders):
-            found = _identify(program, owner)
+    for folders, named in _search_groups(bindir, strict=strict):
+        has_any = False
+        for program in _server_programs_in(folders):
+            found = _identify(program, account or ServerAccount())
             if found is None:
                 continue
-            seen += 1
+            has_any = True
             if wanted is None or (found.variant, found.series) == wanted:
                 return found
             unsuitable.append(f"{found.title} ({shown(found.server)})")
-        if must and not seen:
-            raise BackendError(f"{shown(must)} holds neither mariadbd nor mysqld that works: {_INSTALL}")
-        if must:
+        if named and not has_any:
+            raise BackendError(f"{shown(named)} holds neither mariadbd nor mysqld that works: {_INSTALL}")
+        if named:
             break
     if unsuitable and wanted:
         raise BackendError(
-            f"the data of this DB were made with {title_of(*wanted)}, and here is only {', '.join(unsuitable)}: name "
+            f"the data of this DB were made with {_title(*wanted)}, and here is only {', '.join(unsuitable)}: name "
             f"the folder of the old version's programs in the variable {BINDIR_VARIABLE}, or copy the jobs to a new DB"
         )
     raise BackendError(f"no MySQL or MariaDB server program is found: {_INSTALL}")
 
 
-def client(names: Sequence[str], programs: Programs | None, package: str) -> str:
+def find_client(names: Sequence[str], programs: Programs | None, package: str) -> str:
     """Return the path of a client program, from beside the server's or from PATH.
 
     Args:
@@ -117,33 +113,37 @@ def client(names: Sequence[str], programs: Programs | None, package: str) -> str
         BackendError: It is not installed.
     """
     folders = [str(folder) for folder in ([programs.server.parent, programs.basedir / "bin"] if programs else [])]
-    given = os.environ.get(BINDIR_VARIABLE, "")
-    path = os.pathsep.join([*folders, *([given] if given else []), os.environ.get("PATH", os.defpath)])
+    named = os.environ.get(BINDIR_VARIABLE, "")
+    path = os.pathsep.join([*folders, *([named] if named else []), os.environ.get("PATH", os.defpath)])
     for name in names:
         if found := shutil.which(name, path=path):
             return found
     raise BackendError(f"the program {names[0]} is not found: install it (Debian, Ubuntu: apt-get install {package})")
 
 
-def _places(bindir: str, *, strict: bool) -> Iterator[tuple[list[Path], str]]:
-    """Yield groups of folders to look in, each with the name under which a user demanded it, else an empty one."""
+def _title(variant: str, series: str) -> str:
+    return f"{TITLES.get(variant, variant)} {series}"
+
+
+def _search_groups(bindir: str, *, strict: bool) -> Iterator[tuple[list[Path], str]]:
+    """Yield groups of folders to look in, each with the folder that a user named and that alone counts, else empty."""
     if bindir:
-        yield _around(Path(bindir)), bindir if strict else ""
-    if given := os.environ.get(BINDIR_VARIABLE, ""):
-        yield _around(Path(given)), given
+        yield _folders_around(Path(bindir)), bindir if strict else ""
+    if named := os.environ.get(BINDIR_VARIABLE, ""):
+        yield _folders_around(Path(named)), named
     on_path = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
-    yield [place for folder in on_path for place in _around(Path(folder))], ""
-    yield [place for usual in _USUAL for place in sorted(Path("/").glob(usual.lstrip("/")), reverse=True)], ""
+    yield [found for folder in on_path for found in _folders_around(Path(folder))], ""
+    yield [found for usual in _USUAL_FOLDERS for found in sorted(Path("/").glob(usual.lstrip("/")), reverse=True)], ""
 
 
-def _around(folder: Path) -> list[Path]:
-    """Return a folder and those where the same installation may keep its servers; a prefix will do, too."""
-    if not os.path.isdir(folder):  # noqa: PTH112  (Path's own fails on one that is closed to us)
+def _folders_around(folder: Path) -> list[Path]:
+    """Return a folder and those where the same installation may keep its servers; it may also be a prefix."""
+    if not os.path.isdir(folder):  # noqa: PTH112  (Path's own raises for one in a closed folder)
         return []
     return [folder, folder.parent / "sbin", folder.parent / "libexec", folder / "bin", folder / "sbin"]
 
 
-def _programs(folders: Sequence[Path]) -> Iterator[Path]:
+def _server_programs_in(folders: Sequence[Path]) -> Iterator[Path]:
     known = set()
     for folder in folders:
         for name in _SERVERS:
@@ -153,22 +153,14 @@ def _programs(folders: Sequence[Path]) -> Iterator[Path]:
                 yield program.absolute()
 
 
-def _identify(program: Path, owner: Owner | None) -> Programs | None:
-    """Ask a program what it is; None where it doesn't say."""
+def _identify(program: Path, account: ServerAccount) -> Programs | None:
+    """Ask a program for its version; None where it doesn't say."""
     try:
-        said = subprocess.run(
-            [program, "--no-defaults", "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_TIMEOUT,
-            check=False,
-            cwd="/",
-            **(owner.process if owner else {}),
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = account.run([program, "--no-defaults", "--version"], timeout=_TIMEOUT)
+    except BackendError:
         return None
-    text = said.stdout.decode(errors="replace")
+    text = done.stdout.decode(errors="replace")
     version = _VERSION.search(text)
-    if said.returncode or not version:
+    if done.returncode or not version:
         return None
     return Programs(server=program, variant="mariadb" if "MariaDB" in text else "mysql", series=version[1])

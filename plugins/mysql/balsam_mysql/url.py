@@ -11,11 +11,13 @@ from balsam_core.plugin import InvalidInput, shown
 
 __all__ = ["Target"]
 
+_FORM = "mysql://USER@HOST:PORT/DATABASE"
 _SCHEMES = {f"{name}{driver}" for name in ("mysql", "mariadb") for driver in ("", "+mysqldb")}
 _TLS_FILES = ("ssl_ca", "ssl_capath", "ssl_cert", "ssl_key")
 _OPTIONS = (*_TLS_FILES, "ssl_cipher", "ssl_mode", "unix_socket")
 _MODES = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
 _PORT = 3306
+_ARGUMENTS = {"host": "host", "port": "port", "socket": "unix_socket"}  # of a client program: the driver's parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,11 @@ class Target:
             port = parts.port or _PORT
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError as err:
-            raise InvalidInput(
-                f"the URL can't be read ({err}); it must be like mysql://USER@HOST:PORT/DATABASE"
-            ) from None
+            raise InvalidInput(f"the URL can't be read ({err}); it must be like {_FORM}") from None
         database = unquote(parts.path.lstrip("/"))
         user = unquote(parts.username or "")
         if parts.scheme not in _SCHEMES or not user or not database or "/" in database or parts.fragment:
-            raise InvalidInput("the URL names no user or no database; it must be like mysql://USER@HOST:PORT/DATABASE")
+            raise InvalidInput(f"the URL names no user or no database; it must be like {_FORM}")
         if parts.password is not None:
             raise InvalidInput("the URL holds a password: leave it out, and give it by --password-file")
         options = dict(pairs)
@@ -65,13 +65,18 @@ class Target:
         return cls(user=user, host=host, port=port, database=database, options=options)
 
     @property
+    def endpoint(self) -> str:
+        """Where the server is, for messages."""
+        return self.options.get("unix_socket") or f"{self.host}:{self.port}"
+
+    @property
     def is_local(self) -> bool:
-        """Whether no network is between."""
+        """Whether it is reached without a network."""
         return "unix_socket" in self.options
 
     @property
-    def is_sure(self) -> bool:
-        """Whether the server must prove itself, before it gets the password."""
+    def is_verified(self) -> bool:
+        """Whether the server must prove its identity before it gets the password."""
         return "VERIFY" in self.parameters().get("ssl_mode", "")
 
     def parameters(self) -> dict[str, Any]:
@@ -83,14 +88,14 @@ class Target:
         if self.is_local:
             found["unix_socket"] = self.options["unix_socket"]
         else:
-            # The name would mean the machine's own socket, whatever the port.
+            # For the driver the name "localhost" means the machine's own socket, whatever the port.
             found["host"] = "127.0.0.1" if self.host == "localhost" else self.host
             found["port"] = self.port
         if files:
             found["ssl"] = files
         mode = self.options.get("ssl_mode", "")
         if mode in {"", "REQUIRED"} and ("ca" in files or "capath" in files):
-            # MariaDB's client library goes on without TLS, unless told to verify.
+            # MariaDB's client library goes on without TLS unless it is told to verify.
             mode = "VERIFY_CA"
         if mode:
             found["ssl_mode"] = mode
@@ -99,18 +104,15 @@ class Target:
     def arguments(self, variant: str) -> list[str]:
         """Return the same for the client programs of MariaDB or MySQL."""
         found = self.parameters()
-        words = [f"--user={self.user}"]
-        words += [f"--{name}={found[key]}" for name, key in _PLACES.items() if key in found]
-        words += [f"--ssl-{name}={value}" for name, value in found.get("ssl", {}).items()]
+        arguments = [f"--user={self.user}"]
+        arguments += [f"--{name}={found[key]}" for name, key in _ARGUMENTS.items() if key in found]
+        arguments += [f"--ssl-{name}={value}" for name, value in found.get("ssl", {}).items()]
         mode = found.get("ssl_mode", "")
         if variant == "mysql":
-            return [*words, *([f"--ssl-mode={mode}"] if mode else [])]
+            return [*arguments, *([f"--ssl-mode={mode}"] if mode else [])]
         if mode == "DISABLED":
-            return [*words, "--skip-ssl"]
-        return [*words, *(["--ssl"] if mode else []), *(["--ssl-verify-server-cert"] if "VERIFY" in mode else [])]
-
-
-_PLACES = {"host": "host", "port": "port", "socket": "unix_socket"}
+            return [*arguments, "--skip-ssl"]
+        return [*arguments, *(["--ssl"] if mode else []), *(["--ssl-verify-server-cert"] if "VERIFY" in mode else [])]
 
 
 def _check_options(options: dict[str, str]) -> None:

@@ -1,106 +1,66 @@
-"""Adopting a database on a server that somebody else runs."""
+"""Using a database of a server that somebody else runs: whether it is fit, and how safe writes are there."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from balsam_core.plugin import InvalidInput, Unavailable, is_loopback, write_private
-from balsam_postgres.cluster import password_file
-from balsam_postgres.connecting import connect_adopted, remember_password
-from balsam_postgres.faults import DURABLE
+from balsam_core.plugin import Unavailable, is_loopback, option_choice, option_value, read_password, store_password
+from balsam_postgres.configuration import DURABILITY_RISKS
+from balsam_postgres.connecting import connect_adopted
 from balsam_postgres.programs import OLDEST
+from balsam_postgres.url import check_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["adopt", "check_url"]
+__all__ = ["adopt"]
 
 logger = logging.getLogger(__name__)
 
-_FORM = "postgresql://USER@HOST:PORT/DATABASE"
-_NEEDED = ("user", "host", "dbname")
-_FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir", "passfile")
-_ALLOWED = {
-    *_NEEDED,
-    *_FILES,
-    *("hostaddr", "port", "options", "connect_timeout", "target_session_attrs", "load_balance_hosts"),
-    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
-    *("sslmode", "sslnegotiation", "sslcertmode", "sslsni", "channel_binding", "require_auth"),
-    *("ssl_min_protocol_version", "ssl_max_protocol_version"),
-    *("gssencmode", "krbsrvname", "gsslib", "gssdelegation"),
-}
 
-
-def adopt(db: DBDir, settings: Mapping[str, str], password: str | None) -> None:
-    """Check that a database can be used, and keep the password as the settings say.
+def adopt(db: DBDir, options: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """Check the database that a URL names, and return the settings to store. Risks are logged as warnings.
 
     Args:
         db: The DB directory.
-        settings: What will be stored; they have ``url``.
-        password: A new password, None where there is none.
+        options: As ``balsam_init_db`` was given them.
+        settings: Those that a DB with a server of its own has, too.
 
     Raises:
-        InvalidInput: The URL is wrong.
+        InvalidInput: The URL or an option is wrong.
         Unavailable: The database can't be reached, or can't be used.
     """
-    check_url(settings["url"])
-    future = replace(db, settings=MappingProxyType(dict(settings)))
-    if password is not None:
-        remember_password(db, password)
+    url = option_value(db, options, "url")
+    keep = option_choice(db, options, "store_password", ("yes", "no"))
+    check_url(url)
+    settings = {**settings, "store_password": keep, "url": url}
+    adopted = replace(db, settings=settings)
+    password = options.get("password")
+    if password is None:
+        password = read_password(adopted)
     try:
-        connection = connect_adopted(future)
+        connection = connect_adopted(adopted, password=password)
     except psycopg.Error as err:
         raise Unavailable(f"the PostgreSQL server can't be reached: {' '.join(str(err).split())}") from err
     with contextlib.closing(connection):
         connection.autocommit = True
         try:
-            _check(connection, settings)
+            _check_server(connection, is_durable=settings["durability"] == "full")
         except psycopg.Error as err:
             raise Unavailable(f"the PostgreSQL server can't be used: {' '.join(str(err).split())}") from err
-    if settings["store_password"] == "no":  # noqa: S105  (no password)
-        with contextlib.suppress(FileNotFoundError):
-            password_file(db).unlink()
-    elif password is not None:
-        write_private(password_file(db), password.encode() + b"\n")
+    store_password(db, password, keep=keep == "yes")
+    return settings
 
 
-def check_url(url: str) -> None:
-    """Refuse a URL that libpq or we don't understand, or that holds a secret.
-
-    Raises:
-        InvalidInput: It is wrong.
-    """
-    if not url.startswith(("postgresql://", "postgres://")):
-        raise InvalidInput(f"the URL of a PostgreSQL server has the form {_FORM}")
-    try:
-        parts = psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.ProgrammingError as err:
-        # Its text may quote the URL, in which a password was put by mistake.
-        what = "invalid URI query parameter" if "query parameter" in str(err) else "it is not well formed"
-        raise InvalidInput(f"the URL can't be understood ({what}); its form is {_FORM}?sslmode=verify-full") from None
-    if {"password", "sslpassword"} & parts.keys():
-        raise InvalidInput("a password must not stand in the URL: use --password-file, or BALSAM_DB_PASSWORD")
-    for name in _NEEDED:
-        if not parts.get(name):
-            raise InvalidInput(f"the URL doesn't name the {'database' if name == 'dbname' else name}: {_FORM}")
-    for name in sorted(parts.keys() - _ALLOWED):
-        raise InvalidInput(f"the URL has the parameter {name}, which Balsam can't use: leave it out")
-    for name in _FILES:
-        path = str(parts.get(name, ""))
-        if path not in {"", "system"} and not os.path.isabs(path):  # noqa: PTH117  (not a path yet)
-            raise InvalidInput(f"the URL's {name} is {path!a}: write the path in full")
-
-
-def _check(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:
+def _check_server(connection: psycopg.Connection[Any], *, is_durable: bool) -> None:
+    """Raise an error where the server lacks what is needed; log what makes writes less safe than promised."""
     info = connection.info
     if info.server_version < OLDEST * 10000:
         raise Unavailable(f"the server is PostgreSQL {info.server_version // 10000}; {OLDEST} is the oldest that works")
@@ -119,10 +79,10 @@ def _check(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> 
             f"the user {info.user} may not make tables in the database {info.dbname}"
             f"{f' (schema {schema})' if schema else ''}: make it the owner of the database, or grant it CREATE there"
         )
-    for name, danger in DURABLE.items():
+    for name, risk in DURABILITY_RISKS.items():
         value = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
-        if value == ("off",) and not (name == "synchronous_commit" and settings["durability"] == "relaxed"):
-            logger.warning("the server runs with %s=off: %s", name, danger)
-    local = info.host.startswith("/") or is_loopback(info.host)
-    if not local and not connection.pgconn.ssl_in_use:
+        if value == ("off",) and (is_durable or name != "synchronous_commit"):
+            logger.warning("the server runs with %s=off: %s", name, risk)
+    is_local = info.host.startswith("/") or is_loopback(info.host)
+    if not is_local and not connection.pgconn.ssl_in_use:
         logger.warning("the connection to %s is not encrypted: add ?sslmode=verify-full to the URL", info.host)

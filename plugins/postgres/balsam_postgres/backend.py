@@ -50,16 +50,16 @@ def balsam_db_type() -> DBType:
 
 @hookimpl
 def balsam_server_policy(db: DBDir) -> ServerPolicy:
-    """Return NONE for a DB that uses somebody else's server."""
+    """A DB on somebody else's server needs none from Balsam."""
     return ServerPolicy.NONE if "url" in db.settings else ServerPolicy.REQUIRED
 
 
 @hookimpl
 def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
-    """Make ``postgres/`` with an empty database, or check the one that is there; or adopt somebody else's."""
-    from balsam_postgres.setting_up import set_up
+    """Make the server's data in ``postgres/``, or check the database that a URL names."""
+    from balsam_postgres.init_files import init_files
 
-    return set_up(db, options)
+    return init_files(db, options)
 
 
 @hookimpl
@@ -72,17 +72,17 @@ def balsam_start_server(db: DBDir, host: str, port: int, tls: bool) -> ServerPla
 
 @hookimpl
 def balsam_open_transport(db: DBDir) -> Transport:
-    """Return what runs operations on whichever server is published."""
+    """Run operations in this process, on connections to the server that is published at the moment."""
     from balsam_core.plugin import NativeTransport
     from balsam_postgres.engine import make_engine
-    from balsam_postgres.faults import is_retryable, translate
+    from balsam_postgres.errors import is_retryable, translate
 
     return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable, translate=translate)
 
 
 @hookimpl
 def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
-    """Return an engine on the database."""
+    """Return an engine on the server."""
     from balsam_postgres.engine import make_engine
 
     return make_engine(db, role)
@@ -93,22 +93,22 @@ def balsam_bulk_insert(
     connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
     """Insert many rows with COPY."""
-    from balsam_postgres.bulk import copy_rows
+    from balsam_postgres.bulk_insert import bulk_insert
 
-    copy_rows(connection, table, columns, rows)
+    bulk_insert(connection, table, columns, rows)
 
 
 @hookimpl
 def balsam_backup(db: DBDir, address: Address | None, target: Path) -> None:
     """Write the database into a file with pg_dump."""
-    from balsam_postgres.backup import dump
+    from balsam_postgres.backup import backup
 
-    dump(db, address, target)
+    backup(db, address, target)
 
 
 @hookimpl
 def balsam_restore(db: DBDir, address: Address | None, source: Path) -> None:
     """Fill the empty database from a file with pg_restore."""
-    from balsam_postgres.backup import load
+    from balsam_postgres.backup import restore
 
-    load(db, address, source)
+    restore(db, address, source)

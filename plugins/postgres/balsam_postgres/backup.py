@@ -4,98 +4,100 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from balsam_core.plugin import BackendError, Corrupt, ServerNotRunning, Unavailable, shown
-from balsam_postgres.cluster import find_own_server, stored_password
-from balsam_postgres.connecting import adopted_parameters, adopted_password, connect_adopted, own_parameters
+from balsam_core.plugin import (
+    Corrupt,
+    ServerAccount,
+    Unavailable,
+    failure_reason,
+    read_password,
+    server_not_running,
+    shown,
+)
+from balsam_postgres.connecting import adopted_parameters, connect_adopted, own_parameters
+from balsam_postgres.init_files import server_programs
 from balsam_postgres.programs import find_client
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.plugin import Address, DBDir
+    from balsam_postgres.programs import Programs
 
-__all__ = ["dump", "load"]
+__all__ = ["backup", "restore"]
 
 _MAGIC = b"PGDMP"
-_PRIVATE = ["--no-owner", "--no-privileges", "--no-password"]
+_COMMON_OPTIONS = ["--no-owner", "--no-privileges", "--no-password"]
+_DAMAGE = ("archive", "file header", "end of file", "compress")  # words of pg_restore
 
 
-def dump(db: DBDir, address: Address | None, target: Path) -> None:
-    """Write a consistent backup while the database is in use.
+def backup(db: DBDir, address: Address | None, target: Path) -> None:
+    """Write the database into a file, as it was at one moment, while others use it.
 
     Raises:
+        BackendError: The program is not installed.
+        ServerNotRunning: No server is published.
         Unavailable: The database can't be reached, or the file can't be written.
-        BackendError: The program is missing.
     """
     try:
-        _run(db, address, "pg_dump", ["--format=custom", *_PRIVATE, f"--file={target}"])
+        _run_program(db, address, "pg_dump", ["--format=custom", *_COMMON_OPTIONS, f"--file={target}"])
     except BaseException:
         with contextlib.suppress(OSError):
             target.unlink()
         raise
 
 
-def load(db: DBDir, address: Address | None, source: Path) -> None:
-    """Fill the empty database.
+def restore(db: DBDir, address: Address | None, source: Path) -> None:
+    """Fill the empty database from a file that :func:`backup` wrote.
 
     Raises:
+        BackendError: The program is not installed.
         Corrupt: The file is no backup of a PostgreSQL database, or is damaged.
         Unavailable: The database can't be reached.
-        BackendError: The program is missing.
     """
     with source.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise Corrupt(f"{shown(source)} is no backup of a PostgreSQL database")
-    _run(db, address, "pg_restore", ["--single-transaction", "--exit-on-error", *_PRIVATE], str(source))
+    _run_program(db, address, "pg_restore", ["--single-transaction", "--exit-on-error", *_COMMON_OPTIONS], str(source))
 
 
-def _run(db: DBDir, address: Address | None, name: str, options: list[str], *files: str) -> None:
-    password: str | None
-    if "url" in db.settings:
-        try:
-            with connect_adopted(db) as connection:
-                major = connection.info.server_version // 10000
-        except psycopg.Error as err:
-            raise Unavailable(f"the database can't be reached: {' '.join(str(err).split())}") from err
-        programs = find_client(db.settings.get("bindir", ""), major=major)
-        parameters, password = adopted_parameters(db.settings, programs.major * 10000), adopted_password(db)
-    else:
-        if address is None:
-            place = shown(db.path)
-            raise ServerNotRunning(
-                f"the server of {place} is not running: start it with balsam dbserver --path={place}"
-            )
-        programs = find_own_server(db)
-        if not os.access(programs.path(name), os.X_OK):
-            programs = find_client(db.settings.get("bindir", ""), major=programs.major)
-        parameters, password = own_parameters(db, address, programs.major * 10000), stored_password(db)
-    env = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-    if password is not None:
-        env["PGPASSWORD"] = password  # which only this user can see
-    parameters["options"] = ""  # it waits as long as it takes
-    try:
-        done = subprocess.run(
-            [programs.path(name), *options, f"--dbname={make_conninfo(**parameters)}", *files],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            env=env,
-            umask=0o077,
-        )
-    except OSError as err:
-        raise BackendError(
-            f"{shown(programs.path(name))} can't be started: {(err.strerror or str(err)).lower()}"
-        ) from err
+def _run_program(db: DBDir, address: Address | None, name: str, options: list[str], *files: str) -> None:
+    programs, parameters = _adopted_login(db) if "url" in db.settings else _own_login(db, address, name)
+    password = read_password(db)
+    parameters["options"] = ""  # no time limit for locks
+    done = ServerAccount().run(
+        [programs.path(name), *options, f"--dbname={make_conninfo(**parameters)}", *files],
+        env={} if password is None else {"PGPASSWORD": password},
+        unset=("PG",),
+    )
     if done.returncode == 0:
         return
-    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-    said = "; ".join(lines[:3])[:500]
-    if name == "pg_restore" and any(word in said for word in ("archive", "file header", "end of file", "compress")):
-        raise Corrupt(f"the backup can't be read, it is damaged or of a newer PostgreSQL ({said})")
-    raise Unavailable(f"{name} failed: {said}")
+    why = failure_reason(done.stderr)
+    if name == "pg_restore" and any(word in why for word in _DAMAGE):
+        raise Corrupt(f"the backup can't be read, it is damaged or of a newer PostgreSQL ({why})")
+    raise Unavailable(f"{name} failed: {why}")
+
+
+def _adopted_login(db: DBDir) -> tuple[Programs, dict[str, str]]:
+    """Return the client programs for an adopted server, and what they must know of it."""
+    try:
+        with connect_adopted(db) as connection:
+            major = connection.info.server_version // 10000
+    except psycopg.Error as err:
+        raise Unavailable(f"the database can't be reached: {' '.join(str(err).split())}") from err
+    programs = find_client(db.settings.get("bindir", ""), major=major)
+    return programs, adopted_parameters(db.settings, programs.major * 10000)
+
+
+def _own_login(db: DBDir, address: Address | None, name: str) -> tuple[Programs, dict[str, str]]:
+    """Return the same for the DB's own server; its programs may come without the clients'."""
+    if address is None:
+        raise server_not_running(db)
+    programs = server_programs(db)
+    if not os.access(programs.path(name), os.X_OK):
+        programs = find_client(db.settings.get("bindir", ""), major=programs.major)
+    return programs, own_parameters(db, address, programs.major * 10000)

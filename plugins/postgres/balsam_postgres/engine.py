@@ -1,8 +1,8 @@
-"""The SQLAlchemy engine on the database.
+"""The SQLAlchemy engine.
 
-Writers run under READ COMMITTED, whatever the server's default is: claims skip the locks of others, and a lost update
-can't happen where rows are locked. Readers get one snapshot, REPEATABLE READ and READ ONLY. psycopg says both in the
-BEGIN that it sends anyway.
+Writers run under READ COMMITTED, whatever the server's default is: claims skip rows that others have locked, and an
+update can't be lost where rows are locked. Readers get one snapshot, REPEATABLE READ and READ ONLY. psycopg puts both
+into the BEGIN that it sends anyway.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerConnector
 from balsam_postgres.connecting import connect, connect_adopted
-from balsam_postgres.faults import is_lost
+from balsam_postgres.errors import is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["make_engine"]
 
-_KEPT, _MORE = 2, 30  # connections: the server has 300 for all processes
+_POOL_SIZE, _MAX_OVERFLOW = 2, 30  # connections: the server allows 300 for all processes
 
 
 def make_engine(db: DBDir, role: EngineRole) -> Engine:
-    """Return an engine; nothing is connected yet.
+    """Return an engine on the database; nothing is connected yet.
 
     Args:
         db: The DB directory.
@@ -45,31 +45,24 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         "postgresql+psycopg://",
         creator=creator,
         poolclass=QueuePool,
-        pool_size=_KEPT,
-        max_overflow=_MORE,
-        use_native_hstore=False,  # saves each program a question to the server
+        pool_size=_POOL_SIZE,
+        max_overflow=_MAX_OVERFLOW,
+        use_native_hstore=False,  # saves each program a query
     )
-    event.listen(engine, "begin", _begin_reading if role == "reader" else _begin)
-    event.listen(engine, "handle_error", _note_loss)
+
+    def begin(conn: Connection) -> None:
+        reads = role == "reader" or bool(conn.get_execution_options().get("balsam_reads", False))
+        raw: Any = conn.connection.driver_connection
+        if raw.read_only is not reads:
+            level = psycopg.IsolationLevel
+            raw.isolation_level = level.REPEATABLE_READ if reads else level.READ_COMMITTED
+            raw.read_only = reads
+
+    event.listen(engine, "begin", begin)
+    event.listen(engine, "handle_error", _mark_lost)
     return engine
 
 
-def _begin(conn: Connection) -> None:
-    _set_mode(conn, reads=bool(conn.get_execution_options().get("balsam_reads", False)))
-
-
-def _begin_reading(conn: Connection) -> None:
-    _set_mode(conn, reads=True)
-
-
-def _set_mode(conn: Connection, *, reads: bool) -> None:
-    raw: Any = conn.connection.driver_connection
-    if raw.read_only is not reads:
-        level = psycopg.IsolationLevel
-        raw.isolation_level = level.REPEATABLE_READ if reads else level.READ_COMMITTED
-        raw.read_only = reads
-
-
-def _note_loss(context: ExceptionContext) -> None:
+def _mark_lost(context: ExceptionContext) -> None:
     if is_lost(context.original_exception):
         context.is_disconnect = True

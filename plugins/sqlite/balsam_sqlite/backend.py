@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import DBType, ServerPolicy, Unavailable, hookimpl, published_address, shown
+from balsam_core.plugin import DBType, ServerPolicy, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,57 +41,51 @@ def balsam_db_type() -> DBType:
 
 @hookimpl
 def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
-    """Make ``db.sqlite3``, or check the one that is there."""
-    from balsam_sqlite.files import init_file
+    """Make ``db.sqlite3``, or check the existing one."""
+    from balsam_sqlite.init_files import init_files
 
-    return init_file(db, options)
+    return init_files(db, options)
 
 
 @hookimpl
 def balsam_start_server(db: DBDir, host: str, port: int, tls: bool) -> ServerPlan:  # noqa: FBT001
     """Run the core's write server on the file."""
-    from balsam_core.plugin import write_server_plan
-    from balsam_sqlite.files import check_file, check_locks
+    from balsam_sqlite.server import server_plan
 
-    check_locks(db)
-    check_file(db)
-    return write_server_plan(db, host, port, engine="balsam_sqlite.serving:single_writer")
+    return server_plan(db, host, port)
 
 
 @hookimpl
 def balsam_open_transport(db: DBDir) -> Transport:
-    """Go through the write server while one is published, else open the file."""
+    """Use the write server while one is published, else open the file."""
     from balsam_core.plugin import ServedTransport
-    from balsam_sqlite.serving import single_writer
+    from balsam_sqlite.server import single_writer
 
     return ServedTransport(db, single_writer(db))
 
 
 @hookimpl
 def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
-    """Return an engine on the file."""
+    """Return an engine on the file; while a server is published, only for reading."""
+    from balsam_core.plugin import refuse_while_served
     from balsam_sqlite.engine import make_engine
 
-    # Never behind a server's back, but to look.
-    if role != "reader" and (server := published_address(db)):
-        raise Unavailable(
-            f"{shown(db.path)} is served at {server.endpoint}: stop the server first with balsam dbserver "
-            f"--stop --path={shown(db.path)}"
-        )
+    if role != "reader":
+        refuse_while_served(db)
     return make_engine(db, role)
 
 
 @hookimpl
 def balsam_backup(db: DBDir, target: Path) -> None:
-    """Copy the file, beside a server and other writers."""
-    from balsam_sqlite.backup import save
+    """Copy the file while a server and other programs use it."""
+    from balsam_sqlite.backup import backup
 
-    save(db, target)
+    backup(db, target)
 
 
 @hookimpl
 def balsam_restore(db: DBDir, source: Path) -> None:
     """Copy a backup into the file."""
-    from balsam_sqlite.backup import load
+    from balsam_sqlite.backup import restore
 
-    load(db, source)
+    restore(db, source)

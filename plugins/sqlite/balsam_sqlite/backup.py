@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 from balsam_core.plugin import Corrupt, Unavailable, filesystem_type, is_network, shown
 from balsam_sqlite.engine import make_engine
-from balsam_sqlite.files import APPLICATION_ID, check_file, database_file
+from balsam_sqlite.init_files import APPLICATION_ID, check_file, database_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["load", "save"]
+__all__ = ["backup", "restore"]
 
-PAGES = 2000  # copied between two looks for Ctrl-C
+PAGES = 2000  # copied at a time; signals such as Ctrl-C are handled in between
 
 
-def save(db: DBDir, target: Path) -> None:
+def backup(db: DBDir, target: Path) -> None:
     """Write the database, as it is at one moment, into a new file. Neither readers nor writers wait for it.
 
     Raises:
@@ -34,24 +34,24 @@ def save(db: DBDir, target: Path) -> None:
         )
     engine = make_engine(db, "reader")
     try:
-        with contextlib.closing(engine.raw_connection()) as pooled, contextlib.closing(_new(target)) as copy:
+        with contextlib.closing(engine.raw_connection()) as pooled, contextlib.closing(_new_file(target)) as copy:
             source = pooled.driver_connection
             assert isinstance(source, sqlite3.Connection)  # noqa: S101  (for mypy)
-            # One snapshot from here on; else SQLite would begin anew whenever somebody has written.
+            # A read transaction holds one snapshot; without it SQLite starts again whenever somebody has written.
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            # Signals are heard when Python runs, so something must be called between the parts.
+            # Python handles signals only when it runs Python code, so a function is called after each part.
             source.backup(copy, pages=PAGES, progress=lambda *_: None)
             source.execute("ROLLBACK")
     finally:
         engine.dispose()
 
 
-def load(db: DBDir, source: Path) -> None:
-    """Fill the empty database of a new DB directory from a file of :func:`save`.
+def restore(db: DBDir, source: Path) -> None:
+    """Fill the empty database of a new DB directory from a file of :func:`backup`.
 
     Raises:
-        Corrupt: The file is no sound database of Balsam's.
+        Corrupt: The file is damaged or no database of Balsam's.
     """
     try:
         with (
@@ -65,14 +65,14 @@ def load(db: DBDir, source: Path) -> None:
                 raise Corrupt(f"the database in the backup is damaged ({' '.join(found.split())}): use another backup")
             target.execute("PRAGMA synchronous=FULL")
             saved.backup(target, pages=PAGES, progress=lambda *_: None)
-            # What stands in the log goes into the file, which is renamed without it.
+            # The directory is renamed later, without this connection's log.
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.DatabaseError as err:
         raise Corrupt(f"the database in the backup is damaged ({err}): use another backup") from None
     check_file(db)
 
 
-def _new(target: Path) -> sqlite3.Connection:
+def _new_file(target: Path) -> sqlite3.Connection:
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(target, isolation_level=None)
     connection.execute("PRAGMA synchronous=OFF")  # the core forces the backup to disk

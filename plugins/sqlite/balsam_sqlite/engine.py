@@ -1,8 +1,8 @@
 """The SQLAlchemy engine on ``db.sqlite3``.
 
-Transactions are begun by us and never by the driver: a writer with BEGIN IMMEDIATE, since a deferred transaction that
-reads and then writes fails without waiting when another wrote in between (10 to 30 % of writes under load); a reader
-with BEGIN, which gives it one snapshot and never waits.
+The driver never begins a transaction; this module does. Writers use BEGIN IMMEDIATE: a deferred transaction that reads
+and then writes fails without waiting when another one wrote in between (10 to 30 % of writes under load). Readers use
+BEGIN, which gives them one snapshot and never waits.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerNotRunning, filesystem_type, is_network, shown
-from balsam_sqlite.faults import is_retryable, translate
-from balsam_sqlite.files import check_file, check_locks, database_file
+from balsam_sqlite.errors import is_retryable, translate
+from balsam_sqlite.init_files import check_file, check_locks, database_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["make_engine"]
 
-BUSY_TIMEOUT = 1.0  # seconds that SQLite itself waits for another writer, deaf to signals; the transport repeats
-SERVER_BUSY_TIMEOUT = 0.05  # the same for the server, which has others to answer meanwhile
-OWNER_BUSY_TIMEOUT = 60.0  # the same for init, where nobody repeats
+# Seconds that SQLite itself waits for another writer. It ignores signals meanwhile.
+BUSY_TIMEOUT = 1.0  # the transport repeats
+SERVER_BUSY_TIMEOUT = 0.05  # the server has others to answer meanwhile
+OWNER_BUSY_TIMEOUT = 60.0  # nothing repeats what `balsam init` does
 CACHE_SIZE = 16 * 1024  # KiB per connection
-WAL_SIZE_LIMIT = 64 * 1024 * 1024  # bytes that a log keeps after a big write
+WAL_SIZE_LIMIT = 64 * 1024 * 1024  # bytes that the log keeps after a big write
 _SYNCHRONOUS = {"full": "FULL", "relaxed": "NORMAL"}
 
 
@@ -37,12 +38,13 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
 
     Args:
         db: The DB directory.
-        role: ``owner`` (``balsam init``) and ``server`` may open the file on a network file system: alone, with
-            exclusive locks, without shared memory. The others share the file, so it must be on a local one.
+        role: ``owner`` (``balsam init``) and ``server`` may open the file on a network file system: as the only
+            process, with exclusive locks, without shared memory. The others share the file, so it must be on a local
+            one.
 
     Raises:
         ServerNotRunning: The file is on a network file system.
-        Corrupt: The file is damaged or foreign; it was not opened.
+        Corrupt: The file is damaged or another program's; it was not opened.
         DBDirError: The file system has no locks.
         SchemaMismatch: A newer balsam-sqlite made it.
     """
@@ -66,7 +68,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
     ]
 
     def connect() -> sqlite3.Connection:
-        check_file(db)  # also: SQLite would make a missing file anew
+        check_file(db)  # SQLite would also make a missing file anew
         # A plain path, never a URI: it may hold ? and %.
         connection = sqlite3.connect(
             database_file(db),
@@ -81,24 +83,20 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
                 connection.execute("PRAGMA journal_mode=WAL")
         except BaseException as err:
             connection.close()
-            # A file that can't be opened is no server that may come back: nothing is gained by repeating.
+            # Unlike a server that doesn't answer, a file that can't be opened won't open by repeating.
             if isinstance(err, sqlite3.Error) and not is_retryable(err) and (fault := translate(err)):
                 raise fault from err
             raise
         return connection
 
-    # With exclusive locks a second connection would wait for the first one, in the same process.
-    room = {"pool_size": 1, "max_overflow": 0} if remote else {"pool_size": 5, "max_overflow": 20}
-    engine = create_engine("sqlite+pysqlite://", creator=connect, poolclass=QueuePool, **room)
-    if role != "server":  # which begins by itself
-        event.listen(engine, "begin", _begin_reading if role == "reader" else _begin)
+    # With exclusive locks a second connection of the same process would wait for the first one.
+    pool = {"pool_size": 1, "max_overflow": 0} if remote else {"pool_size": 5, "max_overflow": 20}
+    engine = create_engine("sqlite+pysqlite://", creator=connect, poolclass=QueuePool, **pool)
+
+    def begin(conn: Connection) -> None:
+        reads = role == "reader" or conn.get_execution_options().get("balsam_reads", False)
+        conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    if role != "server":  # the write server begins its transactions by itself
+        event.listen(engine, "begin", begin)
     return engine
-
-
-def _begin(conn: Connection) -> None:
-    reads = conn.get_execution_options().get("balsam_reads", False)
-    conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-def _begin_reading(conn: Connection) -> None:
-    conn.exec_driver_sql("BEGIN")

@@ -1,11 +1,12 @@
-"""``db.sqlite3`` as a file: making it, and judging it before it is opened for work.
+"""``db.sqlite3`` as a file: making it, and checking it before it is opened for work.
 
-SQLite takes a zero-length file for a new database and plays a stray journal into a foreign one, so each file is judged
-first, in a way that writes nothing and makes no companion files.
+SQLite takes a zero-length file for a new database and applies a stray journal to another program's file. So each file
+is checked first, in a way that writes nothing and makes no companion files.
 
 The file must never be opened here with ``open``: closing it would drop the POSIX locks that this process's own SQLite
-connections hold on it (https://sqlite.org/howtocorrupt.html, section 2.2). An ``immutable`` SQLite connection looks
-instead: it takes no locks, ignores journals, and SQLite knows when the descriptor may be closed.
+connections hold on it (https://sqlite.org/howtocorrupt.html, section 2.2). Instead it is read through an SQLite
+connection with ``immutable``: that takes no locks and ignores journals, and SQLite knows when it may close the
+descriptor.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from typing import TYPE_CHECKING
 from balsam_core.plugin import (
     Corrupt,
     DBDirError,
-    InvalidInput,
     SchemaMismatch,
     Unavailable,
     filesystem_type,
-    force_to_disk,
-    rename_new,
+    option_choice,
+    reason,
     shown,
 )
 
@@ -41,7 +41,7 @@ __all__ = [
     "check_locks",
     "database_file",
     "force_log_to_disk",
-    "init_file",
+    "init_files",
 ]
 
 APPLICATION_ID = 0x42414C53
@@ -50,13 +50,12 @@ APPLICATION_ID = 0x42414C53
 FILE_FORMAT = 1
 """The header's ``user_version``: our layout of the file apart from the tables, which have a version of their own."""
 
-LONGEST_PATH = 500  # bytes; SQLite's usual limit is 512 with the suffixes of its companions
+LONGEST_PATH = 500  # bytes; SQLite's usual limit is 512 with the suffixes of its companion files
 
 _LEAST_PAGE = 512  # bytes
-_DURABILITIES = ("full", "relaxed")
 _REMEDY = "restore it from a backup"
 _CHUNK = 1024 * 1024  # bytes
-_LOOKS = 5  # at a file that others write to
+_MOST_CHECKS = 5  # of a file that others write to meanwhile
 
 
 def database_file(db: DBDir) -> Path:
@@ -64,16 +63,14 @@ def database_file(db: DBDir) -> Path:
     return db.path / "db.sqlite3"
 
 
-def init_file(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
-    """Make the file if the directory is new, check it if not; return the settings to store.
+def init_files(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
+    """Make the file if the directory is new, else check it; return the settings to store.
 
     Raises:
         InvalidInput: An option has a wrong value.
-        DBDirError: The file can't be made, is damaged or foreign; see :func:`check_file`.
+        DBDirError: The file can't be made, is damaged or another program's; see :func:`check_file`.
     """
-    durability = options.get("durability", db.settings.get("durability", "full"))
-    if durability not in _DURABILITIES:
-        raise InvalidInput(f"the option durability is {durability!r}; it must be one of {', '.join(_DURABILITIES)}")
+    durability = option_choice(db, options, "durability", ("full", "relaxed"))
     check_locks(db)
     if db.settings or os.path.lexists(database_file(db)):
         check_file(db)
@@ -83,7 +80,7 @@ def init_file(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_file(db: DBDir) -> None:
-    """Judge the file; nothing is written and no companion file is made.
+    """Check the file; nothing is written and no companion file is made.
 
     Raises:
         Corrupt: It is missing, empty, cut short, damaged or no database of Balsam's.
@@ -91,13 +88,13 @@ def check_file(db: DBDir) -> None:
         SchemaMismatch: A newer balsam-sqlite made it.
     """
     file = database_file(db)
-    for look in range(_LOOKS):
-        before = _state(file)
+    for attempt in range(1, _MOST_CHECKS + 1):
+        before = _file_state(file)
         try:
-            _judge(file, *before)
+            _check_once(file, *before)
         except (DBDirError, SchemaMismatch):
-            # A fault counts if nobody was writing meanwhile.
-            if look + 1 == _LOOKS or _state(file) == before:
+            # A fault counts only if nobody wrote meanwhile.
+            if attempt == _MOST_CHECKS or _file_state(file) == before:
                 raise
         else:
             return
@@ -106,7 +103,7 @@ def check_file(db: DBDir) -> None:
 def force_log_to_disk(db: DBDir) -> None:
     """Write the log's content once more and force it to disk; nobody else may write to the database meanwhile.
 
-    After a failed fsync the kernel keeps the pages, holds them for clean, and calls the next fsync a success. SQLite
+    After a failed fsync the kernel keeps the pages, marks them clean, and reports the next fsync as a success. SQLite
     finds the transactions in them when it opens the database again, and what is built on them would be lost with them
     when the power fails. https://wiki.postgresql.org/wiki/Fsync_Errors
 
@@ -125,22 +122,22 @@ def force_log_to_disk(db: DBDir) -> None:
     except FileNotFoundError:
         return
     except OSError as err:
-        raise Unavailable(f"{shown(log)} can't be forced to disk ({err.strerror}): check the disk") from err
+        raise Unavailable(f"{shown(log)} can't be forced to disk ({reason(err)}): check the disk") from err
 
 
-def _state(file: Path) -> tuple[os.stat_result | None, int]:
-    """Return what tells one state of the database from another: the file's status and the size of its log, bytes."""
+def _file_state(file: Path) -> tuple[os.stat_result | None, int]:
+    """Return what differs between two states of the database: the file's status and the size of its log, bytes."""
     try:
-        log = file.with_name(file.name + "-wal").stat().st_size
+        log_size = file.with_name(file.name + "-wal").stat().st_size
     except OSError:
-        log = 0
+        log_size = 0
     try:
-        return file.stat(), log
+        return file.stat(), log_size
     except OSError:
-        return None, log
+        return None, log_size
 
 
-def _judge(file: Path, status: os.stat_result | None, log: int) -> None:
+def _check_once(file: Path, status: os.stat_result | None, log_size: int) -> None:
     name = shown(file)
     if status is None:
         raise Corrupt(f"{name} is missing: {_REMEDY}")
@@ -150,24 +147,24 @@ def _judge(file: Path, status: os.stat_result | None, log: int) -> None:
         raise Corrupt(f"{name} is empty, though it once held a database: {_REMEDY}")
     if status.st_size < _LEAST_PAGE:
         raise Corrupt(f"{name} has only {status.st_size} bytes and is no SQLite database: {_REMEDY}")
-    numbers = _look_into(file, in_doubt=log > 0)
-    if numbers is None:
+    header = _read_header(file, has_log=log_size > 0)
+    if header is None:
         return
-    if numbers["application_id"] != APPLICATION_ID:
+    if header["application_id"] != APPLICATION_ID:
         raise Corrupt(f"{name} is an SQLite database of another program: move it away and {_REMEDY}")
-    if numbers["user_version"] > FILE_FORMAT:
+    if header["user_version"] > FILE_FORMAT:
         raise SchemaMismatch(f"{name} was made by a newer balsam-sqlite: upgrade with pip install -U balsam-sqlite")
-    due = numbers["page_count"] * numbers["page_size"]
-    if status.st_size < due and not log:
-        raise Corrupt(f"{name} is cut short, {status.st_size} of {due} bytes are left: {_REMEDY}")
+    expected = header["page_count"] * header["page_size"]
+    if status.st_size < expected and not log_size:
+        raise Corrupt(f"{name} is cut short, {status.st_size} of {expected} bytes are left: {_REMEDY}")
 
 
-def _look_into(file: Path, *, in_doubt: bool) -> dict[str, int] | None:
+def _read_header(file: Path, *, has_log: bool) -> dict[str, int] | None:
     """Return the header's numbers, after reading the list of tables.
 
     Args:
         file: The database file.
-        in_doubt: Whether its log may hold what the file lacks; then damage gives None, and SQLite itself will tell.
+        has_log: Whether its log may hold what the file lacks. Then damage gives None: SQLite itself will find it.
     """
     import sqlite3
 
@@ -175,14 +172,14 @@ def _look_into(file: Path, *, in_doubt: bool) -> dict[str, int] | None:
     try:
         with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             wanted = ("application_id", "user_version", "page_count", "page_size")
-            numbers = {one: int(connection.execute(f"PRAGMA {one}").fetchone()[0]) for one in wanted}
+            header = {one: int(connection.execute(f"PRAGMA {one}").fetchone()[0]) for one in wanted}
             connection.execute("SELECT name FROM sqlite_master").fetchall()
-            return numbers
+            return header
     except (sqlite3.Error, UnicodeDecodeError) as err:
-        # The driver stumbles over a message of SQLite's that quotes damaged text.
-        garbled = isinstance(err, UnicodeDecodeError)
-        code = sqlite3.SQLITE_CORRUPT if garbled else getattr(err, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_CORRUPT and in_doubt:
+        # The driver fails to decode a message of SQLite's that quotes damaged text.
+        is_garbled = isinstance(err, UnicodeDecodeError)
+        code = sqlite3.SQLITE_CORRUPT if is_garbled else getattr(err, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_CORRUPT and has_log:
             return None
         if code == sqlite3.SQLITE_NOTADB:
             raise Corrupt(f"{name} is no SQLite database: {_REMEDY}") from None
@@ -192,7 +189,7 @@ def _look_into(file: Path, *, in_doubt: bool) -> dict[str, int] | None:
 
 
 def _make_file(db: DBDir) -> None:
-    """Make an empty database of ours: built under another name, then given its own."""
+    """Make an empty database of ours."""
     import sqlite3
 
     file = database_file(db)
@@ -200,48 +197,41 @@ def _make_file(db: DBDir) -> None:
         raise DBDirError(
             f"{shown(file)} is longer than the {LONGEST_PATH} bytes that SQLite allows: use a shorter path"
         )
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
             connection.execute("PRAGMA synchronous=EXTRA")
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={FILE_FORMAT}")
-            # Last, so that no -wal is ever needed to read the file that is renamed.
+            # Last, so that nothing of the header is in a log.
             mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-        if mode != "wal":
-            raise DBDirError(f"{shown(db.path)}: SQLite can't keep a write-ahead log there; use a local disk")
-        rename_new(temporary, file)
-        force_to_disk(file.parent)
     except (OSError, sqlite3.Error) as err:
         raise DBDirError(f"{shown(file)} can't be made: {err}") from err
-    finally:
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                temporary.with_name(temporary.name + suffix).unlink()
+    if mode != "wal":
+        raise DBDirError(f"{shown(db.path)}: SQLite can't keep a write-ahead log there; use a local disk")
 
 
 def check_locks(db: DBDir) -> None:
-    """Refuse a file system whose locks don't work at all; whether they are honest can't be seen from here.
+    """Refuse a file system without working locks; whether locks reach other hosts can't be seen from here.
 
-    SQLite itself would take it for a database that others keep busy.
+    SQLite itself would report such a database as locked by others.
 
     Raises:
         DBDirError: There are no locks.
     """
     import fcntl
 
-    # A lock that many may hold at once, on a file that nobody else locks; while a DB is made there is none yet.
+    # A shared lock on a file that nobody else locks; while a DB is made there is none yet.
     probe = None if db.config_file.exists() else db.path / f".locks.{os.getpid()}.{os.urandom(4).hex()}"
     flags = os.O_RDONLY if probe is None else os.O_RDWR | os.O_CREAT | os.O_EXCL
     try:
         descriptor = os.open(probe or db.config_file, flags | os.O_CLOEXEC, 0o600)
     except OSError:
-        return  # what comes next says why
+        return  # the next step says why
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as err:
-        # Not the path: while it is made, a DB has another one.
+        # The path is not named: while it is made, a DB has another one.
         raise DBDirError(
             f"the file system of this DB, {filesystem_type(db.path)}, has no working file locks ({err.strerror}), "
             f"which SQLite needs: put the DB on another one, e.g. a local disk"

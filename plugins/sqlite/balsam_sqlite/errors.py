@@ -1,6 +1,6 @@
 """What SQLite's error codes mean: https://sqlite.org/rescode.html.
 
-The module is loaded by every command, and sqlite3 only when there is an error to be read.
+Every command loads this module, so sqlite3 is imported only when there is an error.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ def is_retryable(error: BaseException) -> bool:
     """Say whether the same transaction may succeed when repeated: another process held a lock."""
     import sqlite3
 
-    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+    return _primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Say whether it is open what the file now holds.
+    """Say whether it is unknown what the file now holds.
 
-    A write or an fsync that failed may still reach the disk, so a transaction that SQLite reports as failed may be
-    there after the log has been read anew. A full disk is no such case: what would commit it was never written. Nor is
-    damage, which is found while reading: a server that ended for it would be ended again by the same call, repeated.
+    After a failed write or fsync, a transaction that SQLite reports as failed may still reach the disk, and be found
+    when the log is read again. A full disk is no such case: the record that commits the transaction was not written.
+    Damage is none either: it is found while reading, and a server that ended would be ended again by the repeated call.
     """
     import sqlite3
 
-    return _code(error) in {
+    return _primary_code(error) in {
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PROTOCOL,
@@ -42,11 +42,11 @@ def is_fatal(error: BaseException) -> bool:
 
 
 def translate(error: BaseException) -> BalsamError | None:
-    """Return Balsam's error for one of SQLite's, None where its own text says it best."""
+    """Return Balsam's error for one of SQLite's, None where its own text is best."""
     import sqlite3
 
     text = " ".join(str(error).split())
-    match _code(error):
+    match _primary_code(error):
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return Corrupt(f"the database file is damaged ({text}): restore it from a backup")
         case sqlite3.SQLITE_FULL:
@@ -58,8 +58,6 @@ def translate(error: BaseException) -> BalsamError | None:
     return None
 
 
-def _code(error: BaseException) -> int | None:
-    """Return SQLite's primary result code; an error that wraps the driver's is looked into."""
-    driver = getattr(error, "orig", None) or error
-    code = getattr(driver, "sqlite_errorcode", None)
+def _primary_code(error: BaseException) -> int | None:
+    code = getattr(error, "sqlite_errorcode", None)
     return code & _PRIMARY if isinstance(code, int) else None

@@ -189,7 +189,7 @@ def test_a_good_plugin_works_beside_every_broken_one(site, db):
 
 
 def test_plugin_that_never_loads_does_not_stop_the_listing(site, monkeypatch):
-    monkeypatch.setattr(registry_module, "LONGEST_LOAD", 0.2)
+    monkeypatch.setattr(registry_module, "LOAD_TIMEOUT", 0.2)
     code = """
         import threading
         RELEASE = threading.Event()

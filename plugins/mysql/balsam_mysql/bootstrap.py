@@ -1,7 +1,11 @@
 """Filling an empty data directory: the system tables, one database, and the one account that may use it.
 
-What is particular to MariaDB and to MySQL is here and in :mod:`balsam_mysql.options`. MySQL's half follows its manual
-(https://dev.mysql.com/doc/refman/8.4/en/data-directory-initialization.html) and has never been run.
+MariaDB's own script for this doesn't accept every path and leaves administrators' accounts. So its SQL files are piped
+to the server in bootstrap mode, which reads statements and never listens, followed by ours. No administrator's account
+is left: there is no socket either, so nobody could use one.
+
+MySQL's half follows its manual (https://dev.mysql.com/doc/refman/8.4/en/data-directory-initialization.html) and has
+never been run.
 """
 
 from __future__ import annotations
@@ -13,13 +17,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import BackendError, shown
-from balsam_mysql.options import ACCOUNT, DATABASE, ENVIRONMENT, file_options
+from balsam_core.plugin import BackendError, failure_reason, shown
+from balsam_mysql.configuration import ACCOUNT, DATABASE, ENVIRONMENT, account_options, file_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balsam_mysql.accounts import Owner
+    from balsam_core.plugin import ServerAccount
     from balsam_mysql.programs import Programs
 
 __all__ = ["make_data"]
@@ -30,43 +34,46 @@ _SCRIPTS = ("system_tables.sql", "performance_tables.sql", "system_tables_data.s
 _MORE_SCRIPTS = ("maria_add_gis_sp_bootstrap.sql",)
 _SHARES = ("share/mariadb", "share/mysql", "share", "scripts")
 
-_DATABASE = [
-    # Said explicitly: the character set alone would bring its own default, which takes `a` for `A`.
+_DATABASE_STATEMENTS = [
+    # The collation is explicit: the default one of the character set takes `a` for `A`.
     f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
     f"CREATE USER {ACCOUNT}@'%' IDENTIFIED BY '{{password}}'",
     f"GRANT ALL PRIVILEGES ON {DATABASE}.* TO {ACCOUNT}@'%'",
 ]
 
 
-def make_data(programs: Programs, home: Path, owner: Owner, password: str) -> None:
-    """Fill ``home/data``; no process is left and at no time did an account without a password listen.
+def make_data(programs: Programs, home: Path, account: ServerAccount, password: str) -> None:
+    """Fill ``home/data``. No process is left, and an account without a password can be used at no time.
 
     Args:
         programs: The server's program.
         home: Folder with the empty folders ``data`` and ``tmp``.
-        owner: Whose they are.
-        password: Of the account; letters and digits.
+        account: Who owns them.
+        password: Of the database account; letters and digits.
 
     Raises:
         BackendError: The program fails.
     """
-    (_make_mariadb if programs.variant == "mariadb" else _make_mysql)(programs, home, owner, password)
+    if programs.variant == "mariadb":
+        _make_mariadb_data(programs, home, account, password)
+    else:
+        _make_mysql_data(programs, home, account, password)
 
 
-def _make_mariadb(programs: Programs, home: Path, owner: Owner, password: str) -> None:
+def _make_mariadb_data(programs: Programs, home: Path, account: ServerAccount, password: str) -> None:
     statements = [
         # All but the locked owner of the system views.
         "DELETE FROM mysql.global_priv WHERE User <> 'mariadb.sys'",
         "DELETE FROM mysql.proxies_priv",
         "DELETE FROM mysql.db",
         "FLUSH PRIVILEGES",
-        *_DATABASE,
+        *_DATABASE_STATEMENTS,
     ]
     script = b"".join(
         [
-            # Else the scripts would make the accounts of old, without passwords, and for this host's name.
+            # Without the variable the scripts would make accounts without passwords, and for this host's name.
             b"CREATE DATABASE mysql;\nUSE mysql;\nSET @auth_root_socket = 'root';\n",
-            *(path.read_bytes() + b"\n" for path in _scripts(programs)),
+            *(path.read_bytes() + b"\n" for path in _system_table_scripts(programs)),
             *(f"{statement};\n".format(password=password).encode() for statement in statements),
         ]
     )
@@ -74,13 +81,13 @@ def _make_mariadb(programs: Programs, home: Path, owner: Owner, password: str) -
         *(programs.server, "--no-defaults", "--bootstrap", "--silent-startup", "--log-warnings=0"),
         *file_options(programs, home),
         *("--max-allowed-packet=8M", "--net-buffer-length=16K", "--enforce-storage-engine="),
-        *owner.options,
+        *account_options(account),
     ]
-    _run(argv, programs, owner, script)
+    _run_server(argv, programs, account, script)
 
 
-def _scripts(programs: Programs) -> list[Path]:
-    """Return MariaDB's own scripts for the system tables; newer versions named them anew."""
+def _system_table_scripts(programs: Programs) -> list[Path]:
+    """Return MariaDB's own scripts for the system tables; newer versions have another prefix."""
     for share in _SHARES:
         folder = programs.basedir / share
         for prefix in ("mysql_", "mariadb_"):
@@ -93,17 +100,17 @@ def _scripts(programs: Programs) -> list[Path]:
     )
 
 
-def _make_mysql(programs: Programs, home: Path, owner: Owner, password: str) -> None:
-    """First the system tables, then the accounts, which MySQL can't make in the same go.
+def _make_mysql_data(programs: Programs, home: Path, account: ServerAccount, password: str) -> None:
+    """Make the system tables, then the accounts, which MySQL can't do in one run.
 
-    The second server has no TCP port, and its socket is in a folder that nobody else can enter. It reads the statements
-    before it accepts anyone.
+    In the second run the server has no TCP port, and its socket is in a folder that nobody else can enter. It reads the
+    statements before it accepts anyone.
     """
-    files = [*file_options(programs, home), *owner.options]
-    _run([programs.server, "--no-defaults", "--initialize-insecure", *files], programs, owner, b"")
+    files = [*file_options(programs, home), *account_options(account)]
+    _run_server([programs.server, "--no-defaults", "--initialize-insecure", *files], programs, account, b"")
     statements = [
-        *_DATABASE,
-        # Statements are run as this account, so its end comes last.
+        *_DATABASE_STATEMENTS,
+        # The statements are run as this account, so it is locked last.
         "ALTER USER root@localhost IDENTIFIED BY '{password}-{salt}' ACCOUNT LOCK",
     ]
     salt = os.urandom(24).hex()
@@ -112,35 +119,22 @@ def _make_mysql(programs: Programs, home: Path, owner: Owner, password: str) -> 
         script = folder / "accounts.sql"
         script.touch(mode=0o600)
         script.write_text("".join(f"{text};\n".format(password=password, salt=salt) for text in statements))
-        owner.give(folder)
-        owner.give(script)
+        account.give(folder)
+        account.give(script)
         argv: list[str | Path] = [programs.server, "--no-defaults", *files, "--skip-networking", "--mysqlx=OFF"]
         argv += ["--skip-log-bin", f"--socket={folder / 's'}", f"--pid-file={folder / 'pid'}", f"--init-file={script}"]
-        _run_until_ready(argv, programs, owner)
+        _run_server_until_ready(argv, programs, account)
 
 
-def _run(argv: Sequence[str | Path], programs: Programs, owner: Owner, script: bytes) -> None:
-    try:
-        done = subprocess.run(
-            argv,
-            input=script,
-            capture_output=True,
-            timeout=_TIMEOUT,
-            check=False,
-            cwd="/",
-            umask=0o077,
-            env={**os.environ, **ENVIRONMENT},
-            **owner.process,
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        raise BackendError(f"{programs.title} can't make its system tables: {err}") from err
+def _run_server(argv: Sequence[str | Path], programs: Programs, account: ServerAccount, script: bytes) -> None:
+    done = account.run(argv, stdin=script, env=ENVIRONMENT, timeout=_TIMEOUT)
     if done.returncode:
-        raise _failed(programs, done.stdout + done.stderr)
+        raise _bootstrap_error(programs, done.stdout + done.stderr)
 
 
-def _run_until_ready(argv: Sequence[str | Path], programs: Programs, owner: Owner) -> None:
-    """Run a server until it says that it would now accept connections, and stop it."""
-    said = []
+def _run_server_until_ready(argv: Sequence[str | Path], programs: Programs, account: ServerAccount) -> None:
+    """Run a server until it reports that it accepts connections, and stop it."""
+    output = []
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -149,26 +143,23 @@ def _run_until_ready(argv: Sequence[str | Path], programs: Programs, owner: Owne
         cwd="/",
         umask=0o077,
         env={**os.environ, **ENVIRONMENT},
-        **owner.process,
+        **account.popen_arguments,
     ) as server:
         try:
-            ready = False
+            is_ready = False
             for line in server.stdout or ():
-                said.append(line)
-                if b"ready for connections" in line and not ready:
-                    ready = True
+                output.append(line)
+                if b"ready for connections" in line and not is_ready:
+                    is_ready = True
                     server.terminate()
             status = server.wait(_TIMEOUT)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 server.kill()
             raise
-    if not ready or status:
-        raise _failed(programs, b"".join(said))
+    if not is_ready or status:
+        raise _bootstrap_error(programs, b"".join(output))
 
 
-def _failed(programs: Programs, output: bytes) -> BackendError:
-    lines = [" ".join(line.split()) for line in output.decode(errors="replace").splitlines() if line.strip()]
-    # The first error tells most; statements are never quoted, for the sake of the password.
-    telling = [line for line in lines if "ERROR" in line] or lines[-1:] or ["it said nothing"]
-    return BackendError(f"{programs.title} can't make its system tables: {telling[0][:300]}")
+def _bootstrap_error(programs: Programs, output: bytes) -> BackendError:
+    return BackendError(f"{programs.title} can't make its system tables: {failure_reason(output)}")

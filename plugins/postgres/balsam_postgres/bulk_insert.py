@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-__all__ = ["copy_rows"]
+__all__ = ["bulk_insert"]
 
 
-def copy_rows(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def bulk_insert(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Insert rows inside the connection's transaction.
 
     Raises:
@@ -32,7 +32,7 @@ def copy_rows(connection: Connection, table: str, columns: Sequence[str], rows: 
     except psycopg.Error as err:
         from sqlalchemy.exc import DBAPIError
 
-        from balsam_postgres.faults import is_lost
+        from balsam_postgres.errors import is_lost
 
         lost = raw.closed or raw.broken or is_lost(err)
         if lost:

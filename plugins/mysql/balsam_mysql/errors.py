@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["code_of", "hopeless", "is_broken", "is_retryable", "translate"]
+__all__ = ["is_lost", "is_retryable", "permanent_error", "translate"]
 
 _RETRYABLE = {
     1020,  # the row has changed since the snapshot
-    1205,  # waited too long for a lock; only the statement was rolled back, the transport does it for the rest
+    1205,  # waited too long for a lock; the server rolls back only the statement, the transport the rest
     1213,  # deadlock
     1412,  # a table was changed since the snapshot
-    3572,  # a lock is held and the statement didn't want to wait
+    3572,  # a lock is held and the statement asked not to wait
 }
-_BROKEN = {
+_LOST = {
     # The server ends, or has ended the session.
     1053, 1317, 1927, 3169, 4031,
     # The network.
     1152, 1158, 1159, 1160, 1161, 1184, 2006, 2013, 2055,
     # The same under TLS; while connecting, a certificate.
     2026,
-    # A COMMIT that failed half-way, e.g. on a full disk, may yet be found committed.
+    # A COMMIT that failed half-way, e.g. on a full disk, may later turn out to be committed.
     1180,
 }  # fmt: skip
 _NO_SPACE = {1021, 1114}
-_ENGINE = 1030  # what the storage engine says, in its own words
+_STORAGE_ENGINE_ERROR = 1030  # its text holds the storage engine's own error
 _NO_TABLESPACE = 1812
 _MEANINGS: tuple[tuple[set[int], type[BalsamError], str, str], ...] = (
     (
@@ -55,13 +55,9 @@ _MEANINGS: tuple[tuple[set[int], type[BalsamError], str, str], ...] = (
 )
 
 _NO_SUCH_DATABASE = {1044, 1049}
-_CHECK = ": check the user and the password"
+_CHECK_LOGIN = ": check the user and the password"
 _REFUSALS = (
-    (
-        {1045, 1251, 1698, 1862, 3118, 4151},
-        "the database server at {where} refused {user}",
-        _CHECK,
-    ),
+    ({1045, 1251, 1698, 1862, 3118, 4151}, "the database server at {where} refused {user}", _CHECK_LOGIN),
     ({1129, 1130}, "the database server at {where} takes no connections from this host", ""),
     ({2061, 3159}, "the database server at {where} wants TLS", ": add ssl_ca=FILE to the URL"),
     ({1524, 2058, 2059}, "the database server at {where} wants a way of login that the driver doesn't know", ""),
@@ -70,59 +66,53 @@ _TLS = 2026
 _DISTRUST = ("certificate", "hostname", "no such file", "support")  # words of the driver
 
 
-def code_of(error: BaseException) -> int | None:
-    """Return the number of a driver's error; an error that wraps the driver's is looked into."""
-    driver = getattr(error, "orig", None) or error
-    number = driver.args[0] if driver.args else None
-    return number if isinstance(number, int) else None
-
-
 def is_retryable(error: BaseException) -> bool:
     """Say whether the same transaction may succeed when repeated."""
-    return code_of(error) in _RETRYABLE
+    return _number(error) in _RETRYABLE
 
 
-def is_broken(error: BaseException) -> bool:
-    """Say whether the connection is of no more use, and what was sent last may or may not have been done."""
-    return code_of(error) in _BROKEN
+def is_lost(error: BaseException) -> bool:
+    """Say whether the connection is of no more use, and it is unknown whether what was sent last was done."""
+    return _number(error) in _LOST
 
 
 def translate(error: BaseException) -> BalsamError | None:
-    """Return Balsam's error for one of the server's, None where its own text says it best."""
-    code, text = code_of(error), _text(error)
-    if code in _NO_SPACE or "No space left on device" in text or "errno: 28" in text:
+    """Return Balsam's error for one of the server's, None where its own text is best."""
+    number, text = _number(error), _message(error)
+    if number in _NO_SPACE or "No space left on device" in text or "errno: 28" in text:
         return Unavailable(f"the database server's disk is full ({text}): make room and repeat")
-    if code == _ENGINE and "Tablespace is missing" in text:
-        code = _NO_TABLESPACE
-    for codes, kind, before, after in _MEANINGS:
-        if code in codes:
+    if number == _STORAGE_ENGINE_ERROR and "Tablespace is missing" in text:
+        number = _NO_TABLESPACE
+    for numbers, kind, before, after in _MEANINGS:
+        if number in numbers:
             return kind(f"{before} ({text}){after}")
     return None
 
 
-def hopeless(error: BaseException, settings: Mapping[str, Any], own: Path | None = None) -> BalsamError | None:
-    """Return the error for a connection that will not be made however often it is tried, else None.
+def permanent_error(
+    error: BaseException, parameters: Mapping[str, Any], own_password: Path | None = None
+) -> BalsamError | None:
+    """Return the error for a connection that can't succeed by repeating, else None.
 
     Args:
         error: The driver's.
-        settings: What was tried.
-        own: The file with the password of a server of Balsam's own, which nobody else has set.
+        parameters: The driver's parameters.
+        own_password: The password file, for a server that Balsam runs: nobody else has set that password.
     """
-    code, text = code_of(error), _text(error)
-    user, where = settings.get("user"), settings.get("host") or settings.get("unix_socket")
-    if code in _NO_SUCH_DATABASE:
+    number, text = _number(error), _message(error)
+    user, where = parameters.get("user"), parameters.get("host") or parameters.get("unix_socket")
+    if number in _NO_SUCH_DATABASE:
         return Unavailable(
-            f"the database {settings.get('database')} of {where} can't be used by {user} ({text}): it must exist, and "
-            f"the account needs all rights on it"
+            f"the database {parameters.get('database')} of {where} can't be used by {user} ({text}): it must exist, "
+            f"and the account needs all rights on it"
         )
-    for codes, what, usual in _REFUSALS:
-        if code in codes:
-            remedy = (
-                f": {shown(own)} holds another server's password: restore keys/" if own and usual == _CHECK else usual
-            )
+    for numbers, what, remedy in _REFUSALS:
+        if number in numbers:
+            if own_password and remedy == _CHECK_LOGIN:
+                remedy = f": {shown(own_password)} holds another server's password: restore keys/"  # noqa: PLW2901
             return Unavailable(f"{what.format(user=user, where=where)} ({text}){remedy}")
-    # Where it ends in the middle, the server has gone away.
-    if code == _TLS and any(word in text.lower() for word in _DISTRUST):
+    # Other TLS errors, e.g. an end in the middle of a record, mean that the server has gone away.
+    if number == _TLS and any(word in text.lower() for word in _DISTRUST):
         return Unavailable(
             f"the database server at {where} isn't the one that is trusted ({text}): another one may have taken its "
             f"place, or the certificate has changed"
@@ -130,7 +120,11 @@ def hopeless(error: BaseException, settings: Mapping[str, Any], own: Path | None
     return None
 
 
-def _text(error: BaseException) -> str:
+def _number(error: BaseException) -> int | None:
+    number = error.args[0] if error.args else None
+    return number if isinstance(number, int) else None
+
+
+def _message(error: BaseException) -> str:
     """Return the driver's message on one line."""
-    driver = getattr(error, "orig", None) or error
-    return " ".join(str(driver.args[1] if len(driver.args) > 1 else driver).split())
+    return " ".join(str(error.args[1] if len(error.args) > 1 else error).split())

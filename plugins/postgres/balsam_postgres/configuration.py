@@ -1,0 +1,84 @@
+"""How the server is configured: the content of its files, which are written anew for each start."""
+
+from __future__ import annotations
+
+__all__ = ["DATABASE", "DURABILITY_RISKS", "ROLE", "access_rules", "settings"]
+
+ROLE = "balsam"
+DATABASE = "balsam"
+
+DURABILITY_RISKS = {
+    "fsync": "a power cut may destroy the database",
+    "full_page_writes": "a power cut may destroy the database",
+    "synchronous_commit": "a power cut may undo writes that were acknowledged",
+}
+"""What each of these settings risks when it is off."""
+
+_SETTINGS = """\
+# Written anew by Balsam for each start: put settings of your own into site.conf, in this folder.
+
+# Who may connect, and how; the address and the port are given on the command line.
+unix_socket_directories = ''
+password_encryption = 'scram-sha-256'
+max_connections = 300
+superuser_reserved_connections = 0
+{tls}
+
+# Modest: the machine is there for the jobs.
+shared_buffers = 64MB
+max_parallel_workers_per_gather = 0
+max_parallel_maintenance_workers = 0
+jit = off
+# Tables that are filled and drained within minutes need their statistics sooner than by default.
+autovacuum_naptime = 15s
+
+# An acknowledged write is on the disk. Without the first two, a crash can destroy the database.
+fsync = on
+full_page_writes = on
+synchronous_commit = on
+
+# To stderr, which ends up in log/ of the DB directory; never a statement, which holds users' data.
+log_destination = 'stderr'
+logging_collector = off
+log_min_messages = warning
+log_min_error_statement = panic
+log_statement = 'none'
+log_checkpoints = off
+log_line_prefix = '[%p] '
+log_timezone = 'UTC'
+timezone = 'UTC'
+datestyle = 'ISO, MDY'
+lc_messages = 'C'
+default_text_search_config = 'pg_catalog.simple'
+
+{include}
+"""
+_TLS = "ssl = on\nssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\nssl_min_protocol_version = 'TLSv1.2'"
+
+_ACCESS_RULES = f"""\
+# Written anew by Balsam for each start. One role, one database, always with the password; nobody else.
+host    {DATABASE} {ROLE} 127.0.0.1/32 scram-sha-256
+host    {DATABASE} {ROLE} ::1/128      scram-sha-256
+"""
+
+
+def settings(*, encrypted: bool, site_file: bool) -> bytes:
+    """Return the content of ``postgresql.conf``.
+
+    Args:
+        encrypted: Whether the server can use TLS.
+        site_file: Whether there is a ``site.conf`` to be read as well.
+    """
+    tls, include = (_TLS if encrypted else "ssl = off"), ("include = 'site.conf'" if site_file else "")
+    return _SETTINGS.format(tls=tls, include=include).encode()
+
+
+def access_rules(*, encrypted: bool, remote: bool) -> bytes:
+    """Return the content of ``pg_hba.conf``.
+
+    Args:
+        encrypted: Whether other hosts must use TLS.
+        remote: Whether other hosts may connect.
+    """
+    others = f"{'hostssl' if encrypted else 'host   '} {DATABASE} {ROLE} all          scram-sha-256\n" if remote else ""
+    return f"{_ACCESS_RULES}{others}".encode()

@@ -1,0 +1,117 @@
+"""What PostgreSQL's error codes mean: https://www.postgresql.org/docs/current/errcodes-appendix.html.
+
+Every command loads this module, so psycopg is not imported here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balsam_core.plugin import Corrupt, InvalidInput, Unavailable
+
+if TYPE_CHECKING:
+    from balsam_core.plugin import BalsamError
+
+__all__ = ["is_lost", "is_retryable", "permanent_error", "translate"]
+
+_RETRYABLE = {
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "55P03",  # lock timeout
+    "53300",  # too many connections
+}
+_LOST = {
+    "57P01",  # admin shutdown
+    "57P02",  # crash shutdown
+    "57P03",  # cannot connect now
+    "57P05",  # idle session timeout
+    "25P03",  # idle in transaction timeout
+}
+
+_DAMAGE = {"XX001", "XX002", "58P01"}
+_TROUBLE = {
+    "53100": ("the server's disk is full", "nothing was written; make room and repeat"),
+    "53200": ("the server is out of memory", "nothing was written; repeat later"),
+    "25006": ("the server allows no writing", "connect to the primary server, as a user that may write"),
+    "42501": ("the database's user may not do that", "ask whoever runs the server"),
+    "58030": ("the server's disk reports an error", "check it and repeat"),
+}
+
+_ASK_OPERATOR = "ask whoever runs it"
+_GIVE_ANEW = "give it with balsam init PATH --password-file FILE"
+_CHECK_SERVER = "check the URL, or whether this is the right server"
+_DAMAGED_FILES = "its files are damaged: restore the DB from a backup"
+# Words of a server or libpq that refuses a connection, and what they mean. libpq gives no code, only the text.
+_PERMANENT = {
+    "password authentication failed": (
+        f"the password is wrong: restore keys/ from a backup; for a server that somebody else runs, {_GIVE_ANEW}"
+    ),
+    "no password supplied": f"a password is needed: set BALSAM_DB_PASSWORD, or {_GIVE_ANEW}",
+    "authentication method requirement": f"it asks for the password in a way that would reveal it: {_CHECK_SERVER}",
+    "no pg_hba.conf entry": f"it doesn't let this host, user or database in: {_ASK_OPERATOR}",
+    "pg_hba.conf rejects": f"it doesn't let this host, user or database in: {_ASK_OPERATOR}",
+    "authentication failed": "it doesn't accept the user: check the URL and the password",
+    "certificate verify failed": f"its certificate is not the expected one: check sslrootcert, {_CHECK_SERVER}",
+    "does not match host name": f"its certificate is for another host: {_CHECK_SERVER}",
+    "server does not support ssl": f"it doesn't encrypt, as it must: {_CHECK_SERVER}",
+    "root certificate file": "the certificate to check it by can't be read",
+    "root certificates": "the certificates to check it by can't be read",
+    "certificate file": "the client's certificate can't be read",
+    "private key file": "the client's key can't be read",
+    "catalog is missing": _DAMAGED_FILES,
+    "cache lookup failed": _DAMAGED_FILES,
+    "could not read block": _DAMAGED_FILES,
+    "invalid page": _DAMAGED_FILES,
+    "unsupported startup parameter": "a pooler in between refuses what Balsam sets: connect to the server itself",
+}
+_ABSENT = (("role", "there is no such user"), ("database", "there is no such database"))
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Say whether the same transaction may succeed when repeated."""
+    return _sqlstate(error) in _RETRYABLE
+
+
+def is_lost(error: BaseException) -> bool:
+    """Say whether the connection is of no more use, which the driver may not know yet.
+
+    A PANIC may come from within COMMIT, e.g. when the disk fails; then its code, which names the cause, says nothing
+    about the connection.
+    """
+    state = _sqlstate(error)
+    severity = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
+    return state in _LOST or state.startswith("08") or severity in {"FATAL", "PANIC"}
+
+
+def translate(error: BaseException) -> BalsamError | None:
+    """Return Balsam's error for one of the server's, None where its own text is best."""
+    text = " ".join(str(error).split())
+    state = _sqlstate(error)
+    if state.startswith("22"):
+        return InvalidInput(f"the database can't hold a value ({text})")
+    if state in _DAMAGE:
+        return Corrupt(f"the database's files are damaged ({text}): restore the DB from a backup")
+    if state in _TROUBLE:
+        what, remedy = _TROUBLE[state]
+        return Unavailable(f"{what} ({text}): {remedy}")
+    return None
+
+
+def permanent_error(error: BaseException, where: str) -> BalsamError | None:
+    """Return the error for a connection that can't succeed by repeating, else None.
+
+    Args:
+        error: The driver's.
+        where: The server, for the message.
+    """
+    text = " ".join(str(error).split())
+    lower = text.lower()
+    meanings = [meaning for words, meaning in _PERMANENT.items() if words in lower]
+    if "does not exist" in lower:
+        meanings += [meaning for word, meaning in _ABSENT if f'{word} "' in lower]
+    return Unavailable(f"{where} can't be used: {meanings[0]} ({text})") if meanings else None
+
+
+def _sqlstate(error: BaseException) -> str:
+    """Return PostgreSQL's code, empty where there is none."""
+    return getattr(error, "sqlstate", None) or ""
