@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["FORMAT", "Backup", "Manifest", "digest", "write_archive"]
-
 FORMAT = 1  # of the manifest and the members; a program refuses a newer one
 
 _MANIFEST = "balsam-backup.json"

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from balsam_core.backends.registry import Backend
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["backup", "restore"]
-
 
 def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
     """Save a DB's database, as it is at one moment, in a new file, while the DB is in use.

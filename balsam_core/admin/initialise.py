@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from balsam_core.backends.registry import Backend
     from balsam_core.dbdir.address import Address
 
-__all__ = ["InitResult", "ensure_default", "initialise"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class InitResult:

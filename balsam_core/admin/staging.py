@@ -28,8 +28,6 @@ from balsam_core.system.processes import is_alive, start_of, this_machine
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["discard", "finish", "is_ours", "make_stage", "publish", "sweep"]
-
 _CLAIM = ".balsam-init"
 _STAGE = re.compile(
     r"\.(?P<target>.*)\.balsam-init-(?P<host>[A-Za-z0-9.-]+)-(?P<pid>[0-9]+)-(?P<start>[0-9.]+)-[0-9a-f]{8}", re.DOTALL

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["contained"]
-
 _LISTS = ((sys, "path"), (sys, "path_hooks"), (sys, "meta_path"), (sys, "argv"), (warnings, "filters"))
 _VALUES = ((sys, "stdin"), (sys, "stderr"), (sys, "excepthook"), (threading, "excepthook"))
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from importlib.metadata import Distribution
 
-__all__ = ["GROUP", "EntryPoint", "entry_points"]
-
 GROUP = "balsam.backends"
 """The entry-point group: name = db type, value = module of hook functions."""
 

@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     from balsam_core.backends.discovery import EntryPoint
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = [
-    "ALIASES",
-    "PREFIX",
-    "FaultStatus",
-    "PluginError",
-    "check_driver",
-    "check_modules",
-    "describe_exception",
-    "is_ctrl_c",
-    "load_plugin",
-]
-
 ALIASES = {"sqlite3": "sqlite", "postgresql": "postgres", "mariadb": "mysql"}
 LONGEST_REASON = 500  # characters of an exception's message
 PREFIX = "balsam.backends:"  # of a backend's name in pluggy, which tells it from a wrapper

@@ -43,20 +43,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin_types import DBType, EngineRole
     from balsam_core.transport.base import Transport
 
-__all__ = [
-    "ALIASES",
-    "DEFAULT_DB_TYPE",
-    "OFFICIAL",
-    "Backend",
-    "BackendStatus",
-    "Registry",
-    "canonical",
-    "check_backends",
-    "installed",
-    "list_backends",
-    "load",
-]
-
 OFFICIAL = {"sqlite": "balsam-sqlite", "postgres": "balsam-postgres", "mysql": "balsam-mysql"}
 DEFAULT_DB_TYPE = "sqlite"
 LARGEST_SETTINGS = 16 * 1024  # bytes of settings that a plugin may have stored

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from balsam_core.cli.output import Printer
 
-__all__ = ["backend_options", "read_password", "shown_warnings", "with_url"]
-
 F = TypeVar("F", bound="Callable[..., Any]")
 
 PASSWORD_VARIABLE = "BALSAM_DB_PASSWORD"  # noqa: S105  (a name, no password)

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from balsam_core.cli.output import Printer
     from balsam_core.model.calls import Call, Changed
 
-__all__ = ["change_jobs", "count_text", "report_changed"]
-
 
 def change_jobs(
     session: Session, words: Sequence[str], verb: str, call: Callable[..., Call[Changed]], *, why_none: str

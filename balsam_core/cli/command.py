@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from balsam_core.client.database import Database
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["FORMATS", "Command", "Group", "Session", "command", "group", "pass_session"]
-
 FORMATS = ("table", "json", "jsonl", "csv", "ids")
 OUTPUT_VARIABLE = "BALSAM_OUTPUT"
 DEBUG_VARIABLE = "BALSAM_DEBUG"

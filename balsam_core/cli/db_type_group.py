@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from balsam_core.backends.registry import Backend
 
-__all__ = ["find_db_type_group"]
-
 
 class DBTypeGroup(Group):
     """The commands of one plugin.

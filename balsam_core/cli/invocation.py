@@ -19,8 +19,6 @@ from balsam_core.errors import BalsamError, InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["main"]
-
 USAGE = 2
 INTERRUPTED = 130  # as a shell counts: 128 + SIGINT
 READER_GONE = 141  # 128 + SIGPIPE

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from balsam_core.cli.command import Session
     from balsam_core.client.database import Database
 
-__all__ = ["add_job", "job_options"]
-
 F = TypeVar("F", bound="Callable[..., Any]")
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from balsam_core.client.jobs import JobQuery
     from balsam_core.model.filters import Condition
 
-__all__ = ["FoundJobs", "conditions", "list_counts", "list_history", "list_jobs"]
-
 TABLE_FIELDS = ("id", "state", "workflow", "name", "runs", "state_since")
 HISTORY_SLICE = 200  # jobs whose events are read at once
 

@@ -17,8 +17,6 @@ from balsam_core.cli.text import flatten, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Printer"]
-
 
 class Printer:
     """Writes results to stdout.

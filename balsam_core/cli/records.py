@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Event
     from balsam_core.model.job import Job
 
-__all__ = ["EVENT_FIELDS", "JOB_FIELDS", "JobRows", "event_rows", "field_names", "job_record"]
-
 _FIRST = ("id", "workflow", "name", "state", "state_since", "return_code")
 JOB_FIELDS = (*_FIRST, *(name for name in FIELDS if name not in _FIRST))
 """A job's fields in the order in which they are printed."""

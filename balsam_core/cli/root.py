@@ -9,8 +9,6 @@ import click
 
 from balsam_core.cli.command import Group, common_options
 
-__all__ = ["COMMANDS", "CommandInfo", "root"]
-
 
 class CommandInfo(NamedTuple):
     """A command's line in the help of ``balsam``.

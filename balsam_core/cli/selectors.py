@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from balsam_core.client.jobs import JobQuery
     from balsam_core.model.filters import Condition
 
-__all__ = ["HELP", "Chosen", "Selection", "check_exist", "choose", "choose_one", "parse"]
-
 HELP = "A selector is an id (12), a range (12-20), a list (1,3), last, all, wf:NAME, or - for ids from stdin."
 HIGHEST = 2**63 - 1
 SLICE = 500  # ids or ranges in one condition, so that every database takes it in one statement

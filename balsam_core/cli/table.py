@@ -13,8 +13,6 @@ from balsam_core.cli.text import cut, printable, width
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["cell", "colours_wanted", "lines", "terminal_width"]
-
 SAMPLE = 500  # rows that decide the widths
 WIDEST = 60  # characters that a column is padded to
 NARROWEST = 8  # characters that a column keeps when the terminal is too narrow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["cut", "flatten", "printable", "quote", "width"]
-
 
 def printable(text: str) -> str:
     r"""Return the text on one line with all control characters escaped: ``\n`` for a newline, and so on."""

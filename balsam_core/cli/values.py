@@ -12,20 +12,6 @@ from balsam_core.cli.text import quote
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = [
-    "AT_LEAST_0",
-    "AT_LEAST_1",
-    "MINUTES",
-    "SHARE",
-    "converted",
-    "json_object",
-    "mapping",
-    "parameters",
-    "patterns",
-    "similar",
-    "states",
-]
-
 LARGEST = 2**31 - 1
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-__all__ = ["Apps", "CurrentJob", "Database", "current_job", "open_db"]
-
 
 class Apps:
     """The applications of a database: ``db.apps``."""

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Added
     from balsam_core.transport.base import Transport
 
-__all__ = ["insert"]
-
 logger = logging.getLogger(__name__)
 
 

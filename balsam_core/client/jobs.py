@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Call, Changed, Event, RemovedJob, Where
     from balsam_core.transport.base import Transport
 
-__all__ = ["JobQuery", "Jobs", "added_id"]
-
 T = TypeVar("T")
 
 CONDITIONS: tuple[type, ...] = (Compare, AllOf, AnyOf, NoneOf)

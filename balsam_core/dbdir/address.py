@@ -22,20 +22,6 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = [
-    "FORMAT",
-    "Address",
-    "endpoint",
-    "is_copied",
-    "is_gone",
-    "is_here",
-    "last_generation",
-    "override",
-    "read",
-    "withdraw",
-    "write",
-]
-
 FORMAT = 1  # of the file; a program refuses a newer one
 _MAX_BYTES = 64 * 1024
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")  # names, IPv4, IPv6 with zone; no scheme, no path

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["CONFIG_NAME", "FORMAT", "DBDir", "make_tree", "write_config"]
-
 FORMAT = 1  # layout of the DB directory; a program refuses a newer one
 CONFIG_NAME = "balsam.toml"
 _ID = re.compile(r"[0-9a-f]{32}")

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["option_choice", "option_value"]
-
 
 def option_value(db: DBDir, options: Mapping[str, str], name: str, default: str = "") -> str:
     """Return the option that ``balsam_init_db`` was given, else the DB's setting of that name, else the default."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["PASSWORD_VARIABLE", "password_file", "read_password", "store_password"]
-
 PASSWORD_VARIABLE = "BALSAM_DB_PASSWORD"  # noqa: S105  (a variable's name)
 
 _told: dict[str, str] = {}  # passwords that this process was told and that are not kept, by DB id

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["NotPublishedError", "Publication", "is_loopback", "published_address"]
-
-
 published_address = address.read
 
 

@@ -11,8 +11,6 @@ from balsam_core.system.files import shown
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["refuse_while_served", "server_not_running"]
-
 
 def server_not_running(db: DBDir) -> ServerNotRunning:
     """Return the error for a DB that needs its server while none is published; it says how to start it."""

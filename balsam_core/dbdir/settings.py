@@ -16,16 +16,6 @@ from balsam_core.system.files import expand, read_regular, reason, shown
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = [
-    "DB_PATH_VARIABLE",
-    "ResolvedPath",
-    "Settings",
-    "default_balsamdb",
-    "read_settings",
-    "resolve_db_path",
-    "settings_file",
-]
-
 DB_PATH_VARIABLE = "BALSAM_DB_PATH"
 _MAX_SETTINGS_BYTES = 1024 * 1024
 

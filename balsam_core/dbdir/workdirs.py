@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import ParentRef, RemovedJob
     from balsam_core.model.job import Job
 
-__all__ = ["directory_name", "make_workdir", "output_name", "remove_workdirs", "workdir", "workflow_name"]
-
 MAX_PART = 200  # bytes of one path part, below the 255 of common file systems
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=@,-]+|^[.-]")

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from balsam_core.launcher.retrying_client import RunCall
     from balsam_core.model.calls import Resources
 
-__all__ = ["ClaimQueue"]
-
 
 class ClaimQueue:
     """The claimed jobs of a launcher, and the claiming of more.

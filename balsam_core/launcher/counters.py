@@ -6,8 +6,6 @@ from collections.abc import Iterator  # noqa: TC003
 from contextlib import contextmanager
 from time import perf_counter
 
-__all__ = ["Counters"]
-
 
 class Counters:
     """Seconds and number of times, by kind of work."""

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from balsam_core.client.database import Database
     from balsam_core.model.calls import Update
 
-__all__ = ["EventDispatcher", "open_dispatcher"]
-
 logger = logging.getLogger(__name__)
 
 MOST_QUEUED = 20_000  # events

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from balsam_core.launcher.counters import Counters
     from balsam_core.launcher.processes import Process
 
-__all__ = ["JobRunner", "RunningJob"]
-
 logger = logging.getLogger(__name__)
 
 

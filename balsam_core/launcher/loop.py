@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from balsam_core.launcher.job_runner import RunningJob
     from balsam_core.launcher.options import LauncherOptions
 
-__all__ = ["Launcher"]
-
 logger = logging.getLogger(__name__)
 
 _COUNTED_AS = {State.JOB_FINISHED: "finished", State.FAILED: "failed"}  # else "again"

@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 
-__all__ = ["LauncherOptions", "LauncherResult", "available_cores"]
-
 # ---- the database
 LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
 RENEW_EVERY = 60.0  # seconds

@@ -27,8 +27,6 @@ from balsam_core.system.files import reason
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Process", "Processes", "ShortageError", "is_shortage"]
-
 T = TypeVar("T")
 
 SPARE_DESCRIPTORS = 16  # left to the database, the log and directories

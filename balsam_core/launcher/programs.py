@@ -12,8 +12,6 @@ from balsam_core.system.files import reason
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["explain_failure", "find_program"]
-
 MOST_REMEMBERED = 1000  # programs
 
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from rich.live import Live
 
-__all__ = ["LiveProgress", "PlainProgress", "Progress", "Snapshot", "progress_on"]
-
 PLAIN_EVERY = 5.0  # seconds
 LIVE_EVERY = 0.25
 

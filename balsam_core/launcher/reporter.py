@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from balsam_core.launcher.job.claimed_job import ClaimedJob
     from balsam_core.launcher.retrying_client import RunCall
 
-__all__ = ["Reporter"]
-
 logger = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 2000  # characters

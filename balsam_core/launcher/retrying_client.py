@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from balsam_core.launcher.counters import Counters
     from balsam_core.model.calls import Call
 
-__all__ = ["OUTAGES", "RetryingClient", "RunCall"]
-
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")

@@ -7,8 +7,6 @@ import msgspec
 from balsam_core.errors import InvalidInput
 from balsam_core.model.text import check_environ, check_text, title
 
-__all__ = ["App"]
-
 
 class App(msgspec.Struct, omit_defaults=True):
     """An application that jobs name.

@@ -15,8 +15,6 @@ from balsam_core.errors import Corrupt, InvalidInput, SchemaMismatch
 if TYPE_CHECKING:
     from balsam_core.model.calls import Call
 
-__all__ = ["decode_call", "decode_refusal", "decode_result", "encode", "encode_call"]
-
 R = TypeVar("R")
 
 encode = msgspec.msgpack.Encoder().encode

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 if TYPE_CHECKING:
     from balsam_core.model.filters import Column
 
-__all__ = ["Field", "default"]
-
 T = TypeVar("T")
 
 if TYPE_CHECKING:

@@ -13,8 +13,6 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["AllOf", "AnyOf", "Column", "Compare", "Condition", "NoneOf"]
-
 Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "contains", "startswith"]
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 else:
     Parents = list[int]
 
-__all__ = ["FIELDS", "GIVEN_BY_DATABASE", "Job", "check_columns", "field_infos"]
-
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1e6)]

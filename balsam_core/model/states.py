@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ACTIVE", "CHILD_END_STATE", "END", "TRANSITIONS", "UNSUCCESSFUL", "State", "first_illegal_transition"]
-
 
 class State(StrEnum):
     """Where a job stands."""

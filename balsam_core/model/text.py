@@ -13,8 +13,6 @@ from balsam_core.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LONGEST_TEXT", "check_document", "check_environ", "check_text", "title"]
-
 LONGEST_TEXT = 1_000_000  # characters
 MAX_DEPTH = 32  # levels of nesting in a document
 

@@ -17,8 +17,6 @@ from balsam_core.schema.tables import apps, jobs
 if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
 
-__all__ = ["read_apps"]
-
 
 def _app_from_row(row: Any) -> App:  # noqa: ANN401  (a database row)
     """Return an app; what is empty is stored as NULL."""

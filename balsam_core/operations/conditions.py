@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from balsam_core.model.calls import Order, Where
 
-__all__ = ["condition", "in_chunks", "page", "visible"]
-
 IN_LIST = 1000  # values in one IN list
 MAX_DEPTH = 25  # levels of a condition within conditions; SQL is made from it by recursion
 MAX_PARAMETERS = 10_000  # values of a filter that the driver is given apart from the statement

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["fail_descendants", "lock_parents", "release_children"]
-
 
 @operation(AddEdge)
 def add_edge(tx: Tx, call: AddEdge) -> bool:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["INSERT_EVENTS", "encode_transitions", "event_from_row", "record", "record_where"]
-
 
 def encode_transitions(transitions: Iterable[tuple[State, float]]) -> str:
     """Return transitions as stored: ``STATE seconds-before, ...``."""

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     BulkInsert: TypeAlias = Callable[[Connection, str, Sequence[str], Sequence[Sequence[Any]]], None]
 
-__all__ = ["AlreadyProcessed", "DatabaseClock", "Tx", "operation", "read", "replay", "write"]
-
 R = TypeVar("R")
 C = TypeVar("C", bound="Call[Any]")
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import AddJobs
     from balsam_core.operations.execution import Tx
 
-__all__ = ["KeyMatches", "find_existing_keys"]
-
 KEYS_IN_LIST = 500
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["COLUMNS_OF_JOB", "KnownValues", "jobs_from_rows", "read_fields", "read_jobs"]
-
 KnownValues = dict[str, dict[int | None, Any]]
 """Values by id of fields that come from small tables; "parents" there means that the jobs have none."""
 

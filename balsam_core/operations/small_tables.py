@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from balsam_core.model.job import Job
     from balsam_core.operations.execution import Tx
 
-__all__ = ["AppNeeds", "app_needs", "check_parameters", "class_ids", "shapes_of", "unknown_app", "workflow_ids"]
-
 _EXACT_MINUTES = 240
 _DAY_MINUTES = 1440
 

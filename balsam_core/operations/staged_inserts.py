@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from balsam_core.operations.execution import Tx
 
-__all__ = ["abandon_slice", "extend_staged_insert", "lock_open_staged_insert"]
-
 
 @operation(OpenStagedInsert)
 def open_staged_insert(tx: Tx, call: OpenStagedInsert) -> int:  # noqa: ARG001

@@ -15,8 +15,6 @@ from balsam_core.schema.types import JSONDocument
 if TYPE_CHECKING:
     from sqlalchemy import Column
 
-__all__ = ["COPIED", "DEFAULT_FOR_NULL", "DOCUMENTS", "IN_SMALL_TABLE", "REFERENCES", "RESOURCES"]
-
 _JOBS_COLUMNS_WITHOUT_FIELD = {
     "workflow_id", "app_id", "resource_class_id", "claim_class", "claim_request_seq", "parents_left",
     "staged_insert_id",

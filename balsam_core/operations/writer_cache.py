@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine.interfaces import DBAPICursor
 
-__all__ = ["WriterCache"]
-
 MAX_ENTRIES = 10_000  # then it starts anew
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["ClientKeys", "ServerKeys", "client_keys", "make_keys"]
-
 _REMEDY = "stop the server, remove the files of keys/ and start it again: it makes new ones"
 
 K = TypeVar("K", bound="ServerKeys | ClientKeys")

@@ -13,8 +13,6 @@ import zmq
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["events"]
-
 _EVENT = struct.Struct("=HI")
 
 

@@ -19,24 +19,6 @@ import msgspec
 from balsam_core.errors import SchemaMismatch
 from balsam_core.schema import SCHEMA
 
-__all__ = [
-    "LARGEST_REPLY",
-    "LARGEST_REQUEST",
-    "NAME",
-    "PROTOCOL",
-    "CallRequest",
-    "Hello",
-    "Reply",
-    "Request",
-    "StatusRequest",
-    "Welcome",
-    "catalogue",
-    "check_hello",
-    "decode_reply",
-    "decode_request",
-    "encode",
-]
-
 PROTOCOL = 1
 NAME = f"balsam/{PROTOCOL}"
 """The protocol's name in ``dbwriter_address``."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from balsam_core.errors import BalsamError
     from balsam_core.plugin_types import EngineRole
 
-__all__ = ["SingleWriter", "load_single_writer", "write_server_plan"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SingleWriter:

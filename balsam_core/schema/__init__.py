@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["SCHEMA"]
-
 _VERSIONS = Path(__file__).with_name("migrations") / "versions"
 
 SCHEMA = max(file.name[:4] for file in _VERSIONS.glob("[0-9]*.py"))

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 from sqlalchemy import exists, inspect, select, update
 
 from balsam_core.errors import Conflict, Corrupt
+from balsam_core.schema import SCHEMA
 from balsam_core.schema.alembic_alone import MigrationContext, MigrationStep, Operations, ScriptDirectory
 from balsam_core.schema.tables import apps, counters, jobs, launchers, meta, metadata
-from balsam_core.schema.version import SCHEMA, VERSION_TABLE, check
+from balsam_core.schema.version import VERSION_TABLE, check
 
 if TYPE_CHECKING:
     from alembic.script import Script
     from sqlalchemy import Connection, Engine
-
-__all__ = ["pending", "upgrade"]
 
 logger = logging.getLogger(__name__)
 

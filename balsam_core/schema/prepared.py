@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import BindParameter, ColumnElement, Dialect, Executable, Table
 
-__all__ = ["Insertion", "Prepared", "PreparedList", "Rows"]
-
 
 class Prepared:
     """A statement without lists of variable length.

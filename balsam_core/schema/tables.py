@@ -24,21 +24,6 @@ from balsam_core.schema.types import (
     without_statistics,
 )
 
-__all__ = [
-    "apps",
-    "counters",
-    "job_edges",
-    "job_events",
-    "jobs",
-    "launchers",
-    "meta",
-    "metadata",
-    "processed_requests",
-    "resource_classes",
-    "staged_inserts",
-    "workflows",
-]
-
 metadata = MetaData(
     info=TABLE_OPTIONS,
     naming_convention={

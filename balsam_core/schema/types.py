@@ -23,20 +23,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Dialect
     from sqlalchemy.types import TypeEngine
 
-__all__ = [
-    "TABLE_OPTIONS",
-    "Blob",
-    "Id",
-    "JSONDocument",
-    "LongText",
-    "ShortText",
-    "UTCDateTime",
-    "partial_index",
-    "position",
-    "utc_now",
-    "without_statistics",
-]
-
 MYSQL = ("mysql", "mariadb")
 TABLE_OPTIONS = {"mysql": " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"}
 """What metadata adds to its CREATE TABLE statements, by dialect; as keywords of a table they would load the dialect."""

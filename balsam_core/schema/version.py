@@ -13,8 +13,6 @@ from balsam_core.schema.tables import meta
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["SCHEMA", "VERSION_TABLE", "check", "current"]
-
 VERSION_TABLE = "schema_version"
 
 

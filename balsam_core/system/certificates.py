@@ -15,8 +15,6 @@ from balsam_core.system.private_files import private_file, write_private
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["make_certificate"]
-
 _VALIDITY = timedelta(days=100 * 365)  # a new one is made by removing the old one
 _CLOCK_SKEW = timedelta(days=2)  # that a client's clock may be behind
 

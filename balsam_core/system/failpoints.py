@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import signal
 
-__all__ = ["failpoint"]
-
 _name, _, _count = os.environ.get("BALSAM_FAILPOINT", "").partition(":")
 _left = int(_count) if _count.isdigit() else 1
 

@@ -14,19 +14,6 @@ from pathlib import Path
 
 from balsam_core.errors import DBDirError
 
-__all__ = [
-    "atomic_write",
-    "expand",
-    "force_to_disk",
-    "give_to_owner",
-    "read_regular",
-    "read_with_status",
-    "reason",
-    "rename_new",
-    "shown",
-    "write_new",
-]
-
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 

@@ -11,8 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["filesystem_type", "is_network", "statfs_magic"]
-
 # From the kernel's linux/magic.h, coreutils' stat.c and the file systems' own headers.
 _MAGIC = {
     0x00000187: "autofs",

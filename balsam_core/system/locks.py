@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["best_effort_lock"]
-
 _POLL = 0.01  # seconds between two attempts
 _TIMEOUT = 2.0  # seconds until the body runs without the lock
 

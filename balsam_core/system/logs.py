@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from io import TextIOWrapper
     from pathlib import Path
 
-__all__ = ["close", "configure"]
-
 _MAX_BYTES = 10 * 1024 * 1024  # of a file before it is rotated
 _KEPT_FILES = 5  # rotated ones, besides the current
 _installed: list[logging.Handler] = []

@@ -16,8 +16,6 @@ from balsam_core.system.files import reason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LOOPBACK", "advertised", "choose_port", "is_wildcard", "local_host"]
-
 LOOPBACK = "127.0.0.1"
 # Reserved for documentation. They tell the outgoing interface; nothing is sent.
 _REMOTE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}

@@ -12,8 +12,6 @@ from balsam_core.system.files import atomic_write, read_with_status, reason, sho
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["private_file", "write_private"]
-
 _MAX_BYTES = 64 * 1024
 
 

@@ -19,22 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = [
-    "Identity",
-    "Machine",
-    "children_of",
-    "cpu_seconds",
-    "descendants",
-    "end_process",
-    "is_alive",
-    "open_process",
-    "send_signal",
-    "start_of",
-    "started_at",
-    "this_machine",
-    "this_process",
-]
-
 _LINUX = sys.platform == "linux"
 _POLL = 0.02  # seconds between two checks of a process that is not our child
 _KILL_TIMEOUT = 5.0  # seconds that a killed process may take to end

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-__all__ = ["ServerAccount", "failure_reason"]
-
 USER_VARIABLE = "BALSAM_SERVER_USER"
 _PASSABLE = 0o711  # others may reach what they know the name of, and are allowed to open
 _REPLACE = 'PATH=$PATH:/usr/bin:/bin; cat > "$0.new" && mv -f "$0.new" "$0"'

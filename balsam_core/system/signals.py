@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["StopRequests"]
-
 
 class StopRequests:
     """Counts the signals that ask this program to stop, and wakes its selector; for the main thread.

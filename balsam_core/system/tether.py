@@ -11,8 +11,6 @@ import os
 import signal
 import sys
 
-__all__ = ["become_subreaper", "command_line"]
-
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
 NOT_FOUND = 127  # the exit code that a shell gives

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from balsam_core.model.calls import Call
 
-__all__ = ["ClientSession", "EncodedTransport", "ServerStatus", "Transport", "TryAgainError"]
-
 R = TypeVar("R")
 
 DEFAULT_TIMEOUT = 120.0  # seconds for one call

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["ServerConnector"]
-
 RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
 PROBE_TIMEOUT = 1.0  # seconds to find out whether anything listens at an address
 

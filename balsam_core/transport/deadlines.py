@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DeadlineEnforcer", "bounded", "seconds_left"]
-
 GRACE = 0.5  # seconds beyond the deadline, for an answer that is on its way
 POLL = 0.25  # seconds between two looks while a call is under way
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     IsRetryable: TypeAlias = Callable[[BaseException], bool]
     Translate: TypeAlias = Callable[[BaseException], BalsamError | None]
 
-__all__ = ["driver_text", "to_balsam_error"]
-
 
 def to_balsam_error(err: BaseException, is_retryable: IsRetryable, translate: Translate | None) -> BalsamError:
     """Return SQLAlchemy's error as one of ours.

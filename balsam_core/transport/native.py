@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Call, RequestId
     from balsam_core.operations.execution import BulkInsert
 
-__all__ = ["NativeTransport"]
-
 R = TypeVar("R")
 
 FIRST_PAUSE = 0.002  # seconds before the first repetition

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.watchdog.lease import Lease
 
-__all__ = ["ServerState", "Started", "describe", "has_server", "paused", "reset", "start", "stop"]
-
 LOCAL_POLL = 0.05  # seconds between two reads of the lease
 REMOTE_POLL = 0.25  # the same where each read makes a file, to learn the file system's time
 START_TIMEOUT = 180.0  # seconds to wait for the server that another process starts

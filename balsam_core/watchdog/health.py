@@ -12,8 +12,6 @@ from balsam_core.system.processes import cpu_seconds
 if TYPE_CHECKING:
     from balsam_core.watchdog.server_process import ServerProcess
 
-__all__ = ["Health"]
-
 logger = logging.getLogger(__name__)
 
 PERIOD = 5.0  # seconds between two probes of a server that answers

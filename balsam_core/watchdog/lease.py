@@ -33,21 +33,6 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = [
-    "EXPIRY",
-    "HEARTBEAT",
-    "HeldLease",
-    "Lease",
-    "LeaseObserver",
-    "LeaseState",
-    "LeaseStatus",
-    "encode_lease",
-    "lease_file",
-    "lease_lock",
-    "new_lease",
-    "read_lease",
-]
-
 FORMAT = 1  # of the file; a program refuses a newer one
 HEARTBEAT = 3.0  # seconds between two refreshes
 EXPIRY = 15.0  # seconds without a refresh, after which a holder that can't be looked up counts as dead

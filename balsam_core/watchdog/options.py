@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from balsam_core.system import network
 
-__all__ = ["ServerOptions"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:

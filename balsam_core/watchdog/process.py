@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Report", "launch", "main", "run_in_foreground"]
-
 logger = logging.getLogger(__name__)
 
 _UNSURE_POLL = 0.2  # seconds between two reads of a lease whose holder may be dead

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.plugin_types import ServerPlan
 
-__all__ = ["READY_POLL", "ServerProcess", "adopt_orphans"]
-
 logger = logging.getLogger(__name__)
 
 READY_POLL = 0.02  # seconds between two probes of a server that is starting

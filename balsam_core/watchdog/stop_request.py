@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.watchdog.lease import Lease
 
-__all__ = ["ask_to_stop", "forget_stop", "stop_asked"]
-
 _MAX_BYTES = 4096
 
 

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from balsam_core.watchdog.lease import HeldLease
     from balsam_core.watchdog.options import ServerOptions
 
-__all__ = ["Supervisor", "SupervisorOutcome", "SupervisorState"]
-
 logger = logging.getLogger(__name__)
 
 FIRST_ATTEMPTS = 3  # starts that may fail before the first success; later nothing makes the watchdog give up

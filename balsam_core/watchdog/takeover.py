@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.watchdog.lease import Lease, LeaseObserver, LeaseStatus
 
-__all__ = ["acquire", "take"]
-
 _LEFTOVER_AGE = 60.0  # seconds after which a temporary file is nobody's
 
 

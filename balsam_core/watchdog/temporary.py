@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["private_server"]
-
 ATTEMPTS = 3  # a port that was free may be taken by the time that the server wants it
 READY_TIMEOUT = 1.0  # seconds that a probe may take
 

@@ -19,8 +19,6 @@ from balsam_core.watchdog.lease import LeaseObserver
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["add", "remove", "running"]
-
 logger = logging.getLogger(__name__)
 
 

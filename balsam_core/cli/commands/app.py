@@ -9,8 +9,6 @@ import click
 from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.values import converted, mapping
 
-__all__ = ["app"]
-
 
 @command(examples=["balsam app --name sim --executable 'sim.x --x {x}'", "balsam job --app sim -p x=0.5"])
 @click.option("--name", required=True, help="Unique name in this DB.")

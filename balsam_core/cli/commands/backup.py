@@ -6,8 +6,6 @@ import click
 
 from balsam_core.cli.command import Session, command, pass_session
 
-__all__ = ["backup"]
-
 
 @command(examples=["balsam backup ~/testdb.backup", "balsam backup ~/testdb.backup --db ~/testdb"])
 @click.argument("file")

@@ -6,8 +6,6 @@ import os
 
 from balsam_core.cli.command import OUTPUT_VARIABLE, Session, group, pass_session
 
-__all__ = ["config"]
-
 
 @group()
 def config() -> None:

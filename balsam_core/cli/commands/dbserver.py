@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from balsam_core.watchdog.control import ServerState
     from balsam_core.watchdog.options import ServerOptions
 
-__all__ = ["dbserver", "describe_state", "status_record"]
-
 HIGHEST_PORT = 65535
 
 

@@ -7,8 +7,6 @@ import click
 from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.selectors import choose_one
 
-__all__ = ["dep"]
-
 
 @command(examples=["balsam dep 1 2", "balsam dep 1 last"])
 @click.argument("parent")

@@ -9,8 +9,6 @@ import click
 from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.job_options import add_job, job_options
 
-__all__ = ["job"]
-
 
 @command(
     examples=[

@@ -9,8 +9,6 @@ import click
 from balsam_core.cli import selectors
 from balsam_core.cli.command import Session, command, pass_session
 
-__all__ = ["kill"]
-
 
 @command(
     epilog=selectors.HELP,

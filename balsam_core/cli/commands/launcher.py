@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from balsam_core.launcher.options import LauncherResult
 
-__all__ = ["launcher"]
-
 MOST_RANKS = 100_000
 
 

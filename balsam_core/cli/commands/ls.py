@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from balsam_core.cli.output import Printer
     from balsam_core.client.database import Database
 
-__all__ = ["ls"]
-
 DEFAULT_LIMIT = 100  # jobs in a table
 
 

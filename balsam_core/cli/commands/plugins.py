@@ -8,8 +8,6 @@ import click
 
 from balsam_core.cli.command import Session, group, pass_session
 
-__all__ = ["plugins"]
-
 FIELDS = ("db_type", "package", "version", "server", "api", "status", "detail", "remedy", "module", "default")
 
 LONGEST_TRACEBACK = 10_000  # characters

@@ -7,8 +7,6 @@ import click
 from balsam_core.cli.backend_options import backend_options, read_password, shown_warnings, with_url
 from balsam_core.cli.command import Session, command, pass_session
 
-__all__ = ["restore"]
-
 
 @command(
     examples=[

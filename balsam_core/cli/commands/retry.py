@@ -7,8 +7,6 @@ import click
 from balsam_core.cli import selectors
 from balsam_core.cli.command import Session, command, pass_session
 
-__all__ = ["retry"]
-
 
 @command(epilog=selectors.HELP, examples=["balsam retry 12", "balsam ls --state FAILED -o ids | balsam retry -"])
 @click.argument("selector", nargs=-1, required=True)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from balsam_core.cli.output import Printer
     from balsam_core.client.database import Database
 
-__all__ = ["rm"]
-
 
 @command(
     epilog=selectors.HELP,

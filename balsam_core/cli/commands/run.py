@@ -11,8 +11,6 @@ import click
 from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.job_options import add_job, job_options
 
-__all__ = ["run"]
-
 
 @command(
     context_settings={"allow_interspersed_args": False},

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-__all__ = ["show"]
-
 MOST_RELATIVES = 20  # parents or children that a table names
 
 

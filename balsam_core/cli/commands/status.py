@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import LauncherInfo
 
-__all__ = ["status"]
-
 
 @command(examples=["balsam status", "BALSAM_DB_PATH=~/testdb balsam status -o json"])
 @pass_session

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import ParentRef
     from balsam_core.model.job import Job
 
-__all__ = ["ClaimedJob", "LauncherContext", "ProcessResult", "ProcessSpec"]
-
 logger = logging.getLogger(__name__)
 
 _S = State

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from balsam_core.model.app import App
     from balsam_core.model.job import Job
 
-__all__ = ["base_environment", "hook_argv", "job_argv", "job_environment"]
-
 _JOB_VARIABLES = ("BALSAM_JOB_ID", "BALSAM_PARENT_IDS", "BALSAM_JOB_ERROR", "BALSAM_JOB_TIMEOUT")
 
 

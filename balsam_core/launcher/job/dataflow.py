@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import ParentRef
     from balsam_core.model.job import Job
 
-__all__ = ["Patterns", "link_parents", "log_names", "stage_in_command", "stage_out_commands"]
-
 MOST_ARGUMENTS = 500  # files that one `cp` gets
 LOG_STEMS = ("preprocess", "postprocess", "stage_in", "stage_out")
 

@@ -12,8 +12,6 @@ from balsam_core.errors import DBDirError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DiskFullError", "describe_error", "describe_exit", "is_disk_full", "last_line"]
-
 LONGEST_LAST_LINE = 300  # characters of a program's error output that go into the history
 
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from balsam_core.proxy.keys import ClientKeys
     from balsam_core.proxy.protocol import Request
 
-__all__ = ["Channel"]
-
 FIRST_HELLO_TIMEOUT = 1.0  # seconds without an answer, after which the greeting is sent again; then twice as long
 LONGEST_HELLO_TIMEOUT = 4.0
 SOCKETS = 8192  # of one process; two for a connection while it is made

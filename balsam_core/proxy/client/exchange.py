@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from balsam_core.proxy.protocol import Request
     from balsam_core.transport.base import ClientSession
 
-__all__ = ["Exchange", "ProxyClient"]
-
 R = TypeVar("R")
 
 POLL = 0.05  # seconds between two looks at the published address while waiting

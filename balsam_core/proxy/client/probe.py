@@ -10,8 +10,6 @@ from balsam_core.errors import BalsamError
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = ["Probe"]
-
 _POLL = 0.05  # seconds
 
 

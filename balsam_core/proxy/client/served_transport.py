@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from balsam_core.proxy.single_writer import SingleWriter
     from balsam_core.transport.base import ServerStatus
 
-__all__ = ["ServedTransport"]
-
 R = TypeVar("R")
 
 GRACE = 0.5  # seconds beyond the deadline for an answer, or a refusal, that is on its way

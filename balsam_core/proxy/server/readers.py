@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     Operations: TypeAlias = Mapping[str, type[Call[Any]]]
 
-__all__ = ["ReadRequest", "Reader", "ReaderLostError", "Readers"]
-
 logger = logging.getLogger(__name__)
 
 decode_outcome = msgspec.msgpack.Decoder(tuple[str, bytes]).decode

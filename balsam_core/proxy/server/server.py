@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from balsam_core.proxy.server.readers import Reader, Readers
     from balsam_core.proxy.server.writer import GroupWriter
 
-__all__ = ["OPERATIONS", "Listener", "WriteServer"]
-
 logger = logging.getLogger(__name__)
 
 BATCH_CALLS = 512

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Call, RequestId
     from balsam_core.proxy.single_writer import SingleWriter
 
-__all__ = ["Answer", "BatchLostError", "FencedError", "GroupWriter", "HeldError", "PendingWrite", "error_answer"]
-
 logger = logging.getLogger(__name__)
 
 SAVEPOINT = "SAVEPOINT balsam_call"

@@ -12,8 +12,6 @@ import threading
 import zmq
 import zmq.utils.z85
 
-__all__ = ["DOMAIN", "ZapAuthenticator"]
-
 logger = logging.getLogger(__name__)
 
 DOMAIN = b"balsam"

@@ -12,8 +12,8 @@ from sqlalchemy.exc import DBAPIError
 from balsam_core.errors import BalsamError, Busy, Conflict, SchemaMismatch
 from balsam_core.model import calls
 from balsam_core.model.job import Job
-from balsam_core.schema import migrate, tables
-from balsam_core.schema.version import SCHEMA, VERSION_TABLE
+from balsam_core.schema import SCHEMA, migrate, tables
+from balsam_core.schema.version import VERSION_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

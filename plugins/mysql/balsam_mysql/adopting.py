@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["adopt"]
-
 logger = logging.getLogger(__name__)
 
 _OLDEST = {"mariadb": (10, 6), "mysql": (8, 0)}  # with SKIP LOCKED

@@ -14,17 +14,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import Address, DBDir, EngineRole, ServerPlan, Transport
 
-__all__ = [
-    "balsam_backup",
-    "balsam_create_engine",
-    "balsam_db_type",
-    "balsam_init_db",
-    "balsam_open_transport",
-    "balsam_restore",
-    "balsam_server_policy",
-    "balsam_start_server",
-]
-
 
 @hookimpl
 def balsam_db_type() -> DBType:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import Address, DBDir
 
-__all__ = ["backup", "restore"]
-
 _DUMP = {"mariadb": ("mariadb-dump", "mysqldump"), "mysql": ("mysqldump",)}
 _CLIENT = {"mariadb": ("mariadb", "mysql"), "mysql": ("mysql",)}
 _PACKAGE = {"mariadb": "mariadb-client", "mysql": "mysql-client"}

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin import ServerAccount
     from balsam_mysql.programs import Programs
 
-__all__ = ["make_data"]
-
 _TIMEOUT = 300.0  # seconds
 # In this order. The help texts are left out: nobody reads them here, and they are most of the work.
 _SCRIPTS = ("system_tables.sql", "performance_tables.sql", "system_tables_data.sql")

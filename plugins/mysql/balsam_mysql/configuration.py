@@ -11,20 +11,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin import ServerAccount
     from balsam_mysql.programs import Programs
 
-__all__ = [
-    "ACCOUNT",
-    "DATABASE",
-    "ENVIRONMENT",
-    "IDLE_WRITE_TIMEOUT",
-    "LOCK_TIMEOUT",
-    "MEMORY",
-    "SQL_MODE",
-    "TABLE_LOCK_TIMEOUT",
-    "account_options",
-    "file_options",
-    "server_options",
-]
-
 ACCOUNT = "balsam"
 DATABASE = "balsam"
 ENVIRONMENT = {"UMASK": "0600", "UMASK_DIR": "0700"}  # MariaDB and MySQL ignore the process's own umask

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin import Address, DBDir
     from balsam_mysql.url import Target
 
-__all__ = ["connect", "connect_adopted"]
-
 CONNECT_TIMEOUT = 10  # seconds
 READ_TIMEOUT = 600
 """Seconds without a byte of an answer after which a connection counts as broken.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir, EngineRole
 
-__all__ = ["make_engine"]
-
 OWNER_READ_TIMEOUT = 4 * 3600  # seconds; changing a large table takes long
 _WRITING = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
 _READING = "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"

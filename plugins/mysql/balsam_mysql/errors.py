@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["is_lost", "is_retryable", "permanent_error", "translate"]
-
 _RETRYABLE = {
     1020,  # the row has changed since the snapshot
     1205,  # waited too long for a lock; the server rolls back only the statement, the transport the rest

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin import DBDir
     from balsam_mysql.programs import Programs
 
-__all__ = ["check_data", "init_files", "server_home", "server_programs"]
-
 _SIZE = re.compile(r"[1-9][0-9]{0,5}[MG]")
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["certificate_file", "key_file", "make_keys", "pin_file"]
-
 # The only way to log in for our account. With some others MariaDB's client library would send the password itself.
 _LOGIN_PLUGIN = {"mariadb": "mysql_native_password", "mysql": "caching_sha2_password"}
 

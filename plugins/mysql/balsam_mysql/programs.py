@@ -14,8 +14,6 @@ from balsam_core.plugin import BackendError, ServerAccount, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["BINDIR_VARIABLE", "TITLES", "Programs", "Variant", "find_client", "find_server"]
-
 BINDIR_VARIABLE = "BALSAM_MYSQL_BINDIR"
 Variant = Literal["mariadb", "mysql"]
 TITLES: dict[str, str] = {"mariadb": "MariaDB", "mysql": "MySQL"}

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["server_plan"]
-
 PROTOCOL = "mysql"
 _READY_TIMEOUT = 120.0  # seconds; after a crash much may have to be recovered
 _REFUSED_TIMEOUT = 5.0  # seconds of refused passwords, after which it is not the server that had the port before

@@ -9,8 +9,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from balsam_core.plugin import InvalidInput, shown
 
-__all__ = ["Target"]
-
 _FORM = "mysql://USER@HOST:PORT/DATABASE"
 _SCHEMES = {f"{name}{driver}" for name in ("mysql", "mariadb") for driver in ("", "+mysqldb")}
 _TLS_FILES = ("ssl_ca", "ssl_capath", "ssl_cert", "ssl_key")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["account_of", "choose_account"]
-
 _USUAL = "postgres"
 _TIMEOUT = 20.0  # seconds
 _REMEDY = "name an account with --option server_user=NAME or BALSAM_SERVER_USER, or run balsam as an ordinary user"

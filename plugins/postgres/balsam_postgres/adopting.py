@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["adopt"]
-
 logger = logging.getLogger(__name__)
 
 

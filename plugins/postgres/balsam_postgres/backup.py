@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin import Address, DBDir
     from balsam_postgres.programs import Programs
 
-__all__ = ["backup", "restore"]
-
 _MAGIC = b"PGDMP"
 _COMMON_OPTIONS = ["--no-owner", "--no-privileges", "--no-password"]
 _DAMAGE = ("archive", "file header", "end of file", "compress")  # words of pg_restore

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin import ServerAccount
     from balsam_postgres.programs import Programs
 
-__all__ = ["make_data", "scram_verifier"]
-
 _SUPERUSER = "balsam_admin"
 _ROUNDS = 4096  # of PBKDF2, as PostgreSQL's own; the password is random, so more would only make logins slow
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["DATABASE", "DURABILITY_RISKS", "ROLE", "access_rules", "settings"]
-
 ROLE = "balsam"
 DATABASE = "balsam"
 

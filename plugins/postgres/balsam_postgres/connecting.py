@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import Address, DBDir
 
-__all__ = ["adopted_parameters", "connect", "connect_adopted", "own_parameters"]
-
 CONNECT_TIMEOUT = 10  # seconds
 LOCK_TIMEOUT = "10s"  # then the transaction is repeated
 IDLE_TIMEOUT = "60s"  # a client that stopped inside a transaction must not hold its locks for good

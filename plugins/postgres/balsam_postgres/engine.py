@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir, EngineRole
 
-__all__ = ["make_engine"]
-
 _POOL_SIZE, _MAX_OVERFLOW = 2, 30  # connections: the server allows 300 for all processes
 
 

@@ -12,8 +12,6 @@ from balsam_core.plugin import Corrupt, InvalidInput, Unavailable
 if TYPE_CHECKING:
     from balsam_core.plugin import BalsamError
 
-__all__ = ["is_lost", "is_retryable", "permanent_error", "translate"]
-
 _RETRYABLE = {
     "40001",  # serialization failure
     "40P01",  # deadlock

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin import DBDir
     from balsam_postgres.programs import Programs
 
-__all__ = ["check_data", "data_directory", "init_files", "server_programs"]
-
 _REMEDY = "restore the DB directory from a backup"
 
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["certificate_file", "key_file", "read_key"]
-
 
 def certificate_file(db: DBDir) -> Path:
     """Return the file with the certificate."""

@@ -21,8 +21,6 @@ from balsam_core.plugin import BackendError, ServerAccount, shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["OLDEST", "Programs", "find_client", "find_server"]
-
 OLDEST = 13  # major version
 _SERVER = ("initdb", "postgres")
 _CLIENT = ("pg_dump", "pg_restore")

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from balsam_core.plugin import DBDir, ServerAccount
     from balsam_postgres.programs import Programs
 
-__all__ = ["PROTOCOL", "server_plan"]
-
 logger = logging.getLogger(__name__)
 
 PROTOCOL = "postgresql"

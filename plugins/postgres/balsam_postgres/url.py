@@ -8,8 +8,6 @@ import psycopg
 
 from balsam_core.plugin import InvalidInput
 
-__all__ = ["check_url"]
-
 _FORM = "postgresql://USER@HOST:PORT/DATABASE"
 _NEEDED = ("user", "host", "dbname")
 _FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir", "passfile")

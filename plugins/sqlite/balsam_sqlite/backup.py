@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = ["backup", "restore"]
-
 PAGES = 2000  # copied at a time; signals such as Ctrl-C are handled in between
 
 

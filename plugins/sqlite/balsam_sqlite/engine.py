@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir, EngineRole
 
-__all__ = ["make_engine"]
-
 # Seconds that SQLite itself waits for another writer. It ignores signals meanwhile.
 BUSY_TIMEOUT = 1.0  # the transport repeats
 SERVER_BUSY_TIMEOUT = 0.05  # the server has others to answer meanwhile

@@ -12,8 +12,6 @@ from balsam_core.plugin import Corrupt, Unavailable
 if TYPE_CHECKING:
     from balsam_core.plugin import BalsamError
 
-__all__ = ["is_fatal", "is_retryable", "translate"]
-
 _PRIMARY = 0xFF  # the low byte of an extended result code
 
 

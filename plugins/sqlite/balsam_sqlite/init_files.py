@@ -33,17 +33,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir
 
-__all__ = [
-    "APPLICATION_ID",
-    "FILE_FORMAT",
-    "LONGEST_PATH",
-    "check_file",
-    "check_locks",
-    "database_file",
-    "force_log_to_disk",
-    "init_files",
-]
-
 APPLICATION_ID = 0x42414C53
 """``BALS``, in the header of each of our files: a database of another program is never opened."""
 

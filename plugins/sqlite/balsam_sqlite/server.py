@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from balsam_core.plugin import DBDir, EngineRole, ServerPlan
 
-__all__ = ["server_plan", "single_writer"]
-
 
 def server_plan(db: DBDir, host: str, port: int) -> ServerPlan:
     """Return how to run the write server, after a check of the file; see :func:`balsam_sqlite.init_files.check_file`.
