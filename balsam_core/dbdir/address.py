@@ -80,6 +80,11 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         """The endpoint, by the name that the first plugins use."""
         return self.endpoint
 
+    @property
+    def epoch(self) -> int:
+        """The generation, by the name that the first plugins use."""
+        return self.generation
+
 
 def endpoint(host: str, port: int) -> str:
     """Return host and port as people and ZeroMQ write them."""
