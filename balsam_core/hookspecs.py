@@ -98,7 +98,7 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]: 
             Besides them ``password``, where the option ``url`` is known and a password was given by
             ``--password-file``, the variable ``BALSAM_DB_PASSWORD`` or at a prompt; never on the command line.
 
-    What is logged as a warning meanwhile, by a logger of the plugin's, is shown to the user.
+    Warnings that the plugin logs during the call are shown to the user.
 
     Returns:
         The settings that ``balsam.toml`` keeps, without secrets. They replace the old ones.
@@ -165,7 +165,7 @@ def balsam_open_transport(db: DBDir) -> Transport:  # type: ignore[empty-body]
 
         @hookimpl
         def balsam_open_transport(db: DBDir) -> Transport:
-            return NativeTransport(make_engine(db), is_retryable=is_retryable)
+            return NativeTransport(make_engine(db), db=db, is_retryable=is_retryable)
     """
 
 
@@ -282,8 +282,8 @@ def balsam_commands(group: click.Group) -> None:
     The commands have the options ``--db``, ``-o`` and ``-v``. ``click.pass_obj`` gives a command the session:
     ``session.directory("toy")`` is the chosen DB directory, refused where it has another db type, ``session.open_db()``
     the open DB, ``session.printer()`` writes results in the chosen format. A number that a command returns is the exit
-    code. What it raises is told in one line: click's errors, a BalsamError or an OSError as it is, anything else as a
-    fault of the plugin. A db type with the name of a command of the core's has no commands.
+    code. What it raises is reported in one line: click's errors, a BalsamError or an OSError as it is, anything else as
+    a fault of the plugin. A db type with the name of a command of the core's has no commands.
 
     Args:
         group: Where the commands are added.
@@ -307,9 +307,9 @@ def balsam_job_event(events: Sequence[Event]) -> None:
     Called in the launcher's process, on a daemon thread of its own, so that it may take time; what it raises is logged,
     once for each kind. Each event is told at most once, by the launcher that has written it. Events are lost when more
     than 20,000 wait to be heard, when the hook raises, when the launcher is killed, and when it ends and the rest takes
-    more than 2 seconds. Who must not miss any reads the history.
+    more than 2 seconds. To miss none, read the history.
 
-    Only what a launcher writes about the jobs that it runs is told. Not told, though in the history, are: what users do
+    Only events that a launcher records are passed on. These are in the history, but are not passed on: what users do
     (adding, ``kill``, ``retry``), what a job's end does to its children (READY, PARENT_KILLED, FAILED), and what
     happens to the jobs of a launcher that was lost.
 

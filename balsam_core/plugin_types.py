@@ -26,7 +26,7 @@ PLUGIN_API = 1
 """Version of the plugin contract that this core speaks. It changes only when old plugins would misbehave."""
 
 EngineRole = Literal["owner", "writer", "reader", "server"]
-"""``owner`` may change tables, ``writer`` changes rows, ``reader`` only looks, ``server`` alone writes, for all."""
+"""``owner`` may change tables, ``writer`` changes rows, ``reader`` only reads, ``server`` alone writes, for all."""
 
 LONGEST_TITLE = 60  # characters
 
@@ -141,23 +141,23 @@ class ServerPlan:
 
     def __post_init__(self) -> None:
         right = {
-            "argv": not isinstance(self.argv, str) and bool(self.argv) and _all(str, self.argv),
-            "host": _all(str, [self.host]) and bool(self.host),
-            "port": _all(int, [self.port]) and 0 < self.port < 2**16,
-            "protocol": _all(str, [self.protocol]),
+            "argv": not isinstance(self.argv, str) and bool(self.argv) and _all_instances(str, self.argv),
+            "host": _all_instances(str, [self.host]) and bool(self.host),
+            "port": _all_instances(int, [self.port]) and 0 < self.port < 2**16,
+            "protocol": _all_instances(str, [self.protocol]),
             "is_ready": callable(self.is_ready),
-            "details": _all(str, *self.details.items()),
-            "env": _all(str, *self.env.items()),
-            "cwd": _all((PurePath, NoneType), [self.cwd]),
-            "user": _all((str, NoneType), [self.user]),
-            "stop": _all((int, float), *self.stop),
-            "orphaned": _all((int, NoneType), [self.orphaned]),
-            "ready_timeout": _all((int, float), [self.ready_timeout]),
+            "details": _all_instances(str, *self.details.items()),
+            "env": _all_instances(str, *self.env.items()),
+            "cwd": _all_instances((PurePath, NoneType), [self.cwd]),
+            "user": _all_instances((str, NoneType), [self.user]),
+            "stop": _all_instances((int, float), *self.stop),
+            "orphaned": _all_instances((int, NoneType), [self.orphaned]),
+            "ready_timeout": _all_instances((int, float), [self.ready_timeout]),
         }
         wrong = [name for name, is_right in right.items() if not is_right]
         if wrong:
             raise TypeError(f"ServerPlan: {wrong[0]} can't be {str(getattr(self, wrong[0]))[:60]!r}")
 
 
-def _all(kind: type | tuple[type, ...], *groups: Iterable[object]) -> bool:
+def _all_instances(kind: type | tuple[type, ...], *groups: Iterable[object]) -> bool:
     return all(isinstance(one, kind) for group in groups for one in group)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8
 WARM_UP = 8  # rounds
-HOPS = [
+DONE = [
     (state, 0.0)
     for state in (
         State.STAGED_IN,
@@ -61,7 +61,7 @@ def ours(path: Path) -> None:
 
         def once() -> list[int]:
             jobs = db.run(claim).jobs
-            updates = [Update(job=job.id or 0, attempt=job.attempt, transitions=HOPS, return_code=0) for job in jobs]
+            updates = [Update(job=job.id or 0, attempt=job.attempt, transitions=DONE, return_code=0) for job in jobs]
             if updates and (refused := db.run(UpdateJobs(launcher=me, updates=updates))):
                 sys.exit(f"refused: {refused}")
             return [job.id or 0 for job in jobs]
@@ -71,7 +71,7 @@ def ours(path: Path) -> None:
 
 def by_hand(path: Path) -> None:
     """Claim and finish by psycopg in the same tables, with a good engineer's statements."""
-    me, transitions = os.getpid(), encode_transitions(HOPS)
+    me, transitions = os.getpid(), encode_transitions(DONE)
     with bare(path) as connection:
         cursor = connection.cursor()
         number = cursor.execute("SELECT min(id) FROM resource_classes").fetchone()[0]

@@ -34,7 +34,7 @@ _DATABASE = "database"
 _CHUNK = 1024 * 1024  # bytes
 _LARGEST_MANIFEST = 64 * 1024  # bytes
 _END = 2 * tarfile.BLOCKSIZE  # bytes, all zero
-_GARBAGE_ERRORS = (tarfile.TarError, msgspec.MsgspecError, ValueError, LookupError, ArithmeticError)
+_GARBAGE_ERRORS = (tarfile.TarError, msgspec.MsgspecError, ValueError, LookupError, ArithmeticError, RecursionError)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

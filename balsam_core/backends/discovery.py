@@ -115,7 +115,7 @@ def _read_file(folder: str, name: str) -> str:
 
 
 def _entry_points_of(metadata: _Metadata, text: str) -> list[EntryPoint]:
-    """Return the entry points of one distribution, whose metadata may be any garbage."""
+    """Return the entry points of one distribution, whose metadata may be malformed."""
     package = _read_field(metadata, "Name") or metadata.location.rpartition("/")[2]
     version = _read_field(metadata, "Version")
     points, fault = _parse(text)

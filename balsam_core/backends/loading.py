@@ -228,6 +228,8 @@ def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.P
             manager.check_pending()
     except Exception as err:  # noqa: BLE001  (pluggy's own, and what a module may raise when it is inspected)
         fault = describe_exception(err)
+        if "'address'" in fault:
+            fault += "; the argument was dropped: balsam_core.plugin.published_address(db) gives the address"
     if fault:
         if manager.get_plugin(PREFIX + name) is not None:
             manager.unregister(name=PREFIX + name)

@@ -217,6 +217,6 @@ def _fault_in(address: Address) -> str | None:
         f"the protocol {address.protocol[:80]!a} is no word": not _WORD.fullmatch(address.protocol),
         f"the port {address.port} is not between 1 and {_MAX_PORT}": not 0 < address.port <= _MAX_PORT,
         f"the process id {address.pid} is not positive": address.pid <= 0,
-        f"the epoch {address.generation} is negative": address.generation < 0,
+        f"the generation {address.generation} is negative": address.generation < 0,
     }
     return next((text for text, wrong in faults.items() if wrong), None)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PASSWORD_VARIABLE = "BALSAM_DB_PASSWORD"  # noqa: S105  (a variable's name)
 
-_told: dict[str, str] = {}  # passwords that this process was told and that are not kept, by DB id
+_passwords_in_memory: dict[str, str] = {}  # passwords that this process was told and that are not kept, by DB id
 
 
 def password_file(db: DBDir) -> Path:
@@ -35,8 +35,8 @@ def read_password(db: DBDir) -> str | None:
     """
     file = password_file(db)
     if "url" in db.settings:
-        if db.id in _told:
-            return _told[db.id]
+        if db.id in _passwords_in_memory:
+            return _passwords_in_memory[db.id]
         if not os.path.lexists(file):
             return os.environ.get(PASSWORD_VARIABLE)
     try:
@@ -57,10 +57,10 @@ def store_password(db: DBDir, password: str | None, *, keep: bool = True) -> Non
         DBDirError: The file can't be written.
     """
     file = password_file(db)
-    _told.pop(db.id, None)
+    _passwords_in_memory.pop(db.id, None)
     if not keep:
         file.unlink(missing_ok=True)
         if password is not None:
-            _told[db.id] = password
+            _passwords_in_memory[db.id] = password
     elif password is not None:
         write_private(file, password.encode())

@@ -1,4 +1,4 @@
-"""What a user is told whose DB needs its server, or must not be opened beside it."""
+"""The errors of a DB that needs its server, or that must not be written to beside it."""
 
 from __future__ import annotations
 

@@ -435,7 +435,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class UpdateJobs(Write[dict[int, str]], frozen=True, kw_only=True):
     """Record what happened to a launcher's jobs; jobs that end free their children.
 
-    Each update stands for itself: the answer maps the jobs whose update was refused to the reason.
+    Updates are independent: the answer maps the jobs whose update was refused to the reason.
     """
 
     launcher: int

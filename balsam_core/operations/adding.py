@@ -59,7 +59,7 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     first_id = tx.take_ids("jobs", len(new))
     ids = stored | {index: first_id + i for i, (index, _) in enumerate(new)}
     ids.update((index, ids[first]) for index, first in repeated.items())
-    parents = _Parents(tx, call, ids, stored.keys())
+    parents = _Parents(tx, call, ids, stored.keys(), {index for index, _ in new})
     if len(new) < len(call.jobs):
         given = _values_by_field([job for _, job in new])
     rows = _job_rows(tx, call.staged_insert, given, [ids[index] for index, _ in new], needs, parents)
@@ -89,9 +89,10 @@ class _Parents:
         call: The call.
         ids: The jobs' ids by index.
         stored: Indices of jobs whose keys stand for jobs that were stored before.
+        new: Indices of the jobs that are inserted; the parents of the others are only checked.
     """
 
-    def __init__(self, tx: Tx, call: AddJobs, ids: dict[int, int], stored: Collection[int]) -> None:
+    def __init__(self, tx: Tx, call: AddJobs, ids: dict[int, int], stored: Collection[int], new: set[int]) -> None:
         outside: set[int] = set()
         self._of: dict[int, set[int]] = {}
         for index, job in enumerate(call.jobs):
@@ -107,11 +108,12 @@ class _Parents:
                 found.add(parent_id)
                 if parent > 0 or -parent - 1 in stored:
                     outside.add(parent_id)
-            self._of[ids[index]] = found
-        self._states = self._lock(tx, outside, call.staged_insert)
+            if index in new:
+                self._of[ids[index]] = found
+        self._states = self._lock_parents(tx, outside, call.staged_insert)
 
     @staticmethod
-    def _lock(tx: Tx, outside: set[int], staged_insert: int) -> dict[int, State]:
+    def _lock_parents(tx: Tx, outside: set[int], staged_insert: int) -> dict[int, State]:
         """Return the states of parents that were stored before, locked, so that none finishes unseen."""
         states: dict[int, State] = {}
         for some in in_chunks(sorted(outside)):
@@ -140,10 +142,6 @@ class _Parents:
         if edges:
             tx.execute(insert(job_edges), edges)
 
-    def keep_only(self, new: set[int]) -> None:
-        """Forget the parents of jobs that existed before."""
-        self._of = {child: found for child, found in self._of.items() if child in new}
-
     @property
     def unsuccessful(self) -> list[tuple[int, State]]:
         """The parents that have ended badly before, with their states."""
@@ -159,7 +157,6 @@ def _job_rows(
     parents: _Parents,
 ) -> Rows:
     """Return the rows of new jobs. Those of a staged insert are not claimable yet, and with parents CREATED."""
-    parents.keep_only(set(ids))
     workflows = workflow_ids(tx, set(given["workflow"]))
     shapes = shapes_of(given)
     classes = class_ids(tx, set(shapes))
@@ -183,8 +180,8 @@ def _job_rows(
             rows.columns[name] = [value or None for value in given[name]]
     rows.put("workflow_id", [workflows[name] for name in given["workflow"]])
     rows.put("app_id", [needs[name].id if name else None for name in given["app"]])
-    its_class: list[int | None] = [classes[one] for one in shapes]
-    rows.put("resource_class_id", its_class)
+    class_by_job: list[int | None] = [classes[one] for one in shapes]
+    rows.put("resource_class_id", class_by_job)
     if any(given["parents"]):
         left = [parents.count_unfinished(job) for job in ids]
         if staged_insert:
@@ -194,11 +191,11 @@ def _job_rows(
             states = [State.AWAITING_PARENTS.value if n and wait else State.READY.value for n, wait in waits]
         rows.put("parents_left", left)
         rows.columns["state"] = states
-        ready = zip(its_class, states, strict=True)
+        ready = zip(class_by_job, states, strict=True)
         claim_class = [one if state == State.READY.value else None for one, state in ready]
     else:
         rows.same.update(parents_left=0, state=State.READY.value)
-        claim_class = its_class
+        claim_class = class_by_job
     if not staged_insert:
         rows.put("claim_class", claim_class)
     return rows

@@ -1,4 +1,4 @@
-"""Operations that look at jobs."""
+"""Operations that read jobs."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class SingleWriter:
 
     Attributes:
         open_engine: Returns an SQLAlchemy engine: for the role ``server`` that of the write server, for ``reader`` one
-            that looks only, for ``writer`` that of a program that works without a server. The server's begins no
+            that only reads, for ``writer`` that of a program that works without a server. The server's begins no
             transactions by itself.
         begin: The statement with which the server begins a transaction that may write.
         is_retryable: Whether a driver's error means that the same transaction may succeed when repeated.

@@ -154,7 +154,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Rename a file or a directory, but never over a file that came in the meantime.
+    """Rename a file or a directory, but never over a file. An empty directory that appears meanwhile is replaced.
 
     Raises:
         FileExistsError: There is something at ``target``.
@@ -169,7 +169,7 @@ def rename_new(source: Path, target: Path) -> None:
         os.link(source, target)
     except FileExistsError:
         # A file server that repeats a request whose answer was lost reports the success as a failure.
-        if source.stat().st_nlink != 2:  # noqa: PLR2004
+        if not os.path.samestat(source.lstat(), target.lstat()):
             raise
     except OSError as err:
         if err.errno not in _NO_HARD_LINKS:

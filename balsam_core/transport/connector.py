@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from balsam_core.dbdir.address import is_gone
 from balsam_core.dbdir.publication import NotPublishedError, Publication
+from balsam_core.dbdir.server_errors import server_not_running
 from balsam_core.errors import BalsamError, ServerNotRunning
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ class ServerConnector:
         try:
             published = self._publication.reachable()
         except NotPublishedError:
-            raise ServerNotRunning(
-                f"the server of {name} is not running: start it with balsam dbserver --path={name}"
-            ) from None
+            raise server_not_running(self._publication.db) from None
         try:
             connection = self._connect(published)
         except BalsamError:

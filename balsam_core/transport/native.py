@@ -79,8 +79,8 @@ class NativeTransport(EncodedTransport):
         commit = _Commit()
         with bounded(deadline):
             if request_id is None:
-                return self._repeat(lambda: self._read(call, deadline), deadline, commit)
-            return self._repeat(lambda: self._write(call, request_id, deadline, commit), deadline, commit)
+                return self._run_until_deadline(lambda: self._read(call, deadline), deadline, commit)
+            return self._run_until_deadline(lambda: self._write(call, request_id, deadline, commit), deadline, commit)
 
     def close(self) -> None:
         """Close all connections."""
@@ -136,7 +136,7 @@ class NativeTransport(EncodedTransport):
             check(conn, self.db.id if self.db else "")
             self._version_checked = True
 
-    def _repeat(self, attempt: Callable[[], bytes], deadline: float, commit: _Commit) -> bytes:
+    def _run_until_deadline(self, attempt: Callable[[], bytes], deadline: float, commit: _Commit) -> bytes:
         """Run until it works, fails for good, or the deadline has passed."""
         import random
 

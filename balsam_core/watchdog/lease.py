@@ -209,7 +209,7 @@ class HeldLease:
         """
         if not self.is_ours():
             return False
-        # Without a time of ours: a file server then sets its own. To refresh another's lease by chance does no harm.
+        # Without a time of ours: a file server then sets its own. To refresh another holder's lease is harmless.
         with contextlib.suppress(FileNotFoundError):
             os.utime(self._file)
         return True
@@ -221,7 +221,7 @@ class HeldLease:
             OSError: The file can't be read or written.
         """
         changed = msgspec.structs.replace(self.lease, **changes)
-        # The lock prevents that another takes the lease between the check and the write, where locks are honest.
+        # Where file locks work, the lock keeps others from taking the lease between the check and the write.
         with lease_lock(self._db):
             if not self.is_ours():
                 return False

@@ -80,7 +80,7 @@ def launch(db: DBDir, options: ServerOptions) -> Address | None:
     try:
         report = msgspec.json.decode(lines[-1], type=Report)
     except (IndexError, msgspec.DecodeError, UnicodeDecodeError):
-        last = lines[-1].decode(errors="replace") if lines else "it ended without a word"
+        last = lines[-1].decode(errors="replace") if lines else "it ended without a message"
         raise Unavailable(f"the watchdog of {shown(db.path)} could not start: {last}; see {shown(db.log)}") from None
     if report.code:
         error = error_class(report.code)
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
         code = err.code if isinstance(err, BalsamError) else "error"
         send_report(Report(code=code, message=_describe_error(err)))
         if not isinstance(err, (BalsamError, OSError)):
-            logger.exception("the watchdog ends by a fault of its own")
+            logger.exception("the watchdog ends because of an internal error")
         return 1
     finally:
         logs.close()

@@ -222,8 +222,8 @@ class ServerProcess:
     def describe_failure(self, why: str) -> str:
         """Return an error message: the DB, why it failed, and the line of the output that tells most."""
         lines = list(self.last_lines)
-        telling = [line for line in lines if any(word in line for word in _ERROR_WORDS)] or lines[-1:]
-        return f"the server of {shown(self._db.path)} {why}" + (f": {telling[0]}" if telling else "")
+        error_lines = [line for line in lines if any(word in line for word in _ERROR_WORDS)] or lines[-1:]
+        return f"the server of {shown(self._db.path)} {why}" + (f": {error_lines[0]}" if error_lines else "")
 
     def stop(
         self,

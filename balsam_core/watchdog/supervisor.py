@@ -129,9 +129,9 @@ class Supervisor:
                 self.run_once()
         except BaseException as err:
             if isinstance(err, (BalsamError, OSError)):
-                logger.error("the watchdog gives up: %s", err)  # noqa: TRY400  (no news in the traceback)
+                logger.error("the watchdog gives up: %s", err)  # noqa: TRY400  (the traceback adds nothing)
             else:
-                logger.exception("the watchdog ends by a fault of its own")
+                logger.exception("the watchdog ends because of an internal error")
             self._clean_up()
             raise
         return self.outcome
@@ -349,7 +349,7 @@ class Supervisor:
             try:
                 step()
             except (BalsamError, OSError) as err:
-                logger.error("%s: %s", fault, err)  # noqa: TRY400  (no news in the traceback)
+                logger.error("%s: %s", fault, err)  # noqa: TRY400  (the traceback adds nothing)
         logger.info("generation=%d: stopped", self._generation)
 
     def _withdraw_address(self) -> None:

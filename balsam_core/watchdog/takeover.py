@@ -34,7 +34,7 @@ def acquire(db: DBDir, lease: Lease, observer: LeaseObserver, *, takeover: bool 
 
     Args:
         db: The DB directory.
-        lease: From :func:`new_lease`.
+        lease: From :func:`~balsam_core.watchdog.lease.new_lease`.
         observer: What has observed the lease so far.
         takeover: Whether the lease of a dead machine may be taken where that could destroy data.
 
@@ -138,7 +138,7 @@ def _end_orphan(db: DBDir, status: LeaseStatus) -> None:
     if not end_process(lease.child_pid, lease.child_start, lease.stop):
         raise Conflict(
             f"the server of {shown(db.path)}, process {lease.child_pid}, has lost its watchdog and can't be ended: "
-            f"end it by hand, or ask the user who started it"
+            f"kill it yourself, or ask the user who started it"
         )
     for pid, start in children:  # they would keep the next server out
         end_process(pid, start, ())

@@ -340,6 +340,7 @@ def bad_files(saved, folder):
     yield changed(saved, folder / "JSON list", manifest=b"[]"), Corrupt
     yield changed(saved, folder / "no fields", manifest=b'{"format": 1}'), Corrupt
     yield changed(saved, folder / "binary", manifest=b"\xff\xfe"), Corrupt
+    yield changed(saved, folder / "deep JSON", manifest=b'{"format": 1, "x": ' + b"[" * 60_000), Corrupt
     yield changed(saved, folder / "large manifest", manifest=b" " * 100_000), Corrupt
     yield changed(saved, folder / "wrong size", size=7), Corrupt
     yield changed(saved, folder / "wrong sum", sha256="0" * 64), Corrupt

@@ -352,3 +352,20 @@ def test_calls_are_replayed_exactly(served):
     assert len(answers) == 1
     with open_db(served.path) as db:
         assert names(db) == ["once"]
+
+
+def test_the_status_of_a_closed_or_forked_connection_is_refused(served):
+    with open_db(served.path) as db:
+        db.info()
+        child = os.fork()
+        if not child:
+            try:
+                db.transport.server_status()
+            except Unavailable:
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert db.transport.server_status() is not None
+    with pytest.raises(Unavailable, match="is closed"):
+        db.transport.server_status()

@@ -192,3 +192,13 @@ def test_failed_rename_leaves_the_target_free(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cross-device"):
         rename_new(tmp_path / "source", tmp_path / "target")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_source_with_another_name_replaces_no_foreign_file(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_text("ours")
+    os.link(source, tmp_path / "another name")
+    target.write_text("foreign")
+    with pytest.raises(FileExistsError):
+        rename_new(source, target)
+    assert (source.read_text(), target.read_text()) == ("ours", "foreign")

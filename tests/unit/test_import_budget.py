@@ -1,4 +1,4 @@
-"""Nothing heavy at import: what the light commands and the two doors may not load.
+"""Nothing heavy at import: what the light commands and the two modules may not load.
 
 Told by ``sys.modules`` of a fresh process, not by time, which says little on a busy machine.
 """
@@ -62,18 +62,18 @@ def test_light_commands_load_nothing_heavy(arguments):
 
 
 @pytest.mark.parametrize("module", ["balsam_core", "balsam_core.plugin", "balsam_core.errors", "balsam_core.cli"])
-def test_doors_load_nothing_heavy(module):
+def test_public_modules_load_nothing_heavy(module):
     modules = loaded_by(IMPORT, module)
     assert module in modules
     assert heavy(modules) == []
 
 
-def test_doors_are_lazy_even_for_our_own_modules():
+def test_public_modules_are_lazy_even_for_our_own_modules():
     ours = {name for name in loaded_by(IMPORT, "balsam_core.plugin") if name.startswith("balsam_core")}
     assert ours == {"balsam_core", "balsam_core.version", "balsam_core.plugin"}
 
 
-def test_every_name_of_the_doors_opens():
+def test_every_name_of_the_public_modules_opens():
     opened = "import {0}, sys; [getattr({0}, name) for name in {0}.__all__]"
-    for door in ("balsam_core", "balsam_core.plugin"):
-        subprocess.run([sys.executable, "-c", opened.format(door)], check=True, timeout=60)
+    for module in ("balsam_core", "balsam_core.plugin"):
+        subprocess.run([sys.executable, "-c", opened.format(module)], check=True, timeout=60)

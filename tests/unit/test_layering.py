@@ -1,7 +1,7 @@
 """Imports between packages point down only, and no two modules import each other: every import statement is read.
 
 An import counts wherever it stands, inside functions and under TYPE_CHECKING too: what a type names, the module knows.
-So does a module that is named by a string, which is how the lazy doors and the command line find theirs.
+So does a module that is named by a string, which is how the lazy allowed and the command line find theirs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from import_graph import (
     unit_of,
 )
 
-PLUGIN_DOOR = "balsam_core.plugin"
-PLUGIN_TEST_DOORS = {PLUGIN_DOOR, "balsam_core.testing"}
+PLUGIN_API = "balsam_core.plugin"
+PLUGIN_TEST_APIS = {PLUGIN_API, "balsam_core.testing"}
 
 
 def floor_faults(source, module, *, is_package=False):
@@ -48,15 +48,15 @@ def floor_faults(source, module, *, is_package=False):
     return faults
 
 
-def plugin_faults(source, module, *, doors=frozenset({PLUGIN_DOOR})):
-    """Return one line for each import of the core by another way than the plugin authors' door."""
+def plugin_faults(source, module, *, allowed=frozenset({PLUGIN_API})):
+    """Return one line for each import of the core by another way than the public API."""
     own = module.split(".")[0]
     return [
-        f"{module}:{line}: imports {name}, allowed is {', '.join(sorted(doors))}"
+        f"{module}:{line}: imports {name}, allowed is {', '.join(sorted(allowed))}"
         for line, name in imported(source, module, is_package=False)
         if name.startswith("balsam_")
         and name.split(".")[0] != own
-        and not any(f"{name}.".startswith(f"{door}.") for door in doors)
+        and not any(f"{name}.".startswith(f"{api}.") for api in allowed)
     ]
 
 
@@ -92,11 +92,11 @@ def test_imports_of_the_core_point_down():
 
 
 @pytest.mark.parametrize("plugin", sorted(ROOT.glob("plugins/*/")), ids=lambda path: path.name)
-def test_plugins_use_only_their_door(plugin):
+def test_plugins_use_only_the_public_api(plugin):
     faults = []
     for path in python_files(plugin):
-        doors = PLUGIN_TEST_DOORS if "tests" in path.relative_to(plugin).parts else {PLUGIN_DOOR}
-        faults += plugin_faults(path.read_text(), module_name(path, plugin), doors=doors)
+        allowed = PLUGIN_TEST_APIS if "tests" in path.relative_to(plugin).parts else {PLUGIN_API}
+        faults += plugin_faults(path.read_text(), module_name(path, plugin), allowed=allowed)
     assert not faults, "\n".join(faults)
 
 
@@ -143,10 +143,10 @@ def test_downward_imports_are_not_blamed(module, source):
         "import balsam_mysql",
     ],
 )
-def test_other_doors_are_found_in_plugins(source):
+def test_other_ways_are_found_in_plugins(source):
     assert len(plugin_faults(source, "balsam_sqlite.backend")) == 1
 
 
-def test_plugin_door_is_open():
+def test_public_api_is_allowed():
     source = "from balsam_core import plugin\nfrom balsam_core.plugin import DBType\nfrom balsam_sqlite import engine"
     assert plugin_faults(source, "balsam_sqlite.backend") == []

@@ -13,7 +13,7 @@ from balsam_core.errors import DBDirError
 @pytest.fixture
 def adopted(tmp_path, monkeypatch):
     """A DB on a server that somebody else runs."""
-    monkeypatch.setattr(passwords, "_told", {})
+    monkeypatch.setattr(passwords, "_passwords_in_memory", {})
     return DBDir(path=tmp_path, db_type="postgres", id="0" * 32, settings={"url": "postgresql://u@h/d"})
 
 
@@ -29,7 +29,7 @@ def test_one_that_is_not_kept_is_known_to_this_process_only(adopted, monkeypatch
     store_password(adopted, "new", keep=False)
     assert not password_file(adopted).exists()
     assert read_password(adopted) == "new"
-    passwords._told.clear()
+    passwords._passwords_in_memory.clear()
     assert read_password(adopted) is None
     monkeypatch.setenv("BALSAM_DB_PASSWORD", "told")
     assert read_password(adopted) == "told"

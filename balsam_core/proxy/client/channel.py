@@ -1,7 +1,7 @@
 """One connection of a client to a write server, from the greeting on.
 
 ZeroMQ connects, encrypts and reconnects by itself, and reports no failure: what happens must be read from the socket's
-monitor. A channel is used for one request at a time; one that is of no use any more is closed, never repaired.
+monitor. A channel is used for one request at a time; an unusable one is closed, never repaired.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class Channel:
             self.close()
             raise
         self._hello_timeout = FIRST_HELLO_TIMEOUT
-        self._say_hello()
+        self._send_hello()
 
-    def _say_hello(self) -> None:
+    def _send_hello(self) -> None:
         program = f"{os.path.basename(sys.argv[0])[:60]} pid {os.getpid()}"  # noqa: PTH119  (no pathlib needed)
         try:
             self._hello = self.send(lambda number: Hello(number, PROTOCOL, SCHEMA, catalogue(), program))
@@ -164,8 +164,8 @@ class Channel:
         arrived = time.monotonic()
         self._note_events()
         if reply is None:
-            if arrived > self._hello_again_at:  # lost, with a connection that broke and that ZeroMQ has mended
-                self._say_hello()
+            if arrived > self._hello_again_at:  # lost when ZeroMQ reconnected
+                self._send_hello()
             return False
         if reply.code:
             raise error_class(reply.code)(decode_text(reply.body))

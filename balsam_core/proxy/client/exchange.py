@@ -21,7 +21,7 @@ from balsam_core.proxy import protocol
 from balsam_core.proxy.client.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
 from balsam_core.proxy.protocol import LARGEST_REQUEST, CallRequest, StatusRequest
-from balsam_core.transport.base import ServerStatus, TryAgainError
+from balsam_core.transport.base import TryAgainError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-POLL = 0.05  # seconds between two looks at the published address while waiting
+POLL = 0.05  # seconds between two checks of the published address while waiting
 REREAD = 1.0  # seconds between two readings of the file, whatever its status says
 FIRST_RESEND = 1.0  # seconds without an answer after which a request is sent again, on a new connection
 LONGEST_RESEND = 5.0
@@ -82,10 +82,9 @@ class ProxyClient:
 
         return Exchange(self, request, deadline, writes=request_id is not None)
 
-    def server_status(self, address: Address, deadline: float) -> ServerStatus:
-        """Ask the server how it is; raises as :meth:`Exchange.attempt`."""
-        exchange = Exchange(self, lambda number, _: StatusRequest(number), deadline, writes=False)
-        return msgspec.msgpack.decode(exchange.attempt(address), type=ServerStatus)
+    def status_exchange(self, deadline: float) -> Exchange:
+        """Return what asks the server for its :class:`ServerStatus`."""
+        return Exchange(self, lambda number, _: StatusRequest(number), deadline, writes=False)
 
     def close(self) -> None:
         """Close all connections; calls of other threads end with an error."""
@@ -174,7 +173,7 @@ class Exchange:
         """Send the request to a published server on one connection and return the encoded answer.
 
         Raises:
-            TryAgainError: The connection is of no use any more, or another server, or none, is published.
+            TryAgainError: The connection is unusable, or another server, or none, is published.
             BalsamError: The server's answer; or the server can't be reached and waiting on makes no sense.
         """
         if address != self._address:
@@ -228,14 +227,14 @@ class Exchange:
         if now > self._read_at + REREAD:
             self._read_at = now
             self._client.publication.forget()
-        if not self._client.is_server(address):
-            raise TryAgainError
         if now > self._deadline + (GRACE if self._sent else 0):
             took = now - self._began
             raise Unavailable(f"the server of {self._client.name} at {address.endpoint} didn't answer in {took:.1f} s")
+        if not self._client.is_server(address):
+            raise TryAgainError
 
     def _check_peer(self, channel: Channel, address: Address) -> None:
-        """Raise where whoever listens there can't be the right server, or nobody does."""
+        """Raise where another program listens there, or none."""
         name, where = self._client.name, address.endpoint
         if channel.unwelcome:
             raise Unavailable(

@@ -2,7 +2,7 @@
 
 Never past a published server: a program that has the engine open checks for one inside each transaction, and gives the
 transaction up. Both ways share the request ids, so a write that was sent to a server which then stopped takes effect
-once, whoever carries it out.
+once, whichever process runs it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from balsam_core.dbdir.address import is_here
 from balsam_core.dbdir.publication import Publication
 from balsam_core.errors import DBDirError, OutcomeUnknown, SchemaMismatch, ServerNotRunning, Unavailable
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
 from balsam_core.model.codec import decode_call
-from balsam_core.transport.base import ClientSession, EncodedTransport, TryAgainError
+from balsam_core.transport.base import ClientSession, EncodedTransport, ServerStatus, TryAgainError
 from balsam_core.transport.native import NativeTransport
 
 if TYPE_CHECKING:
+    from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Call, RequestId
     from balsam_core.plugin_types import EngineRole
     from balsam_core.proxy.client.exchange import Exchange, ProxyClient
     from balsam_core.proxy.single_writer import SingleWriter
-    from balsam_core.transport.base import ServerStatus
 
 R = TypeVar("R")
 
@@ -68,29 +70,26 @@ class ServedTransport(EncodedTransport):
                     return self._open_direct().perform(kind, data, request_id, deadline)
                 self._close_direct()
                 if exchange is None:
-                    if request_id is None and (answer := self._read_bulk(kind, data, deadline)) is not None:
+                    if request_id is None and (answer := self._read_bulk(published, kind, data, deadline)) is not None:
                         return answer
                     exchange = self._open_client().exchange(kind, data, request_id, deadline)
                 return exchange.attempt(published)
             except TryAgainError:
                 if time.monotonic() > deadline + GRACE:
-                    err = f"the server of {self._publication.name} came and went until the time was over"
-                    raise _outcome(Unavailable(err), exchange) from None
+                    what = f"the server of {self._publication.name} was started and stopped again until the deadline"
+                    raise _outcome(Unavailable(what), exchange) from None
             except (Unavailable, DBDirError, SchemaMismatch) as err:  # they say nothing of an attempt before
                 if exchange is None or not exchange.may_be_applied:
                     raise
                 raise _outcome(err, exchange) from err
 
-    def _read_bulk(self, kind: type[Call[R]], data: bytes, deadline: float) -> bytes | None:
+    def _read_bulk(self, server: Address, kind: type[Call[R]], data: bytes, deadline: float) -> bytes | None:
         """Read many jobs from the engine, beside the server, which a million jobs would keep busy.
 
         Returns:
             The answer; None where the read isn't one of many jobs, or where this can't be done.
         """
-        if not _is_bulk(kind, data):
-            return None
-        published = self._publication.current()
-        if not self._single.shared or published is None or not is_here(published):
+        if not _is_bulk(kind, data) or not self._single.shared or not is_here(server):
             return None
         try:
             with self._lock:
@@ -121,7 +120,8 @@ class ServedTransport(EncodedTransport):
             raise TryAgainError
 
     def _close_direct(self) -> None:
-        # Other threads may be inside a transaction. They find the server at their next one, and the last one closes.
+        # Not close(): other threads may be about to use it. They find the server inside their transaction and give the
+        # transaction up; their connections are closed when they are given back.
         if self._direct is not None:
             with self._lock:
                 direct, self._direct = self._direct, None
@@ -138,11 +138,16 @@ class ServedTransport(EncodedTransport):
 
     def server_status(self) -> ServerStatus | None:
         """Ask the server how it is; None while none is published."""
-        deadline = time.monotonic() + STATUS_TIMEOUT
-        while (published := self._publication.current()) is not None:
+        exchange: Exchange | None = None
+        while True:
+            self.check_open()
+            published = self._publication.current()
+            if published is None:
+                return None
+            if exchange is None:
+                exchange = self._open_client().status_exchange(time.monotonic() + STATUS_TIMEOUT)
             with suppress(TryAgainError):
-                return self._open_client().server_status(published, deadline)
-        return None
+                return msgspec.msgpack.decode(exchange.attempt(published), type=ServerStatus)
 
     def close(self) -> None:
         """Close all connections."""

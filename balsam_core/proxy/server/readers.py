@@ -125,8 +125,8 @@ class Readers:
             number: The request's number there.
             order: The call.
         """
-        if twin := self._by_key.get(key):
-            twin.identity, twin.number = identity, number
+        if earlier := self._by_key.get(key):
+            earlier.identity, earlier.number = identity, number
             return True
         orders = self._waiting.setdefault(key[0], deque())
         if len(orders) >= MOST_WAITING:

@@ -41,7 +41,9 @@ BATCH_CALLS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 LARGE_CALL = 256 * 1024  # bytes; it gets a batch of its own, so that small ones don't wait for it
 LONGEST_QUEUE = 50_000  # calls in the queue; more are refused
-UNREAD_ANSWERS = 4  # answers kept for a client that doesn't read them; ours wait for each before they ask again
+UNREAD_ANSWERS = (
+    4  # answers kept for a client that doesn't read them; our clients wait for each answer before the next request
+)
 PRUNE_EVERY = 600.0  # seconds
 PRUNE_AGAIN = 1.0  # seconds, where there is more to forget than one call may
 HELD_PAUSE = 0.02  # seconds between attempts to begin while another program holds the database
@@ -64,7 +66,7 @@ class Listener:
     """The server's socket, with its limits, and how many are connected to it.
 
     Args:
-        context: Where a gatekeeper watches already.
+        context: A ZeroMQ context with a running :class:`ZapAuthenticator`.
         host: Address to listen on.
         port: Port to listen on.
         keys: The server's keys.
@@ -152,8 +154,8 @@ class WriteServer:
         listener: The socket.
         writer: The database's only writer.
         readers: The reading processes; None where the writer reads as well.
-        is_replaced: Asked before each batch where locks may lie, so that the epoch in the database alone is no fence:
-            says whether another server was published.
+        is_replaced: Asked before each batch where file locks are unreliable, so that the epoch in the database can't
+            fence: says whether another server was published.
 
     Attributes:
         calls: How many calls it has answered.
@@ -269,9 +271,9 @@ class WriteServer:
                 return
             request_id = calls.RequestId(request.client, request.seq, min(request.acked, request.seq - 1))
             key = (request_id.client, request_id.seq)
-            twin = self._by_request_id.get(key)
-            if twin is not None:  # sent again while it waits: the newest sender gets the answer
-                twin.identity, twin.number = identity, request.number
+            waiting = self._by_request_id.get(key)
+            if waiting is not None:  # sent again while it waits: the newest sender gets the answer
+                waiting.identity, waiting.number = identity, request.number
             elif len(self._writes) >= LONGEST_QUEUE:
                 # Not answered: a copy of it may have taken effect, and its client sends it again.
                 self._drop(identity, "the queue is full")

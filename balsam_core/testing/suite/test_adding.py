@@ -202,6 +202,14 @@ def test_an_insert_that_fails_in_the_middle_leaves_nothing(jobs: Jobs) -> None:
     assert len(jobs.add(many)) == calls.MOST_JOBS + 5
 
 
+def test_a_key_that_comes_twice_gives_no_parents_to_the_first_job(jobs: Jobs) -> None:
+    [parent] = jobs.add(Job(command="x"))
+    first, second = jobs.add([Job(command="x", key="k"), Job(command="x", key="k", parents=[parent])])
+    assert first == second
+    assert jobs.get(first).parents == []
+    assert jobs.get(first).state == S.READY
+
+
 def test_keys_of_a_killed_insert_can_be_used_again(db: Database, jobs: Jobs) -> None:
     dead = db.run(calls.OpenStagedInsert())
     db.run(calls.AddJobs(jobs=[Job(command="old", key="k"), Job(command="old", parents=[-1])], staged_insert=dead))

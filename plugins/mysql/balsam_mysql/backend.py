@@ -68,7 +68,7 @@ def balsam_open_transport(db: DBDir) -> Transport:
     from balsam_mysql.engine import make_engine
     from balsam_mysql.errors import is_retryable, translate
 
-    return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable, translate=translate)
+    return NativeTransport(make_engine(db, "writer"), db=db, is_retryable=is_retryable, translate=translate)
 
 
 @hookimpl

@@ -65,7 +65,7 @@ def balsam_open_transport(db: DBDir) -> Transport:
     from balsam_postgres.engine import make_engine
     from balsam_postgres.errors import is_retryable, translate
 
-    return NativeTransport(make_engine(db, "writer"), is_retryable=is_retryable, translate=translate)
+    return NativeTransport(make_engine(db, "writer"), db=db, is_retryable=is_retryable, translate=translate)
 
 
 @hookimpl
