@@ -1,15 +1,15 @@
 """The hooks of a Balsam backend: what a plugin module implements.
 
-A backend is a module with these functions, each marked with :data:`hookimpl`, announced by an entry point in the group
-``balsam.backends`` whose name is the db type::
+A backend is a module with these functions, each marked with :data:`hookimpl`. An entry point in the group
+``balsam.backends``, whose name is the db type, names the module::
 
     [project.entry-points."balsam.backends"]
     toy = "acme_balsam_toy.backend"
 
-The first five hooks are what a backend is; the others, listed in :data:`OPTIONAL`, may be left out. A hook is called
-only on the plugin that owns the db type of the DB in hand. An implementation may leave out arguments that it doesn't
-need. What is raised as a :class:`~balsam_core.errors.BalsamError` reaches the user as it is; anything
-else is reported as a fault of the plugin. Plugin authors import from :mod:`balsam_core.plugin` only.
+The first five hooks are required; the others, listed in :data:`OPTIONAL`, may be left out. A hook is called only on the
+plugin of the DB's type. An implementation may leave out arguments that it doesn't need. A
+:class:`~balsam_core.errors.BalsamError` reaches the user as it is; any other exception is reported as a fault of the
+plugin. Plugin authors import only from :mod:`balsam_core.plugin`.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def balsam_db_type() -> DBType:  # type: ignore[empty-body]
     """Return what this backend is.
 
-    Called before every other hook and by ``balsam plugins list``, so neither it nor the import of its module may load
-    a driver, SQLAlchemy or anything else that takes time.
+    Called before every other hook and by ``balsam plugins list``. So neither this function nor the import of its module
+    may load a driver, SQLAlchemy or anything else that takes time.
 
     Example::
 
@@ -86,26 +86,24 @@ def balsam_db_type() -> DBType:  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Make the engine's own files in a DB directory, but no tables, and return the settings to remember.
+    """Make the engine's own files in a DB directory, but no tables, and return the settings to store.
 
-    Called by ``balsam init``, for a new directory and again for each refresh, so it is idempotent. A new directory is
-    built aside and renamed afterwards: no file may hold its absolute path. Killed at any moment, it leaves either
-    nothing or a finished file: build under another name, then rename.
+    Called by ``balsam init``, for a new directory and again for each refresh. A new directory is built aside and
+    renamed when it is complete, so no file may hold its absolute path. A refresh that is killed at any moment must lose
+    nothing. Warnings that the plugin logs meanwhile are shown to the user.
 
     Args:
         db: The directory. ``db.settings`` is empty for a new one, else what was returned last time.
         options: From ``--option NAME=VALUE`` and ``--url URL``; the names are among those of :attr:`DBType.options`.
-            Besides them ``password``, where the option ``url`` is known and a password was given by
+            There may also be ``password``, where the option ``url`` is known and a password was given by
             ``--password-file``, the variable ``BALSAM_DB_PASSWORD`` or at a prompt; never on the command line.
-
-    Warnings that the plugin logs during the call are shown to the user.
 
     Returns:
         The settings that ``balsam.toml`` keeps, without secrets. They replace the old ones.
 
     Raises:
         InvalidInput: An option has a wrong value; nothing was made.
-        DBDirError: The files can't be made, or those found are damaged or foreign; they are left as they were.
+        DBDirError: The files can't be made, or existing ones are damaged or another program's; those stay unchanged.
 
     Example::
 
@@ -125,7 +123,7 @@ def balsam_start_server(  # type: ignore[empty-body]
 ) -> ServerPlan:
     """Describe the one foreground child that serves this DB; the core starts it, watches it and stops it.
 
-    Never called for ``ServerPolicy.NONE``. Called anew for each start, with another port if the last one was taken.
+    Never called for ``ServerPolicy.NONE``. Called again for each start, with another port if the last one was taken.
     Where the policy is ``REQUIRED``, ``balsam init`` runs the child, unpublished, to make the tables.
 
     Args:
@@ -151,14 +149,14 @@ def balsam_start_server(  # type: ignore[empty-body]
 def balsam_open_transport(db: DBDir) -> Transport:  # type: ignore[empty-body]
     """Return what runs operations on this DB.
 
-    While a server is published (:func:`balsam_core.plugin.published_address`), the files are never written past it.
+    While a server is published (:func:`balsam_core.plugin.published_address`), nobody else may write to the files.
 
     Args:
         db: The directory.
 
     Raises:
         ServerNotRunning: The DB can't be reached without a server, and none is published.
-        Corrupt: The database's files are damaged or foreign; they are left as they were.
+        Corrupt: The database's files are damaged or another program's; they stay unchanged.
         Unavailable: The database can't be reached.
 
     Example::
@@ -171,10 +169,10 @@ def balsam_open_transport(db: DBDir) -> Transport:  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:  # type: ignore[empty-body]
-    """Return an SQLAlchemy engine for what operations are not: migration, copy, bulk reading, EXPLAIN.
+    """Return an SQLAlchemy engine for what operations don't do: migration, copy, bulk reading, EXPLAIN.
 
     A transaction on a connection with the execution option ``balsam_reads=True`` only reads and sees one consistent
-    state; any other may write and must hold from its start whatever lock it needs for that.
+    state. Any other may write, and must hold the lock that it needs for that from its start.
 
     Args:
         db: The directory.
@@ -182,7 +180,7 @@ def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:  # type: ignore
 
     Raises:
         ServerNotRunning: The DB can't be reached without a server, and none is published.
-        Corrupt: The database's files are damaged or foreign; they are left as they were.
+        Corrupt: The database's files are damaged or another program's; they stay unchanged.
 
     Example::
 
@@ -194,10 +192,10 @@ def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:  # type: ignore
 
 @hookspec(firstresult=True)
 def balsam_server_policy(db: DBDir) -> ServerPolicy:  # type: ignore[empty-body]
-    """Return whether this one DB is reached through a server that Balsam runs; without the hook, as the db type says.
+    """Return whether this one DB is reached through a server that Balsam runs; without the hook, its db type decides.
 
-    For a DB that was told, by ``balsam init --url``, to use a server that somebody else runs: it needs none from
-    Balsam, so ``NONE``. Then no address is ever published, and the backend connects by its settings.
+    A DB that uses a server that somebody else runs (``balsam init --url``) needs none from Balsam: ``NONE``. Then no
+    address is ever published, and the backend connects by its settings.
 
     Args:
         db: The directory.
@@ -214,13 +212,13 @@ def balsam_server_policy(db: DBDir) -> ServerPolicy:  # type: ignore[empty-body]
 def balsam_bulk_insert(
     connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
-    """Insert many rows at once by whatever is fastest; without the hook, the driver's ``executemany`` does it.
+    """Insert many rows in the fastest way; without the hook, the driver's ``executemany`` is used.
 
     Args:
         connection: A connection inside a transaction, which stays open.
         table: Name of the table.
         columns: Names of the columns that the rows have values for.
-        rows: One sequence of values a row, in the driver's form: what SQLAlchemy would hand to the driver.
+        rows: One sequence of values for each row, as SQLAlchemy would pass them to the driver.
 
     Raises:
         sqlalchemy.exc.DBAPIError: The database refuses a row, as from ``connection.execute()``. None was inserted.
@@ -240,7 +238,7 @@ def balsam_backup(db: DBDir, address: Address | None, target: Path) -> None:
     Args:
         db: The directory.
         address: The published server, None when none is published.
-        target: The file to make; its folder is there.
+        target: The file to make; its folder exists.
 
     Raises:
         Unavailable: The database can't be reached, or its server is not running.
@@ -256,7 +254,7 @@ def balsam_backup(db: DBDir, address: Address | None, target: Path) -> None:
 
 @hookspec(firstresult=True)
 def balsam_restore(db: DBDir, address: Address | None, source: Path) -> None:
-    """Fill the database of a new DB directory, without any tables, from a backup: ``balsam restore``.
+    """Fill the database of a new DB directory, which has no tables, from a backup: ``balsam restore``.
 
     Args:
         db: The directory.
@@ -277,13 +275,13 @@ def balsam_restore(db: DBDir, address: Address | None, source: Path) -> None:
 
 @hookspec(firstresult=True)
 def balsam_commands(group: click.Group) -> None:
-    """Add commands to ``balsam TYPE``, where TYPE is the db type. Called only when the user names it.
+    """Add commands to ``balsam TYPE``, where TYPE is the db type. Called only when the user enters that.
 
     The commands have the options ``--db``, ``-o`` and ``-v``. ``click.pass_obj`` gives a command the session:
-    ``session.directory("toy")`` is the chosen DB directory, refused where it has another db type, ``session.open_db()``
-    the open DB, ``session.printer()`` writes results in the chosen format. A number that a command returns is the exit
-    code. What it raises is reported in one line: click's errors, a BalsamError or an OSError as it is, anything else as
-    a fault of the plugin. A db type with the name of a command of the core's has no commands.
+    ``session.directory("toy")`` is the chosen DB directory, which must have that db type, ``session.open_db()`` the
+    open DB, and ``session.printer()`` writes results in the chosen format. A number that a command returns is the exit
+    code. An exception is shown in one line: click's errors, a BalsamError or an OSError as it is, any other as a fault
+    of the plugin. A db type with the name of a core command can have no commands.
 
     Args:
         group: Where the commands are added.
@@ -302,21 +300,21 @@ def balsam_commands(group: click.Group) -> None:
 
 @hookspec(firstresult=True)
 def balsam_job_event(events: Sequence[Event]) -> None:
-    """Hear what launchers have recorded about jobs, after the database has acknowledged it.
+    """Receive what launchers have recorded about jobs, after the database has acknowledged it.
 
-    Called in the launcher's process, on a daemon thread of its own, so that it may take time; what it raises is logged,
-    once for each kind. Each event is told at most once, by the launcher that has written it. Events are lost when more
-    than 20,000 wait to be heard, when the hook raises, when the launcher is killed, and when it ends and the rest takes
-    more than 2 seconds. To miss none, read the history.
+    Called in the launcher's process, on a daemon thread of its own, so it may take time. Exceptions are logged, once
+    for each kind. Each event is delivered at most once, by the launcher that has written it. Events are lost when more
+    than 20,000 wait for delivery, when the hook raises, when the launcher is killed, and when it ends and delivering
+    the rest takes more than 2 seconds. The history in the database is complete.
 
-    Only events that a launcher records are passed on. These are in the history, but are not passed on: what users do
-    (adding, ``kill``, ``retry``), what a job's end does to its children (READY, PARENT_KILLED, FAILED), and what
-    happens to the jobs of a launcher that was lost.
+    Only what a launcher writes about the jobs that it runs is delivered. Not delivered, though in the history, are:
+    what users do (adding, ``kill``, ``retry``), what a job's end does to its children (READY, PARENT_KILLED, FAILED),
+    and what happens to the jobs of a launcher that was lost.
 
     Args:
         events: What happened, oldest first, at most 2,000: :class:`Event` with ``job_id``, ``at`` (when it was
-            written, by the database's clock to about a network round trip), ``transitions`` (the states that the job
-            went through, each with the seconds before ``at`` when it came there), ``message`` and ``attempt``.
+            written, by the database's clock, to about a network round trip), ``transitions`` (the states that the job
+            entered, each with the seconds before ``at``), ``message`` and ``attempt``.
 
     Example::
 

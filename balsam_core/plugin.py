@@ -1,7 +1,7 @@
-"""The public API for plugin authors: everything that a backend may import from Balsam, and nothing else is promised.
+"""The public API for plugin authors: everything that a backend may import from Balsam. Nothing else is stable.
 
-Each name is loaded when it is first used, so that a plugin's module stays light. See :mod:`balsam_core.hookspecs` for
-the hooks to implement and :mod:`balsam_core.testing` for the suite that says whether a backend is right.
+Each name is imported when it is first used, so that a plugin's module loads fast. See :mod:`balsam_core.hookspecs` for
+the hooks to implement and :mod:`balsam_core.testing` for the suite that tests a backend.
 """
 
 from __future__ import annotations

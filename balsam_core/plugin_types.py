@@ -26,7 +26,7 @@ PLUGIN_API = 1
 """Version of the plugin contract that this core speaks. It changes only when old plugins would misbehave."""
 
 EngineRole = Literal["owner", "writer", "reader", "server"]
-"""``owner`` may change tables, ``writer`` changes rows, ``reader`` only reads, ``server`` alone writes, for all."""
+"""``owner`` may change tables, ``writer`` rows, ``reader`` nothing; ``server`` is the core's write server."""
 
 LONGEST_TITLE = 60  # characters
 
@@ -42,7 +42,7 @@ class ServerPolicy(Enum):
     """Whether a database of this type is reached through a server that Balsam starts."""
 
     NONE = "none"
-    """Never: there is no server, and ``balsam_start_server`` is not called."""
+    """Balsam runs no server, and ``balsam_start_server`` is not called."""
     OPTIONAL = "optional"
     """Without a published address the backend opens the files itself."""
     REQUIRED = "required"
@@ -51,18 +51,18 @@ class ServerPolicy(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class DBType:
-    """What a backend is: its identity card, which costs no import of a driver.
+    """What a backend is: its identity card, for which no driver is imported.
 
     Attributes:
         name: The db type, the same word as the entry point's name: ``[a-z][a-z0-9_]*``.
         title: Name for people, e.g. ``PostgreSQL``.
         server: Whether a server is needed.
-        plugin_api: The :data:`PLUGIN_API` that the plugin was written for, as a literal number: the constant would
-            always agree.
+        plugin_api: The :data:`PLUGIN_API` that the plugin was written for, as a literal number: the core's constant
+            would always match.
         driver: Top-level module that must be importable for the backend to work, e.g. ``psycopg``; empty for none.
         driver_remedy: How to get a missing driver, e.g. ``pip install psycopg[binary]``.
         options: What ``balsam init --option NAME=VALUE`` accepts: name to one line of explanation.
-        capabilities: Differences to other backends, in the words of the conformance suite.
+        capabilities: Differences from other backends, in the words of the conformance suite.
 
     Raises:
         ValueError: The name is not well formed.
@@ -116,10 +116,10 @@ class ServerPlan:
         details: What else clients need from the published address; never a secret.
         env: Added to the child's environment.
         cwd: The child's working directory; None for the DB directory.
-        user: Account to run as when the core runs as root; None for the present one.
+        user: Account to run as when the core runs as root; None for root. See :class:`ServerAccount`.
         stop: Signals to send in turn, each with the seconds to wait for the exit; then SIGKILL.
-        orphaned: Signal that the system sends to the child when the watchdog dies, where there is such a thing (Linux);
-            None for the first of ``stop``. SIGKILL for a server that a signal may hang, if it bears that.
+        orphaned: Signal that the system sends to the child when the watchdog dies, where it can (Linux); None for the
+            first of ``stop``. SIGKILL for a server that another signal may hang, if it recovers from that.
         ready_timeout: Seconds until a child that isn't ready counts as failed.
 
     Raises:

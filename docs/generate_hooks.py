@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "reference" / "hooks.md"
 FIRST_LINE = "<!-- Written by docs/generate_hooks.py from the program: change it there, then run `make docs`. -->"
 SECTIONS = {"Args:": "Arguments", "Returns:": "Returns", "Raises:": "Raises", "Attributes:": "Fields"}
-WORDS = {"PLUGIN_API", "EngineRole", "hookimpl", "BackendModule"}  # no docstrings of their own, or told elsewhere
+WORDS = {"PLUGIN_API", "EngineRole", "hookimpl", "BackendModule"}  # described by words()
 
 INTRODUCTION = """
 # Hooks of a backend
 
 A backend is a module whose functions are marked with `balsam_core.plugin.hookimpl` and have the names and arguments
-below. A distribution announces it by an entry point whose name is the db type:
+below. An entry point of its distribution, whose name is the db type, names the module:
 
 ```toml
 [project.entry-points."balsam.backends"]
@@ -33,17 +33,17 @@ toy = "acme_balsam_toy.backend"
 
 The rules for all hooks:
 
-* A hook is called only on the plugin that owns the db type of the DB in hand, always by keywords. An implementation may
-  leave out arguments that it doesn't need. It must not have others, and no hook may be invented: such a plugin is
-  refused.
-* All of Balsam that a plugin imports is `balsam_core.plugin`. Its errors (`InvalidInput`, `Unavailable`, ...) reach the
-  user as they are, in one line; anything else that is raised, and a result of another type than the one below, is
-  reported as a fault of the plugin, with its distribution, its version and the remedy.
-* The import of the module and `balsam_db_type` change nothing in the process and load no driver: a listing puts back
-  what they have changed (environment, `sys.path`, the root logger, ...), sends what they print to stderr, and gives up
+* A hook is called only on the plugin of the DB's type, always by keywords. An implementation may leave out arguments
+  that it doesn't need. A plugin with other arguments, or with a function that is marked as a hook and is none of these,
+  is refused.
+* A plugin imports nothing of Balsam but `balsam_core.plugin`. Its errors (`InvalidInput`, `Unavailable`, ...) reach the
+  user as they are, in one line. Any other exception, and a result of another type than the one below, is reported as a
+  fault of the plugin, with its distribution, its version and the remedy.
+* The import of the module and `balsam_db_type` must not change the process or load a driver. A listing of the plugins
+  undoes such changes (environment, `sys.path`, the root logger, ...), redirects their output to stderr, and gives up
   after 10 seconds.
-* The contract grows by new optional hooks, new arguments and new fields with a default; `PLUGIN_API` changes when old
-  plugins would misbehave. This page describes plugin API {api}.
+* The contract grows by new optional hooks, new arguments and new fields with a default. `PLUGIN_API` changes only when
+  old plugins would misbehave. This page describes plugin API {api}.
 """
 
 
@@ -60,13 +60,13 @@ def page() -> str:
         found = getattr(plugin, name)
         if not _is_error(found):
             parts += list(_described(name, found))
-    parts += ["## Errors", "Each takes its message, one line that says what was tried, what is wrong and what to do."]
+    parts += ["## Errors", "Each takes a message: one line that says what was tried, what is wrong and what to do."]
     parts.append("\n".join(f"* `{one.__name__}`: {_marked(_first(one))}" for one in _errors()))
     return "\n\n".join(parts) + "\n"
 
 
 def words() -> str:
-    """Return what is to be said of the names that are no classes or functions."""
+    """Return the list of the names that are no classes or functions."""
     roles = ", ".join(f'`"{role}"`' for role in get_args(plugin.EngineRole))
     return (
         f"* `hookimpl` marks a function as a hook.\n"
@@ -90,7 +90,7 @@ def _first(thing: object) -> str:
 
 
 def _described(name: str, found: Any) -> Iterator[str]:  # noqa: ANN401  (a class or a function)
-    """Give a class with what a plugin calls of it, or a function."""
+    """Give a class with its public methods, or a function."""
     yield f"### `{name}`"
     if isinstance(found, type) and issubclass(found, enum.Enum):
         yield text(found)
@@ -117,7 +117,7 @@ def _described(name: str, found: Any) -> Iterator[str]:  # noqa: ANN401  (a clas
 
 
 def _call(name: str, found: Any, *, bound: bool = False) -> str:  # noqa: ANN401
-    """Return how something is called; of what is bound, the first argument is not given."""
+    """Return a signature as one calls it; without the first argument where that is bound."""
     called = inspect.signature(found)
     given = list(called.parameters.values())[bound:]
     stars = [one for one in given if one.kind is one.KEYWORD_ONLY][:1]
@@ -134,7 +134,7 @@ def _call(name: str, found: Any, *, bound: bool = False) -> str:  # noqa: ANN401
 
 
 def _plain(value: object) -> str:
-    """Return a default value as one writes it."""
+    """Return a default value as Python source, or an ellipsis."""
     return "..." if repr(value).startswith("<") or isinstance(value, tuple) else repr(value)
 
 

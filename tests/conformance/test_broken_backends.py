@@ -172,6 +172,49 @@ def test_a_fault_fails_its_test(fault: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("balsam-testing-*"))
 
 
+# The template's hooks and imports as they were when these two hooks still took the published address.
+FIRST_IMPORTS = "from balsam_core.plugin import DBType, InvalidInput, ServerPolicy, Unavailable, hookimpl, shown\n"
+FIRST_HOOKS = """
+
+@hookimpl
+def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
+    from balsam_tiny.engine import make_file
+
+    cache = options.get("cache", db.settings.get("cache", "1000"))
+    if not cache.isdecimal():
+        raise InvalidInput(f"the option cache is {cache!r}; it must be a number of kilobytes")
+    make_file(db)
+    return {"cache": cache}
+
+
+@hookimpl
+def balsam_open_transport(db: DBDir, address: Address | None) -> Transport:
+    from balsam_core.plugin import ServedTransport
+    from balsam_tiny.engine import single_writer
+
+    return ServedTransport(db, single_writer(db))
+
+
+@hookimpl
+def balsam_create_engine(db: DBDir, address: Address | None, role: EngineRole) -> Engine:
+    from balsam_tiny.engine import make_engine
+
+    if address is not None and role != "reader":
+        raise Unavailable(f"{shown(db.path)} is served: stop the server first with balsam dbserver --stop")
+    return make_engine(db, role)
+"""
+
+
+def test_a_backend_of_the_first_contract_still_passes(tmp_path: Path) -> None:
+    backend = install(tmp_path) / "backend.py"
+    text = backend.read_text()
+    (imports,) = (line for line in text.splitlines(keepends=True) if line.startswith("from balsam_core.plugin import"))
+    backend.write_text(text.replace(imports, FIRST_IMPORTS) + FIRST_HOOKS)  # the later definitions count
+    done = run(tmp_path, "-k", "test_identity or test_init or test_engine or test_operation")
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout.splitlines()[-1]
+
+
 def test_an_engine_whose_files_nobody_else_may_open_passes(tmp_path: Path) -> None:
     """The other kind of single writer: the capability ``served-only``."""
     package = install(tmp_path)

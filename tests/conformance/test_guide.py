@@ -58,6 +58,10 @@ def test_capabilities_and_fields_are_explained() -> None:
 def test_what_it_names_of_the_public_api_is_there() -> None:
     for name in re.findall(r"^\| `([A-Z]\w+)` \|", GUIDE, re.MULTILINE):
         assert issubclass(getattr(plugin, name), plugin.BalsamError)
-    for name in ("write_private", "private_file", "make_certificate", "seconds_left", "ServerConnector"):
-        assert f"`{name}" in GUIDE
+    helpers = """
+        ServerAccount ServerConnector failure_reason local_host make_certificate option_choice option_value private_file
+        read_password refuse_while_served seconds_left server_not_running store_password write_private
+    """
+    for name in helpers.split():
+        assert re.search(rf"`[^`]*\b{name}\b", GUIDE), name
         assert hasattr(plugin, name)

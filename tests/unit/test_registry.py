@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+from balsam_core import plugin
 from balsam_core.backends import registry as registry_module
 from balsam_core.backends.registry import OFFICIAL, Registry, canonical, list_backends
 from balsam_core.dbdir import address
@@ -90,7 +91,7 @@ def test_good_plugin_is_loaded_by_name(site, db):
         backend.open_transport(db)
 
 
-def test_plugin_of_the_first_days_still_gets_the_published_address(site, db):
+def test_a_plugin_of_the_first_contract_still_gets_the_published_address(site, db):
     old = """
     @hookimpl
     def balsam_create_engine(db, address, role):
@@ -102,6 +103,20 @@ def test_plugin_of_the_first_days_still_gets_the_published_address(site, db):
     with address.override(db, server):
         engine = Registry().load("toy").create_engine(db, "owner")
     assert engine.logging_name == "h:7 owner"
+
+
+FIRST_NAMES = """
+    PLUGIN_API Address BackendError BackendModule BalsamError Busy Conflict Corrupt DBDir DBDirError DBType EngineRole
+    InvalidInput NativeTransport NotFound OutcomeUnknown SchemaMismatch ServedTransport ServerConnector ServerNotRunning
+    ServerPlan ServerPolicy ServerStatus SingleWriter Transport Unavailable atomic_write filesystem_type force_to_disk
+    hookimpl is_loopback is_network make_certificate private_file rename_new seconds_left shown write_private
+    write_server_plan
+"""
+
+
+def test_the_public_api_keeps_the_names_of_the_first_plugins():
+    assert set(FIRST_NAMES.split()) <= set(plugin.__all__)
+    assert plugin.PLUGIN_API == 1, "for a new contract this list may change"
 
 
 def test_listing_tells_all_about_a_good_plugin(site):

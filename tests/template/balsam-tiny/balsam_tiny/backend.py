@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import DBType, InvalidInput, ServerPolicy, Unavailable, hookimpl, published_address, shown
+from balsam_core.plugin import DBType, InvalidInput, ServerPolicy, hookimpl, option_value, refuse_while_served
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,10 +29,10 @@ def balsam_db_type() -> DBType:
 
 @hookimpl
 def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
-    """Make the engine's file, without tables; for each refresh again, then with the settings of the last time."""
+    """Make the engine's file, without tables; called again for each refresh, with the settings of the last time."""
     from balsam_tiny.engine import make_file
 
-    cache = options.get("cache", db.settings.get("cache", "1000"))
+    cache = option_value(db, options, "cache", "1000")
     if not cache.isdecimal():
         raise InvalidInput(f"the option cache is {cache!r}; it must be a number of kilobytes")
     make_file(db)
@@ -41,7 +41,7 @@ def balsam_init_db(db: DBDir, options: Mapping[str, str]) -> Mapping[str, str]:
 
 @hookimpl
 def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:
-    """Run the core's write server on the file: one process that writes for all. It always speaks CURVE, so no TLS."""
+    """Run the core's write server on the file: one process that writes for all. It always encrypts (CURVE, not TLS)."""
     from balsam_core.plugin import write_server_plan
 
     return write_server_plan(db, host, port, engine="balsam_tiny.engine:single_writer")
@@ -49,7 +49,7 @@ def balsam_start_server(db: DBDir, host: str, port: int) -> ServerPlan:
 
 @hookimpl
 def balsam_open_transport(db: DBDir) -> Transport:
-    """Go through the write server while one is published, else open the file."""
+    """Use the write server while one is published, else open the file."""
     from balsam_core.plugin import ServedTransport
     from balsam_tiny.engine import single_writer
 
@@ -58,9 +58,9 @@ def balsam_open_transport(db: DBDir) -> Transport:
 
 @hookimpl
 def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
-    """Return an SQLAlchemy engine; beside a running server only to look."""
+    """Return an SQLAlchemy engine; while a server is published, only for reading."""
     from balsam_tiny.engine import make_engine
 
-    if published_address(db) is not None and role != "reader":
-        raise Unavailable(f"{shown(db.path)} is served: stop the server first with balsam dbserver --stop")
+    if role != "reader":
+        refuse_while_served(db)
     return make_engine(db, role)

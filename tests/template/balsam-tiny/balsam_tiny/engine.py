@@ -19,7 +19,7 @@ NAME = "tiny.db"
 
 
 def make_file(db: DBDir) -> None:
-    """Make the file once, at once and whole; it must hold no absolute path, since the directory is renamed."""
+    """Make the file once. It must hold no absolute path, since the directory is renamed."""
     if not (db.path / NAME).exists():
         if db.settings:
             raise Corrupt(f"{shown(db.path / NAME)} is gone: restore it from a backup")
@@ -30,8 +30,8 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine whose transactions hold from their start the lock they need, and commit to the disk."""
 
     def connect() -> sqlite3.Connection:
-        place = f"{(db.path / NAME).as_uri()}?mode=rw"  # a missing file is an error and no new database
-        connection = sqlite3.connect(place, uri=True, timeout=1.0, isolation_level=None, check_same_thread=False)
+        uri = f"{(db.path / NAME).as_uri()}?mode=rw"  # a missing file is an error and no new database
+        connection = sqlite3.connect(uri, uri=True, timeout=1.0, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode=WAL")  # readers see one state and keep nobody waiting
         connection.execute("PRAGMA synchronous=FULL")  # what is acknowledged is on the disk
         connection.execute(f"PRAGMA cache_size=-{db.settings.get('cache', '1000')}")
@@ -43,7 +43,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         reads = role == "reader" or conn.get_execution_options().get("balsam_reads")
         conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
-    # Threads share an engine, so name the pool: some dialects have a default that isn't for threads.
+    # Threads share an engine, so name the pool: the default of some dialects is not for threads.
     engine = create_engine("sqlite+pysqlite://", creator=connect, poolclass=QueuePool)
     if role != "server":  # the write server begins its transactions by itself
         event.listen(engine, "begin", begin)
@@ -51,7 +51,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
 
 
 def single_writer(db: DBDir) -> SingleWriter:
-    """Say what the core's write server and its clients need to know; the server is given this function's name."""
+    """Return what the core's write server and its clients need to know; the server is given this function's name."""
     return SingleWriter(
         open_engine=lambda role: make_engine(db, role),
         begin="BEGIN IMMEDIATE",
@@ -67,7 +67,7 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def translate(error: BaseException) -> BalsamError | None:
-    """Say in Balsam's words what the driver's error means; None where its own text says it best."""
+    """Return Balsam's error for one of the driver's, None where its own text is best."""
     full = _code(error) == sqlite3.SQLITE_FULL
     return Unavailable("the disk is full: nothing was written; make room and repeat") if full else None
 
