@@ -94,7 +94,7 @@ def test_a_password_that_is_not_stored_comes_from_the_environment(tmp_path, data
     here.good("ls", db=path)
     assert os.environ["BALSAM_DB_PASSWORD"] == password
     monkeypatch.delenv("BALSAM_DB_PASSWORD")
-    passwords._told.clear()  # this process was told
+    passwords._passwords_in_memory.clear()  # this process was told
     assert "put it into the variable BALSAM_DB_PASSWORD" in here.refused("ls", db=path, code=6)
 
 

@@ -81,7 +81,7 @@ def test_a_password_that_is_not_stored_comes_from_the_environment(theirs, url, t
     assert done.code == 0, done.err
     assert list((path / "keys").iterdir()) == []
     here.good("ls", db=path, env=env)
-    passwords._told.clear()  # this process was told
+    passwords._passwords_in_memory.clear()  # this process was told
     refused(here("ls", db=path), 6, "BALSAM_DB_PASSWORD")
     refused(here("ls", db=path, env={"BALSAM_DB_PASSWORD": "wrong"}), 6, "the password is wrong")
 
