@@ -36,7 +36,8 @@ def engine(request: pytest.FixtureRequest, database_url: Callable[[str], str], t
 
 
 def test_the_newest_migration_is_the_schema_of_this_program() -> None:
-    assert ScriptDirectory(str(migrate.SCRIPTS)).get_heads() == [SCHEMA]
+    heads = ScriptDirectory(str(migrate.SCRIPTS)).get_heads()
+    assert heads == [SCHEMA], f"down_revision in schema/migrations/versions must name the migration before it: {heads}"
 
 
 def test_migrations_make_the_declared_tables(engine: Engine) -> None:
