@@ -159,16 +159,16 @@ def is_current(page: str, wanted: str) -> bool:
 
 
 def main() -> int:
-    """Write the pages, or compare them."""
-    if "--check" in sys.argv[1:]:
-        stale = [page for page, text in pages().items() if not is_current(page.read_text(), text)]
-        for page in stale:
+    """Write the pages that are out of date, or name them."""
+    check = "--check" in sys.argv[1:]
+    stale = {page: text for page, text in pages().items() if not is_current(page.read_text(), text)}
+    for page, text in stale.items():
+        if check:
             print(f"{page} is out of date: run make docs")
-        return bool(stale)
-    for page, text in pages().items():
-        page.write_text(text)
-        print(f"{page} is written")
-    return 0
+        else:
+            page.write_text(text)
+            print(f"{page} is written")
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":
