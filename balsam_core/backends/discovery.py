@@ -63,8 +63,16 @@ def entry_points() -> list[EntryPoint]:
             continue
         if GROUP in text:
             for point in _entry_points_of(metadata, text):
-                found.setdefault((re.sub(r"[-_.]+", "-", point.package).lower(), point.db_type, point.module), point)
+                found.setdefault((normalized(point.package), point.db_type, point.module), point)
     return list(found.values())
+
+
+def normalized(package: str) -> str:
+    """Return a distribution's name as it is compared.
+
+    See https://packaging.python.org/en/latest/specifications/name-normalization/.
+    """
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 class _Metadata(NamedTuple):

@@ -10,7 +10,7 @@ from inspect import isfunction, signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from balsam_core.plugin_types import DB_TYPE_NAME, PLUGIN_API, DBType
+from balsam_core.plugin_types import DB_TYPE_NAME, PLUGIN_API, DBType, ServerPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +45,17 @@ class PluginError(Exception):
         self.identity = identity
 
 
+def new_manager() -> pluggy.PluginManager:
+    """Return a manager of plugins that knows the hook specifications and has no plugin."""
+    import pluggy
+
+    from balsam_core import hookspecs
+
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
 def describe_exception(err: BaseException) -> str:
     """Return an exception's type and message on one line of limited length."""
     try:
@@ -75,26 +86,35 @@ def load_plugin(
         PluginError: It can't be used; none of its hooks is registered.
     """
     entry_point = entry_points[0]
-    repair = f"repair it with: pip install --force-reinstall {entry_point.package}"
-    _check_entry_points(name, entry_points, repair)
+    _check_entry_points(name, entry_points)
+    tell = _remedy_of_a_bug(entry_point.package)
     try:
         module = import_module(entry_point.module)
         identity: object = module.balsam_db_type()
     except BaseException as err:
         if is_ctrl_c(err):
             raise
-        raise PluginError("broken", describe_exception(err), repair) from err
+        remedy = f"repair it with: pip install --force-reinstall {entry_point.package}"
+        if not isinstance(err, ModuleNotFoundError):
+            remedy = tell
+        elif (err.name or "").partition(".")[0] != entry_point.module.partition(".")[0]:
+            remedy = f"install what it needs with: pip install {entry_point.package}, or tell its authors"
+        raise PluginError("broken", describe_exception(err), remedy) from err
     if not isinstance(identity, DBType):
-        raise PluginError("broken", f"balsam_db_type returned {type(identity).__name__}, not DBType", repair)
+        raise PluginError("broken", f"balsam_db_type returned {type(identity).__name__}, not DBType", tell)
     if identity.plugin_api != PLUGIN_API:
         outdated = "balsam-core" if identity.plugin_api > PLUGIN_API else entry_point.package
         why = f"it needs plugin API {identity.plugin_api}, this core has {PLUGIN_API}"
         raise PluginError("incompatible", why, f"upgrade with: pip install -U {outdated}", identity)
     if identity.name != name:
-        raise PluginError("broken", f"it calls itself {identity.name}", repair, identity)
+        raise PluginError("broken", f"it calls itself {identity.name}", tell, identity)
     plugin = _with_current_hooks(module)
-    _register(name, plugin, identity, manager, repair)
+    _register(name, plugin, identity, manager, tell)
     return identity, plugin
+
+
+def _remedy_of_a_bug(package: str) -> str:
+    return f"upgrade it with: pip install -U {package}, or tell its authors; balsam plugins check shows more"
 
 
 def check_driver(identity: DBType, package: str, *, load: bool) -> None:
@@ -112,7 +132,7 @@ def check_driver(identity: DBType, package: str, *, load: bool) -> None:
 
     if not identity.driver:
         return
-    remedy = identity.driver_remedy or f"install it with: pip install --force-reinstall {package}"
+    remedy = identity.driver_remedy or f"install it with: pip install {package}"
     try:
         if load:
             import_module(identity.driver)
@@ -156,17 +176,18 @@ def check_modules(identity: DBType, package: str, entry: str) -> None:
     except BaseException as err:
         if is_ctrl_c(err):
             raise
-        repair = f"repair it with: pip install --force-reinstall {package}, or upgrade balsam-core and {package}"
-        raise PluginError("broken", f"its module {name}: {describe_exception(err)}", repair, identity) from err
+        remedy = f"upgrade with: pip install -U balsam-core {package}, or tell its authors"
+        raise PluginError("broken", f"its module {name}: {describe_exception(err)}", remedy, identity) from err
 
 
-def _check_entry_points(name: str, entry_points: Sequence[EntryPoint], repair: str) -> None:
+def _check_entry_points(name: str, entry_points: Sequence[EntryPoint]) -> None:
     entry_point = entry_points[0]
     tell_authors = f"tell the authors of {entry_point.package}"
     if len(entry_points) > 1:
         providers = " and ".join(f"{each.provider} ({each.location})" for each in entry_points)
         raise PluginError("broken", f"the name is taken by {providers}", "uninstall all of them but one")
     if entry_point.fault:
+        repair = f"repair it with: pip install --force-reinstall {entry_point.package}"
         raise PluginError("broken", entry_point.fault, repair)
     if name in ALIASES:
         raise PluginError("broken", f"{name} is an alias of {ALIASES[name]}", tell_authors)
@@ -214,15 +235,15 @@ def _with_current_hooks(module: ModuleType) -> ModuleType:
     return adapted
 
 
-def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.PluginManager, repair: str) -> None:
+def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.PluginManager, remedy: str) -> None:
     """Register all hooks or none."""
     from balsam_core import hookspecs
-    from balsam_core.hookspecs import OPTIONAL
 
+    optional = hookspecs.OPTIONAL | ({"balsam_start_server"} if identity.server is ServerPolicy.NONE else set())
     try:
         manager.register(module, PREFIX + name)
         present = {caller.name for caller in manager.get_hookcallers(module) or []}
-        absent = [hook for hook in hookspecs.__all__ if hook.startswith("balsam_") and hook not in present | OPTIONAL]
+        absent = [hook for hook in hookspecs.__all__ if hook.startswith("balsam_") and hook not in present | optional]
         fault = f"it lacks the hook {absent[0]}" if absent else ""
         if not fault:
             manager.check_pending()
@@ -233,4 +254,4 @@ def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.P
     if fault:
         if manager.get_plugin(PREFIX + name) is not None:
             manager.unregister(name=PREFIX + name)
-        raise PluginError("broken", fault, repair, identity)
+        raise PluginError("broken", fault, remedy, identity)

@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from types import NoneType
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from balsam_core.backends.discovery import entry_points
+from balsam_core.backends.discovery import entry_points, normalized
 from balsam_core.backends.loading import (
     ALIASES,
     PREFIX,
     PluginError,
     check_driver,
-    check_modules,
     describe_exception,
     is_ctrl_c,
     load_plugin,
+    new_manager,
 )
 from balsam_core.errors import BackendError, BalsamError
 from balsam_core.plugin_types import ServerPlan, ServerPolicy
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from balsam_core.backends.discovery import EntryPoint
+    from balsam_core.backends.probe import ProbeReport
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Event
@@ -46,10 +47,7 @@ if TYPE_CHECKING:
 OFFICIAL = {"sqlite": "balsam-sqlite", "postgres": "balsam-postgres", "mysql": "balsam-mysql"}
 DEFAULT_DB_TYPE = "sqlite"
 LARGEST_SETTINGS = 16 * 1024  # bytes of settings that a plugin may have stored
-LOAD_TIMEOUT = 10.0  # seconds that one plugin may take in a listing of all
-LATER_LOAD_TIMEOUT = 3.0  # the same after one has taken longer
 
-PluginStatus = Literal["ok", "driver missing", "broken", "incompatible", "not installed"]
 T = TypeVar("T")
 
 
@@ -61,9 +59,9 @@ class BackendStatus:
         db_type: Name of the db type.
         package: Distribution that offers it; several when they use the same name.
         version: Its version.
-        status: ``ok`` or the kind of fault.
-        detail: Why, on one line; empty when ok.
-        remedy: What to do, on one line; empty when ok.
+        status: ``ok``, ``driver missing``, ``broken``, ``incompatible`` or ``not installed``.
+        detail: Why, on one line; when ok, which other package is ignored, else empty.
+        remedy: What to do, on one line.
         server: ``none``, ``optional``, ``required``; empty where it is unknown.
         api: The plugin API that it was written for, None where it is unknown.
         module: The module with its hooks.
@@ -74,7 +72,7 @@ class BackendStatus:
     db_type: str
     package: str
     version: str = ""
-    status: PluginStatus = "ok"
+    status: str = "ok"
     detail: str = ""
     remedy: str = ""
     server: str = ""
@@ -216,17 +214,16 @@ class Registry:
     """
 
     def __init__(self, points: Sequence[EntryPoint] | None = None) -> None:
-        import pluggy
-
-        from balsam_core import hookspecs
-
-        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self.manager.add_hookspecs(hookspecs)
+        self.manager = new_manager()
         self._entry_points: dict[str, list[EntryPoint]] = {}
         for point in entry_points() if points is None else points:
             self._entry_points.setdefault(point.db_type, []).append(point)
+        self._ignored: dict[str, list[EntryPoint]] = {}  # other packages that take the name of an official one
+        for name, found in self._entry_points.items():
+            if official := [point for point in found if normalized(point.package) == OFFICIAL.get(name)]:
+                self._entry_points[name] = official
+                self._ignored[name] = [point for point in found if point not in official]
         self._loaded: dict[str, Backend | PluginError] = {}
-        self._load_timeout = LOAD_TIMEOUT
 
     def load(self, db_type: str) -> Backend:
         """Return the backend of a db type or of an alias; nothing else is loaded.
@@ -244,8 +241,11 @@ class Registry:
         return result
 
     def statuses(self) -> list[BackendStatus]:
-        """Return the states of all installed backends and of the official ones that are missing, sorted by name."""
-        rows = [self._status(name) for name in self._entry_points]
+        """Return the states of all installed backends and of the official ones that are missing, sorted by name.
+
+        Each is loaded in a process of its own, without its driver, if its state isn't known from an earlier listing.
+        """
+        rows = self._probe(list(self._entry_points), with_driver=False)
         rows += [
             BackendStatus(
                 db_type=name,
@@ -260,14 +260,13 @@ class Registry:
         return sorted(rows, key=lambda row: row.db_type)
 
     def check(self, db_type: str | None = None) -> list[BackendStatus]:
-        """Load one backend or all, with their drivers, and return their states with tracebacks.
+        """Load one backend or all, with their drivers, each in a process of its own; return states and tracebacks.
 
         Raises:
             BackendError: The named db type is not installed.
         """
         chosen = list(self._entry_points) if db_type is None else [self._installed_name(db_type)]
-        rows = [self._status(name, with_driver=True) for name in chosen]
-        return sorted(rows, key=lambda row: row.db_type)
+        return sorted(self._probe(chosen, with_driver=True), key=lambda row: row.db_type)
 
     def _installed_name(self, db_type: str) -> str:
         name = canonical(db_type)
@@ -293,59 +292,32 @@ class Registry:
                 self._loaded[name] = err
         return self._loaded[name]
 
-    def _load_with_driver(self, name: str) -> Backend | PluginError:
-        result = self._load_once(name)
-        if isinstance(result, Backend):
-            try:
-                check_driver(result.identity, result.package, load=True)
-                check_modules(result.identity, result.package, self._entry_points[name][0].module)
-            except PluginError as err:
-                self._loaded[name] = err
-        return self._loaded[name]
+    def _probe(self, names: Sequence[str], *, with_driver: bool) -> list[BackendStatus]:
+        from balsam_core.backends.probe import probe
 
-    def _status(self, name: str, *, with_driver: bool = False) -> BackendStatus:
-        from balsam_core.backends.containment import contained
+        reports = probe({name: self._entry_points[name] for name in names}, with_driver=with_driver)
+        return [self._status(name, reports[name]) for name in names]
 
+    def _status(self, name: str, report: ProbeReport) -> BackendStatus:
         points = self._entry_points[name]
-        load = self._load_with_driver if with_driver else self._load_once
-        with contained():
-            result = _run_within(self._load_timeout, lambda: load(name))
-        if result is None:
-            remedy = f"uninstall {points[0].package} or tell its authors"
-            result = PluginError("broken", f"still loading after {self._load_timeout:g} s", remedy)
-            self._load_timeout = min(self._load_timeout, LATER_LOAD_TIMEOUT)
-        cause = result.__cause__ if isinstance(result, PluginError) else None
-        identity = result.identity
+        detail, remedy = report.detail, report.remedy
+        if ignored := self._ignored.get(name):
+            others = " and ".join(f"{point.provider} ({point.location})" for point in ignored)
+            detail = "; ".join(filter(None, [detail, f"ignored, since it takes the same name: {others}"]))
+            remedy = remedy or f"pip uninstall {' '.join(point.package for point in ignored)}"
         return BackendStatus(
             db_type=name if name.isprintable() else ascii(name),
             package=", ".join(point.package for point in points),
             version=", ".join(point.version for point in points),
-            status=result.status if isinstance(result, PluginError) else "ok",
-            detail=result.detail if isinstance(result, PluginError) else "",
-            remedy=result.remedy if isinstance(result, PluginError) else "",
-            server=identity.server.value if identity else "",
-            api=identity.plugin_api if identity else None,
+            status=report.status,
+            detail=detail,
+            remedy=remedy,
+            server=report.server,
+            api=report.api,
             module=points[0].module,
             default=name == DEFAULT_DB_TYPE,
-            traceback=_traceback(cause) if cause else "",
+            traceback=report.traceback,
         )
-
-
-def _traceback(err: BaseException) -> str:
-    from traceback import format_exception
-
-    return "".join(format_exception(err))
-
-
-def _run_within(seconds: float, function: Callable[[], T]) -> T | None:
-    """Return the function's result, None if it takes longer; then its thread goes on, but doesn't delay the exit."""
-    from threading import Thread
-
-    results: list[T] = []
-    thread = Thread(target=lambda: results.append(function()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return results[0] if results else None
 
 
 def canonical(db_type: str) -> str:

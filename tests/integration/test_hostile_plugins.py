@@ -1,6 +1,6 @@
 """Plugins that do all they can to be in the way, many installed at once: no command that is not theirs notices.
 
-``os._exit`` and changed library functions at import can't be guarded against in one process and are left out.
+A command that uses one can't be guarded against ``os._exit`` and changed library functions at import; a listing is.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ UNUSABLE = {
     "steers": ("raise ValueError('\\x1b[31m\\x07\\n\\r evil')", "ValueError: "),
     "syntax": ("def (", "SyntaxError"),
     "nulls": ("\0", "null bytes"),
-    "warns": ("import warnings; warnings.warn('careful', stacklevel=1)", "UserWarning: careful"),  # an error here
+    "warns": (
+        "import warnings as w\nwith w.catch_warnings():\n    w.simplefilter('error')\n    w.warn('careful')",
+        "UserWarning: careful",
+    ),
     "recursive": ("def f(): f()\nf()", "RecursionError"),
     "needs": ("import no_such_library", "No module named 'no_such_library'"),
     "hookless": ("", "balsam_db_type"),
@@ -93,6 +96,17 @@ MEDDLES = {
     "quietens": "import warnings; warnings.simplefilter('ignore'); warnings.warn('HELLO', stacklevel=1)",
 }
 """Usable backends that change the process at import: name -> how."""
+
+CRASHES = {
+    "leaves": ("import os; os._exit(0)", "loading it ended the process with exit code 0"),
+    "segfaults": ("import ctypes; ctypes.string_at(0)", "loading it ended the process by SIGSEGV"),
+    "aborts": ("import os; os.abort()", "loading it ended the process by SIGABRT"),
+    "killsitself": ("import os; os.kill(os.getpid(), 9)", "loading it ended the process by SIGKILL"),
+    "closesall": ("import os; os.closerange(0, 1000)", "loading it ended the process with exit code"),
+    "leavesinidentity": ("def balsam_db_type():\n    import os\n    os._exit(3)", "exit code 3"),
+}
+"""Backends that end the process that loads them: name -> code, what a listing says."""
+WRITES = "import os, subprocess; os.write(1, b'HELLO'); subprocess.run(['echo', 'HELLO']); print('HELLO')\n"
 
 METADATA = {
     "garbage": b"\xff\xfe[balsam.backends]\n\x00 = \x00\n",
@@ -154,7 +168,7 @@ def install_all(site):
     for name, (code, _) in UNUSABLE.items():
         site.add(name, code)
     for name, code in MEDDLES.items():
-        site.add(name, f"{code}\n{engine(name)}")
+        site.add(name, f"{engine(name)}\n{code}")
     for name, points in METADATA.items():
         site.add(name, entry_points=points)
     site.add("twice", package="acme-twice")
@@ -227,7 +241,7 @@ def test_the_listing_tells_of_each_and_the_check_too(site, balsam):
             assert row["package"] == f"acme-{name}"
             assert row["remedy"]
             assert len(row["detail"]) < 1500
-        assert {rows[name]["status"] for name in MEDDLES} == {"ok"}
+        assert {name: rows[name]["detail"] for name in MEDDLES if rows[name]["status"] != "ok"} == {}
         assert "acme-twice" in rows["twice"]["package"]
         assert "other-twice" in rows["twice"]["package"]
         assert rows["sqlite"]["status"] == "ok"
@@ -239,12 +253,57 @@ def test_the_listing_tells_of_each_and_the_check_too(site, balsam):
             assert "Traceback" not in done.err, done.err[-2000:]
 
 
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_one_that_ends_the_process_harms_nobody(site, balsam, command):
+    for name, (code, _) in CRASHES.items():
+        site.add(name, f"{engine(name)}\n{code}")
+    site.add("zwrites", f"{WRITES}{engine('zwrites')}")
+    child = "import subprocess; subprocess.Popen(['sleep', '60'], close_fds=False, start_new_session=True)\n"
+    site.add("zforks", f"{child}{engine('zforks')}")
+    done = balsam("plugins", command, "-o", "json")
+    rows = {row["db_type"]: row for row in done.json}
+    assert done.code == int(command == "check")
+    for name, (_, words) in CRASHES.items():
+        assert (rows[name]["status"], rows[name]["package"]) == ("broken", f"acme-{name}")
+        assert words in rows[name]["detail"]
+        assert f"acme-{name}" in rows[name]["remedy"]
+    assert rows["sqlite"]["status"] == rows["zwrites"]["status"] == rows["zforks"]["status"] == "ok"
+
+
+def test_an_earlier_listing_is_used_until_a_file_changes(site, balsam, tmp_path):
+    log = tmp_path / "loaded"
+    marker = f"open({str(log)!r}, 'a').write('x')\n"
+    site.add("toy", f"{marker}{engine('toy')}")
+
+    def listed():
+        return {row["db_type"]: row["status"] for row in balsam("plugins", "list", "-o", "json").json}["toy"]
+
+    assert [listed(), listed(), log.read_text()] == ["ok", "ok", "x"]
+    module = site.path / "acme_toy_plugin.py"
+    module.write_text(f"{marker}1 / 0\n")
+    assert [listed(), listed(), log.read_text()] == ["broken", "broken", "xxx"], "a fault is looked at again"
+    module.write_text(f"{marker}{engine('toy')}")
+    assert [listed(), listed(), log.read_text()] == ["ok", "ok", "xxxx"]
+    assert balsam("plugins", "check", "toy").code == 0
+    assert log.read_text() == "xxxxx", "a check looks itself"
+
+
+def test_the_official_package_keeps_its_name(site, balsam, tmp_path):
+    site.add("sqlite", "raise SystemExit('I was loaded')", package="acme-squatter")
+    assert balsam("init", tmp_path / "db").code == 0
+    row = {row["db_type"]: row for row in balsam("plugins", "list", "-o", "json").json}["sqlite"]
+    assert (row["status"], row["package"]) == ("ok", "balsam-sqlite")
+    assert "acme-squatter 1.0" in row["detail"]
+    assert row["remedy"] == "pip uninstall acme-squatter"
+    assert "acme-squatter" in balsam("plugins", "list").out
+
+
 def test_a_listing_leaves_the_process_as_it_was(site, tmp_path, monkeypatch):
     import logging
     import warnings
 
     for name, code in MEDDLES.items():
-        site.add(name, f"{code}\n{engine(name)}")
+        site.add(name, f"{engine(name)}\n{code}")
     monkeypatch.syspath_prepend(site.path)
     monkeypatch.chdir(tmp_path)
 
@@ -264,8 +323,7 @@ def test_a_listing_leaves_the_process_as_it_was(site, tmp_path, monkeypatch):
         found = {row.db_type: row.status for row in registry.Registry().statuses()}
     assert {found[name] for name in MEDDLES} == {"ok"}
     assert state() == before
-    for name in MEDDLES:
-        sys.modules.pop(f"acme_{name}_plugin")
+    assert not [name for name in sys.modules if name.startswith("acme_")]
 
 
 @pytest.mark.parametrize("name", UNUSABLE)

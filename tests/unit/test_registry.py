@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from balsam_core import plugin
-from balsam_core.backends import registry as registry_module
+from balsam_core.backends import probe
 from balsam_core.backends.registry import OFFICIAL, Registry, canonical, list_backends
 from balsam_core.dbdir import address
 from balsam_core.errors import BackendError, ServerNotRunning
@@ -204,15 +204,18 @@ def test_a_good_plugin_works_beside_every_broken_one(site, db):
 
 
 def test_plugin_that_never_loads_does_not_stop_the_listing(site, monkeypatch):
-    monkeypatch.setattr(registry_module, "LOAD_TIMEOUT", 0.2)
-    code = """
-        import threading
-        RELEASE = threading.Event()
-        RELEASE.wait(30)
-    """
-    module = site("acme-toy", code=code)
+    monkeypatch.setattr(probe, "LOAD_TIMEOUT", 0.2)
+    site("acme-toy", code="import time; time.sleep(30)")
     assert {status.db_type: status.detail for status in Registry().statuses()}["toy"] == "still loading after 0.2 s"
-    sys.modules[module].RELEASE.set()
+
+
+def test_a_plugin_without_a_server_needs_no_hook_for_one(site):
+    start = GOOD.index("    @hookimpl\n    def balsam_start_server")
+    without = GOOD[:start] + GOOD[GOOD.index("    @hookimpl\n    def balsam_open_transport") :]
+    site("acme-toy", code=without)
+    assert row("toy").status == "ok"
+    site("acme-served", name="served", code=without.replace('"toy"', '"served"').replace("NONE", "OPTIONAL"))
+    assert "it lacks the hook balsam_start_server" in failure("served")
 
 
 def test_two_distributions_with_one_name_are_both_named(site):

@@ -1,0 +1,276 @@
+"""Looking at plugins without letting their code into this process.
+
+A plugin may end the process in which it is imported, crash it, never return, or change it. So a listing of all plugins
+starts one child process, which forks one process for each plugin; that process loads the plugin and reports. What a
+plugin prints goes to stderr.
+
+The report of a plugin that works is kept in the user's cache directory, with the times of all files that were read for
+it, and is used until one of them changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util  # noqa: F401  (needed to check a plugin, which may have made imports impossible)
+import os
+import pickle
+import pkgutil  # noqa: F401  (the same)
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from balsam_core.backends.loading import PluginError, check_driver, check_modules, load_plugin, new_manager
+from balsam_core.system.processes import descendants, send_signal
+from balsam_core.system.tether import become_subreaper
+from balsam_core.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkContext, ForkProcess
+    from pathlib import Path
+
+    from balsam_core.backends.discovery import EntryPoint
+
+LOAD_TIMEOUT = 10.0  # seconds that one plugin may take
+AT_ONCE = 4  # plugins that are loaded at the same time
+START_TIMEOUT = 60.0  # seconds for all that is not the loading of plugins
+CACHE_NAME = "plugins.json"
+
+
+class ProbeReport(msgspec.Struct, kw_only=True):
+    """What is known about a plugin, or about one that can't be used.
+
+    Attributes:
+        status: ``ok`` or the kind of fault.
+        detail: Why, on one line; empty when ok.
+        remedy: What to do, on one line; empty when ok.
+        server: The server policy; empty where it is unknown.
+        api: The plugin API that it was written for, None where it is unknown.
+        traceback: Of the exception; empty when there is none.
+        files: The files that were read, with their times of change in ns.
+    """
+
+    status: str = "ok"
+    detail: str = ""
+    remedy: str = ""
+    server: str = ""
+    api: int | None = None
+    traceback: str = ""
+    files: dict[str, int | None] = {}
+
+
+class _Task(NamedTuple):
+    """What the child process is asked."""
+
+    sys_path: list[str]
+    plugins: dict[str, list[EntryPoint]]
+    with_driver: bool
+    timeout: float
+
+
+class _CachedReport(msgspec.Struct):
+    key: list[str]
+    report: ProbeReport
+
+
+def probe(plugins: Mapping[str, list[EntryPoint]], *, with_driver: bool) -> dict[str, ProbeReport]:
+    """Load plugins in processes of their own and report what was found.
+
+    Args:
+        plugins: By db type, all its entry points: one, if all is well.
+        with_driver: Whether to load the drivers and all modules, too; then no earlier report is used.
+
+    Returns:
+        A report for each db type.
+    """
+    known = {} if with_driver else _read_cache()
+    found = {name: known[name].report for name, points in plugins.items() if _is_current(known.get(name), points)}
+    missing = {name: points for name, points in plugins.items() if name not in found}
+    if missing:
+        task = _Task(sys.path, missing, with_driver, LOAD_TIMEOUT)
+        found |= {name: _crashed("the probing process ended", points) for name, points in missing.items()}
+        found |= dict(_run_child(task))
+        if not with_driver:
+            _write_cache(
+                {name: _CachedReport(_key(plugins[name]), one) for name, one in found.items() if one.status == "ok"}
+            )
+    return found
+
+
+# ---- the cache
+
+
+def _cache_file() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("balsam", appauthor=False) / CACHE_NAME
+
+
+def _key(points: list[EntryPoint]) -> list[str]:
+    """Return what tells a plugin apart, and what the finding of its modules depends on."""
+    folders = [f"{folder} {_changed(folder)}" for folder in sys.path]
+    return [__version__, sys.executable, sys.version, *map(repr, points), *folders]
+
+
+def _changed(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116  (hundreds of files)
+    except OSError:
+        return None
+
+
+def _is_current(cached: _CachedReport | None, points: list[EntryPoint]) -> bool:
+    return (
+        cached is not None
+        and cached.key == _key(points)
+        and all(_changed(file) == changed for file, changed in cached.report.files.items())
+    )
+
+
+def _read_cache() -> dict[str, _CachedReport]:
+    try:
+        return msgspec.json.decode(_cache_file().read_bytes(), type=dict[str, _CachedReport])
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_cache(reports: dict[str, _CachedReport]) -> None:
+    from balsam_core.system.files import atomic_write
+
+    file = _cache_file()
+    with contextlib.suppress(OSError, ValueError):  # then each listing probes again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, msgspec.json.encode(reports))
+
+
+# ---- the child process
+
+
+def _run_child(task: _Task) -> Iterator[tuple[str, ProbeReport]]:
+    """Give the reports of a new interpreter, which finds the same modules as this one."""
+    command = "import pickle, sys; task = pickle.load(sys.stdin.buffer); sys.path[:] = task[0]; "
+    command += f"from {__name__} import main; main(task)"
+    rounds = -(-len(task.plugins) // AT_ONCE)
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as child:
+        try:
+            output, _ = child.communicate(pickle.dumps(tuple(task)), START_TIMEOUT + rounds * task.timeout)
+        except subprocess.TimeoutExpired:
+            return
+        finally:
+            child.kill()
+    for line in output.splitlines():
+        yield msgspec.json.decode(line, type=tuple[str, ProbeReport])
+
+
+def main(task: tuple[Any, ...]) -> None:
+    """Answer one task: a line on stdout for each plugin."""
+    from multiprocessing import get_context
+
+    become_subreaper()
+    results = os.dup(1)
+    os.dup2(2, 1)
+    for line in _probe_each(get_context("fork"), _Task(*task), results):
+        os.write(results, msgspec.json.encode(line) + b"\n")
+    for pid, start in descendants(os.getpid()):  # daemons that a plugin has started
+        send_signal(pid, start, signal.SIGKILL)
+
+
+def _probe_each(context: ForkContext, task: _Task, results: int) -> Iterator[tuple[str, ProbeReport]]:
+    from multiprocessing.connection import wait
+
+    new_manager()  # what all need is imported once
+    waiting = deque(task.plugins)
+    running: dict[str, tuple[ForkProcess, Connection, float]] = {}
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
+            name = waiting.popleft()
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_probe_one, args=(theirs, name, task, results), daemon=True)
+            process.start()
+            theirs.close()
+            running[name] = process, ours, time.monotonic() + task.timeout
+        events: list[Any] = [event for process, ours, _ in running.values() for event in (ours, process.sentinel)]
+        wait(events, max(0.0, min(deadline for *_, deadline in running.values()) - time.monotonic()))
+        for name, (process, ours, deadline) in list(running.items()):
+            ended = not process.is_alive()
+            report = None
+            if ours.poll():
+                report = _received(ours)
+                if report is None:
+                    process.join(1.0)
+                    ended = True
+            elif not ended and time.monotonic() < deadline:
+                continue
+            del running[name]
+            ours.close()
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid or 0, signal.SIGKILL)  # with the processes that the plugin has started
+            process.kill()
+            process.join()
+            late = f"still loading after {task.timeout:g} s"
+            yield name, report or _crashed(_describe_end(process.exitcode) if ended else late, task.plugins[name])
+
+
+def _received(ours: Connection) -> ProbeReport | None:
+    try:
+        return msgspec.json.decode(ours.recv_bytes(), type=ProbeReport)
+    except (EOFError, OSError, ValueError):  # it closed the pipe, or wrote into it
+        return None
+
+
+def _crashed(detail: str, points: Sequence[EntryPoint]) -> ProbeReport:
+    packages = " ".join(point.package for point in points)
+    return ProbeReport(status="broken", detail=detail, remedy=f"pip uninstall {packages}, or tell its authors")
+
+
+def _describe_end(code: int | None) -> str:
+    if code is None:
+        return "loading it closed the files of its process"
+    if code < 0:
+        return f"loading it ended the process by {signal.Signals(-code).name}"
+    return f"loading it ended the process with exit code {code}"
+
+
+def _probe_one(pipe: Connection, name: str, task: _Task, results: int) -> None:
+    """Load one plugin and report, in a process of its own."""
+    os.setpgid(0, 0)
+    os.close(results)
+    pipe.send_bytes(msgspec.json.encode(_report(name, task.plugins[name], with_driver=task.with_driver)))
+    os._exit(0)  # whatever the plugin has left behind
+
+
+def _report(name: str, points: Sequence[EntryPoint], *, with_driver: bool) -> ProbeReport:
+    package = points[0].package
+    fault = None
+    try:
+        identity, _ = load_plugin(name, points, new_manager())
+        check_driver(identity, package, load=with_driver)
+        if with_driver:
+            check_modules(identity, package, points[0].module)
+    except PluginError as err:
+        fault = err
+    card = fault.identity if fault else identity
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    return ProbeReport(
+        status=fault.status if fault else "ok",
+        detail=_text(fault.detail) if fault else "",
+        remedy=_text(fault.remedy) if fault else "",
+        server=card.server.value if card else "",
+        api=card.plugin_api if card else None,
+        traceback=_text("".join(format_exception(fault.__cause__))) if fault and fault.__cause__ else "",
+        files={_text(file): _changed(file) for file in files if isinstance(file, str)},
+    )
+
+
+def _text(text: str) -> str:
+    """Return a text as it can be encoded."""
+    return text.encode(errors="backslashreplace").decode()
