@@ -5,6 +5,7 @@ Says ``ready`` when it has done so with a few jobs, begins at a line on its inpu
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -107,4 +108,9 @@ def by_hand(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"ours": ours, "by-hand": by_hand}[sys.argv[1]](Path(sys.argv[2]))
+    workers = {"ours": ours, "by-hand": by_hand}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("worker", choices=workers)
+    parser.add_argument("path", type=Path, help="the DB")
+    options = parser.parse_args()
+    workers[options.worker](options.path)

@@ -8,10 +8,10 @@ server (group commit, one INSERT for each message, no encryption, no exactly-onc
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import sqlite3
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -135,4 +135,6 @@ def serve(path: str | None) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1] if len(sys.argv) > 1 else None)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?", help="the database; without one the prototype only answers")
+    serve(parser.parse_args().file)

@@ -19,7 +19,7 @@ def generator():
 
 
 def test_the_reference_of_the_command_line_is_current(generator):
-    assert generator.PAGE.read_text() == generator.page(), "run: make docs"
+    assert generator.PAGE.read_text() == generator.page(), f"{generator.PAGE} is out of date: run make docs"
 
 
 def test_every_exit_code_is_explained(generator):

@@ -35,7 +35,7 @@ def test_the_reference_of_the_hooks_is_current():
     assert spec.loader is not None
     generator = module_from_spec(spec)
     spec.loader.exec_module(generator)
-    assert generator.PAGE.read_text() == generator.page(), "run: make docs"
+    assert generator.PAGE.read_text() == generator.page(), f"{generator.PAGE} is out of date: run make docs"
 
 
 def test_every_hook_is_documented_and_no_other(documented):
