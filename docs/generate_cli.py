@@ -15,7 +15,7 @@ import click
 
 from balsam_core import errors
 from balsam_core.cli.command import FORMATS, Command
-from balsam_core.cli.root import COMMANDS, root
+from balsam_core.cli.root import SECTIONS, root
 from balsam_core.cli.selectors import HELP
 
 if TYPE_CHECKING:
@@ -70,16 +70,14 @@ def page() -> str:
         "## Exit codes",
         table(("Code", "Meaning"), exit_codes()),
     ]
-    section = ""
-    for name, info in COMMANDS.items():
-        if info.section != section:
-            section = info.section
-            parts.append(f"## {section}")
-        found = root.get_command(click.Context(root), name)
-        if isinstance(found, click.Group):
-            parts += [command(f"balsam {name} {inner}", found.commands[inner]) for inner in found.commands]
-        elif found is not None:
-            parts.append(command(f"balsam {name}", found))
+    for title, section in SECTIONS.items():
+        parts.append(f"## {title}")
+        for name in section:
+            found = root.get_command(click.Context(root), name)
+            if isinstance(found, click.Group):
+                parts += [command(f"balsam {name} {inner}", found.commands[inner]) for inner in found.commands]
+            elif found is not None:
+                parts.append(command(f"balsam {name}", found))
     return "\n\n".join(parts) + "\n"
 
 

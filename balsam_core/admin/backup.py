@@ -51,12 +51,11 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
     from balsam_core.version import __version__
 
     target = expand(file)
-    name = shown(target)
     backend = _backend_with(db.db_type, "balsam_backup", "saved")
     published = address.read(db)
     with backend.open_transport(db) as transport:
         schema = transport.run(GetInfo()).schema
-    with _as_file_errors(name, target), _working_folder(target) as folder:
+    with _as_file_errors(target), _working_folder(target) as folder:
         content = folder / "database"
         backend.backup(db, published, content)
         if content.is_symlink() or not content.is_file():
@@ -110,12 +109,12 @@ def restore(
 
     source = expand(file)
     name = shown(source)
-    with _as_file_errors(name, source, "read"):
+    with _as_file_errors(source, "read"):
         stream = open(os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: PTH123, SIM115  (used below)
     with stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise InvalidInput(f"{name} can't be read: is no regular file")
-        with _as_file_errors(name, source, "read"):
+        with _as_file_errors(source, "read"):
             saved = archive.Backup(stream, name)
         manifest = saved.manifest
         if manifest.schema > SCHEMA:
@@ -150,8 +149,9 @@ def _working_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _as_file_errors(name: str, file: Path, verb: str = "written") -> Iterator[None]:
+def _as_file_errors(file: Path, verb: str = "written") -> Iterator[None]:
     """Turn errors of the operating system into errors that name the file."""
+    name = shown(file)
     try:
         yield
     except FileExistsError:

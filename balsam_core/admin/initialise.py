@@ -71,29 +71,27 @@ def initialise(
         Unavailable: All was done, but its server could not be started again.
     """
     target = expand(path)
-    chosen = dict(options or {})
+    options = options or {}
     with _as_db_dir_errors(target):
         existing = _existing_db(target)
-        if existing is not None:
-            if backup is not None:
-                raise _exists_already(target)
-            return _refresh(existing, db_type, chosen, password)
-        backend = registry.load(db_type or registry.DEFAULT_DB_TYPE)
-        chosen = _checked_options(backend, chosen, password)
-        with _parents_made(target):
-            staging.sweep(target)
-            stage = staging.make_stage(target)
-            try:
-                with _stage_shown_as(stage, target):
-                    db = _build_db(backend, stage, chosen, backup)
-                created = staging.publish(stage, target, CONFIG_NAME)
-            finally:
-                staging.discard(stage)
-        if created:
-            return InitResult(db=replace(db, path=target), created=True)
+        if existing is None:
+            backend = registry.load(db_type or registry.DEFAULT_DB_TYPE)
+            checked = _checked_options(backend, options, password)
+            with _parents_made(target):
+                staging.sweep(target)
+                stage = staging.make_stage(target)
+                try:
+                    with _stage_shown_as(stage, target):
+                        db = _build_db(backend, stage, checked, backup)
+                    created = staging.publish(stage, target, CONFIG_NAME)
+                finally:
+                    staging.discard(stage)
+            if created:
+                return InitResult(db=replace(db, path=target), created=True)
+            existing = DBDir.open(target)
         if backup is not None:
-            raise _exists_already(target)
-        return _refresh(DBDir.open(target), db_type, dict(options or {}), password)
+            raise Conflict(f"{shown(target)} is a DB already, and a backup is restored as a new one: name another path")
+        return _refresh(existing, db_type, options, password)
 
 
 def ensure_default(path: Path) -> DBDir:
@@ -155,10 +153,6 @@ def _has_password(url: str) -> bool:
         return False
 
 
-def _exists_already(target: Path) -> Conflict:
-    return Conflict(f"{shown(target)} is a DB already, and a backup is restored as a new one: name another path")
-
-
 def _build_db(backend: Backend, stage: Path, options: Mapping[str, str], backup: Backup | None) -> DBDir:
     """Make everything in the stage; the file that makes it a DB comes last."""
     make_tree(stage)
@@ -187,8 +181,10 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
             f"DB with balsam init, and fill it from a backup"
         )
     required = policy is ServerPolicy.REQUIRED
-    if required and not options and (published := _published_address(db)) and _is_current(backend, db):
-        return InitResult(db=_bring_up_to_date(backend, db, options, published), created=False)
+    if required and not options and os.path.lexists(db.address_file):
+        published = address.read(db)
+        if published and _is_current(backend, db):
+            return InitResult(db=_bring_up_to_date(backend, db, options, published), created=False)
     from balsam_core.watchdog import control
 
     server = None
@@ -205,20 +201,15 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
 
 
 def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], published: Address | None) -> DBDir:
-    settings = backend.init_db(db, options)
+    refreshed = replace(db, settings=backend.init_db(db, options))
     make_tree(db.path)
-    refreshed = replace(db, settings=settings)
     if not os.path.lexists(db.address_file):
         address.withdraw(db)
     _upgrade_tables(backend, refreshed, published=published)
-    if dict(db.settings) != settings:
+    if dict(db.settings) != refreshed.settings:
         write_config(refreshed)
     staging.sweep(db.path)
     return refreshed
-
-
-def _published_address(db: DBDir) -> Address | None:
-    return address.read(db) if os.path.lexists(db.address_file) else None
 
 
 def _is_current(backend: Backend, db: DBDir) -> bool:

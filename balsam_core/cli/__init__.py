@@ -1,6 +1,6 @@
 """The ``balsam`` command line. May import everything below; nothing below imports it.
 
-``root.COMMANDS`` lists the commands, so that only the module of the one that runs is imported, and ``balsam --help``
+``root.SECTIONS`` lists the commands, so that only the module of the one that runs is imported, and ``balsam --help``
 imports none. The command ``hello`` is a function in ``commands/hello.py``::
 
     import click

@@ -41,24 +41,26 @@ _OPTIONS = (
 
 
 def backend_options(function: F) -> F:
-    """Give a command the arguments ``options``, ``url`` and ``password_file``."""
+    """Give a command the arguments of :func:`database_arguments`."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
-def with_url(options: dict[str, str], url: str | None) -> dict[str, str]:
-    """Return the options with ``--url`` as one of them.
+def database_arguments(options: dict[str, str], url: str | None, password_file: str | None) -> dict[str, Any]:
+    """Return the arguments ``options``, with the URL as one of them, and ``password`` of a function that makes a DB.
 
     Raises:
         click.UsageError: The URL is given twice.
     """
-    if url is not None and "url" in options:
-        raise click.UsageError("the URL is given twice: use --url")
-    return options if url is None else {**options, "url": url}
+    if url is not None:
+        if "url" in options:
+            raise click.UsageError("the URL is given twice: use --url")
+        options = {**options, "url": url}
+    return {"options": options, "password": _read_password(options.get("url"), password_file)}
 
 
-def read_password(url: str | None, file: str | None) -> str | None:
+def _read_password(url: str | None, file: str | None) -> str | None:
     """Return the password for a server that somebody else runs; None where none is given."""
     if file is not None:
         from balsam_core.system.files import expand

@@ -59,17 +59,8 @@ def _run_command(arguments: list[str], session: Session) -> int:
     except BrokenPipeError as err:
         return _handle_lost_output(err, session, arguments)
     except Exception as err:  # noqa: BLE001  (users see tracebacks on request only)
-        return _report_exception(err, session, arguments)
+        return _report_error(err, session, arguments, *_describe_exception(err))
     return code if isinstance(code, int) else 0
-
-
-def _report_exception(err: Exception, session: Session, arguments: list[str]) -> int:
-    code, message, exit_code = _describe_exception(err)
-    if code == "unexpected" and not session.verbose:
-        message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"
-    return _report_error(
-        session, arguments, code, message, exit_code, None if isinstance(err, click.UsageError) else err
-    )
 
 
 def _describe_exception(err: Exception) -> tuple[str, str, int]:
@@ -96,15 +87,17 @@ def _describe_exception(err: Exception) -> tuple[str, str, int]:
 
 
 def _report_error(
-    session: Session, arguments: list[str], code: str, message: str, exit_code: int, err: BaseException | None = None
+    err: Exception, session: Session, arguments: list[str], code: str, message: str, exit_code: int
 ) -> int:
     """Tell the user about an error; returns the exit code."""
     from balsam_core.cli.text import flatten
 
-    if err is not None and session.verbose:
+    if session.verbose and not isinstance(err, click.UsageError):
         import traceback
 
         traceback.print_exception(err)
+    elif code == "unexpected":
+        message += "; this is a fault of Balsam: run the same with -v for the traceback and report it"
     line = flatten(message)
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
@@ -156,7 +149,7 @@ def _handle_lost_output(err: OSError, session: Session, arguments: list[str]) ->
     _discard_output_of(1)
     if err.errno in {errno.EPIPE, errno.ECONNRESET}:
         return READER_GONE
-    return _report_error(session, arguments, "output", f"the output can't be written: {reason(err)}", 1, err)
+    return _report_error(err, session, arguments, "output", f"the output can't be written: {reason(err)}", 1)
 
 
 def _discard_output_of(descriptor: int) -> None:

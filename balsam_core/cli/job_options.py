@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from balsam_core.cli.command import Session
-    from balsam_core.client.database import Database
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -92,24 +91,17 @@ def job_options(function: F) -> F:
 def add_job(session: Session, options: dict[str, Any]) -> int:
     """Add the job that the options describe, print it and return its id.
 
-    Args:
-        session: The session.
-        options: Values by the names of the job's fields; None for the field's default. Parents are selectors.
+    The options are values by the names of the job's fields; None is the field's default. Parents are selectors.
     """
     from balsam_core.cli.records import job_record
+    from balsam_core.cli.selectors import choose, parse
     from balsam_core.model.job import Job
 
     printer = session.printer()
     with session.open_db() as db:
-        parents = _find_parents(db, options["parents"])
+        parents = choose(db, parse(options["parents"])).ids()
         fields = {name: value for name, value in options.items() if value is not None} | {"parents": parents}
         (job_id,) = db.jobs.add(Job(**fields))
         record = {"id": job_id} if printer.format in {"table", "ids"} else job_record(db.jobs.get(job_id))
     printer.one(record, str(job_id))
     return job_id
-
-
-def _find_parents(db: Database, selectors: tuple[str, ...]) -> list[int]:
-    from balsam_core.cli.selectors import choose, parse
-
-    return choose(db, parse(selectors)).ids() if selectors else []

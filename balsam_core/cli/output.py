@@ -8,6 +8,7 @@ is an object; times are ISO 8601 in UTC.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ class Printer:
         elif self.format == "csv":
             self._write_csv(list(result), iter([list(result.values())]))
         else:
-            self._write_bytes([_encode_json(result), b"\n"])
+            self._write_bytes([_json_encoder()(result), b"\n"])
 
     def note(self, text: str) -> None:
         """Write a remark for people to stderr."""
@@ -88,14 +89,14 @@ class Printer:
             separator = b"[\n"
             for row in rows:
                 yield separator
-                yield _encode_json(dict(zip(names, row, strict=True)))
+                yield _json_encoder()(dict(zip(names, row, strict=True)))
                 separator = b",\n"
             yield b"[]\n" if separator == b"[\n" else b"\n]\n"
 
         self._write_bytes(parts())
 
     def _write_jsonl(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
-        self._write_bytes(_encode_json(dict(zip(names, row, strict=True))) + b"\n" for row in rows)
+        self._write_bytes(_json_encoder()(dict(zip(names, row, strict=True))) + b"\n" for row in rows)
 
     def _write_csv(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
         import csv
@@ -118,21 +119,16 @@ class Printer:
             write(part)
 
 
-def _encode_json(value: object) -> bytes:
-    global _encode  # noqa: PLW0603  (msgspec is imported when first needed)
-    if _encode is None:
-        import msgspec
+@cache
+def _json_encoder() -> Callable[[object], bytes]:
+    from msgspec.json import Encoder
 
-        _encode = msgspec.json.Encoder().encode
-    return _encode(value)
-
-
-_encode: Callable[[object], bytes] | None = None
+    return Encoder().encode
 
 
 def _csv_cell(value: object) -> object:
     """Return a value for CSV: text and numbers as they are, nothing for None, all else as JSON."""
     if value is None or type(value) in {str, int, float}:
         return value
-    text = _encode_json(value).decode()
+    text = _json_encoder()(value).decode()
     return text[1:-1] if text.startswith('"') else text

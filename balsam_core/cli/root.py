@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import NamedTuple
 
 import click
 
 from balsam_core.cli.command import Group, common_options
+from balsam_core.version import __version__
 
-
-class CommandInfo(NamedTuple):
-    """A command's line in the help of ``balsam``.
-
-    Attributes:
-        help: The first sentence of the command's own help; a test compares them.
-        section: The heading that it is listed under.
-    """
-
-    help: str
-    section: str
-
-
-# The command NAME is the function NAME in the module commands/NAME.py.
-COMMANDS: dict[str, CommandInfo] = {
-    "init": CommandInfo("Create a DB directory, or refresh an existing one.", "Databases"),
-    "status": CommandInfo("Show which DB is used and how it stands.", "Databases"),
-    "dbserver": CommandInfo("Start the server of a DB, or stop it.", "Databases"),
-    "backup": CommandInfo("Save the DB in a file, while it is in use.", "Databases"),
-    "restore": CommandInfo("Make a DB of what 'balsam backup' has saved in FILE.", "Databases"),
-    "config": CommandInfo("Show the settings in force.", "Databases"),
-    "plugins": CommandInfo("Show and check the installed database types.", "Databases"),
-    "app": CommandInfo("Define an app: a command that jobs run.", "Jobs"),
-    "job": CommandInfo("Add a job and print its id.", "Jobs"),
-    "run": CommandInfo("Add a job that runs a command line, and print its id.", "Jobs"),
-    "dep": CommandInfo("Make the job CHILD wait for the job PARENT.", "Jobs"),
-    "ls": CommandInfo("List jobs, apps or workflows.", "Jobs"),
-    "show": CommandInfo("Show everything about one job.", "Jobs"),
-    "kill": CommandInfo("Stop jobs for good, with those that wait for them.", "Jobs"),
-    "retry": CommandInfo("Start failed or killed jobs again.", "Jobs"),
-    "rm": CommandInfo("Remove jobs or apps.", "Jobs"),
-    "launcher": CommandInfo("Run jobs on this machine until none is left.", "Running"),
+# The command NAME is the function NAME in the module commands/NAME.py; its help begins with the sentence here.
+SECTIONS = {
+    "Databases": {
+        "init": "Create a DB directory, or refresh an existing one.",
+        "status": "Show which DB is used and how it stands.",
+        "dbserver": "Start the server of a DB, or stop it.",
+        "backup": "Save the DB in a file, while it is in use.",
+        "restore": "Make a DB of what 'balsam backup' has saved in FILE.",
+        "config": "Show the settings in force.",
+        "plugins": "Show and check the installed database types.",
+    },
+    "Jobs": {
+        "app": "Define an app: a command that jobs run.",
+        "job": "Add a job and print its id.",
+        "run": "Add a job that runs a command line, and print its id.",
+        "dep": "Make the job CHILD wait for the job PARENT.",
+        "ls": "List jobs, apps or workflows.",
+        "show": "Show everything about one job.",
+        "kill": "Stop jobs for good, with those that wait for them.",
+        "retry": "Start failed or killed jobs again.",
+        "rm": "Remove jobs or apps.",
+    },
+    "Running": {
+        "launcher": "Run jobs on this machine until none is left.",
+    },
 }
+COMMANDS = {name: sentence for section in SECTIONS.values() for name, sentence in section.items()}
 
 
 class Root(Group):
@@ -75,33 +69,20 @@ class Root(Group):
             from balsam_core.cli.text import quote
             from balsam_core.cli.values import similar
 
-            ctx.fail(f"there is no command {quote(args[0])}{similar(args[0], list(COMMANDS))}")
+            ctx.fail(f"there is no command {quote(args[0])}{similar(args[0], COMMANDS)}")
         return args[0], found, args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the commands by section."""
         width = max(map(len, COMMANDS))
-        for title in dict.fromkeys(info.section for info in COMMANDS.values()):
+        for title, section in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl(
-                    [(name.ljust(width), info.help) for name, info in COMMANDS.items() if info.section == title]
-                )
+                formatter.write_dl([(name.ljust(width), sentence) for name, sentence in section.items()])
 
 
-def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from balsam_core.version import __version__
-
-        click.echo(f"balsam {__version__}")
-        ctx.exit()
-
-
-_version_option = click.Option(
-    ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
-)
 root = Root(
     name="balsam",
-    params=[*common_options(), _version_option],
+    params=common_options(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=(
         "The ensemble-job database: create a DB, fill it with jobs, and let launchers run them.\n\n"
@@ -113,3 +94,4 @@ root = Root(
         "database type adds."
     ),
 )
+click.version_option(__version__, message="balsam %(version)s", help="Show the version.")(root)

@@ -6,6 +6,7 @@ call.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,15 +104,13 @@ def _read_stdin() -> Iterator[str]:
 def _parse_range(part: str) -> tuple[int, int]:
     """Return the first and last id of ``12`` or ``12-20``."""
     shown = quote(part)
-    head, dash, tail = part.partition("-")
-    if not (head.isascii() and head.isdigit() and (not dash or (tail.isascii() and tail.isdigit()))):
+    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+    if not match:
         raise click.UsageError(f"{shown} is no selector: write 12, 12-20, 1,3, last, all, wf:NAME or -")
-    if max(len(head), len(tail)) > len(str(HIGHEST)):
+    head, tail = match[1], match[2] or match[1]
+    if max(len(head), len(tail)) > len(str(HIGHEST)) or int(tail) > HIGHEST:
         raise click.UsageError(f"{shown} is no job id: the number is too large")
-    first = int(head)
-    final = int(tail) if dash else first
-    if final > HIGHEST:
-        raise click.UsageError(f"{shown} is no job id: the number is too large")
+    first, final = int(head), int(tail)
     if first < 1:
         raise click.UsageError(f"{shown} is no job id: ids begin at 1")
     if final < first:

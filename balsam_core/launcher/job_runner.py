@@ -55,6 +55,7 @@ class JobRunner:
         processes: Their processes.
         stopping: Whether nothing is started any more.
         fault: Why no job can be started any more; empty while all is well.
+        blocked: Running jobs that this machine could not go on with; they wait for :meth:`retry_blocked`.
 
     Args:
         slots: How many jobs of one slot run at the same time.
@@ -75,9 +76,9 @@ class JobRunner:
         self.processes: Processes[RunningJob] = Processes()
         self.stopping = False
         self.fault = ""
+        self.blocked: list[RunningJob] = []
         self._slots = slots
         self._used_slots = 0
-        self._blocked: list[RunningJob] = []
         self._counters = counters
         self._on_change = on_change
         self._on_done = on_done
@@ -85,12 +86,7 @@ class JobRunner:
     @property
     def free_slots(self) -> int:
         """Slots without a job; none while this machine can't start what the running jobs need."""
-        return 0 if self.stopping or self.fault or self._blocked else self._slots - self._used_slots
-
-    @property
-    def blocked(self) -> bool:
-        """Whether this machine could not start a process."""
-        return bool(self._blocked)
+        return 0 if self.stopping or self.fault or self.blocked else self._slots - self._used_slots
 
     def fits(self, claimed: ClaimedJob) -> bool:
         """Whether the job's slots are free; one that wants more than there are takes them all."""
@@ -105,15 +101,15 @@ class JobRunner:
 
     def retry_blocked(self) -> None:
         """Try again to start what this machine could not start."""
-        waiting, self._blocked = self._blocked, []
+        waiting, self.blocked = self.blocked, []
         while waiting:
             running = waiting.pop(0)
             if running.spec is None:
                 self._advance_job(running, None)
             else:
                 self._start_process(running, running.spec)
-            if self._blocked:
-                self._blocked += waiting
+            if self.blocked:
+                self.blocked += waiting
                 return
 
     def collect(self, timeout: float) -> None:
@@ -162,7 +158,7 @@ class JobRunner:
                 return
             logger.debug("job %s: this machine can't go on with it now: %s", running.claimed.id, err)
             running.lifecycle = running.claimed.lifecycle()  # goes on from the job's state
-            self._blocked.append(running)
+            self.blocked.append(running)
         else:
             if self.stopping:
                 self._give_back(running)
@@ -185,7 +181,7 @@ class JobRunner:
         except ShortageError as err:
             logger.debug("job %s: this machine can't start its process now: %s", claimed.id, err)
             running.spec = spec
-            self._blocked.append(running)
+            self.blocked.append(running)
         except (OSError, ValueError) as err:
             if is_disk_full(err) and not claimed.job.user_workdir:
                 self._stop_on_full_disk(running, err)
@@ -210,8 +206,8 @@ class JobRunner:
 
     def _remove_job(self, running: RunningJob) -> None:
         running.lifecycle.close()
-        if running in self._blocked:
-            self._blocked.remove(running)
+        if running in self.blocked:
+            self.blocked.remove(running)
         del self.jobs[running.claimed.id]
         self._used_slots -= running.slots
         self._on_done(running)

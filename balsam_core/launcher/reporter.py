@@ -38,19 +38,19 @@ class Reporter:
 
     Attributes:
         jobs: Jobs with unwritten changes, by id.
+        in_doubt: Number of transitions and the message of each job in the write whose answer was lost, by id.
     """
 
     def __init__(
         self, run: RunCall, launcher_id: int, on_recorded: Callable[[Sequence[Update]], None] | None = None
     ) -> None:
         self.jobs: dict[int, ClaimedJob] = {}
+        self.in_doubt: dict[int, tuple[int, str]] = {}
         self._run = run
         self._launcher_id = launcher_id
         self._on_recorded = on_recorded
         self._oldest_at = 0.0
         self._wait = FLUSH_AFTER
-        # job -> number of transitions and the message in the write whose answer was lost
-        self._in_doubt: dict[int, tuple[int, str]] = {}
 
     def add(self, claimed: ClaimedJob) -> None:
         """Remember that a job has changes to write."""
@@ -61,12 +61,7 @@ class Reporter:
     def forget(self, claimed: ClaimedJob) -> None:
         """Drop the changes of a job."""
         self.jobs.pop(claimed.id, None)
-        self._in_doubt.pop(claimed.id, None)
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether it isn't known if the last write was made."""
-        return bool(self._in_doubt)
+        self.in_doubt.pop(claimed.id, None)
 
     def due(self) -> float | None:
         """Return when the changes are to be written at the latest, None where there are none."""
@@ -84,7 +79,7 @@ class Reporter:
             BalsamError: Not all could be written; the others are kept.
         """
         start = monotonic()
-        if self._in_doubt:
+        if self.in_doubt:
             self._resolve_doubt()
         refused: list[tuple[ClaimedJob, str]] = []
         ids = list(self.jobs)
@@ -95,7 +90,7 @@ class Reporter:
             try:
                 answer = self._run(call)
             except OutcomeUnknown:
-                self._in_doubt = {one.id: (len(one.transitions), one.message) for one in chunk}
+                self.in_doubt = {one.id: (len(one.transitions), one.message) for one in chunk}
                 raise
             if self._on_recorded is not None:
                 self._on_recorded([update for update in call.updates if update.job not in answer])
@@ -114,10 +109,10 @@ class Reporter:
     def _resolve_doubt(self) -> None:
         """Read which changes of the write without an answer were made."""
         rows = self._run(
-            GetRows(fields=["id", "state", "attempt", "launcher_id"], where=Compare("id", "in", sorted(self._in_doubt)))
+            GetRows(fields=["id", "state", "attempt", "launcher_id"], where=Compare("id", "in", sorted(self.in_doubt)))
         )
         found = {row[0]: row[1:] for row in rows}
-        for job, (count, message) in self._in_doubt.items():
+        for job, (count, message) in self.in_doubt.items():
             claimed = self.jobs.get(job)
             if claimed is None:
                 continue
@@ -128,7 +123,7 @@ class Reporter:
                 if self._on_recorded is not None:
                     self._on_recorded([_make_update(claimed, monotonic(), count)])
                 self._forget_written(claimed, count, message)
-        self._in_doubt = {}
+        self.in_doubt = {}
 
 
 def _make_update(claimed: ClaimedJob, now: float, count: int | None = None) -> Update:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from balsam_core.cli.backend_options import backend_options, read_password, shown_warnings, with_url
+from balsam_core.cli.backend_options import backend_options, database_arguments, shown_warnings
 from balsam_core.cli.command import Session, command, pass_session
 
 
@@ -22,14 +24,7 @@ from balsam_core.cli.command import Session, command, pass_session
 )
 @backend_options
 @pass_session
-def init(
-    session: Session,
-    path: str,
-    db_type: str | None,
-    options: dict[str, str],
-    url: str | None,
-    password_file: str | None,
-) -> None:
+def init(session: Session, /, path: str, db_type: str | None, **database: Any) -> None:  # noqa: ANN401  (backend_options)
     """Create a DB directory, or refresh an existing one.
 
     PATH is a new or empty directory, or a DB, which is brought up to the schema of this version. If the DB has a
@@ -40,10 +35,9 @@ def init(
     from balsam_core.admin.initialise import initialise
     from balsam_core.cli.text import printable
 
-    options = with_url(options, url)
     printer = session.printer()
     with shown_warnings(printer):
-        done = initialise(path, db_type, options, password=read_password(options.get("url"), password_file))
+        done = initialise(path, db_type, **database_arguments(**database))
     server = done.restarted
     result = {
         "path": str(done.db.path),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from balsam_core.cli.backend_options import backend_options, read_password, shown_warnings, with_url
+from balsam_core.cli.backend_options import backend_options, database_arguments, shown_warnings
 from balsam_core.cli.command import Session, command, pass_session
 
 
@@ -18,14 +20,7 @@ from balsam_core.cli.command import Session, command, pass_session
 @click.argument("path")
 @backend_options
 @pass_session
-def restore(
-    session: Session,
-    file: str,
-    path: str,
-    options: dict[str, str],
-    url: str | None,
-    password_file: str | None,
-) -> None:
+def restore(session: Session, /, file: str, path: str, **database: Any) -> None:  # noqa: ANN401  (backend_options)
     """Make a DB of what 'balsam backup' has saved in FILE.
 
     PATH is a new or empty directory. The DB has the database type and the id of the one that was saved, and is brought
@@ -37,10 +32,9 @@ def restore(
     from balsam_core.admin.backup import restore as load
     from balsam_core.cli.text import printable
 
-    options = with_url(options, url)
     printer = session.printer()
     with shown_warnings(printer):
-        directory, saved = load(file, path, options, password=read_password(options.get("url"), password_file))
+        directory, saved = load(file, path, **database_arguments(**database))
     path = str(directory.path)
     result = {"path": path, "db_type": directory.db_type, "id": directory.id, "saved": saved.created}
     printer.one(result, f"restored {printable(path)} ({directory.db_type}), as it was at {printable(saved.created)}")

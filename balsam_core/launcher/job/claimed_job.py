@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,7 +114,6 @@ class ClaimedJob:
         self._app = app
         self._parents = parents
         self._context = context
-        self._env: dict[str, str] | None = None
 
     def reach(self, state: State, reason: str = "") -> None:
         """Note that the job reached a state."""
@@ -184,8 +184,8 @@ class ClaimedJob:
 
     def _stage_in(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if self.job.stage_in:
-            spec = self._logged_process(stage_in_command(self.job, self.workdir), "stage_in")
-            if not (yield from self._run_step(spec, "stage_in")):
+            argv = stage_in_command(self.job, self.workdir)
+            if not (yield from self._run_step(argv, "stage_in")):
                 return
         if self.job.input_files and self._parents:
             with self._context.counters.timed("links"):
@@ -195,7 +195,7 @@ class ClaimedJob:
     def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
         result = yield ProcessSpec(
             job_argv(self.job, self._app),
-            self._environment(),
+            self._environment,
             output_name(self.job, ".out"),
             output_name(self.job, ".err"),
             _S.RUNNING,
@@ -216,12 +216,12 @@ class ClaimedJob:
         if not (self.job.stage_out and self.job.stage_out_files):
             return
         for argv in stage_out_commands(self.job, self.workdir):
-            if not (yield from self._run_step(self._logged_process(argv, "stage_out"), "stage_out")):
+            if not (yield from self._run_step(argv, "stage_out")):
                 return
 
     def _run_hook(self, hook: str, done_state: State) -> Generator[ProcessSpec, ProcessResult, None]:
         argv = hook_argv(self.job, self._app, hook)
-        if not argv or (yield from self._run_step(self._logged_process(argv, hook), hook)):
+        if not argv or (yield from self._run_step(argv, hook)):
             self.reach(done_state)
 
     def _handle_error(self) -> Generator[ProcessSpec, ProcessResult, None]:
@@ -249,30 +249,27 @@ class ClaimedJob:
         if not argv:
             self._fail("there is no postprocess that could handle it")
             return
-        spec = self._logged_process(argv, "postprocess")
-        spec = spec._replace(env={**spec.env, variable: "TRUE"})
-        if (yield from self._run_step(spec, "the handler (postprocess)")):
+        env = {**self._environment, variable: "TRUE"}
+        if (yield from self._run_step(argv, "postprocess", what="the handler (postprocess)", env=env)):
             self.reach(_S.POSTPROCESSED, "handled by postprocess")
 
     # ---- parts of it
 
-    def _run_step(self, spec: ProcessSpec, what: str) -> Generator[ProcessSpec, ProcessResult, bool]:
-        """Run a process beside the job's main one; return whether the lifecycle may go on."""
-        result = yield spec
+    def _run_step(
+        self, argv: list[str], stem: str, *, what: str = "", env: dict[str, str] | None = None
+    ) -> Generator[ProcessSpec, ProcessResult, bool]:
+        """Run a process beside the job's main one, with a log of this stem; return whether the lifecycle may go on."""
+        log = output_name(self.job, ".log", stem=stem)
+        result = yield ProcessSpec(argv, env or self._environment, log, log)
         if result.stop_reason:
             self.released = True  # the next launcher does this step again
         elif result.exit_code:
-            self._fail(f"{what}: {self._describe_failure(result, spec.stderr)}")
+            self._fail(f"{what or stem}: {self._describe_failure(result, log)}")
         return not result.stop_reason and not result.exit_code
 
-    def _logged_process(self, argv: list[str], stem: str) -> ProcessSpec:
-        log = output_name(self.job, ".log", stem=stem)
-        return ProcessSpec(argv, self._environment(), log, log)
-
+    @cached_property
     def _environment(self) -> dict[str, str]:
-        if self._env is None:
-            self._env = job_environment(self._context.environment, self.job, self._app)
-        return self._env
+        return job_environment(self._context.environment, self.job, self._app)
 
     def _describe_failure(self, result: ProcessResult, errors: str) -> str:
         line = last_line(self.workdir / errors)
