@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
 
+RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
+
 published_address = address.read
-
-
-class NotPublishedError(Exception):
-    """No server is published any more; the call may have been sent to one."""
 
 
 class Publication:
@@ -68,21 +66,6 @@ class Publication:
         if key is None or key != cached_key:
             published = address.read(self.db)
             self._cached = (key, published)
-        return published
-
-    def reachable(self) -> Address:
-        """Return the published address, for a connection from this machine.
-
-        Raises:
-            NotPublishedError: There is none.
-            Unavailable: It can't be reached from this machine.
-            AddressError: The file is missing or damaged.
-            SchemaMismatch: A newer Balsam wrote it.
-        """
-        published = self.current()
-        if published is None:
-            raise NotPublishedError
-        self.check_reachable(published)
         return published
 
     def check_reachable(self, published: Address) -> None:
