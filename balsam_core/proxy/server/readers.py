@@ -184,7 +184,8 @@ def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter, operations: 
     """Answer calls until the server is gone; never returns."""
     code = 1
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = ADDRESS_SPACE if most == resource.RLIM_INFINITY else min(ADDRESS_SPACE, most)
