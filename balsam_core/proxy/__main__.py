@@ -93,8 +93,8 @@ def _serve_db(db: DBDir, chosen: argparse.Namespace, parent: int, stops: StopReq
     writer = GroupWriter(single, db.id)
     before = address.last_generation(db)
     publication = Publication(db)
-    server = WriteServer(listener, writer, readers, None if single.shared else lambda: publication.is_replaced(before))
-    server.register(stops.descriptor)
+    is_replaced = None if single.shared else lambda: publication.is_replaced(before)
+    server = WriteServer(listener, writer, readers, is_replaced, stops.descriptor)
     logger.info("epoch %d: serving at %s:%d", writer.epoch, chosen.host, chosen.port)
     look_at = 0.0
     code = 0
