@@ -24,22 +24,6 @@ _POLL = 0.02  # seconds between two checks of a process that is not our child
 _KILL_TIMEOUT = 5.0  # seconds that a killed process may take to end
 
 
-class Identity(NamedTuple):
-    """What no other process has in common with this one.
-
-    Attributes:
-        host: Name of its machine.
-        boot_id: The kernel's id of this boot; empty where it has none.
-        pid: Its process id.
-        start: When it started, seconds since 1970.
-    """
-
-    host: str
-    boot_id: str
-    pid: int
-    start: float
-
-
 class Machine(NamedTuple):
     """Where a process id is valid.
 
@@ -52,12 +36,6 @@ class Machine(NamedTuple):
     node: str
     boot_id: str
     pid_namespace: int
-
-
-def this_process() -> Identity:
-    """Return the identity of this process."""
-    machine = this_machine()
-    return Identity(machine.node, machine.boot_id, os.getpid(), started_at(os.getpid()) or 0.0)
 
 
 @cache
