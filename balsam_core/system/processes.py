@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _LINUX = sys.platform == "linux"
+_TICKS = os.sysconf("SC_CLK_TCK")  # the kernel's unit of time, per second
 _POLL = 0.02  # seconds between two checks of a process that is not our child
 _KILL_TIMEOUT = 5.0  # seconds that a killed process may take to end
 
@@ -60,7 +61,7 @@ def start_of(pid: int) -> float | None:
     if not _LINUX:
         return _start_by_psutil(pid)
     fields = _read_stat(pid)
-    return None if fields is None or fields[0] in {b"Z", b"X"} else int(fields[19]) / _ticks()
+    return None if fields is None or fields[0] in {b"Z", b"X"} else int(fields[19]) / _TICKS
 
 
 def started_at(pid: int) -> float | None:
@@ -153,7 +154,7 @@ def cpu_seconds(pid: int) -> float:
     fields = _read_stat(pid)
     if fields is None:
         return 0.0
-    own = sum(map(int, fields[11:15])) / _ticks()  # user and system time, of this process and its dead children
+    own = sum(map(int, fields[11:15])) / _TICKS  # user and system time, of this process and its dead children
     return own + sum(map(cpu_seconds, children_of(pid)))
 
 
@@ -172,11 +173,6 @@ def _read_stat(pid: int) -> list[bytes] | None:
     except OSError:
         return None
     return data.rpartition(b")")[2].split()  # the name before it may hold anything
-
-
-@cache
-def _ticks() -> int:
-    return os.sysconf("SC_CLK_TCK")
 
 
 def _boot_time() -> float:
