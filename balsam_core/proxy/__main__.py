@@ -23,7 +23,7 @@ from balsam_core.dbdir.publication import Publication
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.proxy.keys import make_keys
 from balsam_core.proxy.server.readers import ReaderLostError, Readers
-from balsam_core.proxy.server.server import OPERATIONS, Listener, WriteServer
+from balsam_core.proxy.server.server import Listener, WriteServer
 from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter
 from balsam_core.proxy.server.zap import ZapAuthenticator
 from balsam_core.proxy.single_writer import load_single_writer
@@ -83,7 +83,7 @@ def _serve_db(db: DBDir, chosen: argparse.Namespace, parent: int, stops: StopReq
     single = load_single_writer(chosen.engine, db)
     keys = make_keys(db)
     # First of all, while there are no threads, no sockets and no open database to be carried over the fork.
-    readers = Readers(db, single, OPERATIONS, READERS) if single.shared else None
+    readers = Readers(db, single, READERS) if single.shared else None
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     ZapAuthenticator(context, keys.client)
     try:

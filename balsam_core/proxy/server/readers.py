@@ -16,24 +16,18 @@ import signal
 import time
 from collections import deque
 from multiprocessing.connection import Connection, Pipe
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from balsam_core.errors import BalsamError, TooLarge
 from balsam_core.model.codec import encode
-from balsam_core.proxy.protocol import LARGEST_REPLY
+from balsam_core.proxy.protocol import LARGEST_REPLY, OPERATIONS
 from balsam_core.proxy.server.writer import Answer, error_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import TypeAlias
-
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.model.calls import Call
     from balsam_core.proxy.single_writer import SingleWriter
-
-    Operations: TypeAlias = Mapping[str, type[Call[Any]]]
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +86,10 @@ class Readers:
     Args:
         db: The DB directory.
         single: The engine.
-        operations: The calls that there are, by name.
         count: How many processes.
     """
 
-    def __init__(self, db: DBDir, single: SingleWriter, operations: Operations, count: int) -> None:
+    def __init__(self, db: DBDir, single: SingleWriter, count: int) -> None:
         self._waiting: dict[str, deque[PendingRead]] = {}  # by client; they take turns
         self._by_key: dict[tuple[str, int], PendingRead] = {}
         self.all: list[Reader] = []
@@ -108,7 +101,7 @@ class Readers:
             if not pid:
                 for other in [ours, *(reader.pipe for reader in self.all)]:
                     other.close()
-                _serve_reads(theirs, db, single, operations)
+                _serve_reads(theirs, db, single)
             theirs.close()
             self.all.append(Reader(ours, pid))
 
@@ -176,7 +169,7 @@ class Readers:
             os.waitpid(reader.pid, 0)
 
 
-def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter, operations: Operations) -> None:
+def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter) -> None:
     """Answer calls until the server is gone; never returns."""
     code = 1
     try:
@@ -186,7 +179,7 @@ def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter, operations: 
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = ADDRESS_SPACE if most == resource.RLIM_INFINITY else min(ADDRESS_SPACE, most)
         resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-        _answer_all(pipe, db, single, operations)
+        _answer_all(pipe, db, single)
         code = 0
     except BaseException:
         logger.exception("a reading process ends")
@@ -195,7 +188,7 @@ def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter, operations: 
         os._exit(code)
 
 
-def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter, operations: Operations) -> None:
+def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter) -> None:
     from balsam_core.transport.native import NativeTransport
 
     decode = msgspec.msgpack.Decoder(ReadRequest).decode
@@ -209,7 +202,7 @@ def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter, operations: O
             if transport is None:
                 engine = single.open_engine("reader")
                 transport = NativeTransport(engine, db=db, is_retryable=single.is_retryable, translate=single.translate)
-            body = transport.perform(operations[order.operation], order.call, None, order.deadline)
+            body = transport.perform(OPERATIONS[order.operation], order.call, None, order.deadline)
             if len(body) > LARGEST_REPLY:
                 raise TooLarge(
                     f"{order.operation}: the answer has {len(body)} bytes; ask for fewer jobs, or sort them by id"

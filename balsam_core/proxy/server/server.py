@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -21,7 +21,7 @@ from balsam_core.model import calls
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
-from balsam_core.proxy.protocol import LARGEST_REQUEST, CallRequest, Hello, Reply, Welcome, check_hello
+from balsam_core.proxy.protocol import LARGEST_REQUEST, OPERATIONS, CallRequest, Hello, Reply, Welcome, check_hello
 from balsam_core.proxy.server.readers import ReaderLostError, ReadRequest
 from balsam_core.proxy.server.writer import Answer, FencedError, HeldError, PendingWrite, error_answer
 from balsam_core.proxy.server.zap import DOMAIN
@@ -30,7 +30,6 @@ from balsam_core.transport.base import ClientSession, ServerStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from balsam_core.model.calls import Call
     from balsam_core.proxy.keys import ServerKeys
     from balsam_core.proxy.server.readers import Reader, Readers
     from balsam_core.proxy.server.writer import GroupWriter
@@ -48,16 +47,6 @@ HELD_PAUSE = 0.02  # seconds between attempts to begin while another program hol
 GATHER_SHARE = 0.25  # of the last commit's duration: how long a batch may wait for clients that were just answered
 LONGEST_GATHER = 0.002  # seconds
 UNBOUND_FOR = 0.5  # seconds without accepting, when descriptors ran out
-
-OPERATIONS: dict[str, type[Call[Any]]] = {
-    kind.operation(): kind
-    for kind in vars(calls).values()
-    if isinstance(kind, type)
-    and issubclass(kind, calls.Call)
-    and kind not in {calls.Call, calls.Read, calls.Write}
-    and kind.__module__ == calls.__name__
-}
-"""The calls that there are, by name."""
 
 
 class Listener:
