@@ -7,8 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from balsam_core.dbdir.address import is_gone
-from balsam_core.dbdir.publication import RESTART_TIMEOUT, Publication
-from balsam_core.dbdir.server_errors import server_not_running
+from balsam_core.dbdir.publication import RESTART_TIMEOUT, Publication, server_not_running
 from balsam_core.errors import BalsamError, ServerNotRunning
 
 if TYPE_CHECKING:
