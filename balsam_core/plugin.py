@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.options import option_choice, option_value
     from balsam_core.dbdir.passwords import password_file, read_password, store_password
-    from balsam_core.dbdir.publication import is_loopback, published_address
-    from balsam_core.dbdir.server_errors import refuse_while_served, server_not_running
+    from balsam_core.dbdir.publication import is_loopback, published_address, refuse_while_served, server_not_running
     from balsam_core.errors import (
         BackendError,
         BalsamError,
@@ -103,8 +102,7 @@ _MODULES = {
     "balsam_core.dbdir.directory": ("DBDir",),
     "balsam_core.dbdir.options": ("option_choice", "option_value"),
     "balsam_core.dbdir.passwords": ("password_file", "read_password", "store_password"),
-    "balsam_core.dbdir.publication": ("is_loopback", "published_address"),
-    "balsam_core.dbdir.server_errors": ("refuse_while_served", "server_not_running"),
+    "balsam_core.dbdir.publication": ("is_loopback", "published_address", "refuse_while_served", "server_not_running"),
     "balsam_core.errors": (
         "BackendError",
         "BalsamError",

@@ -1,4 +1,7 @@
-"""The published address as a client follows it: a call reads the file's status, and the file if it was replaced."""
+"""The published address as a client follows it, and what is said where it doesn't fit.
+
+A call reads the file's status, and the file if it was replaced.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.dbdir import address
 from balsam_core.dbdir.address import is_here
-from balsam_core.errors import Unavailable
+from balsam_core.errors import ServerNotRunning, Unavailable
 from balsam_core.system.files import shown
 from balsam_core.system.processes import this_machine
 
@@ -15,11 +18,9 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
 
+RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
+
 published_address = address.read
-
-
-class NotPublishedError(Exception):
-    """No server is published any more; the call may have been sent to one."""
 
 
 class Publication:
@@ -70,21 +71,6 @@ class Publication:
             self._cached = (key, published)
         return published
 
-    def reachable(self) -> Address:
-        """Return the published address, for a connection from this machine.
-
-        Raises:
-            NotPublishedError: There is none.
-            Unavailable: It can't be reached from this machine.
-            AddressError: The file is missing or damaged.
-            SchemaMismatch: A newer Balsam wrote it.
-        """
-        published = self.current()
-        if published is None:
-            raise NotPublishedError
-        self.check_reachable(published)
-        return published
-
     def check_reachable(self, published: Address) -> None:
         """Raise Unavailable where a published server can't be reached from this machine."""
         if is_loopback(published.host) and not is_here(published):
@@ -97,6 +83,26 @@ class Publication:
                 f"the server of {self.name} listens only on its own host, {published.node}, and this is another one: "
                 f"restart it there with balsam dbserver --stop, then balsam dbserver --host 0.0.0.0"
             )
+
+
+def server_not_running(db: DBDir) -> ServerNotRunning:
+    """Return the error for a DB that needs its server while none is published; it says how to start it."""
+    path = shown(db.path)
+    return ServerNotRunning(f"the server of {path} is not running: start it with balsam dbserver --path={path}")
+
+
+def refuse_while_served(db: DBDir) -> None:
+    """Return only if no server is published; while one is, nobody else may write to the files.
+
+    Raises:
+        Unavailable: A server is published.
+        AddressError: ``dbwriter_address`` is missing or damaged.
+    """
+    if published := address.read(db):
+        path = shown(db.path)
+        raise Unavailable(
+            f"{path} is served at {published.endpoint}: stop the server first with balsam dbserver --stop --path={path}"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -42,17 +42,6 @@ class ResolvedPath:
         return {"argument": "--db", "environment": DB_PATH_VARIABLE, "default": "default"}[self.source]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What ``settings.toml`` says.
-
-    Attributes:
-        default_db_path: The DB to use when nothing else names one.
-    """
-
-    default_db_path: Path | None = None
-
-
 def settings_file() -> Path:
     """Return the path of the user's ``settings.toml``; it need not exist."""
     from platformdirs import user_config_path
@@ -67,8 +56,8 @@ def default_balsamdb() -> Path:
     return user_data_path("balsam", appauthor=False) / "default_balsamdb"
 
 
-def read_settings() -> Settings:
-    """Return the user's settings; without a file, the defaults.
+def default_db_path() -> Path | None:
+    """Return what ``settings.toml`` says: the DB to use when nothing else names one, None where it names none.
 
     Raises:
         SettingsError: The file can't be read, is no TOML, or holds an unknown key or a wrong value.
@@ -80,7 +69,7 @@ def read_settings() -> Settings:
     try:
         data = read_regular(file, limit=_MAX_SETTINGS_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        return Settings()
+        return None
     except OSError as err:
         raise SettingsError(f"{name} can't be read: {reason(err)}; correct it or remove it") from None
     try:
@@ -91,10 +80,7 @@ def read_settings() -> Settings:
     unknown = sorted(content.keys() - {"default_db_path"})
     if unknown:
         raise SettingsError(f"{name} has the unknown key {unknown[0]!r}; the only one is default_db_path")
-    return Settings(default_db_path=_check_default_db_path(name, content.get("default_db_path")))
-
-
-def _check_default_db_path(name: str, value: object) -> Path | None:
+    value = content.get("default_db_path")
     if value is None:
         return None
     if not isinstance(value, str) or not value.startswith(("/", "~")):
@@ -120,7 +106,6 @@ def resolve_db_path(explicit: str | os.PathLike[str] | None = None) -> ResolvedP
     environment = os.environ.get(DB_PATH_VARIABLE, "")
     if environment.strip():
         return ResolvedPath(path=expand(environment), source="environment")
-    chosen = read_settings().default_db_path
-    if chosen is not None:
+    if (chosen := default_db_path()) is not None:
         return ResolvedPath(path=chosen, source="settings")
     return ResolvedPath(path=default_balsamdb(), source="default")

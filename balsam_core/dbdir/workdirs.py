@@ -86,7 +86,7 @@ def make_workdir(db: DBDir, job: Job) -> Path:
         DBDirError: A part of the path is a symbolic link or no directory, or can't be made; the cause is the OSError.
     """
     if job.user_workdir:
-        return _make_user_workdir(job)
+        return _make_user_workdir(db, job)
     path = workdir(db, job)
     part = db.data
     try:
@@ -114,11 +114,9 @@ def _open_directory(path: str | Path, parent: int | None = None) -> Iterator[int
         os.close(descriptor)
 
 
-def _make_user_workdir(job: Job) -> Path:
-    from pathlib import Path
-
+def _make_user_workdir(db: DBDir, job: Job) -> Path:
     try:
-        path = Path(job.user_workdir).expanduser()
+        path = workdir(db, job)
         if not path.is_absolute():
             raise DBDirError(f"the job's user_workdir {job.user_workdir!r} is no absolute path; write it in full")
         path.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ changes are kept, claimed jobs are started and running jobs go on; all is writte
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from contextlib import suppress
 from math import inf
@@ -36,7 +37,7 @@ from balsam_core.model.calls import (
     Resources,
 )
 from balsam_core.model.states import State
-from balsam_core.system.processes import this_process
+from balsam_core.system.processes import started_at, this_machine
 from balsam_core.system.signals import StopRequests
 
 if TYPE_CHECKING:
@@ -109,13 +110,14 @@ class Launcher:
                 logger.info("launcher %s ended; seconds by kind of work: %s", self._launcher_id, self.counters)
 
     def _register_launcher(self) -> None:
-        me = this_process()
+        machine = this_machine()
+        pid = os.getpid()
         self._launcher_id = self._db.run(
             RegisterLauncher(
-                host=me.host,
-                pid=me.pid,
-                boot_id=me.boot_id,
-                process_start=me.start,
+                host=machine.node,
+                pid=pid,
+                boot_id=machine.boot_id,
+                process_start=started_at(pid) or 0.0,
                 lease_seconds=constants.LEASE_SECONDS,
                 workflow=self._options.workflow,
             )

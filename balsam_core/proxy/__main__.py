@@ -10,7 +10,6 @@ import argparse
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
 import time
@@ -24,13 +23,14 @@ from balsam_core.dbdir.publication import Publication
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.proxy.keys import make_keys
 from balsam_core.proxy.server.readers import ReaderLostError, Readers
-from balsam_core.proxy.server.server import OPERATIONS, Listener, WriteServer
+from balsam_core.proxy.server.server import Listener, WriteServer
 from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter
 from balsam_core.proxy.server.zap import ZapAuthenticator
 from balsam_core.proxy.single_writer import load_single_writer
 from balsam_core.system import logs
-from balsam_core.system.files import reason, shown
+from balsam_core.system.files import describe_error, shown
 from balsam_core.system.processes import start_of
+from balsam_core.system.signals import StopRequests
 
 logger = logging.getLogger(__name__)
 
@@ -41,32 +41,28 @@ MEMORY_LIMIT = 400 * 1024 * 1024  # bytes; a server that has more ends and is st
 ADDRESS_SPACE = 4 * 1024**3  # bytes; the hard stop behind it
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(stops: StopRequests) -> int:
     """Serve until told to stop; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m balsam_core.proxy")
     parser.add_argument("path", type=Path)
     parser.add_argument("--engine", required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args()
     os.umask(0o077)
     parent = os.getppid()
-    wakeup = _wake_on_stop()
     try:
         db = DBDir.open(chosen.path)
         logging.raiseExceptions = False  # a full disk must not make the server chatter
         logs.configure(db.log, "server", context=f"db={shown(db.path)} port={chosen.port}", keep=LOGS)
-        return _serve_db(db, chosen, parent, wakeup)
-    except BalsamError as err:
-        return _report_end(str(err), err.exit_code)
+        return _serve_db(db, chosen, parent, stops)
     except tuple(_REASONS) as err:
         detail = str(err)
         return _report_end(_REASONS[type(err)] + (f": {detail}" if detail else ""), 1)
-    except OSError as err:
-        return _report_end(f"{shown(err.filename)}: {reason(err)}" if isinstance(err.filename, str) else reason(err), 1)
     except Exception as err:
-        logger.exception("the server ends")
-        return _report_end(f"unexpected {type(err).__name__}: {err}", 1)
+        if not isinstance(err, (BalsamError, OSError)):
+            logger.exception("the server ends")
+        return _report_end(describe_error(err), err.exit_code if isinstance(err, BalsamError) else 1)
 
 
 _REASONS: dict[type[Exception], str] = {
@@ -82,12 +78,12 @@ def _report_end(why: str, code: int) -> int:
     return code
 
 
-def _serve_db(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -> int:
+def _serve_db(db: DBDir, chosen: argparse.Namespace, parent: int, stops: StopRequests) -> int:
     _raise_limits()
     single = load_single_writer(chosen.engine, db)
     keys = make_keys(db)
     # First of all, while there are no threads, no sockets and no open database to be carried over the fork.
-    readers = Readers(db, single, OPERATIONS, READERS) if single.shared else None
+    readers = Readers(db, single, READERS) if single.shared else None
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     ZapAuthenticator(context, keys.client)
     try:
@@ -97,13 +93,13 @@ def _serve_db(db: DBDir, chosen: argparse.Namespace, parent: int, wakeup: int) -
     writer = GroupWriter(single, db.id)
     before = address.last_generation(db)
     publication = Publication(db)
-    server = WriteServer(listener, writer, readers, None if single.shared else lambda: publication.is_replaced(before))
-    server.register(wakeup)
+    is_replaced = None if single.shared else lambda: publication.is_replaced(before)
+    server = WriteServer(listener, writer, readers, is_replaced, stops.descriptor)
     logger.info("epoch %d: serving at %s:%d", writer.epoch, chosen.host, chosen.port)
     look_at = 0.0
     code = 0
     try:
-        while not _stop_asked:
+        while stops.number is None:
             server.run_once(TICK)
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + TICK
@@ -142,20 +138,6 @@ def _withdraw_address(db: DBDir) -> None:
         address.withdraw(db)
 
 
-_stop_asked: list[int] = []
-
-
-def _wake_on_stop() -> int:
-    """Let SIGTERM and SIGINT end the loop; returns a descriptor that wakes it."""
-    ours, theirs = socket.socketpair()
-    for end in (ours, theirs):
-        end.setblocking(False)
-    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: _stop_asked.append(number))
-    return ours.detach()
-
-
 def _raise_limits() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -183,8 +165,9 @@ def _numeric_address(host: str) -> str:
 
 
 if __name__ == "__main__":
-    code = main()
-    logs.close()
-    sys.stderr.flush()
-    # Without the interpreter's cleaning up: it would close the database, which writes, even after a failure.
-    os._exit(code)
+    with StopRequests() as requests:
+        code = main(requests)
+        logs.close()
+        sys.stderr.flush()
+        # Without the interpreter's cleaning up: it would close the database, which writes, even after a failure.
+        os._exit(code)

@@ -9,7 +9,7 @@ Whoever can read the client's file can use the server; only the owner can read e
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _REMEDY = "stop the server, remove the files of keys/ and start it again: it makes new ones"
 
+Key = Annotated[str, msgspec.Meta(pattern=r"^[ -~]{40}\Z")]  # Z85: 32 bytes
 K = TypeVar("K", bound="ServerKeys | ClientKeys")
 
 
@@ -36,9 +37,9 @@ class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
         client: The public key of the clients that it accepts.
     """
 
-    public: str
-    secret: str
-    client: str
+    public: Key
+    secret: Key
+    client: Key
 
 
 class ClientKeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,9 +51,9 @@ class ClientKeys(msgspec.Struct, frozen=True, kw_only=True):
         server: The server's public key.
     """
 
-    public: str
-    secret: str
-    server: str
+    public: Key
+    secret: Key
+    server: Key
 
 
 def client_keys(db: DBDir) -> ClientKeys:
@@ -94,15 +95,11 @@ def make_keys(db: DBDir) -> ServerKeys:
 
 
 def _read_keys(file: Path, kind: type[K]) -> K:
-    name = shown(file)
     try:
         data = private_file(file)
     except DBDirError as err:
         raise DBDirError(f"{err}, so this DB's server can't be used; {_REMEDY}") from None
     try:
-        keys = msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise DBDirError(f"{name} is damaged: {_REMEDY}") from None
-    if not all(len(key) == 40 and key.isascii() and key.isprintable() for key in msgspec.structs.astuple(keys)):  # noqa: PLR2004
-        raise DBDirError(f"{name} is damaged: {_REMEDY}")
-    return keys
+        raise DBDirError(f"{shown(file)} is damaged: {_REMEDY}") from None

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import msgspec
 
 from balsam_core.errors import SchemaMismatch
+from balsam_core.model import app, calls, filters, job, states
 from balsam_core.schema import SCHEMA
 
 PROTOCOL = 1
@@ -25,6 +26,16 @@ NAME = f"balsam/{PROTOCOL}"
 
 LARGEST_REQUEST = 16 * 1024 * 1024  # bytes
 LARGEST_REPLY = 64 * 1024 * 1024  # bytes
+
+OPERATIONS: dict[str, type[calls.Call[Any]]] = {
+    kind.operation(): kind
+    for kind in vars(calls).values()
+    if isinstance(kind, type)
+    and issubclass(kind, calls.Call)
+    and kind not in {calls.Call, calls.Read, calls.Write}
+    and kind.__module__ == calls.__name__
+}
+"""The calls that there are, by name."""
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 ClientId = Annotated[str, msgspec.Meta(pattern=r"^(?:[0-9a-f]{32})?\Z", max_length=32)]
@@ -124,8 +135,6 @@ def catalogue() -> str:
 
     Types are taken as they are written: a change inside a type shows in the structure that defines it.
     """
-    from balsam_core.model import app, calls, filters, job, states
-
     parts = []
     for module in (app, calls, filters, job):
         for name, kind in sorted(vars(module).items()):

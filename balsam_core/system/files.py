@@ -12,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from balsam_core.errors import DBDirError
+from balsam_core.errors import BalsamError, DBDirError
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
@@ -26,6 +26,15 @@ def shown(path: str | os.PathLike[str]) -> str:
 def reason(err: Exception) -> str:
     """Return the text of an error in lower case; of an OSError the system's text, without number and path."""
     return (getattr(err, "strerror", None) or str(err) or type(err).__name__).lower()
+
+
+def describe_error(err: BaseException) -> str:
+    """Return why a program ends: an error of ours speaks for itself, one of the system names its file."""
+    if isinstance(err, BalsamError):
+        return err.message
+    if isinstance(err, OSError):
+        return f"{shown(err.filename)}: {reason(err)}" if isinstance(err.filename, str) else reason(err)
+    return f"unexpected {type(err).__name__}: {err}"
 
 
 def expand(path: str | os.PathLike[str]) -> Path:

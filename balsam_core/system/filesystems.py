@@ -12,96 +12,54 @@ import sys
 from pathlib import Path
 
 # From the kernel's linux/magic.h, coreutils' stat.c and the file systems' own headers.
-_MAGIC = {
+_LOCAL_MAGIC = {
     0x00000187: "autofs",
+    0x0000EF53: "ext4",
+    0x01021994: "tmpfs",
+    0x2FC12FC1: "zfs",
+    0x53464846: "wslfs",
+    0x58465342: "xfs",
+    0x65735546: "fuse",
+    0x794C7630: "overlay",
+    0x858458F6: "ramfs",
+    0x9123683E: "btrfs",
+    0xA501FCF5: "vxfs",
+    0xCA451A4E: "bcachefs",
+    0xF2F52010: "f2fs",
+}
+_NETWORK_MAGIC = {  # shared by several hosts, or by a virtual machine and its host
     0x0000517B: "smb",
     0x0000564C: "ncp",
     0x00006969: "nfs",
-    0x0000EF53: "ext4",
     0x00C36400: "ceph",
-    0x01021994: "tmpfs",
     0x01021997: "9p",
     0x01161970: "gfs2",
     0x013111A8: "ibrix",
     0x0BD00BD0: "lustre",
     0x19830326: "beegfs",
     0x20030528: "orangefs",
-    0x2FC12FC1: "zfs",
     0x47504653: "gpfs",
     0x5346414F: "afs",
-    0x53464846: "wslfs",
-    0x58465342: "xfs",
     0x61636673: "acfs",
-    0x65735546: "fuse",
     0x6B414653: "afs",
     0x6E667364: "nfs",
     0x73757245: "coda",
     0x7461636F: "ocfs2",
     0x786F4256: "vboxsf",
-    0x794C7630: "overlay",
     0x7C7C6673: "prl_fs",
-    0x858458F6: "ramfs",
-    0x9123683E: "btrfs",
-    0xA501FCF5: "vxfs",
     0xAAD7AAEA: "panfs",
     0xBACBACBC: "vmhgfs",
     0xBEEFDEAD: "snfs",
-    0xCA451A4E: "bcachefs",
-    0xF2F52010: "f2fs",
     0xFE534D42: "smb",
     0xFF534D42: "cifs",
 }
-# Shared by several hosts, or by a virtual machine and its host. Names without a number come from the mount table.
-_NETWORK = frozenset(
-    {
-        "9p",
-        "acfs",
-        "afpfs",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "dvs",
-        "gfs",
-        "gfs2",
-        "gpfs",
-        "ibrix",
-        "lustre",
-        "ncp",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "orangefs",
-        "panfs",
-        "prl_fs",
-        "pvfs2",
-        "quobyte",
-        "smb",
-        "smb3",
-        "smbfs",
-        "snfs",
-        "vboxsf",
-        "virtiofs",
-        "vmhgfs",
-        "webdav",
-        "wekafs",
-    }
+# Besides, the names that only the mount table knows.
+_NETWORK = set(_NETWORK_MAGIC.values()).union(
+    ("afpfs", "dvs", "gfs", "nfs4", "pvfs2", "quobyte", "smb3", "smbfs", "virtiofs", "webdav", "wekafs")
 )
-# FUSE file systems that keep their files on this host. Any other counts as a network file system.
+# Kinds of FUSE that keep their files on this host. Any other counts as a network file system.
 _LOCAL_FUSE = frozenset(
-    {
-        "fuseblk",
-        "fuse.bindfs",
-        "fuse.encfs",
-        "fuse.exfat",
-        "fuse.fuse-overlayfs",
-        "fuse.gocryptfs",
-        "fuse.mergerfs",
-        "fuse.ntfs",
-        "fuse.ntfs-3g",
-        "fuse.portal",
-    }
+    ("fuseblk", "bindfs", "encfs", "exfat", "fuse-overlayfs", "gocryptfs", "mergerfs", "ntfs", "ntfs-3g", "portal")
 )
 _STATFS_SIZE = 1024  # bytes; struct statfs has 120 on x86_64
 
@@ -133,7 +91,7 @@ def filesystem_type(path: str | os.PathLike[str]) -> str:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     magic = statfs_magic(existing)
-    name = _MAGIC.get(magic, "") if magic is not None else ""
+    name = "" if magic is None else _LOCAL_MAGIC.get(magic) or _NETWORK_MAGIC.get(magic, "")
     if name in {"", "fuse"}:
         name = _mounted_type(existing) or name
     return name or "unknown"
@@ -142,7 +100,7 @@ def filesystem_type(path: str | os.PathLike[str]) -> str:
 def is_network(path: str | os.PathLike[str]) -> bool:
     """Say whether other hosts may use the same files, so that shared memory and locks can't be relied on."""
     name = filesystem_type(path)
-    return name in _NETWORK or (name.startswith("fuse") and name not in _LOCAL_FUSE)
+    return name in _NETWORK or (name.startswith("fuse") and name.removeprefix("fuse.") not in _LOCAL_FUSE)
 
 
 def _mounted_type(path: Path) -> str | None:

@@ -20,24 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _LINUX = sys.platform == "linux"
+_TICKS = os.sysconf("SC_CLK_TCK")  # the kernel's unit of time, per second
 _POLL = 0.02  # seconds between two checks of a process that is not our child
 _KILL_TIMEOUT = 5.0  # seconds that a killed process may take to end
-
-
-class Identity(NamedTuple):
-    """What no other process has in common with this one.
-
-    Attributes:
-        host: Name of its machine.
-        boot_id: The kernel's id of this boot; empty where it has none.
-        pid: Its process id.
-        start: When it started, seconds since 1970.
-    """
-
-    host: str
-    boot_id: str
-    pid: int
-    start: float
 
 
 class Machine(NamedTuple):
@@ -52,12 +37,6 @@ class Machine(NamedTuple):
     node: str
     boot_id: str
     pid_namespace: int
-
-
-def this_process() -> Identity:
-    """Return the identity of this process."""
-    machine = this_machine()
-    return Identity(machine.node, machine.boot_id, os.getpid(), started_at(os.getpid()) or 0.0)
 
 
 @cache
@@ -82,7 +61,7 @@ def start_of(pid: int) -> float | None:
     if not _LINUX:
         return _start_by_psutil(pid)
     fields = _read_stat(pid)
-    return None if fields is None or fields[0] in {b"Z", b"X"} else int(fields[19]) / _ticks()
+    return None if fields is None or fields[0] in {b"Z", b"X"} else int(fields[19]) / _TICKS
 
 
 def started_at(pid: int) -> float | None:
@@ -175,7 +154,7 @@ def cpu_seconds(pid: int) -> float:
     fields = _read_stat(pid)
     if fields is None:
         return 0.0
-    own = sum(map(int, fields[11:15])) / _ticks()  # user and system time, of this process and its dead children
+    own = sum(map(int, fields[11:15])) / _TICKS  # user and system time, of this process and its dead children
     return own + sum(map(cpu_seconds, children_of(pid)))
 
 
@@ -194,11 +173,6 @@ def _read_stat(pid: int) -> list[bytes] | None:
     except OSError:
         return None
     return data.rpartition(b")")[2].split()  # the name before it may hold anything
-
-
-@cache
-def _ticks() -> int:
-    return os.sysconf("SC_CLK_TCK")
 
 
 def _boot_time() -> float:

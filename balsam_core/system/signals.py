@@ -6,10 +6,7 @@ import contextlib
 import os
 import signal
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from typing import Any, Self
 
 
 class StopRequests:
@@ -41,9 +38,7 @@ class StopRequests:
                 self._old_handlers[number] = signal.signal(number, self._record_signal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_wakeup)

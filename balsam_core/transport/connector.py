@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
 from typing import TYPE_CHECKING, Any
 
 from balsam_core.dbdir.address import is_gone
-from balsam_core.dbdir.publication import NotPublishedError, Publication
-from balsam_core.dbdir.server_errors import server_not_running
+from balsam_core.dbdir.publication import RESTART_TIMEOUT, Publication, server_not_running
 from balsam_core.errors import BalsamError, ServerNotRunning
 
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
 
-RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
 PROBE_TIMEOUT = 1.0  # seconds to find out whether anything listens at an address
 
 
@@ -48,11 +45,10 @@ class ServerConnector:
             Unavailable: It can't be reached from this machine.
             AddressError: ``dbwriter_address`` is missing or damaged.
         """
-        name = self._publication.name
-        try:
-            published = self._publication.reachable()
-        except NotPublishedError:
-            raise server_not_running(self._publication.db) from None
+        published = self._publication.current()
+        if published is None:
+            raise server_not_running(self._publication.db)
+        self._publication.check_reachable(published)
         try:
             connection = self._connect(published)
         except BalsamError:
@@ -63,6 +59,7 @@ class ServerConnector:
             if address != published:
                 self._unreachable = published, time.monotonic()
             elif time.monotonic() - since > RESTART_TIMEOUT and (is_gone(published) or not _listens(published)):
+                name = self._publication.name
                 raise ServerNotRunning(
                     f"the server of {name}, published at {published.endpoint}, is not there: start it with "
                     f"balsam dbserver --path={name}"
@@ -74,11 +71,8 @@ class ServerConnector:
 
 def _listens(published: Address) -> bool:
     """Return whether a server may listen at an address; one that doesn't answer at all may be cut off for a while."""
-    with contextlib.suppress(TimeoutError):
-        try:
-            socket.create_connection((published.host, published.port), PROBE_TIMEOUT).close()
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True
+    try:
+        socket.create_connection((published.host, published.port), PROBE_TIMEOUT).close()
+    except OSError as err:
+        return not isinstance(err, ConnectionRefusedError)
     return True

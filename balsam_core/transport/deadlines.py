@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GRACE = 0.5  # seconds beyond the deadline, for an answer that is on its way
+GRACE = 0.5  # seconds beyond the deadline, for an answer or a refusal that is on its way
 POLL = 0.25  # seconds between two looks while a call is under way
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=inf)

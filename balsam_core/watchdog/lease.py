@@ -242,13 +242,10 @@ class HeldLease:
 
 def new_lease(**members: object) -> Lease:
     """Return a lease of this process with a new token, in memory only."""
-    machine = this_machine()
     pid = os.getpid()
     return Lease(
         token=os.urandom(16).hex(),
-        node=machine.node,
-        boot_id=machine.boot_id,
-        pid_namespace=machine.pid_namespace,
+        **this_machine()._asdict(),
         pid=pid,
         start=start_of(pid) or 0.0,
         started=time.time(),

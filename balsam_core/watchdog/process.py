@@ -24,7 +24,7 @@ from balsam_core.dbdir.directory import DBDir, make_tree
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable, error_class
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system import logs
-from balsam_core.system.files import reason, shown
+from balsam_core.system.files import describe_error, shown
 from balsam_core.system.signals import StopRequests
 from balsam_core.watchdog.lease import LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.watchdog.options import ServerOptions
@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
         send_report(Report(code=Unavailable.code, message=early))
     except BaseException as err:
         code = err.code if isinstance(err, BalsamError) else "error"
-        send_report(Report(code=code, message=_describe_error(err)))
+        send_report(Report(code=code, message=describe_error(err)))
         if not isinstance(err, (BalsamError, OSError)):
             logger.exception("the watchdog ends because of an internal error")
         return 1
@@ -175,14 +175,7 @@ def run_in_foreground(db: DBDir, options: ServerOptions, on_ready: Callable[[Add
 def _serve_db(
     db: DBDir, options: ServerOptions, *, on_lease: Callable[[], object], on_ready: Callable[[Address], None]
 ) -> SupervisorOutcome | None:
-    """Take the lease and serve; None when another watchdog serves.
-
-    Args:
-        db: The DB directory.
-        options: What the user wants.
-        on_lease: Called once the lease is taken.
-        on_ready: Called when the address is published.
-    """
+    """Take the lease, call ``on_lease``, and serve; None when another watchdog serves."""
     backend = registry.load(db.db_type)
     policy = backend.server_policy(db)
     if policy is ServerPolicy.NONE:
@@ -222,14 +215,6 @@ def _redirect_output(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-def _describe_error(err: BaseException) -> str:
-    if isinstance(err, BalsamError):
-        return err.message
-    if isinstance(err, OSError):
-        return f"{shown(err.filename)}: {reason(err)}" if isinstance(err.filename, str) else reason(err)
-    return f"unexpected {type(err).__name__}: {err}"
 
 
 def _notify_systemd(message: str) -> None:

@@ -125,16 +125,13 @@ class ServerProcess:
 
     def address(self) -> Address:
         """Return where it is and which process it is; the directory and the generation are left to the publisher."""
-        machine = this_machine()
         return Address(
             state="running",
             host=self.plan.host,
             port=self.plan.port,
             protocol=self.plan.protocol,
-            node=machine.node,
-            boot_id=machine.boot_id,
+            **this_machine()._asdict(),
             pid=self.pid,
-            pid_namespace=machine.pid_namespace,
             start_time=self.start,
             details=dict(self.plan.details),
         )

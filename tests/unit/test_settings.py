@@ -85,11 +85,11 @@ def test_garbage_is_one_line_that_names_the_file(text):
 def test_unreadable_settings_name_the_file():
     settings.settings_file().mkdir(parents=True)
     with pytest.raises(SettingsError, match=r"settings\.toml can't be read"):
-        settings.read_settings()
+        settings.default_db_path()
 
 
 def test_settings_not_in_utf8(home):
     say("")
     settings.settings_file().write_bytes(b'default_db_path = "/\xff"')
     with pytest.raises(SettingsError):
-        settings.read_settings()
+        settings.default_db_path()

@@ -16,10 +16,10 @@ def config() -> None:
 @pass_session
 def show(session: Session) -> None:
     """Show each setting with its value and where the value comes from."""
-    from balsam_core.dbdir.settings import read_settings, resolve_db_path, settings_file
+    from balsam_core.dbdir.settings import default_db_path, resolve_db_path, settings_file
 
     file = settings_file()
-    default = read_settings().default_db_path
+    default = default_db_path()
     resolved = resolve_db_path(session.db)
     if session.output is not None:
         output_source = "-o"

@@ -16,12 +16,14 @@ import msgspec
 import zmq
 
 from balsam_core.dbdir.address import is_gone
+from balsam_core.dbdir.publication import RESTART_TIMEOUT
 from balsam_core.errors import Expired, TooLarge, Unavailable, error_class
 from balsam_core.proxy import protocol
 from balsam_core.proxy.client.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
 from balsam_core.proxy.protocol import LARGEST_REQUEST, CallRequest, StatusRequest
 from balsam_core.transport.base import TryAgainError
+from balsam_core.transport.deadlines import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,9 +40,7 @@ POLL = 0.05  # seconds between two checks of the published address while waiting
 REREAD = 1.0  # seconds between two readings of the file, whatever its status says
 FIRST_RESEND = 1.0  # seconds without an answer after which a request is sent again, on a new connection
 LONGEST_RESEND = 5.0
-RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
 FOREIGN_TIMEOUT = 3.0  # seconds for which another program may answer at the server's port
-GRACE = 0.5  # seconds after the deadline for the server's refusal to arrive
 
 
 class ProxyClient:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import BalsamError
+from balsam_core.system.network import local_host
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
@@ -24,7 +25,7 @@ class Probe:
 
     def __init__(self, db: DBDir, host: str, port: int) -> None:
         self._db = db
-        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  (not bound to, asked)
+        self._host = local_host(host)
         self._port = port
 
     def __call__(self, seconds: float) -> bool:

@@ -20,6 +20,7 @@ from balsam_core.errors import DBDirError, OutcomeUnknown, SchemaMismatch, Serve
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
 from balsam_core.model.codec import decode_call
 from balsam_core.transport.base import ClientSession, EncodedTransport, ServerStatus, TryAgainError
+from balsam_core.transport.deadlines import GRACE
 from balsam_core.transport.native import NativeTransport
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-GRACE = 0.5  # seconds beyond the deadline for an answer, or a refusal, that is on its way
 STATUS_TIMEOUT = 10.0  # seconds
 
 

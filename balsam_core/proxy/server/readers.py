@@ -16,27 +16,22 @@ import signal
 import time
 from collections import deque
 from multiprocessing.connection import Connection, Pipe
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from balsam_core.errors import BalsamError, TooLarge
 from balsam_core.model.codec import encode
-from balsam_core.proxy.protocol import LARGEST_REPLY, Reply
+from balsam_core.proxy.protocol import LARGEST_REPLY, OPERATIONS
+from balsam_core.proxy.server.writer import Answer, error_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import TypeAlias
-
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.model.calls import Call
     from balsam_core.proxy.single_writer import SingleWriter
-
-    Operations: TypeAlias = Mapping[str, type[Call[Any]]]
 
 logger = logging.getLogger(__name__)
 
-decode_outcome = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 ADDRESS_SPACE = 2 * 1024**3  # bytes of each process; a read that needs more fails
 MOST_WAITING = 100  # reads of one client; Balsam's own clients wait for each answer before they ask again
@@ -46,14 +41,12 @@ class ReaderLostError(Exception):
     """A reading process has died.
 
     Attributes:
-        identity: The connection that waited for it, None for none.
-        number: The request's number there.
+        asked: The read that it was busy with, None for none.
     """
 
-    def __init__(self, asked: _PendingRead | None) -> None:
+    def __init__(self, asked: PendingRead | None) -> None:
         super().__init__()
-        self.identity = asked.identity if asked else None
-        self.number = asked.number if asked else 0
+        self.asked = asked
 
 
 class ReadRequest(msgspec.Struct, array_like=True):
@@ -64,30 +57,27 @@ class ReadRequest(msgspec.Struct, array_like=True):
     deadline: float
 
 
-class _PendingRead:
+class PendingRead(msgspec.Struct):
     """A read that waits or runs, and who wants the answer: the newest sender."""
 
-    __slots__ = ("identity", "key", "number", "order")
-
-    def __init__(self, key: tuple[str, int], identity: bytes, number: int, order: ReadRequest) -> None:
-        self.key = key
-        self.identity = identity
-        self.number = number
-        self.order = order
+    key: tuple[str, int]
+    identity: bytes
+    number: int
+    order: ReadRequest
 
 
-class Reader:
+class Reader(msgspec.Struct):
     """A reading process, seen from the server.
 
     Attributes:
         pipe: The way to it; readable when it has answered.
+        pid: Its process id.
         asked: What it works on, None while it is idle.
     """
 
-    def __init__(self, pipe: Connection, pid: int) -> None:
-        self.pipe = pipe
-        self.pid = pid
-        self.asked: _PendingRead | None = None
+    pipe: Connection
+    pid: int
+    asked: PendingRead | None = None
 
 
 class Readers:
@@ -96,13 +86,12 @@ class Readers:
     Args:
         db: The DB directory.
         single: The engine.
-        operations: The calls that there are, by name.
         count: How many processes.
     """
 
-    def __init__(self, db: DBDir, single: SingleWriter, operations: Operations, count: int) -> None:
-        self._waiting: dict[str, deque[_PendingRead]] = {}  # by client; they take turns
-        self._by_key: dict[tuple[str, int], _PendingRead] = {}
+    def __init__(self, db: DBDir, single: SingleWriter, count: int) -> None:
+        self._waiting: dict[str, deque[PendingRead]] = {}  # by client; they take turns
+        self._by_key: dict[tuple[str, int], PendingRead] = {}
         self.all: list[Reader] = []
         gc.collect()
         gc.freeze()  # so that a collection doesn't copy the pages that all share
@@ -112,7 +101,7 @@ class Readers:
             if not pid:
                 for other in [ours, *(reader.pipe for reader in self.all)]:
                     other.close()
-                _serve_reads(theirs, db, single, operations)
+                _serve_reads(theirs, db, single)
             theirs.close()
             self.all.append(Reader(ours, pid))
 
@@ -131,20 +120,20 @@ class Readers:
         orders = self._waiting.setdefault(key[0], deque())
         if len(orders) >= MOST_WAITING:
             return False
-        self._by_key[key] = asked = _PendingRead(key, identity, number, order)
+        self._by_key[key] = asked = PendingRead(key, identity, number, order)
         orders.append(asked)
         self._dispatch()
         return True
 
-    def answer(self, reader: Reader) -> tuple[bytes, Reply]:
-        """Return the connection that waits for a process, and the reply.
+    def answer(self, reader: Reader) -> tuple[PendingRead, Answer]:
+        """Return the read that a process has finished, and its outcome.
 
         Raises:
             ReaderLostError: The process has died.
         """
         asked = reader.asked
         try:
-            code, body = decode_outcome(reader.pipe.recv_bytes())
+            answer = decode_answer(reader.pipe.recv_bytes())
         except (EOFError, OSError):
             raise ReaderLostError(asked) from None
         if asked is None:
@@ -152,7 +141,7 @@ class Readers:
         reader.asked = None
         del self._by_key[asked.key]
         self._dispatch()
-        return asked.identity, Reply(asked.number, code, msgspec.Raw(body))
+        return asked, answer
 
     def _dispatch(self) -> None:
         for reader in self.all:
@@ -180,16 +169,17 @@ class Readers:
             os.waitpid(reader.pid, 0)
 
 
-def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter, operations: Operations) -> None:
+def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter) -> None:
     """Answer calls until the server is gone; never returns."""
     code = 1
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = ADDRESS_SPACE if most == resource.RLIM_INFINITY else min(ADDRESS_SPACE, most)
         resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-        _answer_all(pipe, db, single, operations)
+        _answer_all(pipe, db, single)
         code = 0
     except BaseException:
         logger.exception("a reading process ends")
@@ -198,7 +188,7 @@ def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter, operations: 
         os._exit(code)
 
 
-def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter, operations: Operations) -> None:
+def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter) -> None:
     from balsam_core.transport.native import NativeTransport
 
     decode = msgspec.msgpack.Decoder(ReadRequest).decode
@@ -212,24 +202,20 @@ def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter, operations: O
             if transport is None:
                 engine = single.open_engine("reader")
                 transport = NativeTransport(engine, db=db, is_retryable=single.is_retryable, translate=single.translate)
-            body = transport.perform(operations[order.operation], order.call, None, order.deadline)
+            body = transport.perform(OPERATIONS[order.operation], order.call, None, order.deadline)
             if len(body) > LARGEST_REPLY:
                 raise TooLarge(
                     f"{order.operation}: the answer has {len(body)} bytes; ask for fewer jobs, or sort them by id"
                 )
-            outcome = ("", body)
+            answer = Answer("", body)
         except BalsamError as err:
-            outcome = _error_outcome(err)
+            answer = error_answer(err)
         except MemoryError:
-            outcome = _error_outcome(TooLarge(f"{order.operation}: the answer is too large for the server's memory"))
+            answer = error_answer(TooLarge(f"{order.operation}: the answer is too large for the server's memory"))
         except Exception as err:  # no call may end the server
             logger.exception("%s failed", order.operation)
-            outcome = _error_outcome(BalsamError(f"{order.operation} failed in the server ({err!r}); see its log"))
+            answer = error_answer(BalsamError(f"{order.operation} failed in the server ({err!r}); see its log"))
         try:
-            pipe.send_bytes(encode(outcome))
+            pipe.send_bytes(encode(answer))
         except OSError:
             return
-
-
-def _error_outcome(err: BalsamError) -> tuple[str, bytes]:
-    return err.code, encode(err.message)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -21,7 +21,7 @@ from balsam_core.model import calls
 from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
-from balsam_core.proxy.protocol import LARGEST_REQUEST, CallRequest, Hello, Reply, Welcome, check_hello
+from balsam_core.proxy.protocol import LARGEST_REQUEST, OPERATIONS, CallRequest, Hello, Reply, Welcome, check_hello
 from balsam_core.proxy.server.readers import ReaderLostError, ReadRequest
 from balsam_core.proxy.server.writer import Answer, FencedError, HeldError, PendingWrite, error_answer
 from balsam_core.proxy.server.zap import DOMAIN
@@ -30,7 +30,6 @@ from balsam_core.transport.base import ClientSession, ServerStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from balsam_core.model.calls import Call
     from balsam_core.proxy.keys import ServerKeys
     from balsam_core.proxy.server.readers import Reader, Readers
     from balsam_core.proxy.server.writer import GroupWriter
@@ -41,25 +40,13 @@ BATCH_CALLS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 LARGE_CALL = 256 * 1024  # bytes; it gets a batch of its own, so that small ones don't wait for it
 LONGEST_QUEUE = 50_000  # calls in the queue; more are refused
-UNREAD_ANSWERS = (
-    4  # answers kept for a client that doesn't read them; our clients wait for each answer before the next request
-)
+UNREAD_ANSWERS = 4  # kept for a client that doesn't read them; ours wait for each answer before the next request
 PRUNE_EVERY = 600.0  # seconds
 PRUNE_AGAIN = 1.0  # seconds, where there is more to forget than one call may
 HELD_PAUSE = 0.02  # seconds between attempts to begin while another program holds the database
 GATHER_SHARE = 0.25  # of the last commit's duration: how long a batch may wait for clients that were just answered
 LONGEST_GATHER = 0.002  # seconds
 UNBOUND_FOR = 0.5  # seconds without accepting, when descriptors ran out
-
-OPERATIONS: dict[str, type[Call[Any]]] = {
-    kind.operation(): kind
-    for kind in vars(calls).values()
-    if isinstance(kind, type)
-    and issubclass(kind, calls.Call)
-    and kind not in {calls.Call, calls.Read, calls.Write}
-    and kind.__module__ == calls.__name__
-}
-"""The calls that there are, by name."""
 
 
 class Listener:
@@ -136,15 +123,12 @@ class Listener:
         self.socket.close()
 
 
-class _Queued:
+class _Queued(msgspec.Struct):
     """A write that waits for its batch, and who wants the answer."""
 
-    __slots__ = ("identity", "number", "write")
-
-    def __init__(self, identity: bytes, number: int, write: PendingWrite) -> None:
-        self.identity = identity
-        self.number = number
-        self.write = write
+    identity: bytes
+    number: int
+    write: PendingWrite
 
 
 class WriteServer:
@@ -156,6 +140,7 @@ class WriteServer:
         readers: The reading processes; None where the writer reads as well.
         is_replaced: Asked before each batch where file locks are unreliable, so that the epoch in the database can't
             fence: says whether another server was published.
+        wakeup: A descriptor that ends the wait of :meth:`run_once` when it becomes readable.
 
     Attributes:
         calls: How many calls it has answered.
@@ -167,7 +152,8 @@ class WriteServer:
         listener: Listener,
         writer: GroupWriter,
         readers: Readers | None,
-        is_replaced: Callable[[], bool] | None = None,
+        is_replaced: Callable[[], bool] | None,
+        wakeup: int,
     ) -> None:
         self.calls = 0
         self.dropped = 0
@@ -189,12 +175,8 @@ class WriteServer:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(listener.monitor, zmq.POLLIN)
         self._by_descriptor = {reader.pipe.fileno(): reader for reader in readers.all} if readers else {}
-        for descriptor in self._by_descriptor:
+        for descriptor in (wakeup, *self._by_descriptor):
             self._poller.register(descriptor, zmq.POLLIN)
-
-    def register(self, descriptor: int) -> None:
-        """Let a descriptor that becomes readable end the wait of :meth:`run_once`."""
-        self._poller.register(descriptor, zmq.POLLIN)
 
     def run_once(self, seconds: float) -> None:
         """Do what there is to do; wait for that at most so long.
@@ -374,25 +356,22 @@ class WriteServer:
     def _forward(self, readers: Readers, reader: Reader) -> None:
         """Send on what a reading process has answered."""
         try:
-            identity, reply = readers.answer(reader)
+            asked, answer = readers.answer(reader)
         except ReaderLostError as lost:
-            if lost.identity is not None:
+            if lost.asked is not None:
                 # A definite answer, or its client would try it on the next server.
                 died = error_answer(BalsamError("the process that ran this read has died; see the server's log"))
-                self._answer(lost.identity, lost.number, died)
+                self._answer(lost.asked.identity, lost.asked.number, died)
             raise
-        self.calls += 1
-        self._send(identity, protocol.encode(reply))
+        self._answer(asked.identity, asked.number, answer)
 
     def _answer(self, identity: bytes, number: int, answer: Answer) -> None:
-        """Answer a call."""
+        """Answer a call, and count it."""
         self.calls += 1
         self._reply(identity, number, answer)
 
     def _reply(self, identity: bytes, number: int, answer: Answer) -> None:
-        self._send(identity, protocol.encode(Reply(number, answer.code, msgspec.Raw(answer.body))))
-
-    def _send(self, identity: bytes, message: bytes) -> None:
+        message = protocol.encode(Reply(number, answer.code, msgspec.Raw(answer.body)))
         try:
             self._socket.send_multipart((identity, message), zmq.NOBLOCK)
         except zmq.ZMQError as err:

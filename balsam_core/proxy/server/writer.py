@@ -200,14 +200,12 @@ class GroupWriter:
                 OutcomeUnknown(f"the database can't say whether it has the write: {self._to_error(err)}")
             )
 
-    def _settle(self, write: PendingWrite, otherwise: Answer) -> Answer:
-        """Return the stored answer of a call that took effect, or was refused, before; else another one."""
+    def _settle(self, write: PendingWrite, otherwise: Answer | None = None) -> Answer:
+        """Return the stored answer of a call that took effect, or was refused, before; else the other one, if any."""
         try:
             return Answer("", execution.replay(self._conn, decode_call(write.kind, write.data), write.request_id))
-        except OutcomeUnknown:
-            return otherwise
         except BalsamError as err:
-            return error_answer(err)
+            return otherwise if otherwise and isinstance(err, OutcomeUnknown) else error_answer(err)
         except SQLAlchemyError:
             raise
         except Exception as err:  # noqa: BLE001  (see _unexpected)
@@ -226,7 +224,7 @@ class GroupWriter:
             answer = Answer("", execution.write(self._conn, call, write.request_id, self._clock, self._cache))
         except execution.AlreadyProcessed:
             self._undo()
-            answer = self._replay(call, write.request_id)
+            answer = self._settle(write)
         except BalsamError as err:
             self._undo()
             self._refuse(write, err)
@@ -248,16 +246,6 @@ class GroupWriter:
 
     def _refuse(self, write: PendingWrite, err: BalsamError) -> None:
         execution.refuse(self._conn, write.request_id, self._clock, self._cache, err)
-
-    def _replay(self, call: Call[Any], request_id: RequestId) -> Answer:
-        try:
-            return Answer("", execution.replay(self._conn, call, request_id))
-        except BalsamError as err:
-            return error_answer(err)
-        except SQLAlchemyError:
-            raise
-        except Exception as err:  # noqa: BLE001  (see _unexpected)
-            return self._unexpected(type(call), err)
 
     @staticmethod
     def _unexpected(kind: type[Call[Any]], err: Exception) -> Answer:
