@@ -1,12 +1,30 @@
 """The public API for plugin authors: everything that a backend may import from Balsam. Nothing else is stable.
 
-Each name is imported when it is first used, so that a plugin's module loads fast. See :mod:`balsam_core.hookspecs` for
-the hooks to implement and :mod:`balsam_core.testing` for the suite that tests a backend.
+What the core has not loaded anyway is imported when it is first used, so that a plugin's module loads fast. See
+:mod:`balsam_core.hookspecs` for the hooks to implement and :mod:`balsam_core.testing` for the suite that tests a
+backend.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from balsam_core.errors import (
+    BackendError,
+    BalsamError,
+    Busy,
+    Conflict,
+    Corrupt,
+    DBDirError,
+    InvalidInput,
+    NotFound,
+    OutcomeUnknown,
+    SchemaMismatch,
+    ServerNotRunning,
+    Unavailable,
+)
+from balsam_core.hookspecs import BackendModule, hookimpl
+from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
@@ -14,22 +32,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.options import option_choice, option_value
     from balsam_core.dbdir.passwords import password_file, read_password, store_password
     from balsam_core.dbdir.publication import is_loopback, published_address, refuse_while_served, server_not_running
-    from balsam_core.errors import (
-        BackendError,
-        BalsamError,
-        Busy,
-        Conflict,
-        Corrupt,
-        DBDirError,
-        InvalidInput,
-        NotFound,
-        OutcomeUnknown,
-        SchemaMismatch,
-        ServerNotRunning,
-        Unavailable,
-    )
-    from balsam_core.hookspecs import BackendModule, hookimpl
-    from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
     from balsam_core.proxy.client.served_transport import ServedTransport
     from balsam_core.proxy.single_writer import SingleWriter, write_server_plan
     from balsam_core.system.certificates import make_certificate
@@ -103,22 +105,6 @@ _MODULES = {
     "balsam_core.dbdir.options": ("option_choice", "option_value"),
     "balsam_core.dbdir.passwords": ("password_file", "read_password", "store_password"),
     "balsam_core.dbdir.publication": ("is_loopback", "published_address", "refuse_while_served", "server_not_running"),
-    "balsam_core.errors": (
-        "BackendError",
-        "BalsamError",
-        "Busy",
-        "Conflict",
-        "Corrupt",
-        "DBDirError",
-        "InvalidInput",
-        "NotFound",
-        "OutcomeUnknown",
-        "SchemaMismatch",
-        "ServerNotRunning",
-        "Unavailable",
-    ),
-    "balsam_core.hookspecs": ("BackendModule", "hookimpl"),
-    "balsam_core.plugin_types": ("PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"),
     "balsam_core.proxy.client.served_transport": ("ServedTransport",),
     "balsam_core.proxy.single_writer": ("SingleWriter", "write_server_plan"),
     "balsam_core.system.certificates": ("make_certificate",),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -73,30 +76,22 @@ def test_a_refused_write_leaves_no_trace(encoded: EncodedTransport, jobs: Jobs, 
 
 @pytest.mark.usefixtures("encoded")
 def test_one_write_sent_by_many_at_once_takes_effect_once(suite_db: SuiteDB, jobs: Jobs, client: str) -> None:
-    answers: list[Any] = []
     together = threading.Barrier(SENDERS)
     call = calls.AddJobs(jobs=[Job(command="x")])
 
-    def sender() -> None:
-        with suite_db.open() as db:
-            assert isinstance(db.transport, EncodedTransport)
-            db.info()
-            for number in range(1, SENT + 1):
-                together.wait(60)
-                try:
-                    answers.append((number, send(db.transport, call, RequestId(client, number, number - 1))))
-                except Exception as err:  # noqa: BLE001  (whatever it is, the test must say so)
-                    answers.append((number, err))
+    def sender(db: Database, request_id: RequestId) -> Any:  # noqa: ANN401
+        assert isinstance(db.transport, EncodedTransport)
+        together.wait(60)
+        return send(db.transport, call, request_id)
 
-    threads = [threading.Thread(target=sender) for _ in range(SENDERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    faults = [answer for _, answer in answers if isinstance(answer, Exception)]
-    assert not faults, faults[0]
-    assert jobs.count() == SENT
-    assert len({(number, answer.first_id) for number, answer in answers}) == SENT
+    with contextlib.ExitStack() as opened, ThreadPoolExecutor(SENDERS) as threads:
+        dbs = [opened.enter_context(suite_db.open()) for _ in range(SENDERS)]
+        for db in dbs:
+            db.info()
+        for number in range(1, SENT + 1):
+            answer, *others = threads.map(sender, dbs, repeat(RequestId(client, number, number - 1)))
+            assert others == [answer] * (SENDERS - 1)
+            assert jobs.count() == number
 
 
 @pytest.mark.once

@@ -27,25 +27,8 @@ if TYPE_CHECKING:
     from balsam_core.testing.fixtures import SuiteDB
 
 TEXTS = [
-    "",
-    " ",
-    "a",
-    "\\",
-    "\\N",
-    "\\.",
-    "\\t",
-    "\t",
-    "\n",
-    "\r\n",
-    "'",
-    '"',
-    ",",
-    "NULL",
-    "é",
-    "🎈",
-    "\x01\x7f",
-    "%s",
-    "x" * 70_000,
+    *("", " ", "a", "\\", "\\N", "\\.", "\\t", "\t", "\n", "\r\n", "'", '"', ",", "NULL"),
+    *("é", "🎈", "\x01\x7f", "%s", "x" * 70_000),
 ]
 
 TABLE = sa.Table(

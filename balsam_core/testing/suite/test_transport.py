@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from balsam_core.errors import BalsamError, InvalidInput, NotFound, OutcomeUnknown, Unavailable
+from balsam_core.errors import InvalidInput, NotFound, OutcomeUnknown, Unavailable
 from balsam_core.model import calls
 from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
@@ -50,21 +50,12 @@ def test_it_is_refused_after_a_fork_and_goes_on_in_the_parent(db: Database) -> N
 
 
 def test_threads_share_it(db: Database) -> None:
-    faults: list[Exception] = []
-
     def add(number: int) -> None:
-        try:
-            for turn in range(ADDS):
-                db.jobs.add(Job(command="x", name=f"{number}-{turn}"))
-        except BalsamError as err:
-            faults.append(err)
+        for turn in range(ADDS):
+            db.jobs.add(Job(command="x", name=f"{number}-{turn}"))
 
-    threads = [threading.Thread(target=add, args=(number,)) for number in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not faults
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(add, range(THREADS)))  # raises what a thread has raised
     names = [name for (name,) in db.jobs.rows("name")]
     assert sorted(names) == sorted(f"{number}-{turn}" for number in range(THREADS) for turn in range(ADDS))
 

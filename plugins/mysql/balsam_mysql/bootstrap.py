@@ -43,11 +43,8 @@ _DATABASE_STATEMENTS = [
 def make_data(programs: Programs, home: Path, account: ServerAccount, password: str) -> None:
     """Fill ``home/data``. No process is left, and an account without a password can be used at no time.
 
-    Args:
-        programs: The server's program.
-        home: Folder with the empty folders ``data`` and ``tmp``.
-        account: Who owns them.
-        password: Of the database account; letters and digits.
+    ``home`` holds the empty folders ``data`` and ``tmp``; the password of the database account has only letters and
+    digits.
 
     Raises:
         BackendError: The program fails.

@@ -43,14 +43,7 @@ def account_options(account: ServerAccount) -> list[str]:
 
 
 def server_options(programs: Programs, home: Path, *, durable: bool, memory: str = MEMORY) -> list[str]:
-    """Return how the data are served.
-
-    Args:
-        programs: The server's program.
-        home: The server's folder.
-        durable: Whether each commit is forced to disk; if not, about once a second.
-        memory: Size of its cache.
-    """
+    """Return how the data are served: each commit is forced to disk, or, if not durable, about once a second."""
     settings = {
         "character-set-server": "utf8mb4",
         "collation-server": "utf8mb4_bin",

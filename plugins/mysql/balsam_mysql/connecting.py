@@ -43,15 +43,12 @@ time is over. It must be more than any statement takes.
 MYSQL_LIBRARY = (5, 0)  # versions of MySQL's client library start here; those of MariaDB's are below
 LONG_FINGERPRINTS = (3, 4)  # version of MariaDB's client library from which on it takes SHA-256
 
-_SESSION = (
-    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
-    (
-        f"SET SESSION sql_mode='{SQL_MODE}', innodb_lock_wait_timeout={LOCK_TIMEOUT}, "
-        f"lock_wait_timeout={TABLE_LOCK_TIMEOUT}, time_zone='+00:00'"
-    ),
+_VARIABLES = (
+    f"SET SESSION sql_mode='{SQL_MODE}', innodb_lock_wait_timeout={LOCK_TIMEOUT}, "
+    f"lock_wait_timeout={TABLE_LOCK_TIMEOUT}, time_zone='+00:00'"
 )
 # A client that is stopped, or whose host has lost its power, must not keep its locks for hours.
-_MARIADB_SESSION = f", idle_write_transaction_timeout={IDLE_WRITE_TIMEOUT}"
+_MARIADB_VARIABLES = f", idle_write_transaction_timeout={IDLE_WRITE_TIMEOUT}"
 
 
 def connect(db: DBDir, address: Address, *, timeout: int = CONNECT_TIMEOUT, read_timeout: int = READ_TIMEOUT) -> Any:  # noqa: ANN401
@@ -82,11 +79,7 @@ def connect_adopted(
 ) -> Any:  # noqa: ANN401
     """Return a connection to a server that somebody else runs; errors as from :func:`connect`.
 
-    Args:
-        db: The DB directory.
-        target: Where the database is.
-        password: The password, None for the one that was stored.
-        read_timeout: See :data:`READ_TIMEOUT`.
+    Without a password the stored one is used.
     """
     if password is None:
         password = read_password(db)
@@ -154,9 +147,8 @@ def _open_connection(
         raise
     try:
         cursor = connection.cursor()
-        isolation, variables = _SESSION
-        cursor.execute(isolation)
-        cursor.execute(variables + (_MARIADB_SESSION if "MariaDB" in connection.get_server_info() else ""))
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.execute(_VARIABLES + (_MARIADB_VARIABLES if "MariaDB" in connection.get_server_info() else ""))
         if parameters.get("ssl_mode", "DISABLED") not in {"DISABLED", "PREFERRED"}:
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             if not cursor.fetchone()[1]:

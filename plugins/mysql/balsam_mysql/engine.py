@@ -35,12 +35,7 @@ _connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def make_engine(db: DBDir, role: EngineRole) -> Engine:
-    """Return an engine on the database; nothing is connected yet.
-
-    Args:
-        db: The DB directory.
-        role: ``reader`` never writes; ``owner`` waits longer for an answer.
-    """
+    """Return an engine on the database; nothing is connected yet. ``owner`` waits longer for an answer."""
     read_timeout = OWNER_READ_TIMEOUT if role == "owner" else READ_TIMEOUT
     connect_own = ServerConnector(db, lambda published: connect(db, published, read_timeout=read_timeout))
 
@@ -54,6 +49,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
 
     engine = create_engine("mysql+mysqldb://", creator=creator, poolclass=QueuePool, pool_size=5, max_overflow=20)
 
+    @event.listens_for(engine, "begin")
     def begin(conn: Connection) -> None:
         reads = role == "reader" or conn.get_execution_options().get("balsam_reads", False)
         info = conn.connection.info
@@ -61,14 +57,12 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
             conn.exec_driver_sql(_READING if reads else _WRITING)
             info["reads"] = reads
 
-    event.listen(engine, "begin", begin)
-    event.listen(engine, "handle_error", _mark_lost)
+    @event.listens_for(engine, "handle_error")
+    def mark_lost(context: ExceptionContext) -> None:
+        if is_lost(context.original_exception):
+            context.is_disconnect = True
+
     return engine
-
-
-def _mark_lost(context: ExceptionContext) -> None:
-    if is_lost(context.original_exception):
-        context.is_disconnect = True
 
 
 def _detach_connections() -> None:

@@ -40,9 +40,7 @@ def pin_file(db: DBDir) -> Path:
 def make_keys(db: DBDir, variant: str) -> None:
     """Make the certificate, its key and the option file, where they are missing or wrong.
 
-    Args:
-        db: The DB directory. Files are made only by its owner: root writes nothing into another user's folder.
-        variant: ``mariadb`` or ``mysql``.
+    Files are made only by the owner of the DB directory: root writes nothing into another user's folder.
 
     Raises:
         DBDirError: Another user must make them, they can't be written, or they are open to others.

@@ -100,12 +100,7 @@ def find_server(
 
 
 def find_client(names: Sequence[str], programs: Programs | None, package: str) -> str:
-    """Return the path of a client program, from beside the server's or from PATH.
-
-    Args:
-        names: Its names, the best first.
-        programs: The server's program, where there is one.
-        package: The package that brings it, for the error.
+    """Return the path of a client program, from beside the server's or from PATH; of its names the first is the best.
 
     Raises:
         BackendError: It is not installed.

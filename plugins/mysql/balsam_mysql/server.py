@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import Address, DBDirError, ServerAccount, ServerPlan, Unavailable, local_host, private_file
+from balsam_core.plugin import Address, ServerAccount, ServerPlan, Unavailable, local_host, private_file
 from balsam_mysql.configuration import ENVIRONMENT, MEMORY, account_options, server_options
 from balsam_mysql.init_files import server_home, server_programs
 from balsam_mysql.keys import certificate_file, key_file, make_keys
@@ -25,11 +25,6 @@ _REFUSED_TIMEOUT = 5.0  # seconds of refused passwords, after which it is not th
 def server_plan(db: DBDir, host: str, port: int) -> ServerPlan:
     """Return how to serve the data of a DB directory: always with TLS, which every build of MariaDB and MySQL can do.
 
-    Args:
-        db: The DB directory.
-        host: Where to listen.
-        port: Where to listen.
-
     Raises:
         BackendError: There is no program that suits the data.
         DBDirError: The data belong to another user, or a file of keys is missing or open to others.
@@ -39,14 +34,10 @@ def server_plan(db: DBDir, host: str, port: int) -> ServerPlan:
     account = ServerAccount.owner_of(home)
     bound = host.strip("[]")
     make_keys(db, programs.variant)
+    durable, memory = db.settings.get("durability") != "relaxed", db.settings.get("memory", MEMORY)
     argv = [
         *(str(programs.server), "--no-defaults"),
-        *server_options(
-            programs,
-            home,
-            durable=db.settings.get("durability") != "relaxed",
-            memory=db.settings.get("memory", MEMORY),
-        ),
+        *server_options(programs, home, durable=durable, memory=memory),
         *(f"--bind-address={bound or '*'}", f"--port={port}"),
         *account_options(account),
         *_tls_options(db, home, account),
@@ -84,24 +75,19 @@ class _Probe:
         self._refused_since = math.inf
 
     def __call__(self, seconds: float) -> bool:
+        import MySQLdb
+
         from balsam_mysql.connecting import connect
 
+        timeout = max(1, math.ceil(seconds))
         try:
-            timeout = max(1, math.ceil(seconds))
-            connection = connect(self._db, self._address, timeout=timeout, read_timeout=timeout)
-        except DBDirError:
-            raise
+            connect(self._db, self._address, timeout=timeout, read_timeout=timeout).close()
+        except MySQLdb.Error:
+            return False
         except Unavailable:  # permanent, unless the server that had the port before is still ending
             now = time.monotonic()
             self._refused_since = min(self._refused_since, now)
             if now - self._refused_since > _REFUSED_TIMEOUT:
                 raise
             return False
-        except Exception as err:
-            import MySQLdb
-
-            if isinstance(err, MySQLdb.Error):
-                return False
-            raise
-        connection.close()
         return True

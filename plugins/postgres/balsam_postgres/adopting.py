@@ -26,10 +26,7 @@ logger = logging.getLogger(__name__)
 def adopt(db: DBDir, options: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """Check the database that a URL names, and return the settings to store. Risks are logged as warnings.
 
-    Args:
-        db: The DB directory.
-        options: As ``balsam_init_db`` was given them.
-        settings: Those that a DB with a server of its own has, too.
+    To the given settings, which a DB with a server of its own has, too, those of the URL are added.
 
     Raises:
         InvalidInput: The URL or an option is wrong.

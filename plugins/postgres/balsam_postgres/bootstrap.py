@@ -28,12 +28,6 @@ _ROUNDS = 4096  # of PBKDF2, as PostgreSQL's own; the password is random, so mor
 def make_data(programs: Programs, data: Path, account: ServerAccount, password: str) -> None:
     """Fill the empty folder ``data``, with one database besides the templates: the one that initdb calls ``postgres``.
 
-    Args:
-        programs: The server's programs.
-        data: The folder.
-        account: Who owns it.
-        password: Of Balsam's role.
-
     Raises:
         BackendError: A program can't be run.
         DBDirError: A program fails.
@@ -60,18 +54,15 @@ def _run_program(argv: list[str], account: ServerAccount, stdin: bytes = b"") ->
         raise DBDirError(f"PostgreSQL's {name} can't make the data of the DB: {failure_reason(done.stderr)}")
 
 
-def scram_verifier(password: str, salt: bytes = b"", rounds: int = _ROUNDS) -> str:
+def scram_verifier(password: str, salt: bytes = b"") -> str:
     """Return what PostgreSQL stores of a password, which doesn't reveal it: RFC 5803.
 
-    Args:
-        password: Of ASCII, which needs no normalisation.
-        salt: Random if empty.
-        rounds: Of the key derivation.
+    The password must be ASCII, which needs no normalisation. An empty salt stands for a random one.
     """
     salt = salt or secrets.token_bytes(16)
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, rounds)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, _ROUNDS)
     client = hmac.digest(salted, b"Client Key", "sha256")
     stored = hashlib.sha256(client).digest()
     server = hmac.digest(salted, b"Server Key", "sha256")
     coded = [base64.b64encode(part).decode() for part in (salt, stored, server)]
-    return f"SCRAM-SHA-256${rounds}:{coded[0]}${coded[1]}:{coded[2]}"
+    return f"SCRAM-SHA-256${_ROUNDS}:{coded[0]}${coded[1]}:{coded[2]}"

@@ -61,22 +61,12 @@ host    {DATABASE} {ROLE} ::1/128      scram-sha-256
 
 
 def settings(*, encrypted: bool, site_file: bool) -> bytes:
-    """Return the content of ``postgresql.conf``.
-
-    Args:
-        encrypted: Whether the server can use TLS.
-        site_file: Whether there is a ``site.conf`` to be read as well.
-    """
+    """Return the content of ``postgresql.conf``, which may have ``site.conf`` read as well."""
     tls, include = (_TLS if encrypted else "ssl = off"), ("include = 'site.conf'" if site_file else "")
     return _SETTINGS.format(tls=tls, include=include).encode()
 
 
 def access_rules(*, encrypted: bool, remote: bool) -> bytes:
-    """Return the content of ``pg_hba.conf``.
-
-    Args:
-        encrypted: Whether other hosts must use TLS.
-        remote: Whether other hosts may connect.
-    """
+    """Return the content of ``pg_hba.conf``: whether other hosts may connect, and must use TLS."""
     others = f"{'hostssl' if encrypted else 'host   '} {DATABASE} {ROLE} all          scram-sha-256\n" if remote else ""
     return f"{_ACCESS_RULES}{others}".encode()

@@ -37,12 +37,7 @@ _SINCE = {"require_auth": 160000, "sslnegotiation": 170000, "sslcertmode": 16000
 
 
 def connect(db: DBDir, address: Address, *, timeout: float | None = None) -> psycopg.Connection[Any]:
-    """Open a connection to the DB's own server.
-
-    Args:
-        db: The DB directory.
-        address: Where the server is.
-        timeout: Seconds that it may take; libpq's least is 2.
+    """Open a connection to the DB's own server, within ``timeout`` seconds; libpq's least is 2.
 
     Raises:
         Unavailable: It can't succeed by repeating.
@@ -59,9 +54,7 @@ def connect(db: DBDir, address: Address, *, timeout: float | None = None) -> psy
 def connect_adopted(db: DBDir, *, password: str | None = None) -> psycopg.Connection[Any]:
     """Open a connection to a server that somebody else runs; errors as from :func:`connect`.
 
-    Args:
-        db: The DB directory.
-        password: The password, None for the one that was stored, if any.
+    Without a password the stored one is used, if there is any.
     """
     parameters = adopted_parameters(db.settings, psycopg.pq.version())
     if "connect_timeout" not in db.settings["url"]:
@@ -78,10 +71,7 @@ def _connect_timeout(timeout: float | None) -> str:
 def own_parameters(db: DBDir, address: Address, libpq: int) -> dict[str, str]:
     """Return libpq's parameters for the DB's own server, without the password.
 
-    Args:
-        db: The DB directory.
-        address: Where the server is.
-        libpq: The version of the library, or of the programs, that will connect, e.g. 160004.
+    ``libpq`` is the version of the library, or of the programs, that will connect, e.g. 160004.
 
     Raises:
         BackendError: That version would send the password to any program that listens there.

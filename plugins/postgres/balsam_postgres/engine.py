@@ -28,12 +28,7 @@ _POOL_SIZE, _MAX_OVERFLOW = 2, 30  # connections: the server allows 300 for all 
 
 
 def make_engine(db: DBDir, role: EngineRole) -> Engine:
-    """Return an engine on the database; nothing is connected yet.
-
-    Args:
-        db: The DB directory.
-        role: ``reader`` never writes.
-    """
+    """Return an engine on the database; nothing is connected yet."""
     creator: Callable[[], Any]
     if "url" in db.settings:
         creator = lambda: connect_adopted(db)  # noqa: E731
@@ -48,6 +43,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         use_native_hstore=False,  # saves each program a query
     )
 
+    @event.listens_for(engine, "begin")
     def begin(conn: Connection) -> None:
         reads = role == "reader" or bool(conn.get_execution_options().get("balsam_reads", False))
         raw: Any = conn.connection.driver_connection
@@ -56,11 +52,9 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
             raw.isolation_level = level.REPEATABLE_READ if reads else level.READ_COMMITTED
             raw.read_only = reads
 
-    event.listen(engine, "begin", begin)
-    event.listen(engine, "handle_error", _mark_lost)
+    @event.listens_for(engine, "handle_error")
+    def mark_lost(context: ExceptionContext) -> None:
+        if is_lost(context.original_exception):
+            context.is_disconnect = True
+
     return engine
-
-
-def _mark_lost(context: ExceptionContext) -> None:
-    if is_lost(context.original_exception):
-        context.is_disconnect = True

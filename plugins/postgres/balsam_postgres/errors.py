@@ -96,12 +96,7 @@ def translate(error: BaseException) -> BalsamError | None:
 
 
 def permanent_error(error: BaseException, where: str) -> BalsamError | None:
-    """Return the error for a connection that can't succeed by repeating, else None.
-
-    Args:
-        error: The driver's.
-        where: The server, for the message.
-    """
+    """Return the error for a connection that can't succeed by repeating, else None; ``where`` is the server."""
     text = " ".join(str(error).split())
     lower = text.lower()
     meanings = [meaning for words, meaning in _PERMANENT.items() if words in lower]

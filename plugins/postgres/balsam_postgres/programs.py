@@ -85,11 +85,7 @@ def find_server(bindir: str = "", *, major: int | None = None) -> Programs:
 
 
 def find_client(bindir: str = "", *, major: int) -> Programs:
-    """Return ``pg_dump`` and ``pg_restore`` that understand a server.
-
-    Args:
-        bindir: Their folder, where the user has named it; else empty.
-        major: The server's version.
+    """Return ``pg_dump`` and ``pg_restore`` that understand a server of a version.
 
     Raises:
         BackendError: There are none, or older ones only.

@@ -37,11 +37,7 @@ _LOCK_LINES = 7  # of a complete postmaster.pid, at least
 def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
     """Return how to run the server; its configuration is written.
 
-    Args:
-        db: The DB directory.
-        host: Where to listen.
-        port: Where to listen.
-        tls: Whether connections must be encrypted; those of this machine are not where the programs can't.
+    With ``tls`` connections must be encrypted; those of this machine are not where the programs can't.
 
     Raises:
         BackendError: The programs are missing or of another version than the data, or can't encrypt.

@@ -28,17 +28,13 @@ SERVER_BUSY_TIMEOUT = 0.05  # the server has others to answer meanwhile
 OWNER_BUSY_TIMEOUT = 60.0  # nothing repeats what `balsam init` does
 CACHE_SIZE = 16 * 1024  # KiB per connection
 WAL_SIZE_LIMIT = 64 * 1024 * 1024  # bytes that the log keeps after a big write
-_SYNCHRONOUS = {"full": "FULL", "relaxed": "NORMAL"}
 
 
 def make_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine on the database file; the file is checked now and before each new connection.
 
-    Args:
-        db: The DB directory.
-        role: ``owner`` (``balsam init``) and ``server`` may open the file on a network file system: as the only
-            process, with exclusive locks, without shared memory. The others share the file, so it must be on a local
-            one.
+    ``owner`` (``balsam init``) and ``server`` may open the file on a network file system: as the only process, with
+    exclusive locks, without shared memory. The other roles share the file, so it must be on a local one.
 
     Raises:
         ServerNotRunning: The file is on a network file system.
@@ -57,7 +53,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
     pragmas = [
         # Before anything that reads the file: then no shared memory is ever made.
         *(["locking_mode=EXCLUSIVE"] if remote else []),
-        f"synchronous={_SYNCHRONOUS.get(db.settings.get('durability', 'full'), 'FULL')}",
+        "synchronous=NORMAL" if db.settings.get("durability") == "relaxed" else "synchronous=FULL",
         "foreign_keys=ON",
         "temp_store=MEMORY",
         f"cache_size=-{CACHE_SIZE}",

@@ -151,9 +151,7 @@ def _check_once(file: Path, status: os.stat_result | None, log_size: int) -> Non
 def _read_header(file: Path, *, has_log: bool) -> dict[str, int] | None:
     """Return the header's numbers, after reading the list of tables.
 
-    Args:
-        file: The database file.
-        has_log: Whether its log may hold what the file lacks. Then damage gives None: SQLite itself will find it.
+    With a log, which may hold what the file lacks, damage gives None: SQLite itself will find it.
     """
     import sqlite3
 

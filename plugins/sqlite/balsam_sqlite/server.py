@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def server_plan(db: DBDir, host: str, port: int) -> ServerPlan:
-    """Return how to run the write server, after a check of the file; see :func:`balsam_sqlite.init_files.check_file`.
-
-    Args:
-        db: The DB directory.
-        host: Where to listen.
-        port: Where to listen.
-    """
+    """Return how to run the write server, after a check of the file; errors as of ``init_files.check_file``."""
     from balsam_sqlite.init_files import check_file, check_locks
 
     check_locks(db)
