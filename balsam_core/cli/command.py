@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from balsam_core.cli.stdout import stdout_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "jsonl", "csv", "ids")
 OUTPUT_VARIABLE = "BALSAM_OUTPUT"
 DEBUG_VARIABLE = "BALSAM_DEBUG"
+KEEPS_STDOUT = "balsam.keeps_stdout"
+"""In the context's ``meta``: whether the command writes to stdout by a :class:`Printer` alone."""
 
 
 class Session:
@@ -130,7 +135,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (as click)
         """Run the command, unless the output format is wrong: it must not change anything then."""
         _ = ctx.ensure_object(Session).format
-        return super().invoke(ctx)
+        with stdout_kept() if ctx.meta.get(KEEPS_STDOUT) else nullcontext():
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, the common ones after the command's own, then the examples."""

@@ -15,6 +15,7 @@ from balsam_core.backends import registry
 from balsam_core.backends.discovery import entry_points
 from balsam_core.backends.loading import describe_exception
 from balsam_core.cli.command import Group
+from balsam_core.cli.stdout import stdout_kept
 from balsam_core.cli.text import printable
 from balsam_core.errors import BackendError, BalsamError
 
@@ -74,11 +75,12 @@ def find_db_type_group(word: str, *, quiet: bool = False) -> Group | None:
     if name not in registry.OFFICIAL and all(one.db_type != name for one in entry_points()):
         return None
     try:
-        backend = registry.load(word)
-        if not backend.has("balsam_commands"):
-            raise click.UsageError(f"{backend.provider} adds no commands for the db type {backend.identity.name}")
-        group = DBTypeGroup(word, backend)
-        backend.commands(group)
+        with stdout_kept():  # until a command of the plugin runs
+            backend = registry.load(word)
+            if not backend.has("balsam_commands"):
+                raise click.UsageError(f"{backend.provider} adds no commands for the db type {backend.identity.name}")
+            group = DBTypeGroup(word, backend)
+            backend.commands(group)
     except (BalsamError, click.UsageError):
         if quiet:
             return None

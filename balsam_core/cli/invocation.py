@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balsam_core.cli.command import FORMATS, OUTPUT_VARIABLE, Session
+from balsam_core.cli.stdout import STDOUT, discard_output_of
 from balsam_core.errors import BalsamError, InvalidInput
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _report_error(
             stream.write(text)
             stream.flush()
         except OSError:
-            _discard_output_of(stream.fileno())
+            discard_output_of(stream.fileno())
     return exit_code
 
 
@@ -146,17 +147,10 @@ def _handle_lost_output(err: OSError, session: Session, arguments: list[str]) ->
     """Return the exit code for output that can't be written; no message where the reader went away."""
     from balsam_core.system.files import reason
 
-    _discard_output_of(1)
+    discard_output_of(STDOUT)
     if err.errno in {errno.EPIPE, errno.ECONNRESET}:
         return READER_GONE
     return _report_error(err, session, arguments, "output", f"the output can't be written: {reason(err)}", 1)
-
-
-def _discard_output_of(descriptor: int) -> None:
-    """Redirect a stream to the null device, so that the interpreter's last flush can't fail."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, descriptor)
-    os.close(null)
 
 
 def _open_standard_streams() -> None:

@@ -12,6 +12,7 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from balsam_core.cli.stdout import results
 from balsam_core.cli.table import colours_wanted, lines, terminal_width
 from balsam_core.cli.text import flatten, printable
 
@@ -62,7 +63,7 @@ class Printer:
         """
         if self.for_people:
             for line in [text] if isinstance(text, str) else text:
-                sys.stdout.write(f"{line}\n")
+                results().write(f"{line}\n")
         elif self.format == "ids":
             value = next(iter(result.values())) if ids is None else ids
             self._write_ids((), ([part] for part in (value if isinstance(value, (list, tuple)) else [value])))
@@ -71,10 +72,14 @@ class Printer:
         else:
             self._write_bytes([_json_encoder()(result), b"\n"])
 
+    def text(self, text: str) -> None:
+        """Write lines for people to stdout."""
+        results().write(f"{text}\n")
+
     def note(self, text: str) -> None:
         """Write a remark for people to stderr."""
         if self.for_people:
-            sys.stdout.flush()
+            results().flush()
             sys.stderr.write(f"{flatten(text)}\n")
 
     # ---- one method for each format
@@ -82,7 +87,7 @@ class Printer:
     def _write_table(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
         titles = [name.upper() for name in names]
         for line in lines(titles, rows, columns=terminal_width(), colours=colours_wanted()):
-            sys.stdout.write(f"{line}\n")
+            results().write(f"{line}\n")
 
     def _write_json(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
         def parts() -> Iterator[bytes]:
@@ -101,20 +106,20 @@ class Printer:
     def _write_csv(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
         import csv
 
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer = csv.writer(results(), lineterminator="\n")
         writer.writerow(names)
         for row in rows:
             writer.writerow([_csv_cell(value) for value in row])
 
     def _write_ids(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:  # noqa: ARG002
         for row in rows:
-            sys.stdout.write(f"{printable(str(row[0]))}\n")
+            results().write(f"{printable(str(row[0]))}\n")
 
     @staticmethod
     def _write_bytes(parts: Iterable[bytes]) -> None:
         """Write JSON, which is UTF-8 whatever the terminal's encoding is."""
-        sys.stdout.flush()
-        write = sys.stdout.buffer.write
+        results().flush()
+        write = results().buffer.write
         for part in parts:
             write(part)
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from balsam_core.cli.command import Group, common_options
+from balsam_core.cli.command import KEEPS_STDOUT, Group, common_options
 from balsam_core.version import __version__
 
 # The command NAME is the function NAME in the module commands/NAME.py; its help begins with the sentence here.
@@ -70,6 +70,7 @@ class Root(Group):
             from balsam_core.cli.values import similar
 
             ctx.fail(f"there is no command {quote(args[0])}{similar(args[0], COMMANDS)}")
+        ctx.meta[KEEPS_STDOUT] = args[0] in COMMANDS  # a plugin's own commands may print
         return args[0], found, args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import datetime
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from balsam_core.cli.stdout import results
 from balsam_core.cli.text import cut, printable, width
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ _COLOURS = {
 
 def colours_wanted() -> bool:
     """Whether stdout is a terminal with colours and the user has not switched them off."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return results().isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def terminal_width() -> int | None:
     """Return the width of the terminal; None where stdout is no terminal and nothing must be cut."""
-    if not sys.stdout.isatty():
+    if not results().isatty():
         return None
     import shutil
 

@@ -253,6 +253,37 @@ def test_the_listing_tells_of_each_and_the_check_too(site, balsam):
             assert "Traceback" not in done.err, done.err[-2000:]
 
 
+def test_what_the_plugin_in_use_prints_never_reaches_the_output(site, balsam, tmp_path):
+    writes = WRITES.strip()
+    code = f"{WRITES}{engine('toy')}".replace("    return ", f"    {writes}\n    return ")
+    own = """
+@hookimpl
+def balsam_commands(group):
+    print("HELLO")
+
+    @group.command()
+    def hello():
+        print("hello from the toy")
+"""
+    site.add("toy", code, more=own)
+    for words in (
+        ["init", tmp_path / "db", "--db-type", "toy", "-o", "json"],
+        ["run", "-o", "json", "--", "true"],
+        ["ls", "-o", "json"],
+        ["launcher", "--consume-all", "-o", "json"],
+        ["status", "-o", "json"],
+        ["plugins", "list", "-o", "json"],
+    ):
+        done = balsam(*words)
+        assert done.code == 0, done
+        assert done.json
+        assert "HELLO" in done.err or words[0] == "status"
+    for form in ("table", "csv", "ids", "jsonl"):
+        assert "HELLO" not in balsam("ls", "-o", form).out
+    assert balsam("toy", "hello").out == "hello from the toy\n", "its own command may print"
+    assert balsam("ls", "--no-such-option").out == ""
+
+
 @pytest.mark.parametrize("command", ["list", "check"])
 def test_one_that_ends_the_process_harms_nobody(site, balsam, command):
     for name, (code, _) in CRASHES.items():

@@ -103,15 +103,14 @@ def _start_server(session: Session, options: ServerOptions, *, chosen: bool) -> 
 
 
 def _serve_in_foreground(session: Session, options: ServerOptions) -> None:
-    import sys
-
+    from balsam_core.cli.stdout import results
     from balsam_core.watchdog.process import run_in_foreground
 
     directory = session.directory(create=True)
 
     def ready(server: Address) -> None:
         session.printer().one(_address_record(directory, server), f"running at {server.endpoint}")
-        sys.stdout.flush()
+        results().flush()
 
     run_in_foreground(directory, options, ready)
 

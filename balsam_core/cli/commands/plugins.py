@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from balsam_core.cli.command import Session, group, pass_session
@@ -64,9 +62,9 @@ def check(session: Session, db_type: str | None) -> int:
         for one in found:
             if one.traceback:
                 lines = map(printable, one.traceback[-LONGEST_TRACEBACK:].rstrip().split("\n"))
-                sys.stdout.write("\n".join([f"\n{one.db_type}:", *lines, ""]))
+                printer.text("\n".join([f"\n{one.db_type}:", *lines]))
             if one.remedy:
-                sys.stdout.write(f"{one.db_type}: {printable(one.remedy)}\n")
+                printer.text(f"{one.db_type}: {printable(one.remedy)}")
     else:
         printer.rows(names, ([getattr(one, name) for name in names] for one in found))
     return int(any(one.status != "ok" for one in found) or not found)
