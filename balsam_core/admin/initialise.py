@@ -36,11 +36,13 @@ class InitResult:
     Attributes:
         db: The DB directory.
         created: Whether this call created it; if not, it existed and is up to date now.
+        migrated: Whether an existing one had an older schema.
         restarted: The new address of its server, which was stopped meanwhile; None when none was.
     """
 
     db: DBDir
     created: bool
+    migrated: bool = False
     restarted: Address | None = None
 
 
@@ -184,32 +186,31 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
     if required and not options and os.path.lexists(db.address_file):
         published = address.read(db)
         if published and _is_current(backend, db):
-            return InitResult(db=_bring_up_to_date(backend, db, options, published), created=False)
+            return _bring_up_to_date(backend, db, options, published)
     from balsam_core.watchdog import control
 
     server = None
     try:
         with control.paused(db, always=required) as server:
-            refreshed = _bring_up_to_date(backend, db, options, None)
+            result = _bring_up_to_date(backend, db, options, None)
     except BaseException:
         if server is not None:  # a DB that could not be refreshed is served as before
             with contextlib.suppress(BalsamError, OSError):
                 control.start(db, server)
         raise
-    restarted = None if server is None else control.start(refreshed, server).address
-    return InitResult(db=refreshed, created=False, restarted=restarted)
+    return result if server is None else replace(result, restarted=control.start(result.db, server).address)
 
 
-def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], published: Address | None) -> DBDir:
+def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], published: Address | None) -> InitResult:
     refreshed = replace(db, settings=backend.init_db(db, options))
     make_tree(db.path)
     if not os.path.lexists(db.address_file):
         address.withdraw(db)
-    _upgrade_tables(backend, refreshed, published=published)
+    migrated = _upgrade_tables(backend, refreshed, published=published)
     if dict(db.settings) != refreshed.settings:
         write_config(refreshed)
     staging.sweep(db.path)
-    return refreshed
+    return InitResult(db=refreshed, created=False, migrated=migrated)
 
 
 def _is_current(backend: Backend, db: DBDir) -> bool:
@@ -229,8 +230,11 @@ def _is_current(backend: Backend, db: DBDir) -> bool:
 
 def _upgrade_tables(
     backend: Backend, db: DBDir, *, published: Address | None = None, new: bool = False, source: Path | None = None
-) -> None:
-    """Make or change the tables; where a server is needed and none is published, one is run for that."""
+) -> bool:
+    """Make or change the tables, and say whether that was needed.
+
+    Where a server is needed and none is published, one is run for that.
+    """
     from sqlalchemy.exc import SQLAlchemyError
 
     from balsam_core.schema.migrate import upgrade
@@ -244,7 +248,7 @@ def _upgrade_tables(
         engine = backend.create_engine(db, "owner")
         stack.callback(engine.dispose)
         try:
-            upgrade(engine, db_id=db.id, new=new, take_over=new)
+            return upgrade(engine, db_id=db.id, new=new, take_over=new)
         except SQLAlchemyError as err:
             text = " ".join(str(getattr(err, "orig", None) or err).split())
             raise DBDirError(f"the tables of {shown(db.path)} can't be made or changed: {text}") from err

@@ -42,8 +42,8 @@ def _scripts_after(revision: str | tuple[str, ...]) -> list[Script]:
     return list(newest_first)[::-1]
 
 
-def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = False) -> None:
-    """Create or migrate all tables; does nothing where they are up to date.
+def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = False) -> bool:
+    """Create or migrate all tables; return whether that was needed.
 
     Args:
         engine: Connects as the owner of the tables.
@@ -75,6 +75,7 @@ def upgrade(engine: Engine, *, db_id: str, new: bool = True, take_over: bool = F
     with engine.connect() as conn, conn.begin():
         if _owner(conn) is None:
             conn.execute(meta.insert(), [{"name": "db_id", "value": db_id}, {"name": "epoch", "value": "0"}])
+    return bool(todo)
 
 
 def _owner(conn: Connection) -> str | None:

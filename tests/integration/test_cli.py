@@ -49,7 +49,7 @@ def test_init_creates_and_refreshes(tmp_path):
     names = {entry.name for entry in path.iterdir()}
     assert names >= {"db.sqlite3", "dbwriter_address", "data", "log", "balsam.toml", "keys"}
     again = child.good("init", path, "-o", "json").json
-    assert (again["id"], again["created"]) == (done["id"], False)
+    assert (again["id"], again["created"], again["migrated"]) == (done["id"], False, False)
     assert "up to date" in child.good("init", path).out
 
 

@@ -230,7 +230,7 @@ def test_a_served_db_is_refreshed_and_served_again(kind: str, tmp_path: Path) ->
         server = address.read(db)
         with pytest.raises(SchemaMismatch, match="has schema 0001"), open_db(db.path) as old:
             old.jobs.count()
-        child.good("init", db.path)
+        assert child.good("init", db.path).out.startswith("brought up to date: ")
         refreshed = address.read(db)
         assert server is not None
         assert refreshed is not None

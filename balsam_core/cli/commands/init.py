@@ -44,9 +44,10 @@ def init(session: Session, /, path: str, db_type: str | None, **database: Any) -
         "db_type": done.db.db_type,
         "id": done.db.id,
         "created": done.created,
+        "migrated": done.migrated,
         "server": f"{server.host}:{server.port}" if server else None,
     }
-    verb = "created" if done.created else "up to date:"
+    verb = "created" if done.created else "brought up to date:" if done.migrated else "up to date:"
     lines = [f"{verb} {printable(str(done.db.path))} ({done.db.db_type})"]
     if server:
         lines.append(f"its server was stopped meanwhile and runs again at {result['server']}")
