@@ -36,7 +36,7 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--description",), {"help": "Free text."}),
     (("--param", "-p", "parameters"), {
         "multiple": True, "metavar": "KEY=VALUE", "callback": converted(parameters),
-        "help": "Value for a {KEY} of the command; JSON where it is JSON, else text. May be repeated.",
+        "help": "Value for a {KEY} of the command, which gets it as typed. May be repeated.",
     }),
     (("--parent", "parents"), {
         "multiple": True, "metavar": "SELECTOR",

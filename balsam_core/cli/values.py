@@ -68,16 +68,20 @@ def mapping(option: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def parameters(option: str, texts: Iterable[str]) -> dict[str, Any]:
-    """Return repeated ``KEY=VALUE`` options as job parameters: JSON is decoded, everything else is text."""
-    return {key: _decode_json_or_text(text) for key, text in mapping(option, texts).items()}
+    """Return repeated ``KEY=VALUE`` options as job parameters, which commands get as they were typed."""
+    return {key: _json_or_text(text) for key, text in mapping(option, texts).items()}
 
 
-def _decode_json_or_text(text: str) -> object:
+def _json_or_text(text: str) -> object:
+    """Return the value of a JSON text if a command gets just this text for it, else the text."""
     import msgspec
 
+    from balsam_core.model.command import rendered
+
     try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        value = msgspec.json.decode(text)
+        return value if rendered(value) == text else text
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
         return text
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from balsam_core.errors import BalsamError, Conflict, InvalidInput, TooLarge
+from balsam_core.errors import BalsamError, Conflict, InvalidInput, NotFound, OutcomeUnknown, TooLarge, Unavailable
 from balsam_core.model.calls import (
     MOST_JOBS,
     AbandonStagedInsert,
@@ -30,15 +30,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ABANDON_TIMEOUT = 10.0  # seconds; what is left is pruned after a day
+
 
 def insert(transport: Transport, jobs: Iterable[Job]) -> list[int]:
-    """Add jobs, all of them or none, and fill in their ``id``; returns the ids in the order of adding.
+    """Add jobs, all of them or none, and fill in their ``id``; returns the ids in the order of the jobs.
 
     In a sequence parents may come after their children. An iterator is read as it goes, so that memory stays flat but
     for the ids; there a parent must come before its children.
     """
-    ordered = _parents_first(jobs) if isinstance(jobs, Sequence) else jobs
-    stream = iter(ordered)
+    if not isinstance(jobs, Sequence):
+        return _insert_in_order(transport, jobs)
+    ordered = _parents_first(jobs)
+    ids = _insert_in_order(transport, ordered)
+    return ids if ordered is jobs else [job.id or 0 for job in jobs]
+
+
+def _insert_in_order(transport: Transport, jobs: Iterable[Job]) -> list[int]:
+    """Add jobs of which none comes before its parents; in one call, where they are few."""
+    stream = iter(jobs)
     chunk = list(islice(stream, MOST_JOBS))
     if not chunk:
         return []
@@ -50,30 +60,74 @@ def insert(transport: Transport, jobs: Iterable[Job]) -> list[int]:
             if len(chunk) == 1:
                 raise
     staged_insert = transport.run(OpenStagedInsert())
-    ids: list[int] = []
-    added: list[Job] = []
+    chunks = chain([chunk], _chunks(chain(rest, stream)))
+    ids = _add_and_publish(transport, staged_insert, chunks, keep=isinstance(jobs, Sequence))
     try:
-        stream = chain(rest, stream)
-        while chunk:
-            for part in _split_to_fit(transport, chunk, ids, staged_insert=staged_insert):
-                if isinstance(ordered, Sequence):
-                    added += part
-            chunk = list(islice(stream, MOST_JOBS))
-        transport.run(PublishStagedInsert(staged_insert=staged_insert))
-    except BaseException:
-        for job in added:
-            job.id = None
-        _abandon_staged_insert(transport, staged_insert)
-        raise
-    while transport.run(PromoteStagedInsert(staged_insert=staged_insert)):
-        pass
+        while transport.run(PromoteStagedInsert(staged_insert=staged_insert)):
+            pass
+    except BalsamError as err:  # the jobs are added; whoever claims next goes on with this
+        logger.warning("%d jobs are added, but can't all be claimed yet: %s", len(ids), err)
     return ids
 
 
-def _abandon_staged_insert(transport: Transport, staged_insert: int) -> None:
+def _chunks(stream: Iterator[Job]) -> Iterator[list[Job]]:
+    while chunk := list(islice(stream, MOST_JOBS)):
+        yield chunk
+
+
+def _add_and_publish(transport: Transport, staged_insert: int, chunks: Iterable[list[Job]], *, keep: bool) -> list[int]:
+    """Add jobs to a staged insert and publish it; return the ids.
+
+    Args:
+        transport: Runs the calls.
+        staged_insert: It is open, and removed if this fails.
+        chunks: The jobs.
+        keep: Whether the jobs exist anyway, so that those of a failed insert can be freed of their ids.
+    """
+    ids: list[int] = []
+    added: list[Job] = []
+    publishing = False
+    try:
+        for chunk in chunks:
+            for part in _split_to_fit(transport, chunk, ids, staged_insert=staged_insert):
+                added += part if keep else ()
+        publishing = True
+        _publish(transport, staged_insert)
+    except BaseException as err:
+        for job in added:
+            job.id = None
+        _abandon(transport, staged_insert)
+        if isinstance(err, OutcomeUnknown) and not publishing:
+            raise Unavailable(_NOTHING_ADDED.format(err.message)) from err
+        raise
+    return ids
+
+
+def _publish(transport: Transport, staged_insert: int) -> None:
+    """Make a staged insert visible.
+
+    Raises:
+        OutcomeUnknown: It may be visible, or become so.
+    """
+    try:
+        transport.run(PublishStagedInsert(staged_insert=staged_insert))
+    except OutcomeUnknown as unknown:
+        try:
+            transport.run(AbandonStagedInsert(staged_insert=staged_insert))
+        except (Conflict, NotFound):  # it is published, and perhaps completed already
+            return
+        except BalsamError:
+            raise unknown from None
+        raise Unavailable(_NOTHING_ADDED.format(unknown.message)) from unknown
+
+
+_NOTHING_ADDED = "{}; but nothing was published, so no job was added"
+
+
+def _abandon(transport: Transport, staged_insert: int) -> None:
     """Remove the jobs of an unpublished staged insert, which nobody can see; what is left now is pruned later."""
     try:
-        while transport.run(AbandonStagedInsert(staged_insert=staged_insert)):
+        while transport.run(AbandonStagedInsert(staged_insert=staged_insert), timeout=ABANDON_TIMEOUT):
             pass
     except BalsamError:
         logger.debug("staged insert %s is left to be pruned", staged_insert, exc_info=True)
@@ -100,10 +154,8 @@ def _add_chunk(transport: Transport, chunk: list[Job], *, staged_insert: int) ->
     except TooLarge:
         raise
     except InvalidInput:
-        # What can't even be encoded was refused by the codec, which doesn't know the job and its field.
-        with contextlib.suppress(TypeError, AttributeError):  # values of a wrong type
-            for job in chunk:
-                job.check()
+        for job in chunk:
+            job.check()  # the codec, which refuses values of a wrong type, doesn't know the job and its field
         raise
     ids = _ids_of(answer, len(chunk))
     for job, job_id in zip(chunk, ids, strict=True):
@@ -162,7 +214,7 @@ def _parent_reference(job: Job, parent: Job | int, positions: dict[int, int]) ->
         raise InvalidInput(
             f"job {job.name!r}: its parent {parent.name!r} is not added yet; add it before or in the same list"
         )
-    if type(parent) is not int or parent < 1:
+    if type(parent) is not int or not 0 < parent < 2**63:
         raise InvalidInput(f"job {job.name!r}: a parent is a Job or a job's id, not {parent!r}")
     return parent
 

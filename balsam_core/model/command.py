@@ -1,6 +1,8 @@
 """Command templates: split into words first, then filled, so that a parameter can never inject a word.
 
-``{name}`` is a placeholder where ``name`` is a Python identifier; all other braces stay as they are.
+In an app's template ``{name}`` is a placeholder where ``name`` is a Python identifier, and ``{{`` and ``}}`` stand for
+single braces. In a job's own command line only the names of the job's parameters are placeholders. All other braces
+stay as they are.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ import shlex
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from balsam_core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_TEMPLATE = re.compile(rf"\{{\{{|\}}\}}|{_PLACEHOLDER.pattern}")
 
 
 def split(text: str, *, what: str) -> list[str]:
@@ -40,23 +45,38 @@ def _split_cached(text: str) -> tuple[str, ...]:
 
 
 def placeholders(words: Sequence[str]) -> set[str]:
-    """Return the names of the parameters that the words ask for."""
-    return {name for word in words for name in _PLACEHOLDER.findall(word)}
+    """Return the names of the parameters that the words of a template ask for."""
+    return {name for word in words for name in _TEMPLATE.findall(word) if name}
 
 
-def fill(words: Sequence[str], parameters: Mapping[str, object], *, what: str) -> list[str]:
-    """Return the words with each ``{name}`` replaced by its parameter's text.
+def fill_template(words: Sequence[str], parameters: Mapping[str, object], *, what: str) -> list[str]:
+    """Return the words of a template with each ``{name}`` replaced by its parameter, ``{{`` and ``}}`` by one brace.
 
     Raises:
         InvalidInput: A placeholder has no parameter.
     """
 
     def value(match: re.Match[str]) -> str:
-        try:
-            found = parameters[match[1]]
-        except KeyError:
+        name = match[1]
+        if name is None:
+            return match[0][0]
+        if name not in parameters:
             have = ", ".join(sorted(parameters)) or "none"
-            raise InvalidInput(f"{what}: parameter {match[1]!r} is missing (given: {have})") from None
-        return found if isinstance(found, str) else str(found)
+            raise InvalidInput(f"{what}: parameter {name!r} is missing (given: {have})")
+        return rendered(parameters[name])
 
-    return [_PLACEHOLDER.sub(value, word) for word in words]
+    return [_TEMPLATE.sub(value, word) for word in words]
+
+
+def fill_known(words: Sequence[str], parameters: Mapping[str, object]) -> list[str]:
+    """Return the words with each ``{name}`` of a parameter replaced by it; what else stands in braces stays."""
+
+    def value(match: re.Match[str]) -> str:
+        return rendered(parameters[match[1]]) if match[1] in parameters else match[0]
+
+    return [_PLACEHOLDER.sub(value, word) for word in words] if parameters else list(words)
+
+
+def rendered(value: object) -> str:
+    """Return a parameter as a command gets it: text as it is, all else as compact JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -46,9 +46,10 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         description: Free text.
         app: Name of the app to run; excludes ``command``.
         args: More words for the command line, split like a shell line, then filled from ``parameters``.
-        command: A command line of the job's own, split like a shell line; placeholders are filled from
-            ``parameters`` if there are any.
-        parameters: Values for the placeholders; any JSON object.
+        command: A command line of the job's own, split like a shell line; ``{name}`` is a placeholder where ``name`` is
+            among ``parameters``.
+        parameters: Values for the placeholders; any JSON object. Text is filled in as it is, all else as JSON. A set is
+            stored as a list; a Decimal, a UUID, a date or a datetime without a time zone as text.
         parents: Jobs that must finish first: :class:`Job` objects or ids.
         wait_for_parents: Whether the job waits for its parents or only takes their files.
         input_files: Shell patterns; matching files of the parents are linked into the working directory.
@@ -73,7 +74,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         node_packing_count: How many such jobs share one node.
         cpu_affinity: Binding of processes to cores; empty for none.
         key: Unique over the database; adding a job with a key that exists gives the existing job.
-        data: Any JSON object of the user's own.
+        data: Any JSON object of the user's own, stored like ``parameters``.
         id: The job's id, given by the database.
         state: Where it stands.
         state_since: When it came there.
@@ -132,7 +133,10 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         return dict(zip(FIELDS, astuple(self), strict=True))
 
     def check(self) -> None:
-        """Raise InvalidInput where a value can never work; numbers' ranges are checked by the codec."""
+        """Raise InvalidInput, with the job and the field, where a value can't be stored or can never work."""
+        for info in field_infos():
+            if info.name != "parents":  # an operation checks them
+                _check_type(self, info)
         check_columns({name: (value,) for name, value in self.values().items()})
 
     def __repr__(self) -> str:
@@ -150,6 +154,19 @@ GIVEN_BY_DATABASE = frozenset(
 def field_infos() -> tuple[FieldInfo, ...]:
     """Return type and default of each field. Takes 1 ms, so it is not done at import."""
     return fields(Job)
+
+
+def _check_type(job: Job, info: FieldInfo) -> None:
+    """Raise InvalidInput where a field holds what its type does not allow."""
+    value = getattr(job, info.name)
+    try:
+        if type(value) in {str, dict, list}:
+            check_document(info.name, value)  # says more
+        msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=info.type)
+    except (TypeError, ValueError, OverflowError, RecursionError, InvalidInput) as err:
+        shown = repr(value)
+        what = err if isinstance(err, InvalidInput) else f"{info.name} can't be {shown[:60]} ({str(err).rstrip('.')})"
+        raise InvalidInput(f"{title('job', str(job.name))}: {what}") from None
 
 
 def check_columns(columns: Mapping[str, Sequence[Any]]) -> None:

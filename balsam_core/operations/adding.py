@@ -51,7 +51,7 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     needs = app_needs(tx, set(given["app"]) - {""})
     for job in call.jobs if needs else ():
         if job.app:
-            check_parameters(job, needs[job.app].parameters)
+            check_parameters(job, needs[job.app])
     stored, repeated = find_existing_keys(tx, call) if any(given["key"]) else KeyMatches({}, {})
     new = [(index, job) for index, job in enumerate(call.jobs) if index not in stored and index not in repeated]
     if not new:

@@ -101,10 +101,12 @@ def class_ids(tx: Tx, shapes: set[Shape]) -> dict[Shape, int]:
 
 
 class AppNeeds(NamedTuple):
-    """An app's id and the parameters that its command asks for."""
+    """An app's id and the parameters that its templates ask for."""
 
     id: int
-    parameters: set[str]
+    executable: set[str]
+    preprocess: set[str]
+    postprocess: set[str]
 
 
 def app_needs(tx: Tx, names: Iterable[str]) -> dict[str, AppNeeds]:
@@ -120,14 +122,18 @@ def app_needs(tx: Tx, names: Iterable[str]) -> dict[str, AppNeeds]:
             row = tx.run_prepared(_APP_BY_NAME, {"wanted": name}).fetchone()
             if row is None:
                 raise unknown_app(tx, name)
-            needs = AppNeeds(row[0], placeholders(split(row[1], what=f"app {name!r}")))
+            needs = AppNeeds(row[0], *(placeholders(split(text or "", what=f"app {name!r}")) for text in row[1:]))
             if tx.cache is not None:
                 tx.cache.put(("apps", name), needs)
         found[name] = needs
     return found
 
 
-_APP_BY_NAME = Prepared(select(apps.c.id, apps.c.executable).where(apps.c.name == bindparam("wanted")))
+_APP_BY_NAME = Prepared(
+    select(apps.c.id, apps.c.executable, apps.c.preprocess, apps.c.postprocess).where(
+        apps.c.name == bindparam("wanted")
+    )
+)
 
 
 def unknown_app(tx: Tx, name: str) -> NotFound:
@@ -141,10 +147,15 @@ def unknown_app(tx: Tx, name: str) -> NotFound:
     return NotFound(f"there is no app {name!r}; {hint} (define one with: balsam app --name ... --executable ...)")
 
 
-def check_parameters(job: Job, needs: set[str]) -> None:
-    """Raise InvalidInput where the command asks for a parameter that the job doesn't give."""
+def check_parameters(job: Job, app: AppNeeds) -> None:
+    """Raise InvalidInput where the app's templates ask for a parameter that the job doesn't give."""
+    needs = app.executable
     if job.args:
         needs = needs | placeholders(split(job.args, what=f"job {job.name!r}: args"))
+    if app.preprocess and not job.preprocess:
+        needs = needs | app.preprocess
+    if app.postprocess and not job.postprocess:
+        needs = needs | app.postprocess
     if not needs <= job.parameters.keys():
         missing = ", ".join(sorted(needs - job.parameters.keys()))
         given = ", ".join(sorted(job.parameters)) or "none"

@@ -125,13 +125,15 @@ def test_a_clash_of_two_parents_files_names_the_second_parent(db):
 
 def test_missing_files_and_parameters_fail_their_job_only(db):
     db.apps.add(App("calc", "cat {file}"))
+    db.apps.add(App("changed", "true"))
     bad = Job(app="calc", name="no-file", parameters={"file": "params.in"})
-    braces = Job(command="true", args="{nope}", name="no-parameter", parameters={"a": 1})
+    late = Job(app="changed", name="no-parameter", parameters={"a": 1})
     good = Job(app="calc", name="good", parameters={"file": "/dev/null"})
-    db.jobs.add([bad, braces, good])
+    db.jobs.add([bad, late, good])
+    db.apps.add(App("changed", "true {nope}"), replace=True)
     Launcher(db, LauncherOptions(slots=2)).run()
     assert states(db) == {"no-file": "FAILED", "no-parameter": "FAILED", "good": "JOB_FINISHED"}
-    why = {job.name: db.jobs.history(job)[-1].message for job in (bad, braces)}
+    why = {job.name: db.jobs.history(job)[-1].message for job in (bad, late)}
     assert "params.in: No such file" in why["no-file"]
     assert "parameter 'nope' is missing" in why["no-parameter"]
 

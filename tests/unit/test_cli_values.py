@@ -4,6 +4,7 @@ import click
 import pytest
 
 from balsam_core.cli.values import json_object, mapping, parameters, patterns, states
+from balsam_core.model.command import rendered
 
 
 @pytest.mark.parametrize(
@@ -11,12 +12,19 @@ from balsam_core.cli.values import json_object, mapping, parameters, patterns, s
     [
         ("0.5", 0.5),
         ("-3", -3),
-        ("1e3", 1000.0),
+        ("1e3", "1e3"),
         ("true", True),
         ("null", None),
-        ("[1, 2]", [1, 2]),
-        ('{"a": 1}', {"a": 1}),
-        ('"5"', "5"),
+        ("[1,2]", [1, 2]),
+        ("[1, 2]", "[1, 2]"),
+        ('{"a":1}', {"a": 1}),
+        ('{"a": 1}', '{"a": 1}'),
+        ('"5"', '"5"'),
+        ("1.10", "1.10"),
+        ("7e10", "7e10"),
+        ("1e22", 1e22),
+        ("-0", "-0"),
+        (" 5", " 5"),
         ("hello", "hello"),
         ("", ""),
         ("007", "007"),
@@ -30,10 +38,11 @@ from balsam_core.cli.values import json_object, mapping, parameters, patterns, s
         ("[" * 100_000, "[" * 100_000),
     ],
 )
-def test_parameters_are_json_where_they_can_be(text, value):
+def test_parameters_are_json_where_a_command_gets_the_same_text(text, value):
     got = parameters("--param", [f"x={text}"])["x"]
     assert got == value
     assert type(got) is type(value)
+    assert rendered(got) == text
 
 
 @pytest.mark.parametrize("text", ["", "x", "=1", "="])

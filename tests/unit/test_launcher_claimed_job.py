@@ -209,7 +209,6 @@ def test_a_process_that_cannot_start_fails_only_its_job(context, error):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"command": "echo {x}", "parameters": {"y": 1}}, "parameter 'x' is missing"),
         ({"command": "echo 'open"}, "close the quotation"),
         ({"stage_in": "/no/such/file"}, "stage_in: '/no/such/file' does not exist"),
         ({"user_workdir": "/dev/null/x"}, "can't make the working directory"),

@@ -75,3 +75,17 @@ def test_the_environment_has_its_layers_in_order(tmp_path, monkeypatch):
     assert (env["BALSAM_DB_PATH"], env["BALSAM_LAUNCHER_ID"]) == (str(tmp_path), "7")
     assert (env["BALSAM_JOB_ID"], env["BALSAM_PARENT_IDS"]) == ("12", "3 4")
     assert "BALSAM_JOB_ERROR" not in env
+
+
+def test_hooks_of_an_app_are_templates_and_own_ones_are_not():
+    app = App("sim", "sim.x", preprocess="sh -c 'echo {x} {{y}}'", postprocess="echo {z}")
+    job = Job(app="sim", parameters={"x": 1})
+    assert hook_argv(job, app, "preprocess") == ["sh", "-c", "echo 1 {y}"]
+    with pytest.raises(InvalidInput, match="postprocess of app 'sim': parameter 'z' is missing"):
+        hook_argv(job, app, "postprocess")
+    assert hook_argv(Job(app="sim", postprocess="echo ${HOME} {z}"), app, "postprocess") == ["echo", "${HOME}", "{z}"]
+
+
+def test_a_shell_variable_in_an_own_command_is_no_placeholder():
+    job = Job(command="sh -c 'echo ${HOME} {x}'", parameters={"x": "1.10"})
+    assert job_argv(job, None) == ["sh", "-c", "echo ${HOME} 1.10"]

@@ -11,7 +11,7 @@ from balsam_core.client.inserting import _parents_first
 from balsam_core.errors import BalsamError, Corrupt, InvalidInput, NotFound, SchemaMismatch, error_class
 from balsam_core.model import calls
 from balsam_core.model.codec import decode_call, decode_refusal, decode_result, encode, encode_call
-from balsam_core.model.command import fill, placeholders, split
+from balsam_core.model.command import fill_known, fill_template, placeholders, split
 from balsam_core.model.states import ACTIVE, CHILD_END_STATE, END, TRANSITIONS, UNSUCCESSFUL, first_illegal_transition
 from balsam_core.model.text import check_document
 
@@ -38,16 +38,38 @@ def test_the_classic_life_of_a_job_is_legal() -> None:
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0")))
 def test_a_parameter_stays_one_word_whatever_it_holds(value: str) -> None:
     words = split("sim.x --x {x} 'a {x} b' {not a name} {}", what="test")
-    assert fill(words, {"x": value}, what="test") == [
-        "sim.x", "--x", value, f"a {value} b", "{not", "a", "name}", "{}",
-    ]  # fmt: skip
+    filled = ["sim.x", "--x", value, f"a {value} b", "{not", "a", "name}", "{}"]
+    assert fill_template(words, {"x": value}, what="test") == filled
+    assert fill_known(words, {"x": value}) == filled
 
 
 def test_a_filled_value_is_not_filled_again() -> None:
-    assert fill(["{a}", "{b}"], {"a": "{b}", "b": 2}, what="test") == ["{b}", "2"]
-    assert placeholders(["{a}{b}", "{1}", "{a-b}"]) == {"a", "b"}
+    assert fill_template(["{a}", "{b}"], {"a": "{b}", "b": 2}, what="test") == ["{b}", "2"]
+    assert fill_known(["{a}", "{b}"], {"a": "{b}", "b": 2}) == ["{b}", "2"]
+
+
+def test_in_a_template_every_name_is_a_placeholder_and_doubled_braces_are_one() -> None:
+    assert placeholders(["{a}{b}", "{1}", "{a-b}", "{{c}}", "{{{d}}}"]) == {"a", "b", "d"}
+    assert fill_template(["{{a}} {{{a}}} {{}}"], {"a": 1}, what="test") == ["{a} {1} {}"]
     with pytest.raises(InvalidInput, match="'c' is missing"):
-        fill(["{c}"], {"a": 1}, what="test")
+        fill_template(["{c}"], {"a": 1}, what="test")
+
+
+def test_in_an_own_command_only_parameters_are_placeholders() -> None:
+    words = ["sh", "-c", "echo ${HOME} {x} {{x}} {y}"]
+    assert fill_known(words, {"x": 1}) == ["sh", "-c", "echo ${HOME} 1 {1} {y}"]
+    assert fill_known(words, {}) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("1.10", "1.10"), (1.5, "1.5"), (7, "7"), (True, "true"), (None, "null"), ([1, "a"], '[1,"a"]'),
+        ({"k": 1}, '{"k":1}'), ("", ""), ("it's {x}", "it's {x}"),
+    ],
+)  # fmt: skip
+def test_a_value_is_filled_in_as_text_or_json(value: object, text: str) -> None:
+    assert fill_template(["-{v}-"], {"v": value}, what="test") == [f"-{text}-"]
 
 
 def test_conditions_are_data_and_never_truth_values() -> None:

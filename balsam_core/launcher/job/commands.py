@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import InvalidInput
-from balsam_core.model.command import fill, split
+from balsam_core.model.command import fill_known, fill_template, split
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
@@ -19,18 +19,14 @@ _JOB_VARIABLES = ("BALSAM_JOB_ID", "BALSAM_PARENT_IDS", "BALSAM_JOB_ERROR", "BAL
 def job_argv(job: Job, app: App | None) -> list[str]:
     """Return the words of the job's command line.
 
-    An app's template is always filled from the parameters. The job's own ``command`` and ``args`` are filled only where
-    the job has parameters, so that braces in a plain command stay as they are.
-
     Raises:
         InvalidInput: A quotation is open, a parameter is missing, or there is no command.
     """
     if job.app:
         what = f"app {job.app!r}"
-        argv = fill(_split_words(_require_app(job, app).executable, what), job.parameters, what=what)
+        argv = _filled_template(job, _require_app(job, app).executable, what) + _filled_template(job, job.args, what)
     else:
-        argv = _fill_own(job, job.command, "command")
-    argv += _fill_own(job, job.args, "args")
+        argv = _filled_own(job, job.command, "command") + _filled_own(job, job.args, "args")
     if not argv or not argv[0]:
         raise InvalidInput("the command line is empty")
     return argv
@@ -38,8 +34,11 @@ def job_argv(job: Job, app: App | None) -> list[str]:
 
 def hook_argv(job: Job, app: App | None, hook: str) -> list[str]:
     """Return the words of the job's ``preprocess`` or ``postprocess``, its own or the app's; empty for none."""
-    text = getattr(job, hook) or (getattr(_require_app(job, app), hook) if job.app else "")
-    return _fill_own(job, text, hook)
+    if own := getattr(job, hook):
+        return _filled_own(job, own, hook)
+    if not job.app:
+        return []
+    return _filled_template(job, getattr(_require_app(job, app), hook), f"{hook} of app {job.app!r}")
 
 
 def _require_app(job: Job, app: App | None) -> App:
@@ -48,11 +47,12 @@ def _require_app(job: Job, app: App | None) -> App:
     return app
 
 
-def _fill_own(job: Job, text: str, what: str) -> list[str]:
-    if not text:
-        return []
-    words = _split_words(text, what)
-    return fill(words, job.parameters, what=what) if job.parameters else words
+def _filled_template(job: Job, text: str, what: str) -> list[str]:
+    return fill_template(_split_words(text, what), job.parameters, what=what)
+
+
+def _filled_own(job: Job, text: str, what: str) -> list[str]:
+    return fill_known(_split_words(text, what), job.parameters)
 
 
 _SPECIAL = frozenset("'\"\\") | {chr(c) for c in range(32) if chr(c) not in " \t\r\n"}
