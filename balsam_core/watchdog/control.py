@@ -59,9 +59,9 @@ class ServerState:
     """How the server of a DB directory stands.
 
     Attributes:
-        state: ``stopped``, ``running``, ``starting`` (no address yet, or one of a
-            server that has crashed), ``stopping``, ``stale`` (published, but its
-            process or its watchdog is gone), ``unwatched`` (published, and no watchdog is known).
+        state: ``stopped``, ``running``, ``starting`` (no address yet, or one of a server that has crashed),
+            ``stopping``, ``stale`` (published, but its process or its watchdog is gone), ``unwatched`` (published, and
+            no watchdog is known).
         address: The published address; None for none.
         lease: What the watchdog says of itself; None where there is none.
         age: Seconds since the last heartbeat of a watchdog that can't be looked up from here; None for others.
@@ -80,10 +80,6 @@ class ServerState:
 
 def start(db: DBDir, options: ServerOptions | None = None) -> Started:
     """Make sure that a server runs, and wait until it answers; of many callers, one starts it.
-
-    Args:
-        db: The DB directory.
-        options: What is wanted of a new server.
 
     Raises:
         BalsamError: It could not be started, which names the reason.
@@ -225,9 +221,7 @@ def has_server(db: DBDir) -> bool:
 def paused(db: DBDir, *, always: bool = False) -> Iterator[ServerOptions | None]:
     """Stop the server, and let nobody start one while the body runs.
 
-    Args:
-        db: The DB directory.
-        always: Whether to hold the lease even if no server was running.
+    Where none was running, others are kept from starting one only with ``always``.
 
     Yields:
         The options that start the server again as it was; None when none was running.

@@ -76,10 +76,7 @@ def _check_takeover(db: DBDir, status: LeaseStatus, *, takeover: bool) -> None:
 def take(db: DBDir, lease: Lease, judged: LeaseStatus) -> bool:
     """Put the lease in the place of what was judged available; say whether that worked.
 
-    Args:
-        db: The DB directory.
-        lease: The new lease.
-        judged: What was found there: nothing, or a dead lease. If there is something else by now, that stays.
+    If there is something else by now, that stays.
 
     Raises:
         OSError: A file can't be read or written.

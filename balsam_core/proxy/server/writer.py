@@ -271,10 +271,7 @@ class GroupWriter:
             raise DBAPIError.instance(statement, None, err, self._error) from err
 
     def _begin(self, timeout: float = 0.0) -> None:
-        """Begin a transaction.
-
-        Args:
-            timeout: Seconds to wait for another program that holds the database.
+        """Begin a transaction; wait so many seconds for another program that holds the database.
 
         Raises:
             HeldError: It still does.
