@@ -22,7 +22,7 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
 from balsam_core.proxy.protocol import LARGEST_REQUEST, OPERATIONS, CallRequest, Hello, Reply, Welcome, check_hello
-from balsam_core.proxy.server.readers import ReaderLostError, ReadRequest
+from balsam_core.proxy.server.readers import ReaderLostError
 from balsam_core.proxy.server.writer import Answer, FencedError, HeldError, PendingWrite, error_answer
 from balsam_core.proxy.server.zap import DOMAIN
 from balsam_core.transport.base import ClientSession, ServerStatus
@@ -266,10 +266,9 @@ class WriteServer:
                 self._by_request_id[key] = queued
                 self._writes.append(queued)
         elif self._readers:
-            order = ReadRequest(request.operation, bytes(request.call), request.deadline)
             # One that doesn't number its reads can't repeat them.
             key = (request.client, request.seq) if request.client else (identity.hex(), request.number)
-            if not self._readers.ask(key, identity, request.number, order):
+            if not self._readers.ask(key, identity, request):
                 self._reply(identity, request.number, error_answer(Busy("too many reads of this client are waiting")))
         elif time.monotonic() <= request.deadline:
             self._answer(identity, request.number, self._writer.read(kind, bytes(request.call)))
