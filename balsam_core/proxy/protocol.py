@@ -148,15 +148,13 @@ def catalogue() -> str:
 
 def check_hello(hello: Hello) -> None:
     """Raise SchemaMismatch where the client's program is another version than this server."""
-    ours: tuple[Any, ...] = (PROTOCOL, SCHEMA, catalogue())
-    theirs = (hello.protocol, hello.schema, hello.catalogue)
-    if theirs == ours:
-        return
-    names = ("protocol", "schema", "operations")
-    differences = [
-        f"{name} {here} against {there}" for name, here, there in zip(names, ours, theirs, strict=True) if here != there
+    compared: list[tuple[str, object, object]] = [
+        ("protocol", PROTOCOL, hello.protocol),
+        ("schema", SCHEMA, hello.schema),
+        ("operations", catalogue(), hello.catalogue),
     ]
-    raise SchemaMismatch(
-        f"the server runs another version of Balsam than this program ({', '.join(differences)}): "
-        f"restart the server with the version that all programs use: balsam dbserver --stop, then balsam dbserver"
-    )
+    if differences := [f"{name} {ours} against {theirs}" for name, ours, theirs in compared if ours != theirs]:
+        raise SchemaMismatch(
+            f"the server runs another version of Balsam than this program ({', '.join(differences)}): "
+            f"restart the server with the version that all programs use: balsam dbserver --stop, then balsam dbserver"
+        )

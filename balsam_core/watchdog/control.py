@@ -38,8 +38,6 @@ STOP_MARGIN = 30.0  # seconds beyond those that the server itself may take to st
 EXIT_TIMEOUT = 5.0  # seconds that a watchdog may take to end after it has given its lease back
 EXIT_POLL = 0.005  # seconds between two checks of that
 
-Stopped = Literal["stopped", "cleaned", "none"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
@@ -106,7 +104,7 @@ def start(db: DBDir, options: ServerOptions | None = None) -> Started:
         time.sleep(_poll_interval(status))
 
 
-def stop(db: DBDir, *, takeover: bool = False) -> Stopped:
+def stop(db: DBDir, *, takeover: bool = False) -> Literal["stopped", "cleaned", "none"]:
     """Stop the server, wherever it runs, and wait until it has ended.
 
     Args:
