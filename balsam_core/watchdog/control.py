@@ -281,8 +281,7 @@ def _is_current(published: Address, lease: Lease) -> bool:
 def _clean_up(db: DBDir, observer: LeaseObserver, *, takeover: bool) -> bool:
     """Remove what a dead watchdog left: its server if that still runs here, the address, the lease.
 
-    Returns:
-        Whether that was done; if not, another process took the lease.
+    Nothing is done, and False returned, where another process took the lease.
     """
     held = acquire(db, new_lease(), observer, takeover=takeover)
     if isinstance(held, LeaseStatus):

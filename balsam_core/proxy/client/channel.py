@@ -68,23 +68,6 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
     return _contexts[pid]
 
 
-def answers(db: DBDir, host: str, port: int, seconds: float) -> bool:
-    """Say whether the server there answers within the time.
-
-    Over a new connection, since new clients must be able to connect: the readiness probe of the watchdog.
-    """
-    until = time.monotonic() + seconds
-    try:
-        with contextlib.closing(Channel(host, port, client_keys(db))) as channel:
-            while not channel.greet(PROBE_POLL):
-                if time.monotonic() > until:
-                    return False
-            number = channel.send(StatusRequest)
-            return channel.receive(number, max(PROBE_POLL, until - time.monotonic())) is not None
-    except (BalsamError, zmq.ZMQError):
-        return False  # a server on its way up or down
-
-
 class Channel:
     """A connection.
 
@@ -240,3 +223,20 @@ class Channel:
             if getattr(self, "_monitor", None) is not None:
                 self._close_monitor()
             self._socket.close()
+
+
+def answers(db: DBDir, host: str, port: int, seconds: float) -> bool:
+    """Say whether the server there answers within the time.
+
+    Over a new connection, since new clients must be able to connect: the readiness probe of the watchdog.
+    """
+    until = time.monotonic() + seconds
+    try:
+        with contextlib.closing(Channel(host, port, client_keys(db))) as channel:
+            while not channel.greet(PROBE_POLL):
+                if time.monotonic() > until:
+                    return False
+            number = channel.send(StatusRequest)
+            return channel.receive(number, max(PROBE_POLL, until - time.monotonic())) is not None
+    except (BalsamError, zmq.ZMQError):
+        return False  # a server on its way up or down

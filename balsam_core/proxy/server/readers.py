@@ -54,7 +54,6 @@ class PendingRead(msgspec.Struct):
 
     key: tuple[str, int]
     identity: bytes
-    number: int
     request: CallRequest
 
 
@@ -106,12 +105,12 @@ class Readers:
             request: The call.
         """
         if earlier := self._by_key.get(key):
-            earlier.identity, earlier.number = identity, request.number
+            earlier.identity, earlier.request = identity, request
             return True
         orders = self._waiting.setdefault(key[0], deque())
         if len(orders) >= MOST_WAITING:
             return False
-        self._by_key[key] = asked = PendingRead(key, identity, request.number, request)
+        self._by_key[key] = asked = PendingRead(key, identity, request)
         orders.append(asked)
         self._dispatch()
         return True

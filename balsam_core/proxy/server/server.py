@@ -327,11 +327,10 @@ class WriteServer:
         batch: list[_Queued] = []
         size = 0
         while self._writes and len(batch) < BATCH_CALLS and size < BATCH_BYTES:
-            queued = self._writes[0]
-            length = len(queued.write.data)
+            length = len(self._writes[0].write.data)
             if length > LARGE_CALL and batch:
                 break
-            self._writes.popleft()
+            queued = self._writes.popleft()
             del self._by_request_id[queued.write.request_id[:2]]
             batch.append(queued)
             size += length
@@ -360,9 +359,9 @@ class WriteServer:
             if lost.asked is not None:
                 # A definite answer, or its client would try it on the next server.
                 died = error_answer(BalsamError("the process that ran this read has died; see the server's log"))
-                self._answer(lost.asked.identity, lost.asked.number, died)
+                self._answer(lost.asked.identity, lost.asked.request.number, died)
             raise
-        self._answer(asked.identity, asked.number, answer)
+        self._answer(asked.identity, asked.request.number, answer)
 
     def _answer(self, identity: bytes, number: int, answer: Answer) -> None:
         """Answer a call, and count it."""
