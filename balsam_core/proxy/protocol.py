@@ -21,8 +21,7 @@ from balsam_core.model import app, calls, filters, job, states
 from balsam_core.schema import SCHEMA
 
 PROTOCOL = 1
-NAME = f"balsam/{PROTOCOL}"
-"""The protocol's name in ``dbwriter_address``."""
+NAME = f"balsam/{PROTOCOL}"  # the protocol's name in `dbwriter_address`
 
 LARGEST_REQUEST = 16 * 1024 * 1024  # bytes
 LARGEST_REPLY = 64 * 1024 * 1024  # bytes
@@ -124,8 +123,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_request = msgspec.msgpack.Decoder(Request).decode
-"""Decode a request; raises msgspec.DecodeError."""
+decode_request = msgspec.msgpack.Decoder(Request).decode  # raises msgspec.DecodeError
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
