@@ -23,11 +23,7 @@ published_address = address.read
 
 
 class Publication:
-    """What ``dbwriter_address`` says now.
-
-    Args:
-        db: The DB directory.
-    """
+    """What the ``dbwriter_address`` of a DB directory says now."""
 
     def __init__(self, db: DBDir) -> None:
         self.db = db

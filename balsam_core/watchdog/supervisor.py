@@ -66,13 +66,7 @@ class SupervisorOutcome(Enum):
 class Supervisor:
     """Keeps the server of one DB directory running.
 
-    Args:
-        db: The DB directory.
-        backend: Its backend.
-        held: The lease.
-        options: What the user wants.
-        stops: The signals that ask for the end.
-        on_ready: Called with the address once it is published for the first time.
+    The signals in ``stops`` ask for the end; ``on_ready`` gets the address once it is published for the first time.
 
     Attributes:
         state: How far the server is.

@@ -51,7 +51,6 @@ _EVENTS = (
 decode_welcome = msgspec.msgpack.Decoder(Welcome).decode
 decode_text = msgspec.msgpack.Decoder(str).decode
 
-
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
@@ -69,12 +68,7 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 class Channel:
-    """A connection.
-
-    Args:
-        host: Where the server listens.
-        port: Where the server listens.
-        keys: The client's keys.
+    """A connection to the server that listens at a host and port.
 
     Attributes:
         refusals: How often nobody listened there, before the greeting.

@@ -72,13 +72,7 @@ class Reader(msgspec.Struct):
 
 
 class Readers:
-    """The reading processes and the queue before them.
-
-    Args:
-        db: The DB directory.
-        single: The engine.
-        count: How many processes.
-    """
+    """The reading processes, ``count`` of them, and the queue before them."""
 
     def __init__(self, db: DBDir, single: SingleWriter, count: int) -> None:
         self._waiting: dict[str, deque[PendingRead]] = {}  # by client; they take turns

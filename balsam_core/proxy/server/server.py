@@ -52,11 +52,7 @@ UNBOUND_FOR = 0.5  # seconds without accepting, when descriptors ran out
 class Listener:
     """The server's socket, with its limits, and how many are connected to it.
 
-    Args:
-        context: A ZeroMQ context with a running :class:`ZapAuthenticator`.
-        host: Address to listen on.
-        port: Port to listen on.
-        keys: The server's keys.
+    Its context has a running :class:`ZapAuthenticator`.
 
     Raises:
         zmq.ZMQError: It can't listen there.
