@@ -93,6 +93,7 @@ class Channel:
         self._connected = False
         self._connected_at = 0.0
         self._trying_since = time.monotonic()
+        self._monitor: zmq.Socket[bytes] | None = None
         self._socket = socket = _context().socket(zmq.DEALER)
         try:
             socket.linger = 0
@@ -108,7 +109,7 @@ class Channel:
             socket.reconnect_ivl = 50
             socket.reconnect_ivl_max = 500
             socket.tcp_keepalive = 1
-            self._monitor: zmq.Socket[bytes] | None = socket.get_monitor_socket(_EVENTS)
+            self._monitor = socket.get_monitor_socket(_EVENTS)
             socket.connect(f"tcp://{endpoint(host, port)}")
         except BaseException:
             self.close()
@@ -214,8 +215,7 @@ class Channel:
     def close(self) -> None:
         """Close the connection at once."""
         if not self._socket.closed:
-            if getattr(self, "_monitor", None) is not None:
-                self._close_monitor()
+            self._close_monitor()
             self._socket.close()
 
 

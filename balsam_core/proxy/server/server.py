@@ -74,28 +74,23 @@ class Listener:
         socket.curve_secretkey = keys.secret.encode()
         socket.zap_domain = DOMAIN
         self.monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
-        self._peers: set[int] = set()
+        self.peers: set[int] = set()  # descriptors of those that are connected
         self._endpoint = f"tcp://{endpoint(host, port)}"
         self._bind_again_at: float | None = None
         socket.bind(self._endpoint)
-
-    @property
-    def connections(self) -> int:
-        """How many are connected."""
-        return len(self._peers)
 
     def note_events(self) -> None:
         """Read who came and who went."""
         for event, value in events(self.monitor):
             if event == zmq.EVENT_ACCEPTED:
-                self._peers.add(value)
+                self.peers.add(value)
             elif event == zmq.EVENT_DISCONNECTED:
-                self._peers.discard(value)
+                self.peers.discard(value)
             elif self._bind_again_at is None:
                 # Out of descriptors. libzmq would try again without a pause, with all the power of a core.
                 logger.warning(
                     "a connection can't be accepted (%d are open): too many for this process's limit of open files; "
-                    "no new ones are taken for %g s", self.connections, UNBOUND_FOR,
+                    "no new ones are taken for %g s", len(self.peers), UNBOUND_FOR,
                 )  # fmt: skip
                 self.socket.unbind(self._endpoint)
                 self._bind_again_at = time.monotonic() + UNBOUND_FOR
@@ -228,7 +223,7 @@ class WriteServer:
         elif type(request) is Hello:
             self._reply(identity, request.number, self._answer_hello(request))
         else:
-            status = ServerStatus(self._since, self._listener.connections, self.calls, self._writer.epoch)
+            status = ServerStatus(self._since, len(self._listener.peers), self.calls, self._writer.epoch)
             self._reply(identity, request.number, Answer("", protocol.encode(status)))
 
     def _answer_hello(self, hello: Hello) -> Answer:
