@@ -121,13 +121,9 @@ def read(db: DBDir) -> Address | None:
 
 
 def is_copied(db: DBDir, directory: int) -> bool:
-    """Say whether a file of a DB directory was written in another directory, which this one is a copy of.
+    """Say whether a file which names this inode, or 0, was written in a directory that this one is a copy of.
 
     Valid only on the machine that wrote it: some network file systems have other inode numbers on each.
-
-    Args:
-        db: The DB directory.
-        directory: The directory's inode that the file names, 0 for none.
 
     Raises:
         AddressError: The directory can't be looked at.

@@ -9,7 +9,6 @@ import os
 from typing import TYPE_CHECKING
 
 from balsam_core.dbdir import address
-from balsam_core.dbdir.address import is_here
 from balsam_core.errors import ServerNotRunning, Unavailable
 from balsam_core.system.files import shown
 from balsam_core.system.processes import this_machine
@@ -24,11 +23,7 @@ published_address = address.read
 
 
 class Publication:
-    """What ``dbwriter_address`` says now.
-
-    Args:
-        db: The DB directory.
-    """
+    """What the ``dbwriter_address`` of a DB directory says now."""
 
     def __init__(self, db: DBDir) -> None:
         self.db = db
@@ -51,7 +46,7 @@ class Publication:
         published = self.current()
         if published is None or published.generation <= generation:
             return False
-        return published.pid != os.getpid() or not is_here(published)
+        return published.pid != os.getpid() or not address.is_here(published)
 
     def current(self) -> Address | None:
         """Return the published address, None while no server is published.
@@ -73,7 +68,7 @@ class Publication:
 
     def check_reachable(self, published: Address) -> None:
         """Raise Unavailable where a published server can't be reached from this machine."""
-        if is_loopback(published.host) and not is_here(published):
+        if is_loopback(published.host) and not address.is_here(published):
             if published.node == this_machine().node:
                 raise Unavailable(
                     f"the server of {self.name} ran before this machine was restarted, and is not there any more: "

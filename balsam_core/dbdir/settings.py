@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 DB_PATH_VARIABLE = "BALSAM_DB_PATH"
 _MAX_SETTINGS_BYTES = 1024 * 1024
 
-Source = Literal["argument", "environment", "settings", "default"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedPath:
@@ -32,7 +30,7 @@ class ResolvedPath:
     """
 
     path: Path
-    source: Source
+    source: Literal["argument", "environment", "settings", "default"]
 
     @property
     def origin(self) -> str:

@@ -32,13 +32,9 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._+=@,-]+|^[.-]")
 _NO_LINK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def _sanitise(text: str) -> str:
-    return _UNSAFE.sub("_", text)
-
-
 def workflow_name(workflow: str) -> str:
     """Return the path part of a workflow: its name where that is safe, else a safe form with a hash."""
-    safe = _sanitise(workflow)
+    safe = _UNSAFE.sub("_", workflow)
     if safe == workflow and 0 < len(safe) <= MAX_PART:
         return safe
     from hashlib import sha256
@@ -65,7 +61,7 @@ def output_name(job: Job | ParentRef, ending: str, *, stem: str | None = None) -
 
 
 def _with_ending(name: str, ending: str) -> str:
-    return (_sanitise(name) or "job")[: MAX_PART - len(ending)] + ending
+    return (_UNSAFE.sub("_", name) or "job")[: MAX_PART - len(ending)] + ending
 
 
 def workdir(db: DBDir, job: Job | ParentRef) -> Path:

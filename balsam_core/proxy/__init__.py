@@ -8,8 +8,8 @@ For engines that want a single writer. SQLite is one. A third party's embedded e
     client/                                   both                            server/
     served_transport.py  server or engine?    protocol.py  messages, limits   server.py   the loop around the socket
     exchange.py   one request, one answer     keys.py      CURVE keys         writer.py   group commit, exactly once
-    channel.py    one connection              monitor.py   ZeroMQ's events    readers.py  reads beside the writer
-    probe.py      does a server answer?       single_writer.py  the engine    zap.py      who may connect
+    channel.py    one connection, a probe     monitor.py   ZeroMQ's events    readers.py  reads beside the writer
+                                              single_writer.py  the engine    zap.py      who may connect
 """
 
 from __future__ import annotations

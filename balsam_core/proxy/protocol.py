@@ -21,8 +21,7 @@ from balsam_core.model import app, calls, filters, job, states
 from balsam_core.schema import SCHEMA
 
 PROTOCOL = 1
-NAME = f"balsam/{PROTOCOL}"
-"""The protocol's name in ``dbwriter_address``."""
+NAME = f"balsam/{PROTOCOL}"  # the protocol's name in `dbwriter_address`
 
 LARGEST_REQUEST = 16 * 1024 * 1024  # bytes
 LARGEST_REPLY = 64 * 1024 * 1024  # bytes
@@ -124,8 +123,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_request = msgspec.msgpack.Decoder(Request).decode
-"""Decode a request; raises msgspec.DecodeError."""
+decode_request = msgspec.msgpack.Decoder(Request).decode  # raises msgspec.DecodeError
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
@@ -148,15 +146,13 @@ def catalogue() -> str:
 
 def check_hello(hello: Hello) -> None:
     """Raise SchemaMismatch where the client's program is another version than this server."""
-    ours: tuple[Any, ...] = (PROTOCOL, SCHEMA, catalogue())
-    theirs = (hello.protocol, hello.schema, hello.catalogue)
-    if theirs == ours:
-        return
-    names = ("protocol", "schema", "operations")
-    differences = [
-        f"{name} {here} against {there}" for name, here, there in zip(names, ours, theirs, strict=True) if here != there
+    compared: list[tuple[str, object, object]] = [
+        ("protocol", PROTOCOL, hello.protocol),
+        ("schema", SCHEMA, hello.schema),
+        ("operations", catalogue(), hello.catalogue),
     ]
-    raise SchemaMismatch(
-        f"the server runs another version of Balsam than this program ({', '.join(differences)}): "
-        f"restart the server with the version that all programs use: balsam dbserver --stop, then balsam dbserver"
-    )
+    if differences := [f"{name} {ours} against {theirs}" for name, ours, theirs in compared if ours != theirs]:
+        raise SchemaMismatch(
+            f"the server runs another version of Balsam than this program ({', '.join(differences)}): "
+            f"restart the server with the version that all programs use: balsam dbserver --stop, then balsam dbserver"
+        )

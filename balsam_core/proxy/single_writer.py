@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import BackendError
@@ -78,9 +79,10 @@ def write_server_plan(db: DBDir, host: str, port: int, *, engine: str) -> Server
         engine: ``MODULE:FUNCTION``: called with the :class:`~balsam_core.plugin.DBDir` in the server's process, it
             returns the :class:`SingleWriter`.
     """
-    from balsam_core.proxy.client.probe import Probe
+    from balsam_core.proxy.client.channel import answers
     from balsam_core.proxy.keys import make_keys
     from balsam_core.proxy.protocol import NAME
+    from balsam_core.system.network import local_host
 
     make_keys(db)  # before anyone can ask
     return ServerPlan(
@@ -91,5 +93,5 @@ def write_server_plan(db: DBDir, host: str, port: int, *, engine: str) -> Server
         host=host,
         port=port,
         protocol=NAME,
-        is_ready=Probe(db, host, port),
+        is_ready=partial(answers, db, local_host(host), port),
     )  # fmt: skip

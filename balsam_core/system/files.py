@@ -112,14 +112,7 @@ def give_to_owner(descriptor: int, folder: Path) -> None:
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Make a file that isn't there yet, and force its content to disk.
-
-    What root writes into another user's folder is that user's.
-
-    Args:
-        path: The file; its directory exists.
-        data: The whole content.
-        mode: Permissions, less the umask.
+    """Make a file that isn't there yet, and force its content to disk; see :func:`atomic_write`.
 
     Raises:
         OSError: It can't be written; a part of it may be there.

@@ -28,12 +28,7 @@ _installed: list[logging.Handler] = []
 
 
 def configure(
-    log_dir: Path,
-    name: str,
-    *,
-    level: int = logging.INFO,
-    context: str = "",
-    keep: int | None = None,
+    log_dir: Path, name: str, *, level: int = logging.INFO, context: str = "", keep: int | None = None
 ) -> Path:
     """Send this process's log records to a file of its own and return the file's path.
 

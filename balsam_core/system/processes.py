@@ -117,15 +117,9 @@ def send_signal(pid: int, start: float, number: int) -> bool:
 
 
 def end_process(pid: int, start: float, signals: Iterable[tuple[int, float]]) -> bool:
-    """End a process that is not a child of this one, if it is the one that started then.
+    """End a process that is not a child of this one, if it is the one that started then; say whether it is gone.
 
-    Args:
-        pid: Its id.
-        start: When it started; see :func:`start_of`.
-        signals: Signals to send in turn, each with the seconds to wait for the exit; then SIGKILL.
-
-    Returns:
-        Whether no such process runs any more.
+    The signals are sent in turn, each with the seconds to wait for the exit, and SIGKILL at last.
     """
     for number, seconds in [*signals, (signal.SIGKILL, _KILL_TIMEOUT)]:
         if not send_signal(pid, start, number):

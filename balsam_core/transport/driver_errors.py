@@ -14,15 +14,10 @@ if TYPE_CHECKING:
 
 
 def to_balsam_error(err: BaseException, is_retryable: IsRetryable, translate: Translate | None) -> BalsamError:
-    """Return SQLAlchemy's error as one of ours.
+    """Return SQLAlchemy's error as one of ours; the functions are those of a ``NativeTransport``.
 
     Three of them may not come again when the transaction is repeated: Busy, OutcomeUnknown (the connection broke) and
     Conflict (two inserted the same key at once).
-
-    Args:
-        err: The error.
-        is_retryable: Whether a driver's error means that the same transaction may succeed when repeated.
-        translate: The plugin's own mapping, None where it has none.
     """
     from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 

@@ -38,8 +38,6 @@ STOP_MARGIN = 30.0  # seconds beyond those that the server itself may take to st
 EXIT_TIMEOUT = 5.0  # seconds that a watchdog may take to end after it has given its lease back
 EXIT_POLL = 0.005  # seconds between two checks of that
 
-Stopped = Literal["stopped", "cleaned", "none"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
@@ -59,9 +57,9 @@ class ServerState:
     """How the server of a DB directory stands.
 
     Attributes:
-        state: ``stopped``, ``running``, ``starting`` (no address yet, or one of a
-            server that has crashed), ``stopping``, ``stale`` (published, but its
-            process or its watchdog is gone), ``unwatched`` (published, and no watchdog is known).
+        state: ``stopped``, ``running``, ``starting`` (no address yet, or one of a server that has crashed),
+            ``stopping``, ``stale`` (published, but its process or its watchdog is gone), ``unwatched`` (published, and
+            no watchdog is known).
         address: The published address; None for none.
         lease: What the watchdog says of itself; None where there is none.
         age: Seconds since the last heartbeat of a watchdog that can't be looked up from here; None for others.
@@ -80,10 +78,6 @@ class ServerState:
 
 def start(db: DBDir, options: ServerOptions | None = None) -> Started:
     """Make sure that a server runs, and wait until it answers; of many callers, one starts it.
-
-    Args:
-        db: The DB directory.
-        options: What is wanted of a new server.
 
     Raises:
         BalsamError: It could not be started, which names the reason.
@@ -110,7 +104,7 @@ def start(db: DBDir, options: ServerOptions | None = None) -> Started:
         time.sleep(_poll_interval(status))
 
 
-def stop(db: DBDir, *, takeover: bool = False) -> Stopped:
+def stop(db: DBDir, *, takeover: bool = False) -> Literal["stopped", "cleaned", "none"]:
     """Stop the server, wherever it runs, and wait until it has ended.
 
     Args:
@@ -225,9 +219,7 @@ def has_server(db: DBDir) -> bool:
 def paused(db: DBDir, *, always: bool = False) -> Iterator[ServerOptions | None]:
     """Stop the server, and let nobody start one while the body runs.
 
-    Args:
-        db: The DB directory.
-        always: Whether to hold the lease even if no server was running.
+    Where none was running, others are kept from starting one only with ``always``.
 
     Yields:
         The options that start the server again as it was; None when none was running.
@@ -289,8 +281,7 @@ def _is_current(published: Address, lease: Lease) -> bool:
 def _clean_up(db: DBDir, observer: LeaseObserver, *, takeover: bool) -> bool:
     """Remove what a dead watchdog left: its server if that still runs here, the address, the lease.
 
-    Returns:
-        Whether that was done; if not, another process took the lease.
+    Nothing is done, and False returned, where another process took the lease.
     """
     held = acquire(db, new_lease(), observer, takeover=takeover)
     if isinstance(held, LeaseStatus):

@@ -24,13 +24,10 @@ MAX_BUSY_SILENCE = 300.0  # seconds without an answer, after which even a busy s
 
 
 class Health:
-    """Probes a server from time to time.
+    """Probes a server, once it is ready, from time to time.
 
     A server that is busy with one long task, or that recovers, may be silent for long and must not be killed for it.
     One that is suspended or deadlocked uses no CPU time either.
-
-    Args:
-        server: The server, ready.
 
     Attributes:
         due: When the next probe is due, by the monotonic clock.

@@ -95,16 +95,11 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
 class LeaseState(Enum):
     """What is known about a lease."""
 
-    FREE = "free"
-    """There is none."""
-    ALIVE = "alive"
-    """Its holder lives: the process is there, or a refresh was observed."""
-    UNSURE = "unsure"
-    """Its holder can't be looked up, and the last refresh is more recent than the expiry."""
-    DEAD = "dead"
-    """Its holder, a process of this machine, is gone."""
-    EXPIRED = "expired"
-    """Its holder can't be looked up, and the lease was not refreshed in time."""
+    FREE = "free"  # there is none
+    ALIVE = "alive"  # its holder lives: the process is there, or a refresh was observed
+    UNSURE = "unsure"  # its holder can't be looked up, and the last refresh is more recent than the expiry
+    DEAD = "dead"  # its holder, a process of this machine, is gone
+    EXPIRED = "expired"  # its holder can't be looked up, and the lease was not refreshed in time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,12 +137,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_in_foreground(db: DBDir, options: ServerOptions, on_ready: Callable[[Address], None]) -> None:
-    """Serve in this process until SIGTERM, SIGINT or a request to stop.
-
-    Args:
-        db: The DB directory.
-        options: What the user wants.
-        on_ready: Called when the address is published.
+    """Serve in this process until SIGTERM, SIGINT or a request to stop; ``on_ready`` gets the published address.
 
     Raises:
         BalsamError: Another server runs, the server could not be started, or the lease was lost.

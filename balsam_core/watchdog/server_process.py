@@ -59,12 +59,8 @@ class ServerProcess:
     It has a session of its own, so that Ctrl-C reaches the watchdog alone, and the system sends it a signal when this
     process dies. Its output goes to the log.
 
-    Args:
-        db: The DB directory.
-        plan: How to run it.
-
     Attributes:
-        plan: The same.
+        plan: How it is run.
         pid: Its process id, which no other process can get until :meth:`ended` has returned True.
         start: When it started; see :func:`balsam_core.system.processes.start_of`.
         output: Descriptor that becomes readable when it wrote something; None once it is closed.

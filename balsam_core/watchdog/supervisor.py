@@ -50,35 +50,23 @@ QUICK_STOP = 0.5  # seconds for each stop signal when there is no time for more
 class SupervisorState(Enum):
     """How far the server is."""
 
-    STOPPED = "stopped"
-    """There is no server; one is started when it is time."""
-    STARTING = "starting"
-    """It runs, and doesn't answer yet."""
-    READY = "ready"
-    """It answers, and its address is not published yet."""
-    PUBLISHED = "published"
-    """Its address is published."""
+    STOPPED = "stopped"  # there is no server; one is started when it is time
+    STARTING = "starting"  # it runs, and doesn't answer yet
+    READY = "ready"  # it answers, and its address is not published yet
+    PUBLISHED = "published"  # its address is published
 
 
 class SupervisorOutcome(Enum):
     """How a watchdog's work ended."""
 
-    STOPPED = "stopped"
-    """It was asked to stop, and all is cleaned up."""
-    REPLACED = "replaced"
-    """Another watchdog has the lease; the server is stopped, the published address is not ours any more."""
+    STOPPED = "stopped"  # it was asked to stop, and all is cleaned up
+    REPLACED = "replaced"  # another watchdog has the lease; the server is stopped, the address is not ours any more
 
 
 class Supervisor:
     """Keeps the server of one DB directory running.
 
-    Args:
-        db: The DB directory.
-        backend: Its backend.
-        held: The lease.
-        options: What the user wants.
-        stops: The signals that ask for the end.
-        on_ready: Called with the address once it is published for the first time.
+    The signals in ``stops`` ask for the end; ``on_ready`` gets the address once it is published for the first time.
 
     Attributes:
         state: How far the server is.
@@ -299,8 +287,7 @@ class Supervisor:
     def _handle_failure(self, why: str) -> None:
         """End what is left of the server, and plan the next start."""
         server = self.server
-        was_published = self.state is SupervisorState.PUBLISHED
-        healthy = was_published and monotonic() - (self._published_at or 0.0) > HEALTHY_AFTER
+        healthy = self.state is SupervisorState.PUBLISHED and monotonic() - (self._published_at or 0.0) > HEALTHY_AFTER
         self.failures = 1 if healthy else self.failures + 1
         self._stop_server(max_seconds=QUICK_STOP)
         pause = 0.0 if self.failures == 1 else min(MAX_PAUSE, 0.1 * 2.0 ** min(self.failures - 2, 10))

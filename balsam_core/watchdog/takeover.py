@@ -42,7 +42,8 @@ def acquire(db: DBDir, lease: Lease, observer: LeaseObserver, *, takeover: bool 
         The lease; or the status of one that is alive, or unsure and to be observed again.
 
     Raises:
-        Conflict: The lease of another machine has expired, and is not to be taken without ``takeover``.
+        Conflict: The lease of another machine has expired, and is not to be taken without ``takeover``; or a server
+            that was left behind can't be ended.
         SchemaMismatch: A newer Balsam wrote the lease.
         OSError: A file can't be read or written.
     """
@@ -58,11 +59,7 @@ def acquire(db: DBDir, lease: Lease, observer: LeaseObserver, *, takeover: bool 
 
 
 def _check_takeover(db: DBDir, status: LeaseStatus, *, takeover: bool) -> None:
-    """Refuse to take a lease from another machine where two servers would destroy the data.
-
-    Raises:
-        Conflict: The takeover was not explicitly asked for.
-    """
+    """Refuse to take a lease from another machine where two servers would destroy the data."""
     lease = status.lease
     if takeover or status.state is not LeaseState.EXPIRED or lease is None:
         return
@@ -76,10 +73,7 @@ def _check_takeover(db: DBDir, status: LeaseStatus, *, takeover: bool) -> None:
 def take(db: DBDir, lease: Lease, judged: LeaseStatus) -> bool:
     """Put the lease in the place of what was judged available; say whether that worked.
 
-    Args:
-        db: The DB directory.
-        lease: The new lease.
-        judged: What was found there: nothing, or a dead lease. If there is something else by now, that stays.
+    If there is something else by now, that stays.
 
     Raises:
         OSError: A file can't be read or written.
@@ -124,11 +118,7 @@ def _is_judged(path: Path, judged: LeaseStatus) -> bool:
 
 
 def _end_orphan(db: DBDir, status: LeaseStatus) -> None:
-    """End the server that a dead holder left running on this machine.
-
-    Raises:
-        Conflict: It can't be ended.
-    """
+    """End the server that a dead holder left running on this machine."""
     lease = status.lease
     if status.state is not LeaseState.DEAD or lease is None or not lease.child_pid:
         return

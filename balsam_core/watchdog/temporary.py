@@ -26,11 +26,8 @@ READY_TIMEOUT = 1.0  # seconds that a probe may take
 def private_server(db: DBDir, backend: Backend) -> Iterator[Address]:
     """Run the server of a DB directory, which must have no other, and give its address.
 
-    Inside the block this process finds it as if it were published; other processes don't.
-
-    Args:
-        db: The DB directory; it may still be in the making.
-        backend: Its backend.
+    Inside the block this process finds it as if it were published; other processes don't. The directory may still be
+    in the making.
 
     Raises:
         BalsamError: The server does not start.

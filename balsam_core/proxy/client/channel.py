@@ -6,6 +6,7 @@ monitor. A channel is used for one request at a time; an unusable one is closed,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -15,15 +16,17 @@ import msgspec
 import zmq
 
 from balsam_core.dbdir.address import endpoint
-from balsam_core.errors import error_class
+from balsam_core.errors import BalsamError, error_class
 from balsam_core.proxy import protocol
+from balsam_core.proxy.keys import client_keys
 from balsam_core.proxy.monitor import events
-from balsam_core.proxy.protocol import PROTOCOL, Hello, Welcome, catalogue
+from balsam_core.proxy.protocol import PROTOCOL, Hello, StatusRequest, Welcome, catalogue
 from balsam_core.schema import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.proxy.keys import ClientKeys
     from balsam_core.proxy.protocol import Request
 
@@ -33,6 +36,7 @@ SOCKETS = 8192  # of one process; two for a connection while it is made
 HANDSHAKE_TIMEOUT = 5.0  # seconds, after which a connection whose peer says nothing is made anew
 HANG_UP_TIME = 1.0  # seconds within which another program hangs up; an overloaded server does so after two
 CONNECT_TIMEOUT = 2.0  # seconds
+PROBE_POLL = 0.05  # seconds
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _EVENTS = (
@@ -46,7 +50,6 @@ _EVENTS = (
 
 decode_welcome = msgspec.msgpack.Decoder(Welcome).decode
 decode_text = msgspec.msgpack.Decoder(str).decode
-
 
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
@@ -65,12 +68,7 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 class Channel:
-    """A connection.
-
-    Args:
-        host: Where the server listens.
-        port: Where the server listens.
-        keys: The client's keys.
+    """A connection to the server that listens at a host and port.
 
     Attributes:
         refusals: How often nobody listened there, before the greeting.
@@ -95,6 +93,7 @@ class Channel:
         self._connected = False
         self._connected_at = 0.0
         self._trying_since = time.monotonic()
+        self._monitor: zmq.Socket[bytes] | None = None
         self._socket = socket = _context().socket(zmq.DEALER)
         try:
             socket.linger = 0
@@ -110,7 +109,7 @@ class Channel:
             socket.reconnect_ivl = 50
             socket.reconnect_ivl_max = 500
             socket.tcp_keepalive = 1
-            self._monitor: zmq.Socket[bytes] | None = socket.get_monitor_socket(_EVENTS)
+            self._monitor = socket.get_monitor_socket(_EVENTS)
             socket.connect(f"tcp://{endpoint(host, port)}")
         except BaseException:
             self.close()
@@ -216,6 +215,22 @@ class Channel:
     def close(self) -> None:
         """Close the connection at once."""
         if not self._socket.closed:
-            if getattr(self, "_monitor", None) is not None:
-                self._close_monitor()
+            self._close_monitor()
             self._socket.close()
+
+
+def answers(db: DBDir, host: str, port: int, seconds: float) -> bool:
+    """Say whether the server there answers within the time.
+
+    Over a new connection, since new clients must be able to connect: the readiness probe of the watchdog.
+    """
+    until = time.monotonic() + seconds
+    try:
+        with contextlib.closing(Channel(host, port, client_keys(db))) as channel:
+            while not channel.greet(PROBE_POLL):
+                if time.monotonic() > until:
+                    return False
+            number = channel.send(StatusRequest)
+            return channel.receive(number, max(PROBE_POLL, until - time.monotonic())) is not None
+    except (BalsamError, zmq.ZMQError):
+        return False  # a server on its way up or down

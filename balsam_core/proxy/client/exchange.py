@@ -60,13 +60,7 @@ class ProxyClient:
         self._lock = threading.Lock()
 
     def exchange(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> Exchange:
-        """Return what sends an encoded call and waits for its answer.
-
-        Args:
-            kind: The call's class.
-            data: The encoded call.
-            request_id: Identity of a write, None for a read.
-            deadline: Until when the server may begin with it, by the monotonic clock.
+        """Return what sends an encoded call and waits for its answer; see :meth:`EncodedTransport.perform`.
 
         Raises:
             TooLarge: It can't be sent.

@@ -86,15 +86,14 @@ class ServedTransport(EncodedTransport):
     def _read_bulk(self, server: Address, kind: type[Call[R]], data: bytes, deadline: float) -> bytes | None:
         """Read many jobs from the engine, beside the server, which a million jobs would keep busy.
 
-        Returns:
-            The answer; None where the read isn't one of many jobs, or where this can't be done.
+        Returns None where the read isn't one of many jobs, or where this can't be done.
         """
         if not _is_bulk(kind, data) or not self._single.shared or not is_here(server):
             return None
         try:
             with self._lock:
                 if self._bulk_reader is None:
-                    self._bulk_reader = self._native("reader", guarded=False)
+                    self._bulk_reader = self._native("reader")
             return self._bulk_reader.perform(kind, data, None, deadline)
         except (Unavailable, ServerNotRunning):
             return None
@@ -102,17 +101,17 @@ class ServedTransport(EncodedTransport):
     def _open_direct(self) -> NativeTransport:
         with self._lock:
             if self._direct is None:
-                self._direct = self._native("writer", guarded=True)
+                self._direct = self._native("writer")
             return self._direct
 
-    def _native(self, role: EngineRole, *, guarded: bool) -> NativeTransport:
+    def _native(self, role: EngineRole) -> NativeTransport:
         return NativeTransport(
             self._single.open_engine(role),
             db=self._db,
             is_retryable=self._single.is_retryable,
             translate=self._single.translate,
             session=self._session,
-            guard=self._give_way_to_server if guarded else None,
+            guard=self._give_way_to_server if role == "writer" else None,
         )
 
     def _give_way_to_server(self) -> None:

@@ -22,7 +22,7 @@ import msgspec
 
 from balsam_core.errors import BalsamError, TooLarge
 from balsam_core.model.codec import encode
-from balsam_core.proxy.protocol import LARGEST_REPLY, OPERATIONS
+from balsam_core.proxy.protocol import LARGEST_REPLY, OPERATIONS, CallRequest
 from balsam_core.proxy.server.writer import Answer, error_answer
 
 if TYPE_CHECKING:
@@ -49,21 +49,12 @@ class ReaderLostError(Exception):
         self.asked = asked
 
 
-class ReadRequest(msgspec.Struct, array_like=True):
-    """What a reading process is asked: the operation, the call, the deadline."""
-
-    operation: str
-    call: bytes
-    deadline: float
-
-
 class PendingRead(msgspec.Struct):
     """A read that waits or runs, and who wants the answer: the newest sender."""
 
     key: tuple[str, int]
     identity: bytes
-    number: int
-    order: ReadRequest
+    request: CallRequest
 
 
 class Reader(msgspec.Struct):
@@ -81,13 +72,7 @@ class Reader(msgspec.Struct):
 
 
 class Readers:
-    """The reading processes and the queue before them.
-
-    Args:
-        db: The DB directory.
-        single: The engine.
-        count: How many processes.
-    """
+    """The reading processes, ``count`` of them, and the queue before them."""
 
     def __init__(self, db: DBDir, single: SingleWriter, count: int) -> None:
         self._waiting: dict[str, deque[PendingRead]] = {}  # by client; they take turns
@@ -105,22 +90,21 @@ class Readers:
             theirs.close()
             self.all.append(Reader(ours, pid))
 
-    def ask(self, key: tuple[str, int], identity: bytes, number: int, order: ReadRequest) -> bool:
+    def ask(self, key: tuple[str, int], identity: bytes, request: CallRequest) -> bool:
         """Let a call be run as soon as a process is free; False where too many of this client are waiting.
 
         Args:
             key: The client and its number of the call, the same however often it is sent.
             identity: The connection that waits for the answer.
-            number: The request's number there.
-            order: The call.
+            request: The call.
         """
         if earlier := self._by_key.get(key):
-            earlier.identity, earlier.number = identity, number
+            earlier.identity, earlier.request = identity, request
             return True
         orders = self._waiting.setdefault(key[0], deque())
         if len(orders) >= MOST_WAITING:
             return False
-        self._by_key[key] = asked = PendingRead(key, identity, number, order)
+        self._by_key[key] = asked = PendingRead(key, identity, request)
         orders.append(asked)
         self._dispatch()
         return True
@@ -151,12 +135,12 @@ class Readers:
                 asked = orders.popleft()
                 if orders:
                     self._waiting[client] = orders  # behind the other clients
-                if asked.order.deadline < time.monotonic():
+                if asked.request.deadline < time.monotonic():
                     del self._by_key[asked.key]
                     continue  # nobody waits for it any more
                 reader.asked = asked
                 try:
-                    reader.pipe.send_bytes(encode(asked.order))
+                    reader.pipe.send_bytes(encode(asked.request))
                 except OSError:
                     raise ReaderLostError(asked) from None
 
@@ -191,30 +175,31 @@ def _serve_reads(pipe: Connection, db: DBDir, single: SingleWriter) -> None:
 def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter) -> None:
     from balsam_core.transport.native import NativeTransport
 
-    decode = msgspec.msgpack.Decoder(ReadRequest).decode
+    decode = msgspec.msgpack.Decoder(CallRequest).decode
     transport = None
     while True:
         try:
-            order = decode(pipe.recv_bytes())
+            request = decode(pipe.recv_bytes())
         except (EOFError, OSError):
             return
         try:
             if transport is None:
                 engine = single.open_engine("reader")
                 transport = NativeTransport(engine, db=db, is_retryable=single.is_retryable, translate=single.translate)
-            body = transport.perform(OPERATIONS[order.operation], order.call, None, order.deadline)
+            kind = OPERATIONS[request.operation]
+            body = transport.perform(kind, bytes(request.call), None, request.deadline)
             if len(body) > LARGEST_REPLY:
                 raise TooLarge(
-                    f"{order.operation}: the answer has {len(body)} bytes; ask for fewer jobs, or sort them by id"
+                    f"{request.operation}: the answer has {len(body)} bytes; ask for fewer jobs, or sort them by id"
                 )
             answer = Answer("", body)
         except BalsamError as err:
             answer = error_answer(err)
         except MemoryError:
-            answer = error_answer(TooLarge(f"{order.operation}: the answer is too large for the server's memory"))
+            answer = error_answer(TooLarge(f"{request.operation}: the answer is too large for the server's memory"))
         except Exception as err:  # no call may end the server
-            logger.exception("%s failed", order.operation)
-            answer = error_answer(BalsamError(f"{order.operation} failed in the server ({err!r}); see its log"))
+            logger.exception("%s failed", request.operation)
+            answer = error_answer(BalsamError(f"{request.operation} failed in the server ({err!r}); see its log"))
         try:
             pipe.send_bytes(encode(answer))
         except OSError:

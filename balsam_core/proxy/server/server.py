@@ -22,7 +22,7 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
 from balsam_core.proxy.protocol import LARGEST_REQUEST, OPERATIONS, CallRequest, Hello, Reply, Welcome, check_hello
-from balsam_core.proxy.server.readers import ReaderLostError, ReadRequest
+from balsam_core.proxy.server.readers import ReaderLostError
 from balsam_core.proxy.server.writer import Answer, FencedError, HeldError, PendingWrite, error_answer
 from balsam_core.proxy.server.zap import DOMAIN
 from balsam_core.transport.base import ClientSession, ServerStatus
@@ -52,11 +52,7 @@ UNBOUND_FOR = 0.5  # seconds without accepting, when descriptors ran out
 class Listener:
     """The server's socket, with its limits, and how many are connected to it.
 
-    Args:
-        context: A ZeroMQ context with a running :class:`ZapAuthenticator`.
-        host: Address to listen on.
-        port: Port to listen on.
-        keys: The server's keys.
+    Its context has a running :class:`ZapAuthenticator`.
 
     Raises:
         zmq.ZMQError: It can't listen there.
@@ -78,28 +74,23 @@ class Listener:
         socket.curve_secretkey = keys.secret.encode()
         socket.zap_domain = DOMAIN
         self.monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
-        self._peers: set[int] = set()
+        self.peers: set[int] = set()  # descriptors of those that are connected
         self._endpoint = f"tcp://{endpoint(host, port)}"
         self._bind_again_at: float | None = None
         socket.bind(self._endpoint)
-
-    @property
-    def connections(self) -> int:
-        """How many are connected."""
-        return len(self._peers)
 
     def note_events(self) -> None:
         """Read who came and who went."""
         for event, value in events(self.monitor):
             if event == zmq.EVENT_ACCEPTED:
-                self._peers.add(value)
+                self.peers.add(value)
             elif event == zmq.EVENT_DISCONNECTED:
-                self._peers.discard(value)
+                self.peers.discard(value)
             elif self._bind_again_at is None:
                 # Out of descriptors. libzmq would try again without a pause, with all the power of a core.
                 logger.warning(
                     "a connection can't be accepted (%d are open): too many for this process's limit of open files; "
-                    "no new ones are taken for %g s", self.connections, UNBOUND_FOR,
+                    "no new ones are taken for %g s", len(self.peers), UNBOUND_FOR,
                 )  # fmt: skip
                 self.socket.unbind(self._endpoint)
                 self._bind_again_at = time.monotonic() + UNBOUND_FOR
@@ -232,7 +223,7 @@ class WriteServer:
         elif type(request) is Hello:
             self._reply(identity, request.number, self._answer_hello(request))
         else:
-            status = ServerStatus(self._since, self._listener.connections, self.calls, self._writer.epoch)
+            status = ServerStatus(self._since, len(self._listener.peers), self.calls, self._writer.epoch)
             self._reply(identity, request.number, Answer("", protocol.encode(status)))
 
     def _answer_hello(self, hello: Hello) -> Answer:
@@ -266,10 +257,9 @@ class WriteServer:
                 self._by_request_id[key] = queued
                 self._writes.append(queued)
         elif self._readers:
-            order = ReadRequest(request.operation, bytes(request.call), request.deadline)
             # One that doesn't number its reads can't repeat them.
             key = (request.client, request.seq) if request.client else (identity.hex(), request.number)
-            if not self._readers.ask(key, identity, request.number, order):
+            if not self._readers.ask(key, identity, request):
                 self._reply(identity, request.number, error_answer(Busy("too many reads of this client are waiting")))
         elif time.monotonic() <= request.deadline:
             self._answer(identity, request.number, self._writer.read(kind, bytes(request.call)))
@@ -328,11 +318,10 @@ class WriteServer:
         batch: list[_Queued] = []
         size = 0
         while self._writes and len(batch) < BATCH_CALLS and size < BATCH_BYTES:
-            queued = self._writes[0]
-            length = len(queued.write.data)
+            length = len(self._writes[0].write.data)
             if length > LARGE_CALL and batch:
                 break
-            self._writes.popleft()
+            queued = self._writes.popleft()
             del self._by_request_id[queued.write.request_id[:2]]
             batch.append(queued)
             size += length
@@ -361,9 +350,9 @@ class WriteServer:
             if lost.asked is not None:
                 # A definite answer, or its client would try it on the next server.
                 died = error_answer(BalsamError("the process that ran this read has died; see the server's log"))
-                self._answer(lost.asked.identity, lost.asked.number, died)
+                self._answer(lost.asked.identity, lost.asked.request.number, died)
             raise
-        self._answer(asked.identity, asked.number, answer)
+        self._answer(asked.identity, asked.request.number, answer)
 
     def _answer(self, identity: bytes, number: int, answer: Answer) -> None:
         """Answer a call, and count it."""

@@ -102,7 +102,6 @@ class GroupWriter:
     """
 
     def __init__(self, single: SingleWriter, db_id: str = "") -> None:
-        self._db_id = db_id
         self._single = single
         self._engine: Engine = single.open_engine("server")
         self._error = self._engine.dialect.loaded_dbapi.Error
@@ -113,7 +112,7 @@ class GroupWriter:
             self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             self._cursor = self._conn.connection.cursor()
             self._cache = WriterCache(self._cursor)
-            self.epoch = self._take_epoch()
+            self.epoch = self._take_epoch(db_id)
         except SQLAlchemyError as err:
             raise self._to_error(err) from err
         except HeldError as err:
@@ -271,10 +270,7 @@ class GroupWriter:
             raise DBAPIError.instance(statement, None, err, self._error) from err
 
     def _begin(self, timeout: float = 0.0) -> None:
-        """Begin a transaction.
-
-        Args:
-            timeout: Seconds to wait for another program that holds the database.
+        """Begin a transaction; wait so many seconds for another program that holds the database.
 
         Raises:
             HeldError: It still does.
@@ -292,11 +288,11 @@ class GroupWriter:
                 return
             time.sleep(PAUSE)
 
-    def _take_epoch(self) -> int:
+    def _take_epoch(self, db_id: str) -> int:
         self._begin(FIRST_BEGIN_TIMEOUT)
         if self._single.secure:
             self._single.secure()
-        check(self._conn, self._db_id)
+        check(self._conn, db_id)
         epoch = self._read_epoch() + 1
         self._conn.execute(update(meta).where(meta.c.name == "epoch").values(value=str(epoch)))
         self._execute("COMMIT")
