@@ -22,6 +22,7 @@ __all__ = [
     "JobsFailed",
     "NotFound",
     "OutcomeUnknown",
+    "PartlyDone",
     "SchemaMismatch",
     "ServerNotRunning",
     "SettingsError",
@@ -106,6 +107,13 @@ class OutcomeUnknown(BalsamError):
     """The connection broke while a write was in flight: it may or may not have been applied."""
 
     code = "outcome-unknown"
+    exit_code = 7
+
+
+class PartlyDone(BalsamError):
+    """A change that is made in steps failed after some of them, which stay; the message says how many."""
+
+    code = "partly-done"
     exit_code = 7
 
 

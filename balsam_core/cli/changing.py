@@ -25,16 +25,14 @@ def change_jobs(
         why_none: Why there may be none, for people.
     """
     from balsam_core.cli.selectors import choose, parse
+    from balsam_core.client.slices import changed_ids, told_how_far
 
     selection = parse(words)
     ids: list[int] = []
-    with session.open_db() as db:
+    with session.open_db() as db, told_how_far(verb, ids):
         for condition in choose(db, selection).conditions:
-            more = True
-            while more:
-                changed = db.run(call(where=condition))
-                ids += changed.ids
-                more = changed.more
+            for some in changed_ids(db.run, call(where=condition)):
+                ids += some
     report_changed(session.printer(), verb, ids, why_none=why_none)
 
 

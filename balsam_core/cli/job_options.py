@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from balsam_core.cli.command import Session
+    from balsam_core.client.database import Database
+    from balsam_core.model.job import Job
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -101,7 +103,19 @@ def add_job(session: Session, options: dict[str, Any]) -> int:
     with session.open_db() as db:
         parents = choose(db, parse(options["parents"])).ids()
         fields = {name: value for name, value in options.items() if value is not None} | {"parents": parents}
-        (job_id,) = db.jobs.add(Job(**fields))
-        record = {"id": job_id} if printer.format in {"table", "ids"} else job_record(db.jobs.get(job_id))
+        job = Job(**fields)
+        (job_id,) = db.jobs.add(job)
+        record = {"id": job_id} if printer.format in {"table", "ids"} else job_record(_stored(db, job))
     printer.one(record, str(job_id))
     return job_id
+
+
+def _stored(db: Database, job: Job) -> Job:
+    """Return an added job with what the database gave it; as it was given, where that can't be read now."""
+    from balsam_core.errors import BalsamError
+
+    try:
+        return db.jobs.get(job.id or 0)
+    except BalsamError as err:
+        click.echo(f"Warning: job {job.id} is added, but its record can't be read: {err.message}", err=True)
+        return job

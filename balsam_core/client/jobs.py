@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from balsam_core.client.slices import changed_ids, removed_jobs, told_how_far
 from balsam_core.errors import InvalidInput, NotFound
 from balsam_core.model.calls import (
     MOST_JOBS,
@@ -162,32 +163,41 @@ class JobQuery:
         return Compare("id", "in", self.ids())
 
     def kill(self, message: str = "") -> int:
-        """Kill the jobs that have not ended; waiting descendants become PARENT_KILLED. Returns how many changed."""
-        return self._change_in_slices(KillJobs(where=self._stable_condition(), message=message))
+        """Kill the jobs that have not ended; waiting descendants become PARENT_KILLED. Returns how many changed.
+
+        Raises:
+            PartlyDone: An error came after some were killed.
+        """
+        return self._change("killed", KillJobs(where=self._stable_condition(), message=message))
 
     def retry(self) -> int:
-        """Start failed or killed jobs again; returns how many changed."""
-        return self._change_in_slices(RetryJobs(where=self._stable_condition()))
+        """Start failed or killed jobs again; returns how many changed.
+
+        Raises:
+            PartlyDone: An error came after some were started.
+        """
+        return self._change("retried", RetryJobs(where=self._stable_condition()))
 
     def remove(self) -> list[RemovedJob]:
         """Remove the jobs from the database; their working directories stay. Returns the removed jobs.
 
         Raises:
-            Conflict: A job is running, or another job waits for it.
+            Conflict: A job is running, or another job waits for it; none was removed.
+            PartlyDone: An error came after some were removed.
         """
         call = RemoveJobs(where=self._stable_condition())
         removed: list[RemovedJob] = []
-        while some := self._transport.run(call):
-            removed += some
+        with told_how_far("removed", removed):
+            for some in removed_jobs(self._transport.run, call):
+                removed += some
         return removed
 
-    def _change_in_slices(self, call: Call[Changed]) -> int:
-        total = 0
-        while True:
-            changed = self._transport.run(call)
-            total += len(changed.ids)
-            if not changed.more:
-                return total
+    def _change(self, verb: str, call: Call[Changed]) -> int:
+        ids: list[int] = []
+        with told_how_far(verb, ids):
+            for some in changed_ids(self._transport.run, call):
+                ids += some
+        return len(ids)
 
 
 class Jobs(JobQuery):
@@ -200,11 +210,12 @@ class Jobs(JobQuery):
         the ids.
 
         Returns:
-            The ids in the order of adding. A job whose ``key`` exists keeps the existing job's id.
+            The ids in the order of the jobs. A job whose ``key`` exists gets the existing job's id.
 
         Raises:
             InvalidInput: A value can't be right, or the jobs depend on each other in a circle.
             NotFound: An app or a parent doesn't exist.
+            OutcomeUnknown: They may have been added, or not; after any other error none was.
         """
         from balsam_core.client.inserting import insert
 

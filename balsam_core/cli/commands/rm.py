@@ -47,6 +47,7 @@ def rm(session: Session, selector: tuple[str, ...], files: bool, yes: bool) -> N
 
 
 def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes: bool) -> None:
+    from balsam_core.client.slices import told_how_far
     from balsam_core.model.calls import GetApps
 
     unique = list(dict.fromkeys(names))
@@ -54,13 +55,17 @@ def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes:
     if yes or _confirm_removal(
         f"Remove {'the app' if len(unique) == 1 else 'the apps'} {', '.join(map(repr, unique))}?"
     ):
-        for name in unique:
-            db.apps.remove(name)
+        removed: list[str] = []
+        with told_how_far("removed", removed, "apps"):
+            for name in unique:
+                db.apps.remove(name)
+                removed.append(name)
         printer.one({"removed": len(unique), "names": unique}, f"removed {len(unique)} apps", ids=unique)
 
 
 def _remove_jobs(db: Database, printer: Printer, chosen: selectors.Chosen, *, files: bool, yes: bool) -> None:
     from balsam_core.cli.changing import count_text, report_changed
+    from balsam_core.client.slices import removed_jobs, told_how_far
     from balsam_core.dbdir.workdirs import remove_workdirs
     from balsam_core.model.calls import RemoveJobs
 
@@ -71,12 +76,13 @@ def _remove_jobs(db: Database, printer: Printer, chosen: selectors.Chosen, *, fi
             return
     ids: list[int] = []
     kept: list[str] = []
-    for condition in chosen.conditions:
-        while removed := db.run(RemoveJobs(where=condition)):
-            ids += [job.id for job in removed]
-            if files:
-                # After the jobs: an interruption here leaves a directory without a job, never the reverse.
-                kept += remove_workdirs(db.directory, removed)
+    with told_how_far("removed", ids):
+        for condition in chosen.conditions:
+            for removed in removed_jobs(db.run, RemoveJobs(where=condition)):
+                ids += [job.id for job in removed]
+                if files:
+                    # After the jobs: an interruption here leaves a directory without a job, never the reverse.
+                    kept += remove_workdirs(db.directory, removed)
     report_changed(printer, "removed", ids, why_none="nothing was chosen")
     for fault in kept:
         printer.note(f"Warning: {fault}")
