@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 
 
 class DBTypeGroup(Group):
-    """The commands of one plugin.
-
-    Args:
-        name: The db type or alias that the user typed.
-        backend: The plugin.
-    """
+    """The commands of one plugin, named by the db type or alias that the user typed."""
 
     def __init__(self, name: str, backend: Backend) -> None:
         self._provider = printable(backend.provider)

@@ -36,11 +36,6 @@ class Snapshot:
     queued: int = 0
     remark: str = ""
 
-    @property
-    def rate(self) -> float:
-        """Ended jobs per second."""
-        return (self.finished + self.failed) / self.seconds if self.seconds > 0 else 0.0
-
     def parts(self) -> Iterator[tuple[str, str]]:
         """Give the parts of a line, without the remark, each with its style for rich."""
         yield f"{self.finished} finished", "green" if self.finished else "dim"
@@ -50,7 +45,8 @@ class Snapshot:
         yield f"{self.running} running", "blue" if self.running else "dim"
         if self.queued:
             yield f"{self.queued} claimed", "dim"
-        yield f"{self.rate:.1f} jobs/s", "dim"
+        rate = (self.finished + self.failed) / self.seconds if self.seconds > 0 else 0.0
+        yield f"{rate:.1f} jobs/s", "dim"
         yield duration(self.seconds), "dim"
 
     def text(self) -> str:
@@ -75,11 +71,7 @@ class Progress:
 
 
 class PlainProgress(Progress):
-    """Writes a line when something has changed.
-
-    Args:
-        stream: Where to.
-    """
+    """Writes a line to a stream when something has changed."""
 
     every = PLAIN_EVERY
 
@@ -97,11 +89,7 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(Progress):
-    """Keeps one line of a terminal up to date.
-
-    Args:
-        stream: The terminal.
-    """
+    """Keeps one line of a terminal up to date."""
 
     every = LIVE_EVERY
 
