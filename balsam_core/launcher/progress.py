@@ -10,9 +10,6 @@ if TYPE_CHECKING:
 
     from rich.live import Live
 
-PLAIN_EVERY = 5.0  # seconds
-LIVE_EVERY = 0.25
-
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -73,7 +70,7 @@ class Progress:
 class PlainProgress(Progress):
     """Writes a line to a stream when something has changed."""
 
-    every = PLAIN_EVERY
+    every = 5.0
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -91,7 +88,7 @@ class PlainProgress(Progress):
 class LiveProgress(Progress):
     """Keeps one line of a terminal up to date."""
 
-    every = LIVE_EVERY
+    every = 0.25
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
