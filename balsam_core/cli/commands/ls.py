@@ -70,7 +70,7 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
             listing.list_history(db, printer, found)
         else:
             listing.list_jobs(db, printer, found, fields)
-        if found.more and printer.for_people:
+        if found.more:
             printer.note(f"... showing the newest {limit}; there are more: --limit 0 for all, --by-states for a count")
 
 
