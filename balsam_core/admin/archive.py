@@ -74,12 +74,7 @@ def digest(file: Path) -> str:
 
 
 def write_archive(target: Path, manifest: Manifest, database: Path) -> None:
-    """Write a backup, 0600, and force it to disk.
-
-    Args:
-        target: The file to make.
-        manifest: What it is.
-        database: The plugin's file.
+    """Write a backup, 0600, of the plugin's file ``database``, and force it to disk.
 
     Raises:
         OSError: It can't be written.

@@ -8,12 +8,11 @@ then.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import tempfile
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from balsam_core.admin import archive
@@ -55,7 +54,14 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
     published = address.read(db)
     with backend.open_transport(db) as transport:
         schema = transport.run(GetInfo()).schema
-    with _as_file_errors(target), _working_folder(target) as folder:
+    with _as_file_errors(target):
+        if os.path.lexists(target):
+            raise FileExistsError(target)
+    with (
+        _as_file_errors(target),
+        TemporaryDirectory(prefix=".balsam-backup-", dir=target.parent, ignore_cleanup_errors=True) as hidden,
+    ):
+        folder = Path(hidden)
         content = folder / "database"
         backend.backup(db, published, content)
         if content.is_symlink() or not content.is_file():
@@ -134,18 +140,6 @@ def _backend_with(db_type: str, hook: str, done: str) -> Backend:
             f"{hook}; use the database's own tools"
         )
     return backend
-
-
-@contextmanager
-def _working_folder(target: Path) -> Iterator[Path]:
-    """Give a hidden folder, 0700, beside a file that must not exist yet."""
-    if os.path.lexists(target):
-        raise FileExistsError(target)
-    folder = Path(tempfile.mkdtemp(prefix=".balsam-backup-", dir=target.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

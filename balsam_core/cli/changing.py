@@ -15,14 +15,9 @@ if TYPE_CHECKING:
 def change_jobs(
     session: Session, words: Sequence[str], verb: str, call: Callable[..., Call[Changed]], *, why_none: str
 ) -> None:
-    """Change the chosen jobs and print which of them changed.
+    """Change the jobs that selectors choose, and print which of them changed.
 
-    Args:
-        session: The session.
-        words: Selectors.
-        verb: What is done, e.g. ``killed``.
-        call: Makes the call for the jobs that meet a condition, the argument ``where``.
-        why_none: Why there may be none, for people.
+    ``call`` makes the call for the jobs that meet a condition, its argument ``where``.
     """
     from balsam_core.cli.selectors import choose, parse
     from balsam_core.client.slices import changed_ids, told_how_far
@@ -37,7 +32,7 @@ def change_jobs(
 
 
 def report_changed(printer: Printer, verb: str, ids: list[int], *, why_none: str) -> None:
-    """Print which jobs changed; the arguments are those of :func:`change_jobs`."""
+    """Print which jobs were ``killed``, ``removed`` or the like, for people also why there may be none."""
     ids = sorted(ids)
     text = f"{verb} {count_text(len(ids))}" if ids else f"{verb} no job: {why_none}"
     printer.one({verb: len(ids), "ids": ids}, text, ids=ids)

@@ -69,17 +69,11 @@ class Session:
             Conflict: It has another one.
             DBDirError: The directory is no usable DB.
         """
-        from balsam_core.dbdir.directory import DBDir
-        from balsam_core.dbdir.settings import resolve_db_path
+        from balsam_core.client.database import open_directory
         from balsam_core.errors import Conflict
         from balsam_core.system.files import shown
 
-        resolved = resolve_db_path(self.db)
-        if create and resolved.source == "default":
-            from balsam_core.admin.initialise import ensure_default
-
-            ensure_default(resolved.path)
-        found = DBDir.open(resolved.path)
+        found = open_directory(self.db, create=create)
         if db_type and found.db_type != db_type:
             raise Conflict(f"{shown(found.path)} is a DB of type {found.db_type}, not {db_type}: name another by --db")
         return found
@@ -119,13 +113,7 @@ def common_options() -> list[click.Option]:
 
 
 class Command(click.Command):
-    """A command with the common options and examples.
-
-    Args:
-        args: As click.
-        examples: Command lines for the help.
-        settings: As click.
-    """
+    """A command with the common options and ``examples``, command lines for the help."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **settings)

@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 
 
 class DBTypeGroup(Group):
-    """The commands of one plugin.
-
-    Args:
-        name: The db type or alias that the user typed.
-        backend: The plugin.
-    """
+    """The commands of one plugin, named by the db type or alias that the user typed."""
 
     def __init__(self, name: str, backend: Backend) -> None:
         self._provider = printable(backend.provider)
@@ -61,11 +56,9 @@ class DBTypeGroup(Group):
 
 
 def find_db_type_group(word: str, *, quiet: bool = False) -> Group | None:
-    """Return the commands of the plugin for a database type; None where the word is no database type.
+    """Return the commands of the plugin for a db type or alias; None where the word is neither.
 
-    Args:
-        word: A db type or an alias.
-        quiet: Whether to return None for a plugin that can't be used.
+    With ``quiet``, the answer is None for a plugin that can't be used, too.
 
     Raises:
         BackendError: The plugin is not installed or broken.

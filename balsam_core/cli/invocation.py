@@ -28,11 +28,7 @@ LONGEST_MESSAGE = 2000  # characters
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        args: The command line after ``balsam``; None for those of this process.
-    """
+    """Run the command line and return its exit code; ``args`` follow ``balsam``, None for those of this process."""
     _open_standard_streams()
     arguments = list(sys.argv[1:] if args is None else args)
     session = Session()

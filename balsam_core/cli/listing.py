@@ -41,24 +41,26 @@ class FoundJobs:
     """The newest ``limit`` jobs that meet a condition, in the order of their ids.
 
     Attributes:
+        conditions: The conditions.
         more: Whether there are more than the limit; known after reading.
     """
 
     def __init__(self, db: Database, conditions: list[Condition], limit: int) -> None:
-        self._jobs = db.jobs
-        self._conditions = conditions
-        self._limit = limit
+        self.conditions = conditions
         self.more = False
+        self._jobs = db.jobs
+        self._limit = limit
 
     @property
-    def filtered(self) -> bool:
-        """Whether the user asked for some jobs only."""
-        return self._conditions != [AllOf([])]
+    def empty_text(self) -> str:
+        """What to say when there are none."""
+        filtered = self.conditions != [AllOf([])]
+        return "No job matches." if filtered else "There are no jobs yet: see balsam job and balsam run."
 
     def rows(self, fields: Sequence[str]) -> Iterator[list[Any]]:
         """Give some fields of each job."""
-        if len(self._conditions) == 1:
-            query = self._jobs.where(self._conditions[0])
+        if len(self.conditions) == 1:
+            query = self._jobs.where(self.conditions[0])
             if not self._limit:
                 yield from query.rows(*fields)
             elif self._limit < MOST_JOBS:
@@ -70,7 +72,7 @@ class FoundJobs:
                 yield from query.where(Compare("id", "ge", oldest)).rows(*fields)
             return
         # Several conditions come from many single ids, which are in memory anyway.
-        ids = sorted({job for condition in self._conditions for job in self._jobs.where(condition).ids()})
+        ids = sorted({job for condition in self.conditions for job in self._jobs.where(condition).ids()})
         self.more = 0 < self._limit < len(ids)
         ids = ids[-self._limit :]
         for at in range(0, len(ids), SLICE):
@@ -101,7 +103,7 @@ def list_jobs(db: Database, printer: Printer, found: FoundJobs, fields: str | No
     else:
         names = TABLE_FIELDS if printer.for_people else field_names("all", JobRows.known)
     rows = JobRows(db, names)
-    printer.rows(rows.names, map(rows.row, found.rows(rows.fetched)), empty=_empty_text(found.filtered))
+    printer.rows(rows.names, map(rows.row, found.rows(rows.fetched)), empty=found.empty_text)
 
 
 def list_history(db: Database, printer: Printer, found: FoundJobs) -> None:
@@ -112,32 +114,27 @@ def list_history(db: Database, printer: Printer, found: FoundJobs) -> None:
         while some := list(islice(ids, HISTORY_SLICE)):
             yield from event_rows(sorted(db.jobs.history(*some), key=lambda event: event.job_id))
 
-    printer.rows(EVENT_FIELDS, events(), empty=_empty_text(found.filtered))
+    printer.rows(EVENT_FIELDS, events(), empty=found.empty_text)
 
 
-def list_counts(db: Database, printer: Printer, found: list[Condition], *, by_workflow: bool, by_states: bool) -> None:
+def list_counts(db: Database, printer: Printer, found: FoundJobs, *, by_workflow: bool, by_states: bool) -> None:
     """List how many jobs are in each state, in each workflow, or both."""
     table: dict[str, dict[str, int]] = {}
-    for where in found:
+    for where in found.conditions:
         for workflow, states in db.run(CountStates(where=where, by_workflow=by_workflow)).items():
             total = table.setdefault(workflow, {})
             for state, count in states.items():
                 total[state] = total.get(state, 0) + count
     ordered = {name: {state: states[state] for state in State if states.get(state)} for name, states in table.items()}
-    empty = _empty_text(found != [AllOf([])])
     if not by_workflow:
-        printer.rows(("state", "jobs"), ordered.get("", {}).items(), empty=empty)
+        printer.rows(("state", "jobs"), ordered.get("", {}).items(), empty=found.empty_text)
     elif by_states:
         rows = [(name, state, count) for name in sorted(ordered) for state, count in ordered[name].items()]
-        printer.rows(("workflow", "state", "jobs"), rows, empty=empty)
+        printer.rows(("workflow", "state", "jobs"), rows, empty=found.empty_text)
     else:
         sums = ((name, sum(ordered[name].values()), _state_counts(printer, ordered[name])) for name in sorted(ordered))
-        printer.rows(("workflow", "jobs", "states"), sums, empty=empty)
+        printer.rows(("workflow", "jobs", "states"), sums, empty=found.empty_text)
 
 
 def _state_counts(printer: Printer, states: dict[State, int]) -> object:
     return ", ".join(f"{count} {state}" for state, count in states.items()) if printer.for_people else states
-
-
-def _empty_text(filtered: bool) -> str:
-    return "No job matches." if filtered else "There are no jobs yet: see balsam job and balsam run."

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 class Printer:
-    """Writes results to stdout.
-
-    Args:
-        output_format: ``table``, ``json``, ``jsonl``, ``csv`` or ``ids``.
-    """
+    """Writes results to stdout in one of the formats."""
 
     def __init__(self, output_format: str) -> None:
         self.format = output_format

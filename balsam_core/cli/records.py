@@ -63,12 +63,7 @@ def field_names(text: str, known: Sequence[str]) -> list[str]:
 
 
 class JobRows:
-    """Rows with some fields of jobs, also computed ones, made from the fields that the database has.
-
-    Args:
-        db: The database.
-        names: The fields to give.
-    """
+    """Rows with some fields of jobs, also computed ones, made from the fields that the database has."""
 
     known = (*JOB_FIELDS, *COMPUTED)
 

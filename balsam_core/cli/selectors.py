@@ -137,8 +137,7 @@ def choose(db: Database, selection: Selection) -> Chosen:
     for first, final in selection.ranges:
         if not db.jobs.where(_id_range(first, final)).limit(1).ids():
             raise NotFound(f"there are no jobs {first}-{final}")
-    if selection.ids:
-        check_exist(db, selection.ids)
+    check_exist(db, selection.ids)
     return Chosen(db.jobs, _make_conditions(ids, selection))
 
 

@@ -124,15 +124,12 @@ def states(option: str, texts: Sequence[str]) -> list[str]:
     """
     from balsam_core.model.states import State
 
-    found: list[str] = []
-    for text in texts:
-        for word in text.replace(" ", "").split(","):
-            name = word.upper()
-            if name not in State.__members__:
-                raise click.UsageError(f"{option}: there is no state {quote(word)}{similar(name, State.__members__)}")
-            if name not in found:
-                found.append(name)
-    return found
+    words = [word for text in texts for word in text.replace(" ", "").split(",")]
+    for word in words:
+        name = word.upper()
+        if name not in State.__members__:
+            raise click.UsageError(f"{option}: there is no state {quote(word)}{similar(name, State.__members__)}")
+    return list(dict.fromkeys(word.upper() for word in words))
 
 
 def similar(word: str, known: Mapping[str, object] | Sequence[str]) -> str:

@@ -168,17 +168,23 @@ def open_db(path: str | Path | None = None) -> Database:
         SchemaMismatch: Program and database speak different versions.
     """
     from balsam_core.backends import registry
+
+    directory = open_directory(path, create=True)
+    backend = registry.load(directory.db_type)
+    return Database(directory, backend.open_transport(directory))
+
+
+def open_directory(path: str | Path | None, *, create: bool) -> DBDir:
+    """Return the DB directory that :func:`open_db` opens; the default one is created only on request."""
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.settings import resolve_db_path
 
     resolved = resolve_db_path(path)
-    if resolved.source == "default":
+    if create and resolved.source == "default":
         from balsam_core.admin.initialise import ensure_default
 
-        ensure_default(resolved.path)
-    directory = DBDir.open(resolved.path)
-    backend = registry.load(directory.db_type)
-    return Database(directory, backend.open_transport(directory))
+        return ensure_default(resolved.path)
+    return DBDir.open(resolved.path)
 
 
 class CurrentJob:

@@ -99,9 +99,7 @@ class JobQuery:
     ) -> Iterator[T]:
         """Read page by page in the order of ids; in another order, where a page can't be continued, all at once.
 
-        Args:
-            call: Makes the call for at most so many jobs after an id.
-            id_of: Returns the id of a job.
+        ``call`` makes the call for at most so many jobs after an id.
         """
         paged = self._order == Order()
         left = UNLIMITED if self._limit is None else self._limit

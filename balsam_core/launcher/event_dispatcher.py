@@ -32,11 +32,9 @@ MOST_AT_ONCE = 2000  # events in one call of the hook
 
 
 class EventDispatcher:
-    """Passes events to a function on a daemon thread.
+    """Passes events to a function on a daemon thread, at most 2,000 at once and in their order.
 
-    Args:
-        handle: The function; called with at most 2,000 events at once, in their order.
-        now: The database's time.
+    Their times are those of the database, whose time is ``now`` when this is made.
     """
 
     def __init__(self, handle: Callable[[Sequence[Event]], None], now: datetime) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator  # noqa: TC003
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balsam_core.launcher.job.claimed_job import ClaimedJob, ProcessResult, ProcessSpec
@@ -22,29 +23,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class RunningJob:
     """A job between its start and its end in this launcher.
 
     Attributes:
         claimed: The job.
+        slots: How many it takes.
         lifecycle: Its steps; sent how each process ended.
         process: Its process now; None while this machine can't start it.
         spec: The process that this machine could not start; None where the job didn't get as far as that.
         stop_reason: Why the launcher asked it to end; empty where it didn't.
         dropped: Whether its result doesn't count: the user killed it, or it isn't ours any more.
-        slots: How many it takes.
     """
 
-    __slots__ = ("claimed", "dropped", "lifecycle", "process", "slots", "spec", "stop_reason")
-
-    def __init__(self, claimed: ClaimedJob, slots: int) -> None:
-        self.claimed = claimed
-        self.lifecycle: Generator[ProcessSpec, ProcessResult, None] = claimed.lifecycle()
-        self.process: Process[RunningJob] | None = None
-        self.spec: ProcessSpec | None = None
-        self.stop_reason = ""
-        self.dropped = False
-        self.slots = slots
+    claimed: ClaimedJob
+    slots: int
+    lifecycle: Generator[ProcessSpec, ProcessResult, None]
+    process: Process[RunningJob] | None = None
+    spec: ProcessSpec | None = None
+    stop_reason: str = ""
+    dropped: bool = False
 
 
 class JobRunner:
@@ -94,7 +93,7 @@ class JobRunner:
 
     def start(self, claimed: ClaimedJob) -> None:
         """Start a job."""
-        running = RunningJob(claimed, min(claimed.slots, self._slots))
+        running = RunningJob(claimed, min(claimed.slots, self._slots), claimed.lifecycle())
         self.jobs[claimed.id] = running
         self._used_slots += running.slots
         self._advance_job(running, None)

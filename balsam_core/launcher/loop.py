@@ -52,13 +52,7 @@ _COUNTED_AS = {State.JOB_FINISHED: "finished", State.FAILED: "failed"}  # else "
 
 
 class Launcher:
-    """Runs jobs of a database on this machine until none is left.
-
-    Args:
-        db: The database.
-        options: What to run.
-        progress: Shows the progress to the user.
-    """
+    """Runs jobs of a database on this machine until none is left."""
 
     def __init__(self, db: Database, options: LauncherOptions, progress: Progress | None = None) -> None:
         self.counters = Counters()
@@ -222,12 +216,7 @@ class Launcher:
     # ---- the database
 
     def _make_due_calls(self) -> None:
-        """Make the calls that are due.
-
-        Raises:
-            Unavailable: The rest is for later.
-            OutcomeUnknown: The same.
-        """
+        """Make the calls that are due; after one of :data:`OUTAGES` the others are for later."""
         if self._stop_requested_at < inf:
             self._write_changes()
             return

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: TC003
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from balsam_core.launcher.programs import explain_failure, find_program
@@ -46,6 +47,7 @@ def is_shortage(err: BaseException | None) -> bool:
     return isinstance(err, OSError) and err.errno in _SHORTAGE_ERRORS
 
 
+@dataclass(slots=True, eq=False)
 class Process(Generic[T]):
     """A running child.
 
@@ -56,13 +58,10 @@ class Process(Generic[T]):
         kill_at: When it gets SIGKILL, by the monotonic clock; None while it was not asked to end.
     """
 
-    __slots__ = ("kill_at", "owner", "pid", "pidfd")
-
-    def __init__(self, pid: int, pidfd: int, owner: T) -> None:
-        self.pid = pid
-        self.pidfd = pidfd
-        self.owner = owner
-        self.kill_at: float | None = None
+    pid: int
+    pidfd: int
+    owner: T
+    kill_at: float | None = None
 
 
 class Processes(Generic[T]):

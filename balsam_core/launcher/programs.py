@@ -18,12 +18,8 @@ MOST_REMEMBERED = 1000  # programs
 def find_program(argv: list[str], env: Mapping[str, str], found: dict[tuple[str, str], str]) -> tuple[str, list[str]]:
     """Return the file to run and its command line; relative paths start at the current directory.
 
-    A Python script that is not executable is run by this Python.
-
-    Args:
-        argv: The command line.
-        env: Where ``PATH`` is.
-        found: What earlier searches found, filled by this function.
+    A Python script that is not executable is run by this Python. What is found in the ``PATH`` of ``env`` is remembered
+    in ``found``, by name and ``PATH``.
 
     Raises:
         OSError: There is no such program.

@@ -10,9 +10,6 @@ if TYPE_CHECKING:
 
     from rich.live import Live
 
-PLAIN_EVERY = 5.0  # seconds
-LIVE_EVERY = 0.25
-
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -36,11 +33,6 @@ class Snapshot:
     queued: int = 0
     remark: str = ""
 
-    @property
-    def rate(self) -> float:
-        """Ended jobs per second."""
-        return (self.finished + self.failed) / self.seconds if self.seconds > 0 else 0.0
-
     def parts(self) -> Iterator[tuple[str, str]]:
         """Give the parts of a line, without the remark, each with its style for rich."""
         yield f"{self.finished} finished", "green" if self.finished else "dim"
@@ -50,7 +42,8 @@ class Snapshot:
         yield f"{self.running} running", "blue" if self.running else "dim"
         if self.queued:
             yield f"{self.queued} claimed", "dim"
-        yield f"{self.rate:.1f} jobs/s", "dim"
+        rate = (self.finished + self.failed) / self.seconds if self.seconds > 0 else 0.0
+        yield f"{rate:.1f} jobs/s", "dim"
         yield duration(self.seconds), "dim"
 
     def text(self) -> str:
@@ -75,13 +68,9 @@ class Progress:
 
 
 class PlainProgress(Progress):
-    """Writes a line when something has changed.
+    """Writes a line to a stream when something has changed."""
 
-    Args:
-        stream: Where to.
-    """
-
-    every = PLAIN_EVERY
+    every = 5.0
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -97,13 +86,9 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(Progress):
-    """Keeps one line of a terminal up to date.
+    """Keeps one line of a terminal up to date."""
 
-    Args:
-        stream: The terminal.
-    """
-
-    every = LIVE_EVERY
+    every = 0.25
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -29,12 +29,7 @@ LONGEST_WAIT = 1.0  # seconds that a change waits, however slow the database is
 
 
 class Reporter:
-    """The changes that one launcher has to write.
-
-    Args:
-        run: Runs a call.
-        launcher_id: The launcher.
-        on_recorded: Called with what the database has recorded, each change once; None for nobody.
+    """The changes that one launcher has to write; ``on_recorded`` is called once with each that the database recorded.
 
     Attributes:
         jobs: Jobs with unwritten changes, by id.

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from balsam_core.watchdog.control import ServerState
     from balsam_core.watchdog.options import ServerOptions
 
-HIGHEST_PORT = 65535
-
 
 @command(
     examples=[
@@ -31,7 +29,7 @@ HIGHEST_PORT = 65535
 )
 @click.option("--path", metavar="PATH", help="The DB directory; the same as --db.")
 @click.option("--host", metavar="HOST", help="Listen on this name or address; 0.0.0.0 for all.  [default: 127.0.0.1]")
-@click.option("--port", type=click.IntRange(1, HIGHEST_PORT), metavar="N", help="Listen on this port (default: any).")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Listen on this port (default: any).")
 @click.option("--foreground", is_flag=True, help="Serve in this process until SIGTERM or Ctrl-C.")
 @click.option("--no-tls", is_flag=True, help="Let other hosts connect without encryption.")
 @click.option("--takeover", is_flag=True, help="Replace a server whose machine is known to be dead.")
@@ -119,7 +117,7 @@ def _stop_server(session: Session, *, takeover: bool) -> None:
     from balsam_core.cli.text import printable
     from balsam_core.watchdog.control import stop
 
-    directory = session.directory() if session.db is not None else _find_served()
+    directory = session.directory() if session.db is not None else _find_served(session)
     done = "none" if directory is None else stop(directory, takeover=takeover)
     where = "" if directory is None else f" of {printable(str(directory.path))}"
     text = {
@@ -130,22 +128,20 @@ def _stop_server(session: Session, *, takeover: bool) -> None:
     session.printer().one({"path": None if directory is None else str(directory.path), "result": done}, text)
 
 
-def _find_served() -> DBDir | None:
+def _find_served(session: Session) -> DBDir | None:
     """Return the DB whose server a bare ``--stop`` stops; None when no server runs.
 
     Raises:
         Conflict: Several servers run, and none of them serves the DB in use.
     """
     from balsam_core.cli.text import printable
-    from balsam_core.dbdir.directory import DBDir
-    from balsam_core.dbdir.settings import resolve_db_path
     from balsam_core.errors import Conflict, DBDirError
     from balsam_core.watchdog import user_servers
     from balsam_core.watchdog.control import has_server
 
     used = None
     with contextlib.suppress(DBDirError):  # not created yet, so it has no server
-        used = DBDir.open(resolve_db_path().path)
+        used = session.directory()
     if used is not None and has_server(used):
         return used
     running = user_servers.running()
@@ -177,10 +173,7 @@ def _reset_server(session: Session) -> None:
 def status_record(directory: DBDir, state: ServerState, transport: Transport | None = None) -> dict[str, object]:
     """Return what is known about a server: from the watchdog's lease, the published address and the server itself.
 
-    Args:
-        directory: The DB directory.
-        state: The state of its server.
-        transport: An open transport to the server; None to open one.
+    The server is asked through the transport; without one, a transport is opened for that.
     """
     lease, server = state.lease, state.address
     record: dict[str, object] = {

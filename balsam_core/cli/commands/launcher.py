@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from balsam_core.launcher.options import LauncherResult
 
-MOST_RANKS = 100_000
-
 
 @command(
     examples=[
@@ -33,7 +31,7 @@ MOST_RANKS = 100_000
 @click.option("--job-file", metavar="FILE", help="Run only the jobs whose ids are in this file; - for stdin.")
 @click.option(
     "--max-ranks-per-node",
-    type=click.IntRange(1, MOST_RANKS),
+    type=click.IntRange(1, 100_000),
     metavar="N",
     help="Run so many processes at the same time (default: the cores that may be used).",
 )
@@ -89,11 +87,9 @@ def launcher(
             result = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else Progress()).run()
         finally:
             logs.close()
-    printer.one({name: getattr(result, name) for name in _RESULT_FIELDS}, _format_lines(result))
+    record = {name: value for name, value in vars(result).items() if name != "signal"}
+    printer.one(record, _format_lines(result))
     return 0 if result.signal is None else 128 + result.signal
-
-
-_RESULT_FIELDS = ("finished", "failed", "killed", "again", "seconds", "unfit", "reason", "spent")
 
 
 def _format_lines(result: LauncherResult) -> Iterator[str]:

@@ -49,7 +49,7 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
     printer = session.printer()
     history, by_states = options["history"], options["by_states"]
     if what == "apps":
-        _refuse_other_options(what, ("name", "fields"), {"limit": limit, **options})
+        _refuse_job_options({"limit": limit, **options})
         with session.open_db() as db:
             _list_apps(db, printer, options["name"] or "", fields)
         return
@@ -61,26 +61,24 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
     with session.open_db() as db:
         from balsam_core.cli import listing
 
-        chosen = listing.conditions(db, options, wanted)
-        if by_states or what == "wf":
-            listing.list_counts(db, printer, chosen, by_workflow=what == "wf", by_states=by_states)
-            return
         if limit is None:
             limit = DEFAULT_LIMIT if printer.for_people else 0
-        found = listing.FoundJobs(db, chosen, limit)
-        if history:
+        found = listing.FoundJobs(db, listing.conditions(db, options, wanted), limit)
+        if by_states or what == "wf":
+            listing.list_counts(db, printer, found, by_workflow=what == "wf", by_states=by_states)
+        elif history:
             listing.list_history(db, printer, found)
         else:
             listing.list_jobs(db, printer, found, fields)
-        if found.more and printer.for_people:
+        if found.more:
             printer.note(f"... showing the newest {limit}; there are more: --limit 0 for all, --by-states for a count")
 
 
-def _refuse_other_options(what: str, allowed: tuple[str, ...], options: dict[str, Any]) -> None:
+def _refuse_job_options(options: dict[str, Any]) -> None:
     names = {"selectors": "id", "workflow": "wf"}
     for name, value in options.items():
-        if name not in allowed and value is not None and value is not False and value != ():
-            raise click.UsageError(f"--{names.get(name, name).replace('_', '-')} does not go with 'ls {what}'")
+        if name != "name" and value is not None and value is not False and value != ():
+            raise click.UsageError(f"--{names.get(name, name).replace('_', '-')} does not go with 'ls apps'")
 
 
 def _list_apps(db: Database, printer: Printer, text: str, fields: str | None) -> None:

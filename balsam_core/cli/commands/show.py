@@ -10,8 +10,7 @@ from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.selectors import choose_one
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
+    from collections.abc import Iterator
 
 MOST_RELATIVES = 20  # parents or children that a table names
 
@@ -53,6 +52,6 @@ def _format_lines(record: dict[str, object], events: list[tuple[object, ...]]) -
             shown = cell(value)
         yield f"{name.ljust(size)}  {shown}"
     yield ""
-    rows: Sequence[Sequence[object]] = [(at, state, message) for _, at, state, _, message in events]
+    rows = [(at, state, message) for _, at, state, _, message in events]
     for line in lines(("since", "state", "message"), rows, colours=colours_wanted()):
         yield line.rstrip()

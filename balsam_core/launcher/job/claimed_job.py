@@ -205,8 +205,6 @@ class ClaimedJob:
             self.reach(_S.RUN_TIMEOUT, result.stop_reason)
             if self.job.post_timeout_handler:
                 self.released = True  # this launcher is about to end; the next one runs the handler
-            else:
-                self._retry_after_timeout()
         elif result.exit_code:
             self.reach(_S.RUN_ERROR, self._describe_failure(result, output_name(self.job, ".err")))
         else:
@@ -235,11 +233,7 @@ class ClaimedJob:
     def _handle_timeout(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if self.job.post_timeout_handler:
             yield from self._run_handler("BALSAM_JOB_TIMEOUT")
-        else:
-            self._retry_after_timeout()
-
-    def _retry_after_timeout(self) -> None:
-        if self.job.auto_timeout_retry:
+        elif self.job.auto_timeout_retry:
             self._mark_for_restart("")
         else:
             self.reach(_S.FAILED)

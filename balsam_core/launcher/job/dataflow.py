@@ -39,12 +39,8 @@ class Patterns:
     As in a shell, a leading dot must be matched by a dot. A pattern without any letter or digit, such as ``*``, means
     "all results": it leaves out the files that launchers wrote.
 
-    Args:
-        patterns: The patterns.
-        what: The field that they come from, for messages.
-
     Raises:
-        InvalidInput: A pattern names a file in another directory.
+        InvalidInput: A pattern names a file in another directory; the message names the field ``what``.
     """
 
     def __init__(self, patterns: Sequence[str], *, what: str) -> None:
