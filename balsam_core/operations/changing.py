@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import and_, bindparam, exists, func, or_, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
@@ -13,7 +13,8 @@ from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, lock_parents
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.schema.tables import job_edges, job_events, jobs, workflows
+from balsam_core.operations.job_rows import delete_jobs
+from balsam_core.schema.tables import job_edges, jobs, workflows
 
 if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
@@ -151,8 +152,5 @@ def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
             raise Conflict(f"job {child.id} waits for job {child.parent_id}; remove or kill it first")
     # Children in a later slice must not wait for ever if no later slice runs.
     fail_descendants(tx, [(row.id, State.USER_KILLED) for row in rows if row.state != State.JOB_FINISHED])
-    for some in in_chunks(ids):
-        tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(some), job_edges.c.parent_id.in_(some))))
-        tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
-        tx.execute(delete(jobs).where(jobs.c.id.in_(some)))
+    delete_jobs(tx, ids)
     return [RemovedJob(row.id, row.workflow, row.name) for row in rows]
