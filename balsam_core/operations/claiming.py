@@ -180,8 +180,9 @@ _READ_COLUMNS = (
 """What is read of claimed jobs at once."""
 
 
-def _of_workflow(of_workflow: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
-    if not of_workflow:
+def in_workflow(is_named: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
+    """Return the condition that a job is of the workflow of the parameter ``workflow``; none where it isn't named."""
+    if not is_named:
         return []
     workflow_id = select(workflows.c.id).where(workflows.c.name == bindparam("workflow")).scalar_subquery()
     return [jobs.c.workflow_id == workflow_id]
@@ -192,7 +193,7 @@ def _first_jobs(columns: Iterable[Any], of_workflow: bool, bounded: bool) -> Sel
     return (
         select(*columns)
         .where(
-            *_of_workflow(of_workflow),
+            *in_workflow(of_workflow),
             jobs.c.claim_class == bindparam("class", type_=BigInteger),
             *([jobs.c.priority >= bindparam("lowest")] if bounded else []),
         )
@@ -224,7 +225,7 @@ def first_below_priority(of_workflow: bool) -> Prepared:  # noqa: FBT001
     return Prepared(
         select(jobs.c.priority, jobs.c.id)
         .where(
-            *_of_workflow(of_workflow),
+            *in_workflow(of_workflow),
             jobs.c.claim_class == bindparam("class", type_=BigInteger),
             jobs.c.priority < bindparam("lowest"),
         )
@@ -237,7 +238,7 @@ def _heads_query(of_workflow: bool) -> Prepared:  # noqa: FBT001
     """Return the query for the classes that fit, each with its first claimable job, if any."""
     first = (
         select(jobs.c.id)
-        .where(*_of_workflow(of_workflow), jobs.c.claim_class == resource_classes.c.id)
+        .where(*in_workflow(of_workflow), jobs.c.claim_class == resource_classes.c.id)
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(literal_column("1"))
         .correlate(resource_classes)
@@ -266,7 +267,7 @@ def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) 
     for some in in_chunks(call.only or ()):
         query = (
             select(*_READ_COLUMNS)
-            .where(*_of_workflow(bool(call.workflow)), jobs.c.id.in_(some), jobs.c.claim_class.in_(class_ids))
+            .where(*in_workflow(bool(call.workflow)), jobs.c.id.in_(some), jobs.c.claim_class.in_(class_ids))
             .order_by(jobs.c.priority.desc(), jobs.c.id)
             .limit(call.limit - len(rows))
             .with_for_update(skip_locked=True)
@@ -308,6 +309,6 @@ def count_waiting(tx: Tx, call: CountWaiting) -> dict[Waiting, int]:
     sides: list[tuple[Waiting, ColumnElement[bool]]] = [("fits", _FITS), ("does not fit", ~_FITS)]
     for name, side in sides:
         in_class = jobs.c.claim_class.in_(select(resource_classes.c.id).where(side))
-        some = select(jobs.c.id).where(*_of_workflow(bool(call.workflow)), in_class).limit(call.limit).subquery()
+        some = select(jobs.c.id).where(*in_workflow(bool(call.workflow)), in_class).limit(call.limit).subquery()
         counts[name] = int(tx.execute(select(func.count()).select_from(some), given).scalar_one())
     return counts
