@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeV
 import msgspec
 
 from balsam_core.model.app import App
-from balsam_core.model.filters import AllOf, AnyOf, Compare, NoneOf
+from balsam_core.model.filters import AllOf, Condition
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 MOST_JOBS = 2000
 """Jobs in one call at the most, so that no message and no transaction is giant."""
 
-Where = Compare | AllOf | AnyOf | NoneOf
+Where = Condition
 Limit = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 Slice = Annotated[int, msgspec.Meta(ge=1, le=MOST_JOBS)]
