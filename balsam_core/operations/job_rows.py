@@ -37,12 +37,7 @@ COLUMNS_OF_JOB = _columns_of(FIELDS)
 
 
 def read_jobs(tx: Tx, narrow: Callable[[Select[Any]], Select[Any]]) -> list[Job]:
-    """Read whole jobs.
-
-    Args:
-        tx: The transaction.
-        narrow: Adds conditions, order and limit to a query on ``jobs``.
-    """
+    """Read whole jobs; ``narrow`` adds conditions, order and limit to a query on ``jobs``."""
     return jobs_from_rows(tx, tx.execute(narrow(select(*COLUMNS_OF_JOB))).mappings().all())
 
 

@@ -20,8 +20,6 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARK", "Guard", "SuiteRun", "processes_of"]
-
 MARK = "BALSAM_TESTING_RUN"
 STOP_SECONDS = 20.0  # for servers to stop by themselves before they are killed
 POLL = 0.05
@@ -58,9 +56,6 @@ class Guard:
     """A temporary directory, which is removed at the end of the run together with all processes of the run.
 
     From now on all that this process starts has the mark.
-
-    Args:
-        prefix: Beginning of the directory's name.
     """
 
     def __init__(self, prefix: str) -> None:
