@@ -37,19 +37,15 @@ class Call(msgspec.Struct, Generic[R], frozen=True, kw_only=True, forbid_unknown
     writes: ClassVar[bool]
 
     @classmethod
+    @cache
     def operation(cls) -> str:
         """Return the operation's name on the wire."""
-        return _operation_name(cls)
+        return "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
 
     @classmethod
     def result_type(cls) -> Any:  # noqa: ANN401  (any type form)
         """Return the type of the answer."""
         return get_args(cls.__orig_bases__[0])[0]  # type: ignore[attr-defined]
-
-
-@cache
-def _operation_name(kind: type[Call[Any]]) -> str:
-    return "".join("_" + c.lower() if c.isupper() else c for c in kind.__name__).lstrip("_")
 
 
 class Read(Call[R], Generic[R], frozen=True, kw_only=True):

@@ -105,11 +105,8 @@ def check_launcher(tx: Tx, launcher: int) -> None:
         raise Conflict(f"launcher {launcher} is not registered, or was given up because its lease was over")
 
 
-_LOCK_LAUNCHER = (
-    select(launchers.c.id)
-    .where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
-    .with_for_update(read=True)
-)
+_LIVE_LAUNCHER = select(launchers.c.id).where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
+_LOCK_LAUNCHER = _LIVE_LAUNCHER.with_for_update(read=True)
 """Keeps a launcher from being given up until the claim ends: else nobody would ever release what it takes now."""
 
 _KEEP_LAUNCHER = Prepared(_LOCK_LAUNCHER)
@@ -244,20 +241,16 @@ def _heads_query(of_workflow: bool) -> Prepared:  # noqa: FBT001
         .correlate(resource_classes)
         .scalar_subquery()
     )
-    classes = select(resource_classes.c.id, *_NEEDS, first.label("head")).where(_fits_live_launcher()).subquery()
+    classes = select(resource_classes.c.id, *_NEEDS, first.label("head")).where(_FITS_LIVE_LAUNCHER).subquery()
     needs = [classes.c[name] for name in RESOURCES]
     head = outerjoin(classes, jobs, jobs.c.id == classes.c.head)
     return Prepared(select(classes.c.id, classes.c.head, jobs.c.priority, *needs).select_from(head))
 
 
-def _fits_live_launcher() -> ColumnElement[bool]:
-    alive = select(launchers.c.id).where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
-    return and_(_FITS, exists(alive))
-
-
+_FITS_LIVE_LAUNCHER = and_(_FITS, exists(_LIVE_LAUNCHER))
 _NEEDS = [resource_classes.c[name] for name in RESOURCES]
 HEADS, HEADS_OF_WORKFLOW = _heads_query(of_workflow=False), _heads_query(of_workflow=True)
-_ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_fits_live_launcher()))
+_ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_FITS_LIVE_LAUNCHER))
 
 
 def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[RowMapping]:

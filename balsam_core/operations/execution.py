@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, error_class
 from balsam_core.model.calls import WINDOW
-from balsam_core.model.codec import decode_refusal, encode
+from balsam_core.model.codec import decode_stored, encode
 from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import counters, processed_requests
 from balsam_core.schema.types import utc_now
@@ -337,7 +337,7 @@ def replay(conn: Connection, call: Call[R], request_id: RequestId) -> bytes:
     if found[0] is not None:
         reply = bytes(found[0])
         if reply.startswith(_REFUSED):
-            code, message = decode_refusal(reply[len(_REFUSED) :])
+            code, message = decode_stored(tuple[str, str], reply[len(_REFUSED) :], "a stored error")
             raise error_class(code)(message)
         return reply
     if type(call) not in _REBUILDERS:
