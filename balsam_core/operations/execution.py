@@ -206,9 +206,7 @@ _MONOTONIC = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def operation(kind: type[C], *, default_reply: object = None) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
     """Register the body of a call.
 
-    Args:
-        kind: The call's class.
-        default_reply: What it nearly always answers: inserted with the request id, which saves an UPDATE.
+    ``default_reply`` is what it nearly always answers: inserted with the request id, which saves an UPDATE.
     """
 
     def register(body: Callable[[Tx, C], R]) -> Callable[[Tx, C], R]:

@@ -90,9 +90,7 @@ class SuiteRun(Guard):
     def remaining_processes(self, path: Path | None = None, *, seconds: float = 5.0) -> list[str]:
         """Return what still runs of all that was started; waits for what is about to end.
 
-        Args:
-            path: A DB directory: only processes that name it on their command line, or work in it.
-            seconds: How long to wait.
+        With a DB directory only processes count that name it on their command line, or work in it.
         """
         deadline = time.monotonic() + seconds
         while True:
