@@ -30,19 +30,16 @@ class App(msgspec.Struct, omit_defaults=True):
 
     def check(self) -> None:
         """Raise InvalidInput where a value can never work."""
-        try:
-            self._check_fields()
-        except InvalidInput as err:
-            raise InvalidInput(f"{title('app', self.name)}: {err}") from None
-
-    def _check_fields(self) -> None:
         from balsam_core.model.command import split
 
-        check_text("name", self.name, longest=255, empty=False)
-        for field in ("description", "executable", "preprocess", "postprocess"):
-            check_text(field, getattr(self, field))
-        if not split(self.executable, what="executable"):
-            raise InvalidInput("the executable is empty; give the command that its jobs run")
-        split(self.preprocess, what="preprocess")
-        split(self.postprocess, what="postprocess")
-        check_environ("environ", self.environ)
+        try:
+            check_text("name", self.name, longest=255, empty=False)
+            for field in ("description", "executable", "preprocess", "postprocess"):
+                check_text(field, getattr(self, field))
+            if not split(self.executable, what="executable"):
+                raise InvalidInput("the executable is empty; give the command that its jobs run")
+            split(self.preprocess, what="preprocess")
+            split(self.postprocess, what="postprocess")
+            check_environ("environ", self.environ)
+        except InvalidInput as err:
+            raise InvalidInput(f"{title('app', self.name)}: {err}") from None

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeV
 import msgspec
 
 from balsam_core.model.app import App
-from balsam_core.model.filters import AllOf, AnyOf, Compare, NoneOf
+from balsam_core.model.filters import AllOf, Condition
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 MOST_JOBS = 2000
 """Jobs in one call at the most, so that no message and no transaction is giant."""
 
-Where = Compare | AllOf | AnyOf | NoneOf
+Where = Condition
 Limit = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 Slice = Annotated[int, msgspec.Meta(ge=1, le=MOST_JOBS)]
@@ -37,19 +37,15 @@ class Call(msgspec.Struct, Generic[R], frozen=True, kw_only=True, forbid_unknown
     writes: ClassVar[bool]
 
     @classmethod
+    @cache
     def operation(cls) -> str:
         """Return the operation's name on the wire."""
-        return _operation_name(cls)
+        return "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
 
     @classmethod
     def result_type(cls) -> Any:  # noqa: ANN401  (any type form)
         """Return the type of the answer."""
         return get_args(cls.__orig_bases__[0])[0]  # type: ignore[attr-defined]
-
-
-@cache
-def _operation_name(kind: type[Call[Any]]) -> str:
-    return "".join("_" + c.lower() if c.isupper() else c for c in kind.__name__).lstrip("_")
 
 
 class Read(Call[R], Generic[R], frozen=True, kw_only=True):

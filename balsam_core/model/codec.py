@@ -57,22 +57,12 @@ def decode_result(kind: type[Call[R]], data: bytes) -> R:
         SchemaMismatch: A value has another type than this program expects.
         Corrupt: The bytes are no encoded value.
     """
-    result: R = _decode_stored(kind.result_type(), data, f"the answer to {kind.operation()}")
+    result: R = decode_stored(kind.result_type(), data, f"the answer to {kind.operation()}")
     return result
 
 
-def decode_refusal(data: bytes) -> tuple[str, str]:
-    """Return code and message of a stored error.
-
-    Raises:
-        SchemaMismatch: A value has another type than this program expects.
-        Corrupt: The bytes are no encoded value.
-    """
-    refusal: tuple[str, str] = _decode_stored(tuple[str, str], data, "a stored error")
-    return refusal
-
-
-def _decode_stored(kind: Any, data: bytes, what: str) -> Any:  # noqa: ANN401  (any type form)
+def decode_stored(kind: Any, data: bytes, what: str) -> Any:  # noqa: ANN401  (any type form)
+    """Return a stored value of a type; errors as from :func:`decode_result`, with ``what`` it is."""
     try:
         return _decoder(kind).decode(data)
     except msgspec.ValidationError as err:

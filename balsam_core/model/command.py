@@ -26,12 +26,8 @@ _TEMPLATE = re.compile(rf"\{{\{{|\}}\}}|{_PLACEHOLDER.pattern}")
 def split(text: str, *, what: str) -> list[str]:
     """Return the words of a command line in POSIX shell quoting; nothing is expanded.
 
-    Args:
-        text: The command line.
-        what: Where it comes from, for the message.
-
     Raises:
-        InvalidInput: A quotation is not closed.
+        InvalidInput: A quotation is not closed; the message begins with ``what``.
     """
     try:
         return list(_split_cached(text))

@@ -81,35 +81,32 @@ class Column:
     def __repr__(self) -> str:
         return f"Job.{self.name}"
 
-    def _compare(self, op: Operator, value: object) -> Compare:
-        return Compare(self.name, op, value)
-
     def __eq__(self, value: object) -> Compare:  # type: ignore[override]
-        return self._compare("eq", value)
+        return Compare(self.name, "eq", value)
 
     def __ne__(self, value: object) -> Compare:  # type: ignore[override]
-        return self._compare("ne", value)
+        return Compare(self.name, "ne", value)
 
     def __lt__(self, value: object) -> Compare:
-        return self._compare("lt", value)
+        return Compare(self.name, "lt", value)
 
     def __le__(self, value: object) -> Compare:
-        return self._compare("le", value)
+        return Compare(self.name, "le", value)
 
     def __gt__(self, value: object) -> Compare:
-        return self._compare("gt", value)
+        return Compare(self.name, "gt", value)
 
     def __ge__(self, value: object) -> Compare:
-        return self._compare("ge", value)
+        return Compare(self.name, "ge", value)
 
     def in_(self, values: Iterable[object]) -> Compare:
         """True where the field equals one of the values."""
-        return self._compare("in", list(values))
+        return Compare(self.name, "in", list(values))
 
     def contains(self, text: str) -> Compare:
         """True where the field's text holds ``text``, in the same case."""
-        return self._compare("contains", text)
+        return Compare(self.name, "contains", text)
 
     def startswith(self, text: str) -> Compare:
         """True where the field's text begins with ``text``, in the same case."""
-        return self._compare("startswith", text)
+        return Compare(self.name, "startswith", text)

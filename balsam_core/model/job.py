@@ -170,13 +170,10 @@ def _check_type(job: Job, info: FieldInfo) -> None:
 
 
 def check_columns(columns: Mapping[str, Sequence[Any]]) -> None:
-    """Raise InvalidInput for a value that can never work; the message names its job.
+    """Raise InvalidInput for a value of jobs, given by field, that can never work; the message names its job.
 
     Whole columns are checked, since jobs of an ensemble share most of their values: each different text is looked at
     once.
-
-    Args:
-        columns: The values of some jobs, by field.
     """
     kinds = list(zip(columns["app"], columns["command"], strict=True))
     for app, command in set(kinds):

@@ -23,14 +23,7 @@ def title(kind: str, name: str) -> str:
 
 
 def check_text(field: str, value: str, *, longest: int = LONGEST_TEXT, empty: bool = True) -> None:
-    """Raise InvalidInput for text that no database or system call could take.
-
-    Args:
-        field: The field in words.
-        value: The text.
-        longest: The most characters allowed.
-        empty: Whether the empty text is allowed.
-    """
+    """Raise InvalidInput for text that no database or system call could take, or that is too long or empty."""
     if not empty and not value:
         raise InvalidInput(f"the {field} is empty")
     if len(value) > longest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import astuple
@@ -203,12 +202,10 @@ def _job_rows(
 
 def _first_events(tx: Tx, rows: Rows) -> Rows:
     """Return the first events of new jobs; a CREATED one gets it when it is promoted."""
-    events = Rows(len(rows), same={"at": tx.now, "attempt": 0}, columns={"job_id": rows.columns["id"]})
+    same = {"at": tx.now, "attempt": 0}
     if "state" in rows.same:
-        events.same["transitions"] = f"CREATED 0, {rows.same['state']} 0"
-        return events
+        same["transitions"] = f"CREATED 0, {rows.same['state']} 0"
+        return Rows(len(rows), same, {"job_id": rows.columns["id"]})
     states = zip(rows.columns["id"], rows.columns["state"], strict=True)
-    known = [(job, state) for job, state in states if state != State.CREATED]
-    events.columns["job_id"] = [job for job, _ in known]
-    events.columns["transitions"] = [f"CREATED 0, {state} 0" for _, state in known]
-    return replace(events, count=len(known))
+    known = {job: f"CREATED 0, {state} 0" for job, state in states if state != State.CREATED}
+    return Rows(len(known), same, {"job_id": list(known), "transitions": list(known.values())})

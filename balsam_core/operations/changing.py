@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import and_, bindparam, exists, func, or_, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
@@ -13,9 +13,12 @@ from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, lock_parents
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.schema.tables import job_edges, job_events, jobs, workflows
+from balsam_core.operations.job_rows import delete_jobs
+from balsam_core.schema.tables import job_edges, jobs, workflows
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+
     from balsam_core.operations.execution import Tx
 
 _parents = jobs.alias("parents")
@@ -28,17 +31,16 @@ _HAS_UNSUCCESSFUL_PARENT = exists(
 """Whether a parent of the job has failed or been killed."""
 
 
+def _lock_first(tx: Tx, limit: int | None, *conditions: ColumnElement[bool]) -> list[int]:
+    """Lock the first jobs that meet conditions, and return their ids."""
+    query = select(jobs.c.id).where(*conditions).order_by(jobs.c.id).limit(limit).with_for_update()
+    return list(tx.execute(query).scalars())
+
+
 @operation(KillJobs)
 def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
     """Kill jobs. One that runs is stopped by its launcher, which holds it until then."""
-    chosen = (
-        select(jobs.c.id)
-        .where(visible(), condition(call.where), jobs.c.state.in_(list(ACTIVE)))
-        .order_by(jobs.c.id)
-        .limit(call.limit)
-        .with_for_update()
-    )
-    ids = list(tx.execute(chosen).scalars())
+    ids = _lock_first(tx, call.limit, visible(), condition(call.where), jobs.c.state.in_(list(ACTIVE)))
     for some in in_chunks(ids):
         these = jobs.c.id.in_(some)
         record_where(tx, these, [State.USER_KILLED], call.message or "killed by the user")
@@ -51,14 +53,7 @@ def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
 def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
     """Start ended jobs again; a job whose parent failed or was killed comes back only together with that parent."""
     ended = and_(visible(), condition(call.where), jobs.c.state.in_(list(UNSUCCESSFUL)), jobs.c.launcher_id.is_(None))
-    chosen = (
-        select(jobs.c.id)
-        .where(ended, or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents))
-        .order_by(jobs.c.id)
-        .limit(call.limit)
-        .with_for_update()
-    )
-    ids = list(tx.execute(chosen).scalars())
+    ids = _lock_first(tx, call.limit, ended, or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents))
     if not ids:
         blocked = tx.execute(select(func.min(jobs.c.id)).where(ended)).scalar()
         if blocked is not None:
@@ -101,18 +96,14 @@ def _restart_children(tx: Tx, parents: list[int]) -> list[int]:
     """Restart children that ended only because of these parents (they never ran); returns them."""
     children: list[int] = []
     for some in in_chunks(parents):
-        query = (
-            select(jobs.c.id)
-            .where(
-                jobs.c.id.in_(select(job_edges.c.child_id).where(job_edges.c.parent_id.in_(some))),
-                or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0)),
-                jobs.c.wait_for_parents,
-                ~_HAS_UNSUCCESSFUL_PARENT,
-            )
-            .order_by(jobs.c.id)
-            .with_for_update()
+        children += _lock_first(
+            tx,
+            None,
+            jobs.c.id.in_(select(job_edges.c.child_id).where(job_edges.c.parent_id.in_(some))),
+            or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0)),
+            jobs.c.wait_for_parents,
+            ~_HAS_UNSUCCESSFUL_PARENT,
         )
-        children += tx.execute(query).scalars()
     children = sorted(set(children))
     _restart(tx, children, "its parent runs again")
     return children
@@ -151,8 +142,5 @@ def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
             raise Conflict(f"job {child.id} waits for job {child.parent_id}; remove or kill it first")
     # Children in a later slice must not wait for ever if no later slice runs.
     fail_descendants(tx, [(row.id, State.USER_KILLED) for row in rows if row.state != State.JOB_FINISHED])
-    for some in in_chunks(ids):
-        tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(some), job_edges.c.parent_id.in_(some))))
-        tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
-        tx.execute(delete(jobs).where(jobs.c.id.in_(some)))
+    delete_jobs(tx, ids)
     return [RemovedJob(row.id, row.workflow, row.name) for row in rows]

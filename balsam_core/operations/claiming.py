@@ -105,11 +105,8 @@ def check_launcher(tx: Tx, launcher: int) -> None:
         raise Conflict(f"launcher {launcher} is not registered, or was given up because its lease was over")
 
 
-_LOCK_LAUNCHER = (
-    select(launchers.c.id)
-    .where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
-    .with_for_update(read=True)
-)
+_LIVE_LAUNCHER = select(launchers.c.id).where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
+_LOCK_LAUNCHER = _LIVE_LAUNCHER.with_for_update(read=True)
 """Keeps a launcher from being given up until the claim ends: else nobody would ever release what it takes now."""
 
 _KEEP_LAUNCHER = Prepared(_LOCK_LAUNCHER)
@@ -180,8 +177,9 @@ _READ_COLUMNS = (
 """What is read of claimed jobs at once."""
 
 
-def _of_workflow(of_workflow: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
-    if not of_workflow:
+def in_workflow(is_named: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
+    """Return the condition that a job is of the workflow of the parameter ``workflow``; none where it isn't named."""
+    if not is_named:
         return []
     workflow_id = select(workflows.c.id).where(workflows.c.name == bindparam("workflow")).scalar_subquery()
     return [jobs.c.workflow_id == workflow_id]
@@ -192,7 +190,7 @@ def _first_jobs(columns: Iterable[Any], of_workflow: bool, bounded: bool) -> Sel
     return (
         select(*columns)
         .where(
-            *_of_workflow(of_workflow),
+            *in_workflow(of_workflow),
             jobs.c.claim_class == bindparam("class", type_=BigInteger),
             *([jobs.c.priority >= bindparam("lowest")] if bounded else []),
         )
@@ -224,7 +222,7 @@ def first_below_priority(of_workflow: bool) -> Prepared:  # noqa: FBT001
     return Prepared(
         select(jobs.c.priority, jobs.c.id)
         .where(
-            *_of_workflow(of_workflow),
+            *in_workflow(of_workflow),
             jobs.c.claim_class == bindparam("class", type_=BigInteger),
             jobs.c.priority < bindparam("lowest"),
         )
@@ -237,26 +235,22 @@ def _heads_query(of_workflow: bool) -> Prepared:  # noqa: FBT001
     """Return the query for the classes that fit, each with its first claimable job, if any."""
     first = (
         select(jobs.c.id)
-        .where(*_of_workflow(of_workflow), jobs.c.claim_class == resource_classes.c.id)
+        .where(*in_workflow(of_workflow), jobs.c.claim_class == resource_classes.c.id)
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(literal_column("1"))
         .correlate(resource_classes)
         .scalar_subquery()
     )
-    classes = select(resource_classes.c.id, *_NEEDS, first.label("head")).where(_fits_live_launcher()).subquery()
+    classes = select(resource_classes.c.id, *_NEEDS, first.label("head")).where(_FITS_LIVE_LAUNCHER).subquery()
     needs = [classes.c[name] for name in RESOURCES]
     head = outerjoin(classes, jobs, jobs.c.id == classes.c.head)
     return Prepared(select(classes.c.id, classes.c.head, jobs.c.priority, *needs).select_from(head))
 
 
-def _fits_live_launcher() -> ColumnElement[bool]:
-    alive = select(launchers.c.id).where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))
-    return and_(_FITS, exists(alive))
-
-
+_FITS_LIVE_LAUNCHER = and_(_FITS, exists(_LIVE_LAUNCHER))
 _NEEDS = [resource_classes.c[name] for name in RESOURCES]
 HEADS, HEADS_OF_WORKFLOW = _heads_query(of_workflow=False), _heads_query(of_workflow=True)
-_ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_fits_live_launcher()))
+_ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_FITS_LIVE_LAUNCHER))
 
 
 def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[RowMapping]:
@@ -266,7 +260,7 @@ def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) 
     for some in in_chunks(call.only or ()):
         query = (
             select(*_READ_COLUMNS)
-            .where(*_of_workflow(bool(call.workflow)), jobs.c.id.in_(some), jobs.c.claim_class.in_(class_ids))
+            .where(*in_workflow(bool(call.workflow)), jobs.c.id.in_(some), jobs.c.claim_class.in_(class_ids))
             .order_by(jobs.c.priority.desc(), jobs.c.id)
             .limit(call.limit - len(rows))
             .with_for_update(skip_locked=True)
@@ -308,6 +302,6 @@ def count_waiting(tx: Tx, call: CountWaiting) -> dict[Waiting, int]:
     sides: list[tuple[Waiting, ColumnElement[bool]]] = [("fits", _FITS), ("does not fit", ~_FITS)]
     for name, side in sides:
         in_class = jobs.c.claim_class.in_(select(resource_classes.c.id).where(side))
-        some = select(jobs.c.id).where(*_of_workflow(bool(call.workflow)), in_class).limit(call.limit).subquery()
+        some = select(jobs.c.id).where(*in_workflow(bool(call.workflow)), in_class).limit(call.limit).subquery()
         counts[name] = int(tx.execute(select(func.count()).select_from(some), given).scalar_one())
     return counts

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from balsam_core.errors import BalsamError, InvalidInput, OutcomeUnknown, error_class
 from balsam_core.model.calls import WINDOW
-from balsam_core.model.codec import decode_refusal, encode
+from balsam_core.model.codec import decode_stored, encode
 from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import counters, processed_requests
 from balsam_core.schema.types import utc_now
@@ -206,9 +206,7 @@ _MONOTONIC = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def operation(kind: type[C], *, default_reply: object = None) -> Callable[[Callable[[Tx, C], R]], Callable[[Tx, C], R]]:
     """Register the body of a call.
 
-    Args:
-        kind: The call's class.
-        default_reply: What it nearly always answers: inserted with the request id, which saves an UPDATE.
+    ``default_reply`` is what it nearly always answers: inserted with the request id, which saves an UPDATE.
     """
 
     def register(body: Callable[[Tx, C], R]) -> Callable[[Tx, C], R]:
@@ -337,7 +335,7 @@ def replay(conn: Connection, call: Call[R], request_id: RequestId) -> bytes:
     if found[0] is not None:
         reply = bytes(found[0])
         if reply.startswith(_REFUSED):
-            code, message = decode_refusal(reply[len(_REFUSED) :])
+            code, message = decode_stored(tuple[str, str], reply[len(_REFUSED) :], "a stored error")
             raise error_class(code)(message)
         return reply
     if type(call) not in _REBUILDERS:

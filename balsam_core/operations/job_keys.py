@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import delete, not_, or_, select, update
+from sqlalchemy import not_, select, update
 
-from balsam_core.schema.tables import job_edges, job_events, jobs, staged_inserts
+from balsam_core.operations.job_rows import delete_jobs
+from balsam_core.schema.tables import jobs, staged_inserts
 
 if TYPE_CHECKING:
     from balsam_core.model.calls import AddJobs
@@ -87,8 +88,5 @@ def _invalidate(tx: Tx, unpublished: dict[int, int]) -> bool:
     if set(tx.execute(still_open).scalars()) != set(unpublished.values()):
         return False
     tx.execute(update(staged_inserts).where(among).values(invalidated=True))
-    ids = sorted(unpublished)
-    tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(ids), job_edges.c.parent_id.in_(ids))))
-    tx.execute(delete(job_events).where(job_events.c.job_id.in_(ids)))
-    tx.execute(delete(jobs).where(jobs.c.id.in_(ids)))
+    delete_jobs(tx, sorted(unpublished))
     return True

@@ -1,21 +1,21 @@
-"""From stored rows to jobs: which columns are read, and what the small tables and the dependencies add."""
+"""Rows of jobs: which columns are read, what the small tables and the dependencies add, and how they are deleted."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, or_, select
 
 from balsam_core.errors import InvalidInput
 from balsam_core.model.job import FIELDS, Job
 from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.stored_fields import DEFAULT_FOR_NULL, DOCUMENTS, IN_SMALL_TABLE, REFERENCES
 from balsam_core.schema.prepared import PreparedList
-from balsam_core.schema.tables import job_edges, jobs
+from balsam_core.schema.tables import job_edges, job_events, jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Select
 
@@ -37,12 +37,7 @@ COLUMNS_OF_JOB = _columns_of(FIELDS)
 
 
 def read_jobs(tx: Tx, narrow: Callable[[Select[Any]], Select[Any]]) -> list[Job]:
-    """Read whole jobs.
-
-    Args:
-        tx: The transaction.
-        narrow: Adds conditions, order and limit to a query on ``jobs``.
-    """
+    """Read whole jobs; ``narrow`` adds conditions, order and limit to a query on ``jobs``."""
     return jobs_from_rows(tx, tx.execute(narrow(select(*COLUMNS_OF_JOB))).mappings().all())
 
 
@@ -125,3 +120,11 @@ _EDGES = PreparedList(
         .order_by(job_edges.c.parent_id)
     )
 )
+
+
+def delete_jobs(tx: Tx, ids: Iterable[int]) -> None:
+    """Delete jobs with their dependencies and their history."""
+    for some in in_chunks(ids):
+        tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(some), job_edges.c.parent_id.in_(some))))
+        tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
+        tx.execute(delete(jobs).where(jobs.c.id.in_(some)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from msgspec.structs import asdict
 from sqlalchemy import and_, bindparam, exists, func, insert, select, update
 
 from balsam_core.errors import Conflict
@@ -19,13 +20,12 @@ from balsam_core.model.calls import (
     RenewLease,
 )
 from balsam_core.model.states import State
+from balsam_core.operations.claiming import in_workflow
 from balsam_core.operations.events import record
 from balsam_core.operations.execution import operation
-from balsam_core.schema.tables import jobs, launchers, workflows
+from balsam_core.schema.tables import jobs, launchers
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from balsam_core.operations.execution import Tx
 
 
@@ -34,21 +34,10 @@ def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
     """Announce a launcher, and give up those whose lease is over."""
     _give_up_expired(tx)
     launcher_id = tx.take_ids("launchers")
-    tx.execute(
-        insert(launchers),
-        {
-            "id": launcher_id,
-            "host": call.host,
-            "pid": call.pid,
-            "boot_id": call.boot_id,
-            "process_start": call.process_start,
-            "workflow": call.workflow,
-            "started_at": tx.now,
-            "seen_at": tx.now,
-            "lease_until": tx.now + timedelta(seconds=call.lease_seconds),
-            "ended_at": None,
-        },
-    )
+    given = asdict(call)
+    lease = timedelta(seconds=given.pop("lease_seconds"))
+    times = {"started_at": tx.now, "seen_at": tx.now, "lease_until": tx.now + lease}
+    tx.execute(insert(launchers), {"id": launcher_id, **given, **times})
     return launcher_id
 
 
@@ -117,32 +106,17 @@ def get_killed_jobs(tx: Tx, call: GetKilledJobs) -> list[int]:
 def get_launchers(tx: Tx, call: GetLaunchers) -> list[LauncherInfo]:  # noqa: ARG001
     """List launchers."""
     held = select(func.count()).select_from(jobs).where(jobs.c.launcher_id == launchers.c.id).scalar_subquery()
-    query = select(launchers, held.label("jobs")).where(launchers.c.ended_at.is_(None)).order_by(launchers.c.id)
-    return [_launcher_info(row, tx.now) for row in tx.execute(query)]
-
-
-def _launcher_info(row: Any, now: datetime) -> LauncherInfo:  # noqa: ANN401  (a database row)
-    return LauncherInfo(
-        id=row.id,
-        host=row.host,
-        pid=row.pid,
-        workflow=row.workflow,
-        started_at=row.started_at,
-        seen_at=row.seen_at,
-        alive=row.lease_until >= now,
-        jobs=row.jobs,
-    )
+    alive = launchers.c.lease_until >= tx.now
+    known = [launchers.c[name] for name in ("id", "host", "pid", "workflow", "started_at", "seen_at")]
+    query = select(*known, alive.label("alive"), held.label("jobs")).where(launchers.c.ended_at.is_(None))
+    return [LauncherInfo(**row) for row in tx.execute(query.order_by(launchers.c.id)).mappings()]
 
 
 @operation(CountHeldByOthers)
 def count_held_by_others(tx: Tx, call: CountHeldByOthers) -> int:
     """Count jobs that others hold, as long as some job waits for a parent."""
-    narrow = []
-    if call.workflow:
-        flow = select(workflows.c.id).where(workflows.c.name == call.workflow).scalar_subquery()
-        narrow = [jobs.c.workflow_id == flow]
-    waits = select(jobs.c.id).where(jobs.c.state == State.AWAITING_PARENTS, *narrow)
-    if not tx.execute(select(exists(waits))).scalar():
+    waits = select(jobs.c.id).where(*in_workflow(bool(call.workflow)), jobs.c.state == State.AWAITING_PARENTS)
+    if not tx.execute(select(exists(waits)), {"workflow": call.workflow}).scalar():
         return 0
     some = (
         select(jobs.c.id)

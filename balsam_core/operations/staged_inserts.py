@@ -9,11 +9,11 @@ from sqlalchemy import and_, case, delete, func, insert, not_, or_, select, upda
 from balsam_core.errors import Conflict, NotFound
 from balsam_core.model.calls import AbandonStagedInsert, OpenStagedInsert, PromoteStagedInsert, PublishStagedInsert
 from balsam_core.model.states import State
-from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.dependencies import fail_descendants, lock_parents
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
-from balsam_core.schema.tables import job_edges, job_events, jobs, staged_inserts
+from balsam_core.operations.job_rows import delete_jobs
+from balsam_core.schema.tables import jobs, staged_inserts
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -30,13 +30,6 @@ def open_staged_insert(tx: Tx, call: OpenStagedInsert) -> int:  # noqa: ARG001
     return insert_id
 
 
-def _lock_staged_insert(tx: Tx, insert_id: int) -> Any:  # noqa: ANN401  (a database row)
-    row = tx.execute(select(staged_inserts).where(staged_inserts.c.id == insert_id).with_for_update()).first()
-    if row is None:
-        raise NotFound(f"insert {insert_id} is no longer there: it was abandoned, or published and completed")
-    return row
-
-
 def lock_open_staged_insert(tx: Tx, insert_id: int) -> Any:  # noqa: ANN401  (a database row)
     """Return an unpublished staged insert's row, locked.
 
@@ -44,7 +37,9 @@ def lock_open_staged_insert(tx: Tx, insert_id: int) -> Any:  # noqa: ANN401  (a 
         NotFound: There is no such staged insert.
         Conflict: It is published.
     """
-    row = _lock_staged_insert(tx, insert_id)
+    row = tx.execute(select(staged_inserts).where(staged_inserts.c.id == insert_id).with_for_update()).first()
+    if row is None:
+        raise NotFound(f"insert {insert_id} is no longer there: it was abandoned, or published and completed")
     if row.published:
         raise Conflict(f"insert {insert_id} is published already")
     return row
@@ -75,30 +70,24 @@ def publish_staged_insert(tx: Tx, call: PublishStagedInsert) -> None:
 @operation(AbandonStagedInsert)
 def abandon_staged_insert(tx: Tx, call: AbandonStagedInsert) -> int:
     """Remove a slice of an unpublished staged insert."""
-    lock_open_staged_insert(tx, call.staged_insert)
-    return abandon_slice(tx, call.staged_insert, call.limit)
+    return abandon_slice(tx, lock_open_staged_insert(tx, call.staged_insert), call.limit)
 
 
-def abandon_slice(tx: Tx, insert_id: int, limit: int) -> int:
-    """Remove jobs of an unpublished insert, and the insert itself once it is empty; return the number of jobs."""
-    row = _lock_staged_insert(tx, insert_id)
+def abandon_slice(tx: Tx, row: Any, limit: int) -> int:  # noqa: ANN401  (a database row)
+    """Remove jobs of a locked unpublished insert, and itself once it is empty; return the number of jobs."""
+    this = staged_inserts.c.id == row.id
     slice_ = (
         select(jobs.c.id)
-        .where(jobs.c.id.between(row.first_id, row.last_id), jobs.c.staged_insert_id == insert_id)
+        .where(jobs.c.id.between(row.first_id, row.last_id), jobs.c.staged_insert_id == row.id)
         .order_by(jobs.c.id)
         .limit(limit)
     )
     ids = list(tx.execute(slice_).scalars())
     if not ids:
-        tx.execute(delete(staged_inserts).where(staged_inserts.c.id == insert_id))
+        tx.execute(delete(staged_inserts).where(this))
         return 0
-    ours = and_(jobs.c.id.between(ids[0], ids[-1]), jobs.c.staged_insert_id == insert_id)
-    for some in in_chunks(ids):
-        tx.execute(delete(job_edges).where(job_edges.c.child_id.in_(some)))
-        tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
-    tx.execute(delete(jobs).where(ours))
-    changes = {"first_id": ids[-1] + 1, "invalidated": True}
-    tx.execute(update(staged_inserts).where(staged_inserts.c.id == insert_id).values(changes))
+    delete_jobs(tx, ids)
+    tx.execute(update(staged_inserts).where(this).values(first_id=ids[-1] + 1, invalidated=True))
     return len(ids)
 
 

@@ -42,11 +42,9 @@ def prune(tx: Tx, call: Prune) -> int:
             for client, seq in rows[start : start + 200]
         ]
         tx.execute(delete(processed_requests).where(or_(*ours)))
-    left_behind = select(staged_inserts.c.id).where(
+    left_behind = select(staged_inserts).where(
         not_(staged_inserts.c.published), staged_inserts.c.updated_at < tx.now - MAX_UNPUBLISHED_AGE
     )
     # Locked, since its writer may still live and publish it at the same moment.
-    staged_insert = tx.execute(
-        left_behind.order_by(staged_inserts.c.id).limit(1).with_for_update(skip_locked=True)
-    ).scalar()
-    return len(rows) + (abandon_slice(tx, staged_insert, call.limit) if staged_insert is not None else 0)
+    row = tx.execute(left_behind.order_by(staged_inserts.c.id).limit(1).with_for_update(skip_locked=True)).first()
+    return len(rows) + (abandon_slice(tx, row, call.limit) if row is not None else 0)

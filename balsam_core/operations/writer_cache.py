@@ -21,11 +21,8 @@ class WriterCache:
 
     What a transaction reads or adds is kept only once it is committed.
 
-    Args:
-        cursor: A cursor on the connection that the calls run on.
-
     Attributes:
-        cursor: The cursor.
+        cursor: A cursor on the connection that the calls run on.
         last_ids: The newest id given, by table, as the open transaction has it.
     """
 

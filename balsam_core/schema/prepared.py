@@ -73,8 +73,7 @@ class Prepared:
 class PreparedList:
     """A prepared statement with a list of ids: prepared for lengths that are powers of two.
 
-    Args:
-        make: Makes the statement for the parameters that stand for the ids; an id may come more than once.
+    ``make`` makes it for the parameters that stand for the ids; an id may come more than once.
     """
 
     def __init__(self, make: Callable[[list[BindParameter[int]]], Executable]) -> None:
@@ -120,11 +119,7 @@ class Rows:
 
 
 class Insertion:
-    """An INSERT into a table. Columns that would be NULL in all rows are left out.
-
-    Args:
-        table: The table; a key that the database gives is not filled.
-    """
+    """An INSERT into a table, without columns that would be NULL in all rows and keys that the database gives."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -135,10 +130,7 @@ class Insertion:
     def bind(self, dialect: Dialect, rows: Rows, *, at_once: bool) -> tuple[str, Any]:
         """Return the text and its parameters for a driver: of one statement with all rows, or a list of them.
 
-        Args:
-            dialect: The driver's.
-            rows: What to insert.
-            at_once: Whether a driver's executemany costs about as much as one statement for each row.
+        The first is for drivers whose executemany costs about as much as one statement for each row.
         """
         _, columns, values = self.as_rows(dialect, rows)
         text = self._insert_text(dialect, columns)

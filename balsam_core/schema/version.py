@@ -22,11 +22,7 @@ def current(conn: Connection) -> str | None:
 
 
 def check(conn: Connection, db_id: str = "") -> None:
-    """Refuse a database that this program, or this DB directory, must not work with.
-
-    Args:
-        conn: A connection inside a transaction.
-        db_id: The directory's id; empty for any.
+    """Refuse a database that this program, or the DB directory with this id (empty for any), must not work with.
 
     Raises:
         SchemaMismatch: The database has another schema than this program.

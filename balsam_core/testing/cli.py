@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
-__all__ = ["TIMEOUT", "Program", "Result", "balsam"]
-
 TIMEOUT = 120.0  # seconds, on a busy machine
 
 
@@ -45,13 +43,7 @@ class Result(NamedTuple):
 
 
 class Program:
-    """Runs ``balsam WORDS``.
-
-    Args:
-        argv: The command that ``WORDS`` are appended to.
-        env: Added to the environment of each run.
-        cwd: The working directory; None for this process's.
-    """
+    """Runs ``balsam WORDS``: appends the words to a command, and adds ``env`` to the environment."""
 
     def __init__(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | PathLike[str] | None = None
@@ -67,14 +59,7 @@ class Program:
         stdin: str = "",
         env: Mapping[str, str] | None = None,
     ) -> Result:
-        """Run it and return how it ended.
-
-        Args:
-            words: The words after ``balsam``.
-            db: The DB in use, for ``BALSAM_DB_PATH``.
-            stdin: What it can read from its standard input.
-            env: Added to its environment.
-        """
+        """Run it with these words, input and environment, and ``db`` as the DB in use; return how it ended."""
         chosen = {} if db is None else {"BALSAM_DB_PATH": str(db)}
         return self._run([str(word) for word in words], {**self._env, **chosen, **(env or {})}, stdin)
 
@@ -87,10 +72,7 @@ class Program:
     def refused(self, *words: object, code: int | None = None, **settings: Any) -> str:  # noqa: ANN401
         """Run it; it must fail with one line and no output. Returns the line without ``Error: ``.
 
-        Args:
-            words: The words after ``balsam``.
-            code: The exit code; None for any but 0 and 1, which an unexpected exception has.
-            settings: As of a call.
+        The exit code is ``code``, or any but 0 and 1, which an unexpected exception has.
         """
         result = self(*words, **settings)
         assert result.code not in {0, 1} if code is None else result.code == code, result

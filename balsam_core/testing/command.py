@@ -13,8 +13,6 @@ from balsam_core.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["main"]
-
 HERE = Path(__file__).parent
 USAGE = """\
 usage: python -m balsam_core.testing DBTYPE [--option NAME=VALUE]... [PYTEST ARGUMENTS]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from balsam_core import Database, Job, open_db
@@ -17,9 +18,7 @@ from balsam_core.model.calls import Update
 from balsam_core.testing.tools import DONE, WAIT_TIMEOUT, claim, register
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["run_together", "start_program"]
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 def write(db: Database, name: str, count: str) -> None:
@@ -104,20 +103,19 @@ def print_line(*words: object) -> None:
     print(*words, flush=True)  # noqa: T201
 
 
-def start_program(*words: object) -> subprocess.Popen[str]:
-    """Start one of these programs; it begins when a line comes on its standard input."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "balsam_core.testing.programs", *map(str, words)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run_together(programs: Sequence[Sequence[object]]) -> list[str]:
-    """Run programs at the same time, let them begin together, and return what they print."""
-    processes = [start_program(*words) for words in programs]
+@contextmanager
+def running(programs: Iterable[Sequence[object]]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start programs and let them begin together; what still runs in the end is killed."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "balsam_core.testing.programs", *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words in programs
+    ]
     try:
         for process in processes:
             assert process.stdout is not None
@@ -126,14 +124,27 @@ def run_together(programs: Sequence[Sequence[object]]) -> list[str]:
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-        results = [process.communicate(timeout=WAIT_TIMEOUT) for process in processes]
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    failed = [error for process, (_, error) in zip(processes, results, strict=True) if process.returncode]
-    assert not failed, failed[0]
-    return [out for out, _ in results]
+
+
+def outputs(processes: Iterable[subprocess.Popen[str]]) -> list[str]:
+    """Close the standard input of programs, wait for their end, and return what they print; none may fail."""
+    found = []
+    for process in processes:
+        out, error = process.communicate(timeout=WAIT_TIMEOUT)
+        assert process.returncode == 0, error
+        found.append(out)
+    return found
+
+
+def run_together(programs: Iterable[Sequence[object]]) -> list[str]:
+    """Run programs at the same time and return what they print."""
+    with running(programs) as processes:
+        return outputs(processes)
 
 
 PROGRAMS = {"write": write, "share": share, "write-on": write_on, "take": take, "churn": churn}

@@ -20,8 +20,6 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARK", "Guard", "SuiteRun", "processes_of"]
-
 MARK = "BALSAM_TESTING_RUN"
 STOP_SECONDS = 20.0  # for servers to stop by themselves before they are killed
 POLL = 0.05
@@ -58,9 +56,6 @@ class Guard:
     """A temporary directory, which is removed at the end of the run together with all processes of the run.
 
     From now on all that this process starts has the mark.
-
-    Args:
-        prefix: Beginning of the directory's name.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -95,9 +90,7 @@ class SuiteRun(Guard):
     def remaining_processes(self, path: Path | None = None, *, seconds: float = 5.0) -> list[str]:
         """Return what still runs of all that was started; waits for what is about to end.
 
-        Args:
-            path: A DB directory: only processes that name it on their command line, or work in it.
-            seconds: How long to wait.
+        With a DB directory only processes count that name it on their command line, or work in it.
         """
         deadline = time.monotonic() + seconds
         while True:

@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     from balsam_core import Database, Job
     from balsam_core.dbdir.directory import DBDir
 
-__all__ = [
-    "DONE",
-    "WAIT_TIMEOUT",
-    "claim",
-    "kill_server",
-    "register",
-    "server_processes",
-    "signal_all",
-    "update",
-    "wait_until",
-]
-
 T = TypeVar("T")
 
 DONE = (
@@ -48,13 +36,7 @@ WAIT_TIMEOUT = 90.0  # seconds, on a busy machine
 
 
 def wait_until(condition: Callable[[], T], what: str = "the condition", *, seconds: float = WAIT_TIMEOUT) -> T:
-    """Ask again and again until the answer is true, and return it; fail after a deadline.
-
-    Args:
-        condition: What is asked.
-        what: Its name, for the failure's message.
-        seconds: Until the deadline.
-    """
+    """Ask again and again until the answer is true, and return it; fail after a deadline and say what was asked."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s"

@@ -10,7 +10,7 @@ from balsam_core import Job, State
 from balsam_core.client.inserting import _parents_first
 from balsam_core.errors import BalsamError, Corrupt, InvalidInput, NotFound, SchemaMismatch, error_class
 from balsam_core.model import calls
-from balsam_core.model.codec import decode_call, decode_refusal, decode_result, encode, encode_call
+from balsam_core.model.codec import decode_call, decode_result, decode_stored, encode, encode_call
 from balsam_core.model.command import fill_known, fill_template, placeholders, split
 from balsam_core.model.states import ACTIVE, CHILD_END_STATE, END, TRANSITIONS, UNSUCCESSFUL, first_illegal_transition
 from balsam_core.model.text import check_document
@@ -109,12 +109,12 @@ def test_answers_that_cannot_be_read_are_errors_of_ours() -> None:
     with pytest.raises(SchemaMismatch, match=r"get_jobs .*Expected `str`, got `\w+` - at `\$\[0\]\.name`"):
         decode_result(calls.GetJobs, encode([{"name": None}]))
     with pytest.raises(SchemaMismatch, match="stored error"):
-        decode_refusal(encode([1, "x"]))
+        decode_stored(tuple[str, str], encode([1, "x"]), "a stored error")
     for data in (b"", b"\xc1", b"\x91", b"\x91\x81\xa4name\xa1\xff"):
         with pytest.raises(Corrupt, match="the answer to get_apps is damaged"):
             decode_result(calls.GetApps, data)
     with pytest.raises(Corrupt, match="a stored error is damaged"):
-        decode_refusal(b"\x92\xa1")
+        decode_stored(tuple[str, str], b"\x92\xa1", "a stored error")
 
 
 def test_objects_that_cannot_travel_are_refused() -> None:

@@ -9,21 +9,22 @@ import pytest
 import sqlalchemy as sa
 
 from balsam_core import open_db
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.model.job import Job
 from balsam_core.plugin_types import ServerPolicy
+from balsam_core.schema.prepared import Insertion, Rows
 from balsam_core.schema.types import Blob, Id, JSONDocument, LongText, ShortText, UTCDateTime
 from balsam_core.testing.cli import balsam
 from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Engine
 
     from balsam_core import Database
     from balsam_core.backends.registry import Backend
     from balsam_core.client.jobs import Jobs
-    from balsam_core.dbdir.directory import DBDir
     from balsam_core.testing.fixtures import SuiteDB
 
 TEXTS = [
@@ -72,13 +73,8 @@ def bulk(backend: Backend, engine: Callable[[str], Engine]) -> Iterator[Engine]:
 
 def insert(backend: Backend, conn: sa.Connection, given: list[dict[str, Any]]) -> None:
     """Hand rows to the hook as the core does: in the driver's form."""
-    names = [column.name for column in TABLE.columns]
-    processors = [column.type.dialect_impl(conn.dialect).bind_processor(conn.dialect) for column in TABLE.columns]
-    ready = [
-        tuple(convert(row[name]) if convert else row[name] for name, convert in zip(names, processors, strict=True))
-        for row in given
-    ]
-    backend.bulk_insert(conn, TABLE.name, names, ready)
+    columns: dict[str, Sequence[Any]] = {column.name: [row[column.name] for row in given] for column in TABLE.columns}
+    backend.bulk_insert(conn, *Insertion(TABLE).as_rows(conn.dialect, Rows(len(given), columns=columns)))
 
 
 @pytest.mark.once
@@ -151,7 +147,9 @@ def test_a_restored_backup_is_the_db_as_it_was(
     db.jobs.where(Job.id > parent.id).remove()
     words = [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
     balsam.good("restore", saved, target, *words)
-    restored = _open(backend, target)
+    restored = DBDir.open(target)
+    if backend.identity.server is not ServerPolicy.NONE:
+        control.start(restored)
     try:
         with open_db(target) as other:
             assert other.info().db_id == suite_db.directory.id
@@ -166,12 +164,3 @@ def test_a_restored_backup_is_the_db_as_it_was(
     finally:
         control.stop(restored)
     assert db.jobs.count() == 1, "the DB that was saved is as it was"
-
-
-def _open(backend: Backend, path: Any) -> DBDir:  # noqa: ANN401
-    from balsam_core.dbdir.directory import DBDir
-
-    directory = DBDir.open(path)
-    if backend.identity.server is not ServerPolicy.NONE:
-        control.start(directory)
-    return directory

@@ -24,7 +24,7 @@ from balsam_core.plugin import is_loopback
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system import processes
 from balsam_core.testing.cli import balsam
-from balsam_core.testing.programs import start_program
+from balsam_core.testing.programs import outputs, running
 from balsam_core.testing.tools import kill_server, wait_until
 from balsam_core.watchdog import control
 from balsam_core.watchdog.lease import LeaseObserver
@@ -102,8 +102,7 @@ def test_a_server_listens_on_the_published_address_only(server_db: StoppedDB) ->
 def test_no_secret_is_in_the_address_or_on_a_command_line(server_db: StoppedDB) -> None:
     published = control.start(server_db.directory).address
     texts = [server_db.directory.address_file.read_text(), server_db.directory.config_file.read_text()]
-    server = psutil.Process(published.pid)
-    texts += [" ".join(process.cmdline()) for process in [server, *server.children(recursive=True)]]
+    texts += [" ".join(process.cmdline()) for process in _server_tree(published)]
     for key in server_db.directory.keys.rglob("*"):
         if key.is_file():
             for line in key.read_bytes().splitlines():
@@ -116,8 +115,12 @@ def test_a_killed_server_comes_back_and_nothing_is_lost_or_doubled(server_db: St
     before = control.start(server_db.directory).address
     with open_db(server_db.path) as db:
         db.jobs.remove()
-    acknowledged = _written_while(server_db, lambda: _kill_and_wait(server_db, before))
-    _assert_exact(server_db, acknowledged)
+
+    def kill() -> None:
+        os.kill(before.pid, signal.SIGKILL)
+        _wait_for_another(server_db, before)
+
+    _assert_exact(server_db, _written_while(server_db, kill))
 
 
 def test_a_server_whose_port_is_taken_comes_back_at_another(server_db: StoppedDB) -> None:
@@ -138,8 +141,7 @@ def test_a_server_whose_port_is_taken_comes_back_at_another(server_db: StoppedDB
         with taken:
             assert _wait_for_another(server_db, before).port != before.port
 
-    acknowledged = _written_while(server_db, take_port)
-    _assert_exact(server_db, acknowledged)
+    _assert_exact(server_db, _written_while(server_db, take_port))
 
 
 def test_nothing_passes_by_a_server_that_hangs(server_db: StoppedDB) -> None:
@@ -262,11 +264,6 @@ def _server_tree(published: Address) -> list[psutil.Process]:
     return [server, *server.children(recursive=True)]
 
 
-def _kill_and_wait(stopped_db: StoppedDB, before: Address) -> None:
-    os.kill(before.pid, signal.SIGKILL)
-    _wait_for_another(stopped_db, before)
-
-
 def _wait_for_another(stopped_db: StoppedDB, before: Address) -> Address:
     return wait_until(
         lambda: (a := address.read(stopped_db.directory)) is not None and a.generation > before.generation and a,  # type: ignore[return-value]
@@ -284,28 +281,14 @@ def _listen(old: Address) -> socket.socket | None:
 
 def _written_while(stopped_db: StoppedDB, harm: Callable[[], None]) -> list[list[str]]:
     """Let four programs write while the server is harmed and afterwards; return the names acknowledged to each."""
-    writers = [start_program("write-on", stopped_db.path, f"w{number}") for number in range(4)]
-    try:
+    with running(("write-on", stopped_db.path, f"w{number}") for number in range(4)) as writers:
         for writer in writers:
             assert writer.stdout is not None
-            assert writer.stdin is not None
-            assert writer.stdout.readline() == "ready\n", writer.communicate()[1]
-            writer.stdin.write("\n")
-            writer.stdin.flush()
             assert writer.stdout.readline(), writer.communicate()[1]
         harm()
         time_of_harm = _count(stopped_db)
         wait_until(lambda: _count(stopped_db) >= time_of_harm + 20, "writes after the restart")
-        acknowledged = []
-        for writer in writers:
-            out, error = writer.communicate(timeout=90)
-            assert writer.returncode == 0, error
-            acknowledged.append(out.split())
-    finally:
-        for writer in writers:
-            writer.kill()
-            writer.wait()
-    return acknowledged
+        return [out.split() for out in outputs(writers)]
 
 
 def _count(stopped_db: StoppedDB) -> int:

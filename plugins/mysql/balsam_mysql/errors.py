@@ -92,10 +92,7 @@ def permanent_error(
 ) -> BalsamError | None:
     """Return the error for a connection that can't succeed by repeating, else None.
 
-    Args:
-        error: The driver's.
-        parameters: The driver's parameters.
-        own_password: The password file, for a server that Balsam runs: nobody else has set that password.
+    ``own_password`` is the password file of a server that Balsam runs: nobody else has set that password.
     """
     number, text = _number(error), _message(error)
     user, where = parameters.get("user"), parameters.get("host") or parameters.get("unix_socket")

@@ -29,12 +29,7 @@ _REMEDY = "name an account with --option server_user=NAME or BALSAM_SERVER_USER,
 
 
 def choose_account(db: DBDir, option: str, program: str) -> ServerAccount:
-    """Return the account for new data.
-
-    Args:
-        db: The DB directory.
-        option: The account that the user names, empty for none.
-        program: One of the programs, which the account must be able to start.
+    """Return the account for new data, which must be able to start ``program``; ``option`` names one, or is empty.
 
     Raises:
         InvalidInput: There is no such account, or it can't be used.

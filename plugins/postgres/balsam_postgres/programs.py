@@ -59,11 +59,7 @@ class Programs(NamedTuple):
 
 
 def find_server(bindir: str = "", *, major: int | None = None) -> Programs:
-    """Return the programs of a server.
-
-    Args:
-        bindir: Their folder, where the user has named it; else empty.
-        major: The version that the data was made by; None for any.
+    """Return the programs of a server, of the version that the data was made by, or of any.
 
     Raises:
         BackendError: There are none, or none of that version.
