@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from balsam_core.client.jobs import Jobs, added_id
+from balsam_core.client.slices import told_how_far
 from balsam_core.errors import NotFound, TimedOut
 from balsam_core.model.calls import MOST_JOBS, AddApp, GetApps, GetInfo, RemoveApp
 from balsam_core.model.filters import Compare
@@ -40,9 +41,13 @@ class Apps:
 
         Raises:
             Conflict: An app of this name exists and differs.
+            PartlyDone: An error came after some were defined.
         """
-        for app in apps:
-            self._transport.run(AddApp(app=app, replace=replace))
+        defined: list[str] = []
+        with told_how_far("defined", defined, "app"):
+            for app in apps:
+                self._transport.run(AddApp(app=app, replace=replace))
+                defined.append(app.name)
 
     def get(self, name: str) -> App:
         """Read one app.

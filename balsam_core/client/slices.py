@@ -34,13 +34,13 @@ def removed_jobs(
 
 
 @contextlib.contextmanager
-def told_how_far(verb: str, done: Sized, what: str = "jobs") -> Iterator[None]:
+def told_how_far(verb: str, done: Sized, what: str = "job") -> Iterator[None]:
     """Let an error after the first slice say what was done before.
 
     Args:
         verb: What is done, e.g. ``killed``.
         done: What was done; the block fills it.
-        what: What it is, in the plural.
+        what: What it is, in the singular.
 
     Raises:
         PartlyDone: The block failed after something was done.
@@ -51,6 +51,5 @@ def told_how_far(verb: str, done: Sized, what: str = "jobs") -> Iterator[None]:
         if not done:
             raise
         least = "at least " if isinstance(err, OutcomeUnknown) else ""
-        raise PartlyDone(
-            f"{verb} {least}{len(done)} {what}, then it failed: {err.message}; repeat it for the rest"
-        ) from err
+        count = f"{verb} {least}{len(done)} {what}{'' if len(done) == 1 else 's'}"
+        raise PartlyDone(f"{count}, then it failed: {err.message}; repeat it for the rest") from err

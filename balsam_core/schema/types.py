@@ -175,11 +175,25 @@ class UTCDateTime(TypeDecorator[datetime]):
             return value
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give an aware datetime."""
-        if value is None:
-            return None
-        return value.astimezone(UTC) if dialect.name == "postgresql" else value.replace(tzinfo=UTC)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
+        """Give an aware datetime.
+
+        Raises:
+            Corrupt: The database holds something else.
+        """
+        read: Any = self.impl_instance.result_processor(dialect, coltype)
+        zoned = dialect.name == "postgresql"
+
+        def value_of(stored: Any) -> datetime | None:  # noqa: ANN401
+            if stored is None:
+                return None
+            try:
+                value: datetime = read(stored) if read else stored
+                return value.astimezone(UTC) if zoned else value.replace(tzinfo=UTC)
+            except (ValueError, TypeError, AttributeError) as err:
+                raise Corrupt(f"the database holds a time that can't be read ({stored!r})") from err
+
+        return value_of
 
 
 class utc_now(FunctionElement[datetime]):  # noqa: N801  (reads as an SQL function)

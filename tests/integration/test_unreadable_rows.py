@@ -44,6 +44,8 @@ def read_history(db: Database) -> object:
         ("UPDATE jobs SET state = 'PAUSED'", read_job, SchemaMismatch, "PAUSED"),
         ("UPDATE jobs SET data = '[1]'", read_job, SchemaMismatch, "data"),
         ("UPDATE jobs SET data = '{'", read_job, Corrupt, "a document that can't be read"),
+        ("UPDATE jobs SET state_since = 'never'", read_job, Corrupt, "a time that can't be read .'never'"),
+        ("UPDATE jobs SET created_at = 5", read_job, Corrupt, "a time that can't be read .5"),
         ("UPDATE job_events SET transitions = 'READY'", read_history, Corrupt, "'READY'"),
         ("UPDATE job_events SET transitions = 'PAUSED 0'", read_history, Corrupt, "PAUSED"),
     ],

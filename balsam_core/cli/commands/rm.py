@@ -56,7 +56,7 @@ def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes:
         f"Remove {'the app' if len(unique) == 1 else 'the apps'} {', '.join(map(repr, unique))}?"
     ):
         removed: list[str] = []
-        with told_how_far("removed", removed, "apps"):
+        with told_how_far("removed", removed, "app"):
             for name in unique:
                 db.apps.remove(name)
                 removed.append(name)
