@@ -104,10 +104,25 @@ def add_job(session: Session, options: dict[str, Any]) -> int:
         parents = choose(db, parse(options["parents"])).ids()
         fields = {name: value for name, value in options.items() if value is not None} | {"parents": parents}
         job = Job(**fields)
+        warn_of_operators(**{name: options.get(name) for name in ("command", "args", "preprocess", "postprocess")})
         (job_id,) = db.jobs.add(job)
         record = {"id": job_id} if printer.format in {"table", "ids"} else job_record(_stored(db, job))
     printer.one(record, str(job_id))
     return job_id
+
+
+def warn_of_operators(**commands: str | None) -> None:
+    """Tell on stderr of shell operators in command lines, by the names of their options."""
+    from balsam_core.model.command import shell_operator
+
+    for option, text in commands.items():
+        if text and (operator := shell_operator(text)):
+            what = operator if operator.startswith("a ") else repr(operator)
+            click.echo(
+                f"Warning: no shell sees --{option}, so {what} is passed to the program: if a shell is meant, use "
+                f"sh -c '...', else quote it",
+                err=True,
+            )
 
 
 def _stored(db: Database, job: Job) -> Job:

@@ -102,7 +102,7 @@ class Printer:
     def _write_csv(self, names: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
         import csv
 
-        writer = csv.writer(results(), lineterminator="\n")
+        writer = csv.writer(_UnixLines(), lineterminator="\r\n")
         writer.writerow(names)
         for row in rows:
             writer.writerow([_csv_cell(value) for value in row])
@@ -124,7 +124,26 @@ class Printer:
 def _json_encoder() -> Callable[[object], bytes]:
     from msgspec.json import Encoder
 
-    return Encoder().encode
+    fast = Encoder().encode
+
+    def encode(value: object) -> bytes:
+        try:
+            return fast(value)
+        except UnicodeEncodeError:  # a path that is not UTF-8
+            import json
+
+            from msgspec import to_builtins
+
+            return json.dumps(to_builtins(value), separators=(",", ":")).encode()
+
+    return encode
+
+
+class _UnixLines:
+    """Takes lines with the end that makes ``csv`` quote every cell with a CR or LF, and writes them with LF."""
+
+    def write(self, line: str) -> int:
+        return results().write(line.removesuffix("\r\n") + "\n")
 
 
 def _csv_cell(value: object) -> object:

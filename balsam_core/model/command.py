@@ -35,6 +35,21 @@ def split(text: str, *, what: str) -> list[str]:
         raise InvalidInput(f"{what}: can't split {text!r} into words ({err}); close the quotation") from None
 
 
+def shell_operator(text: str) -> str:
+    """Return the first operator of a shell that stands unquoted in a command line; empty for none.
+
+    No shell sees the line, so ``&&``, ``>`` or a second line would become words of the command. An ``&`` or ``;``
+    inside a word, as in a URL, is no operator here.
+    """
+    unquoted = _QUOTED.sub(lambda match: "_" * len(match[0]), text.strip())
+    found = _OPERATOR.search(unquoted)
+    return found[0].strip() or "a second line" if found else ""
+
+
+_QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", re.DOTALL)
+_OPERATOR = re.compile(r"\n|&&|\|\|?|[0-9]?>{1,2}|;(?=\s|$)|(?:^|(?<=\s))(?:;|&(?=\s|$)|<{1,2})")
+
+
 @lru_cache(maxsize=1024)  # the jobs of an ensemble have few different command lines
 def _split_cached(text: str) -> tuple[str, ...]:
     return tuple(shlex.split(text))

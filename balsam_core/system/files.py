@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
 from balsam_core.errors import BalsamError, DBDirError
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
@@ -43,13 +45,15 @@ def expand(path: str | os.PathLike[str]) -> Path:
     ``--path=~/x`` reaches us unexpanded: the shell expands a tilde at the start of a word only.
 
     Raises:
-        DBDirError: The path is empty, holds a NUL, or names an unknown user's home.
+        DBDirError: The path is empty, a URL, holds a NUL, or names an unknown user's home.
     """
     text = os.fspath(path)
     if not text.strip():
         raise DBDirError("the path is empty: name a directory, or leave the option out")
     if "\0" in text:
         raise DBDirError(f"{shown(text)} can't be a path: it holds a NUL character")
+    if _URL.match(text):  # it may hold a password, which is not shown
+        raise DBDirError("the path is a URL: name a directory; a server's database is named by --url, when it is made")
     try:
         # os.path.abspath and not Path.resolve: a link is the user's name for the directory and may be re-pointed.
         return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100

@@ -14,6 +14,7 @@ from balsam_program import child, here
 
 from balsam_core import Job, open_db
 from balsam_core.cli.records import JOB_FIELDS
+from balsam_core.errors import DBDirError
 from balsam_core.model.job import FIELDS, GIVEN_BY_DATABASE
 
 SEVERAL = 150  # more than the default table shows
@@ -396,3 +397,22 @@ def test_plugins_are_listed_and_checked():
     assert (rows["sqlite"]["status"], rows["sqlite"]["package"]) == ("ok", "balsam-sqlite")
     assert re.search(r"^sqlite +balsam-sqlite \S+ +optional +1 +ok", child.good("plugins", "list").out, re.MULTILINE)
     assert child.good("plugins", "check", "sqlite", "-o", "json").json[0]["status"] == "ok"
+
+
+@pytest.mark.parametrize("words", [("job", "--command", "a > f"), ("app", "--name", "x", "--executable", "a > f")])
+def test_an_operator_of_a_shell_is_told_when_the_command_is_given(db, words):
+    done = here(*words, "-o", "ids", db=db)
+    assert done.code == 0
+    assert done.err.startswith("Warning: no shell sees --")
+    assert "'>' is passed to the program" in done.err
+    assert here("run", "--", "sh", "-c", "echo a > f", db=db).err.startswith("Added job")
+
+
+@pytest.mark.parametrize("words", [["init"], ["ls", "--db"], ["status", "--db"], ["restore", "f"]])
+def test_a_url_is_no_path_and_its_password_is_not_shown(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = here(*words, "postgresql://me:secret@h/db")
+    assert done.code == DBDirError.exit_code, done
+    assert "is a URL" in done.err
+    assert "secret" not in done.err + done.out
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -127,3 +129,20 @@ def test_cut_text_fits_and_escaped_text_is_one_printable_line(text, columns):
     assert width(cut(shown, columns)) <= columns
     if width(shown) <= columns:
         assert cut(shown, columns) == shown
+
+
+@given(st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=2), min_size=1))
+def test_csv_quotes_whatever_a_reader_could_take_for_the_end_of_a_line(rows):
+    stream = io.StringIO(newline="")
+    with redirect_stdout(stream):
+        Printer("csv").rows(("a", "b"), rows)
+    text = stream.getvalue()
+    assert list(csv.reader(io.StringIO(text, newline="")))[1:] == rows
+    unquoted = re.sub(r'"(?:[^"]|"")*"', "", text)
+    assert "\r" not in unquoted
+
+
+def test_a_path_that_is_not_utf8_is_json_that_python_reads_back(capsysbinary):
+    path = b"/tmp/\xff".decode(errors="surrogateescape")
+    Printer("json").one({"path": path, "at": MOMENT}, "")
+    assert json.loads(capsysbinary.readouterr().out) == {"path": path, "at": "2026-11-24T01:02:03.456789Z"}

@@ -11,7 +11,7 @@ from balsam_core.client.inserting import _parents_first
 from balsam_core.errors import BalsamError, Corrupt, InvalidInput, NotFound, SchemaMismatch, error_class
 from balsam_core.model import calls
 from balsam_core.model.codec import decode_call, decode_result, decode_stored, encode, encode_call
-from balsam_core.model.command import fill_known, fill_template, placeholders, split
+from balsam_core.model.command import fill_known, fill_template, placeholders, shell_operator, split
 from balsam_core.model.states import ACTIVE, CHILD_END_STATE, END, TRANSITIONS, UNSUCCESSFUL, first_illegal_transition
 from balsam_core.model.text import check_document
 
@@ -147,3 +147,16 @@ def test_parents_come_first_in_any_order_of_the_list(order: list[int]) -> None:
     places = {id(job): place for place, job in enumerate(ordered)}
     assert len(places) == 6
     assert all(places[id(parent)] < places[id(job)] for job in made for parent in job.parents)
+
+
+@pytest.mark.parametrize(
+    ("text", "operator"),
+    [
+        ("a && b", "&&"), ("a || b", "||"), ("a | b", "|"), ("a > f", ">"), ("a >> f", ">>"), ("a 2>&1", "2>"),
+        ("a>f", ">"), ("a < f", "<"), ("a; b", ";"), ("a &", "&"), ("a\nb", "a second line"),
+        ("curl http://x/?a=1&b=2", ""), ("a '&&' b", ""), ('sh -c "a > b"', ""), ("sh -c 'a\nb'", ""),
+        (r"find . -exec rm {} \;", ""), ("a b\n", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_unquoted_operators_of_a_shell_are_found(text: str, operator: str) -> None:
+    assert shell_operator(text) == operator

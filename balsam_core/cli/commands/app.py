@@ -37,9 +37,11 @@ def app(session: Session, /, *, replace: bool, **fields: Any) -> None:  # noqa: 
     The command line is split into words first and filled then, so that a parameter can't add words.
     'balsam ls apps' lists the apps, 'balsam rm apps NAME' removes one.
     """
+    from balsam_core.cli.job_options import warn_of_operators
     from balsam_core.model.app import App
 
     new = App(**fields)
+    warn_of_operators(**{name: fields[name] for name in ("executable", "preprocess", "postprocess")})
     with session.open_db() as db:
         db.apps.add(new, replace=replace)
     record = {field: getattr(new, field) for field in App.__struct_fields__}
