@@ -26,7 +26,7 @@ def change_jobs(
     ids: list[int] = []
     with session.open_db() as db, told_how_far(verb, ids):
         for condition in choose(db, selection).conditions:
-            for some in changed_ids(db.run, call(where=condition)):
+            for some in changed_ids(db, call(where=condition)):
                 ids += some
     report_changed(session.printer(), verb, ids, why_none=why_none)
 

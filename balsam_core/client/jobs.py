@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from balsam_core.client.slices import changed_ids, removed_jobs, told_how_far
+from balsam_core.client.slices import changed_ids, removed_jobs, removed_with_descendants, told_how_far
 from balsam_core.errors import InvalidInput, NotFound
 from balsam_core.model.calls import (
     MOST_JOBS,
@@ -176,24 +176,31 @@ class JobQuery:
         """
         return self._change("retried", RetryJobs(where=self._stable_condition()))
 
-    def remove(self) -> list[RemovedJob]:
+    def remove(self, *, cascade: bool = False) -> list[RemovedJob]:
         """Remove the jobs from the database; their working directories stay. Returns the removed jobs.
 
+        Args:
+            cascade: Whether to remove all jobs that depend on them, too.
+
         Raises:
-            Conflict: A job is running, or another job waits for it; none was removed.
+            Conflict: A launcher holds a job, or another job that has not finished depends on one; none was removed.
             PartlyDone: An error came after some were removed.
         """
-        call = RemoveJobs(where=self._stable_condition())
+        runner = self._transport
+        if cascade:
+            slices = removed_with_descendants(runner, self.ids())
+        else:
+            slices = removed_jobs(runner, RemoveJobs(where=self._stable_condition()))
         removed: list[RemovedJob] = []
         with told_how_far("removed", removed):
-            for some in removed_jobs(self._transport.run, call):
+            for some in slices:
                 removed += some
         return removed
 
     def _change(self, verb: str, call: Call[Changed]) -> int:
         ids: list[int] = []
         with told_how_far(verb, ids):
-            for some in changed_ids(self._transport.run, call):
+            for some in changed_ids(self._transport, call):
                 ids += some
         return len(ids)
 

@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from balsam_core.errors import BalsamError, OutcomeUnknown, PartlyDone
+from balsam_core.model.calls import MOST_JOBS, GetEdges, RemoveJobs
+from balsam_core.model.filters import Compare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sized
+    from collections.abc import Iterator, Sequence, Sized
 
-    from balsam_core.model.calls import Call, Changed, RemovedJob, RemoveJobs
+    from balsam_core.model.calls import Call, Changed, RemovedJob
+
+R = TypeVar("R")
 
 
-def changed_ids(run: Callable[[Call[Changed]], Changed], call: Call[Changed]) -> Iterator[list[int]]:
+class Runner(Protocol):
+    """What runs calls: a transport or a database."""
+
+    def run(self, call: Call[R], /) -> R:
+        """Run a call."""
+
+
+def changed_ids(runner: Runner, call: Call[Changed]) -> Iterator[list[int]]:
     """Run a call until no job is left to change; give the ids of each slice."""
     more = True
     while more:
-        changed = run(call)
+        changed = runner.run(call)
         yield changed.ids
         more = changed.more
 
 
-def removed_jobs(
-    run: Callable[[Call[list[RemovedJob]]], list[RemovedJob]], call: RemoveJobs
-) -> Iterator[list[RemovedJob]]:
+def removed_jobs(runner: Runner, call: RemoveJobs) -> Iterator[list[RemovedJob]]:
     """Remove jobs until none is left; give those of each slice."""
     more = True
     while more:
-        removed = run(call)
+        removed = runner.run(call)
         yield removed
         more = len(removed) == call.limit
+
+
+def removed_with_descendants(runner: Runner, ids: Sequence[int]) -> Iterator[list[RemovedJob]]:
+    """Remove jobs and all that depend on them, each before its parents; give those of each slice."""
+    from graphlib import TopologicalSorter
+
+    before: dict[int, list[int]] = {job: [] for job in ids}
+    generation = list(ids)
+    while generation:
+        found: set[int] = set()
+        for at in range(0, len(generation), MOST_JOBS):
+            for edge in runner.run(GetEdges(jobs=generation[at : at + MOST_JOBS], children_of=True)):
+                before[edge.parent].append(edge.child)
+                found.add(edge.child)
+        generation = sorted(found - before.keys())
+        before.update((job, []) for job in generation)
+    order = list(TopologicalSorter(before).static_order())
+    for at in range(0, len(order), MOST_JOBS):
+        yield from removed_jobs(runner, RemoveJobs(where=Compare("id", "in", order[at : at + MOST_JOBS])))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from sqlalchemy import and_, bindparam, exists, func, or_, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
-from balsam_core.model.states import ACTIVE, END, UNSUCCESSFUL, State
+from balsam_core.model.states import ACTIVE, UNSUCCESSFUL, State
 from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, lock_parents
 from balsam_core.operations.events import record_where
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
     from balsam_core.operations.execution import Tx
+
+MOST_NAMED = 10  # children in a message
 
 _parents = jobs.alias("parents")
 _HAS_UNSUCCESSFUL_PARENT = exists(
@@ -126,20 +128,25 @@ def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
         raise Conflict(f"job {held[0]} is held by a launcher; kill it first (balsam kill {held[0]})")
     ids = [row.id for row in rows]
     for some in in_chunks(ids):
-        waiting = (
-            select(jobs.c.id, job_edges.c.parent_id)
-            .join(job_edges, job_edges.c.child_id == jobs.c.id)
+        needed = (
+            select(job_edges.c.parent_id, jobs.c.id)
+            .join(jobs, job_edges.c.child_id == jobs.c.id)
             .where(
                 job_edges.c.parent_id.in_(some),
-                jobs.c.state.not_in(list(END)),
+                jobs.c.state != State.JOB_FINISHED,  # a failed one may run again, and need its files
                 jobs.c.id.not_in(ids),
                 ~condition(call.where),
             )
-            .limit(1)
+            .order_by(job_edges.c.parent_id, jobs.c.id)
+            .limit(MOST_NAMED)
         )
-        child = tx.execute(waiting).first()
-        if child is not None:
-            raise Conflict(f"job {child.id} waits for job {child.parent_id}; remove or kill it first")
+        if rest := tx.execute(needed).all():
+            parent = rest[0][0]
+            children = ", ".join(str(child) for of, child in rest if of == parent)
+            raise Conflict(
+                f"job {parent} can't be removed, since its children {children} have not finished and need it: remove "
+                f"them with it (rm --cascade)"
+            )
     # Children in a later slice must not wait for ever if no later slice runs.
     fail_descendants(tx, [(row.id, State.USER_KILLED) for row in rows if row.state != State.JOB_FINISHED])
     delete_jobs(tx, ids)

@@ -369,11 +369,21 @@ def test_rm_asks_and_takes_no_for_an_answer_where_nobody_is(db):
     assert here.good("ls", "-o", "ids", db=db).ids == [1]
 
 
+def test_rm_removes_with_a_job_all_that_depend_on_it(db):
+    here.good("run", "--", "true", db=db)
+    here.good("run", "--parent", 1, "--", "true", db=db)
+    here.good("run", "--parent", 2, "--", "true", db=db)
+    here.good("run", "--", "true", db=db)
+    assert here.good("rm", 1, "--cascade", "-y", "-o", "json", db=db).json == {"removed": 3, "ids": [1, 2, 3]}
+    assert here.good("ls", "-o", "ids", db=db).ids == [4]
+    assert "go with jobs only" in here.refused("rm", "apps", "sim", "--cascade", "-y", code=2, db=db)
+
+
 def test_rm_refuses_what_others_need(db):
     here.good("app", "--name", "sim", "--executable", "a", db=db)
     here.good("job", "--app", "sim", db=db)
     here.good("run", "--parent", 1, "--", "true", db=db)
-    assert "job 2 waits" in here.refused("rm", 1, "-y", code=4, db=db)
+    assert "its children 2 have not finished" in here.refused("rm", 1, "-y", code=4, db=db)
     assert "used by job 1" in here.refused("rm", "apps", "sim", "-y", code=4, db=db)
     assert here.good("rm", "jobs", "all", "-y", "-o", "json", db=db).json == {"removed": 2, "ids": [1, 2]}
     assert here.good("rm", "apps", "sim", "-y", db=db).code == 0
@@ -408,7 +418,7 @@ def test_an_operator_of_a_shell_is_told_when_the_command_is_given(db, words):
     assert here("run", "--", "sh", "-c", "echo a > f", db=db).err.startswith("Added job")
 
 
-@pytest.mark.parametrize("words", [["init"], ["ls", "--db"], ["status", "--db"], ["restore", "f"]])
+@pytest.mark.parametrize("words", [["init"], ["ls", "--db"], ["status", "--db"]])
 def test_a_url_is_no_path_and_its_password_is_not_shown(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = here(*words, "postgresql://me:secret@h/db")

@@ -142,7 +142,7 @@ def test_remove_refuses_jobs_that_others_need(db: Database, jobs: Jobs) -> None:
     parent = Job(command="x")
     child = Job(command="x", parents=[parent], workflow="w", name="c")
     jobs.add([parent, child])
-    with pytest.raises(Conflict, match="waits for job"):
+    with pytest.raises(Conflict, match=f"its children {child.id} have not finished and need it"):
         jobs.where(id=parent.id).remove()
     me = register(db)
     claim(db, me)
@@ -155,6 +155,24 @@ def test_remove_refuses_jobs_that_others_need(db: Database, jobs: Jobs) -> None:
     ids = [parent.id or 0, child.id or 0]
     assert db.run(calls.GetHistory(jobs=ids)) == []
     assert db.run(calls.GetEdges(jobs=ids)) == []
+
+
+def test_remove_refuses_a_job_whose_children_may_run_again(db: Database, jobs: Jobs) -> None:
+    finished, failed = Job(command="x", name="finished"), Job(command="x", name="failed")
+    reduce = Job(command="x", parents=[finished, failed])
+    after = Job(command="x", parents=[reduce])
+    jobs.add([finished, failed, reduce, after])
+    me = register(db)
+    for job in claim(db, me):
+        update(db, me, job, *(DONE if job.name == "finished" else [S.FAILED]))
+    assert jobs.states() == {S.JOB_FINISHED: 1, S.FAILED: 3}
+    for parent in (finished, failed):
+        with pytest.raises(Conflict, match=f"job {parent.id} can't be removed"):
+            jobs.where(id=parent.id).remove()
+    assert len(db.run(calls.GetEdges(jobs=[reduce.id or 0]))) == 2
+    removed = [job.id for job in jobs.where(id=failed.id).remove(cascade=True)]
+    assert removed == [after.id, reduce.id, failed.id]
+    assert [job.id for job in jobs.where(id=finished.id).remove()] == [finished.id], "its children are gone"
 
 
 def test_a_key_gives_the_same_job_back(jobs: Jobs) -> None:
