@@ -361,9 +361,16 @@ class WriteServer:
 
     def _reply(self, identity: bytes, number: int, answer: Answer) -> None:
         message = protocol.encode(Reply(number, answer.code, msgspec.Raw(answer.body)))
-        try:
-            self._socket.send_multipart((identity, message), zmq.NOBLOCK)
-        except zmq.ZMQError as err:
-            # It has gone, or reads nothing. If it still wants the answer, it will ask again.
-            if err.errno not in {zmq.EHOSTUNREACH, zmq.EAGAIN}:
-                raise
+        for is_last in (False, True):
+            try:
+                self._socket.send_multipart((identity, message), zmq.NOBLOCK)
+                return
+            except zmq.ZMQError as err:
+                # It has gone, or reads nothing. If it still wants the answer, it will ask again.
+                if err.errno not in {zmq.EHOSTUNREACH, zmq.EAGAIN}:
+                    raise
+                if is_last or err.errno == zmq.EHOSTUNREACH:
+                    return
+            # Where quick answers follow each other, libzmq may not have noticed yet that the first have left. It looks
+            # when it is asked for its events: https://libzmq.readthedocs.io/en/latest/zmq_getsockopt.html
+            self._socket.getsockopt(zmq.EVENTS)
