@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from msgspec.structs import replace
+
 from balsam_core.errors import BalsamError, OutcomeUnknown, PartlyDone
-from balsam_core.model.calls import MOST_JOBS, GetEdges, RemoveJobs
+from balsam_core.model.calls import MOST_JOBS, GetEdges, RemoveJobs, RetryJobs
 from balsam_core.model.filters import Compare
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def changed_ids(runner: Runner, call: Call[Changed]) -> Iterator[list[int]]:
         changed = runner.run(call)
         yield changed.ids
         more = changed.more
+        if isinstance(call, RetryJobs):
+            call = replace(call, after=changed.rest)
 
 
 def removed_jobs(runner: Runner, call: RemoveJobs) -> Iterator[list[RemovedJob]]:

@@ -277,10 +277,12 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         ids: Jobs that changed (relatives that follow them are not named).
         more: Whether a further slice may change more.
+        rest: Jobs whose descendants are the next slice, which :attr:`RetryJobs.after` takes.
     """
 
     ids: list[int]
     more: bool = False
+    rest: list[int] = []
 
 
 class KillJobs(Write[Changed], frozen=True, kw_only=True):
@@ -292,10 +294,14 @@ class KillJobs(Write[Changed], frozen=True, kw_only=True):
 
 
 class RetryJobs(Write[Changed], frozen=True, kw_only=True):
-    """Start a slice of failed or killed jobs again, and descendants that ended only because of them."""
+    """Start a slice of failed or killed jobs again, and descendants that ended only because of them.
+
+    Each call but the first of a change has ``after``, what the one before gave as ``rest``.
+    """
 
     where: Where
     limit: Slice = MOST_JOBS
+    after: list[int] | None = None
 
 
 class RemovedJob(msgspec.Struct, frozen=True, array_like=True):

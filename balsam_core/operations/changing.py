@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, bindparam, exists, func, or_, select, update
+from sqlalchemy import and_, bindparam, case, exists, func, or_, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
 
 MOST_NAMED = 10  # children in a message
+MOST_GENERATIONS = 300  # in one transaction; each costs two statements
 
 _parents = jobs.alias("parents")
 _HAS_UNSUCCESSFUL_PARENT = exists(
@@ -54,17 +55,51 @@ def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
 @operation(RetryJobs)
 def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
     """Start ended jobs again; a job whose parent failed or was killed comes back only together with that parent."""
-    ended = and_(visible(), condition(call.where), jobs.c.state.in_(list(UNSUCCESSFUL)), jobs.c.launcher_id.is_(None))
-    ids = _lock_first(tx, call.limit, ended, or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents))
-    if not ids:
-        blocked = tx.execute(select(func.min(jobs.c.id)).where(ended)).scalar()
-        if blocked is not None:
-            raise Conflict(f"job {blocked} can't run again before its failed or killed parent; retry the parent")
-    _restart(tx, ids, "retried by the user")
-    generation = ids
-    while generation:
-        generation = _restart_children(tx, generation)
-    return Changed(ids=ids, more=len(ids) == call.limit)
+    ended = and_(visible(), jobs.c.state.in_(list(UNSUCCESSFUL)), jobs.c.launcher_id.is_(None))
+    chosen = condition(call.where)
+    roots: list[int] = []
+    if not call.after:
+        free = or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents)
+        roots = _lock_first(tx, call.limit, ended, chosen, free)
+        if not roots and call.after is None:
+            blocked = tx.execute(select(func.min(jobs.c.id)).where(ended, chosen)).scalar()
+            if blocked is not None:
+                raise Conflict(f"job {blocked} can't run again before its failed or killed parent; retry the parent")
+        _set_waiting(tx, roots)
+    follows = and_(ended, jobs.c.wait_for_parents, or_(chosen, _ENDED_BY_PARENT), ~_HAS_UNSUCCESSFUL_PARENT)
+    generation = call.after or roots
+    descendants: dict[int, bool] = {}  # whether they are chosen themselves
+    # Each generation is made to wait at once, so that the next one may follow; the rest is done for all together.
+    for _ in range(MOST_GENERATIONS):
+        children: list[int] = []
+        done = 0
+        for some in in_chunks(generation):
+            of = jobs.c.id.in_(select(job_edges.c.child_id).where(job_edges.c.parent_id.in_(some)))
+            query = select(jobs.c.id, case((chosen, 1), else_=0)).where(follows, of).order_by(jobs.c.id)
+            rows = tx.execute(query.limit(call.limit - len(descendants)).with_for_update()).all()
+            found = {job: bool(is_chosen) for job, is_chosen in rows}
+            _set_waiting(tx, list(found))
+            descendants |= found
+            children += found
+            if len(descendants) >= call.limit:
+                break  # these may have more children
+            done += len(some)
+        generation = children + generation[done:]
+        if not generation or len(descendants) >= call.limit:
+            break
+    _restart(tx, roots, "retried by the user")
+    _restart(tx, sorted(descendants), "its parent runs again")
+    ids = roots + [job for job, is_chosen in descendants.items() if is_chosen]
+    return Changed(ids=ids, more=bool(generation or call.after) or len(roots) == call.limit, rest=generation)
+
+
+_ENDED_BY_PARENT = or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0))
+"""Whether a job ended only because of a parent: it never ran."""
+
+
+def _set_waiting(tx: Tx, ids: list[int]) -> None:
+    for some in in_chunks(ids):
+        tx.execute(update(jobs).where(jobs.c.id.in_(some)).values(state=State.AWAITING_PARENTS))
 
 
 def _restart(tx: Tx, ids: list[int], message: str) -> None:
@@ -92,23 +127,6 @@ def _restart(tx: Tx, ids: list[int], message: str) -> None:
         tx.execute(update(jobs).where(waits).values(state=State.AWAITING_PARENTS, claim_class=None, **fresh))
         tx.execute(update(jobs).where(free).values(state=State.READY, claim_class=jobs.c.resource_class_id, **fresh))
     fail_descendants(tx, unsuccessful_parents)
-
-
-def _restart_children(tx: Tx, parents: list[int]) -> list[int]:
-    """Restart children that ended only because of these parents (they never ran); returns them."""
-    children: list[int] = []
-    for some in in_chunks(parents):
-        children += _lock_first(
-            tx,
-            None,
-            jobs.c.id.in_(select(job_edges.c.child_id).where(job_edges.c.parent_id.in_(some))),
-            or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0)),
-            jobs.c.wait_for_parents,
-            ~_HAS_UNSUCCESSFUL_PARENT,
-        )
-    children = sorted(set(children))
-    _restart(tx, children, "its parent runs again")
-    return children
 
 
 @operation(RemoveJobs)

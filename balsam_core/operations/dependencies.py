@@ -146,19 +146,20 @@ def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
     A child of a FAILED parent fails, of a killed one becomes PARENT_KILLED; both say which parent it was.
     """
     generation = {job: CHILD_END_STATE[state] for job, state in unsuccessful}
+    ended: dict[int, State] = {}
+    events = []
     while generation:
         children: dict[int, State] = {}
-        events = []
         for some in in_chunks(sorted(generation)):
             for child, parent, attempt in tx.execute(_WAITING, {"parents": some}):
-                if child not in children:
-                    state = children[child] = generation[parent]
+                if child not in ended:
+                    state = ended[child] = children[child] = generation[parent]
                     events.append((child, [(state, 0)], f"parent {parent} {_REASONS[state]}", attempt))
-        if children:
-            ends = [{"job_id_": job, "state": state.value, "now": tx.now} for job, state in children.items()]
-            tx.execute(_END_CHILD, ends)
-            record(tx, events)
         generation = {job: CHILD_END_STATE[state] for job, state in children.items()}
+    if ended:
+        ends = [{"job_id_": job, "state": state.value, "now": tx.now} for job, state in ended.items()]
+        tx.execute(_END_CHILD, ends)
+        record(tx, events)
 
 
 _REASONS = {State.FAILED: "failed", State.PARENT_KILLED: "was killed"}

@@ -10,6 +10,7 @@ from balsam_core.errors import Conflict, InvalidInput, NotFound
 from balsam_core.model import calls
 from balsam_core.model.app import App
 from balsam_core.model.calls import Update
+from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
 from balsam_core.testing.tools import DONE, claim, register, update
@@ -127,7 +128,7 @@ def test_retry_starts_jobs_again_with_those_that_ended_because_of_them(db: Datab
     assert jobs.states() == {S.FAILED: 3}
     with pytest.raises(Conflict, match="retry the parent"):
         jobs.where(id=child.id).retry()
-    assert jobs.where(Job.state == "FAILED").retry() == 1
+    assert jobs.where(Job.state == "FAILED").retry() == 3
     waiting = [state(jobs, job) for job in (parent, child, grandchild)]
     assert waiting == [S.READY, S.AWAITING_PARENTS, S.AWAITING_PARENTS]
     assert jobs.get(parent.id or 0).return_code is None
@@ -136,6 +137,30 @@ def test_retry_starts_jobs_again_with_those_that_ended_because_of_them(db: Datab
         assert taken.id == expected.id
         update(db, me, taken, *DONE)
     assert jobs.states() == {S.JOB_FINISHED: 3}
+
+
+@pytest.mark.parametrize("killed", ["first", "all"])
+def test_descendants_are_retried_in_slices_that_begin_where_the_one_before_ended(
+    db: Database, jobs: Jobs, killed: str
+) -> None:
+    chain = [Job(command="x")]
+    for _ in range(6):
+        chain.append(Job(command="x", parents=[chain[-1]]))
+    last = Job(command="x", parents=[chain[0], chain[-1]])
+    jobs.add([*chain, last])
+    where = Compare("id", "eq", chain[0].id) if killed == "first" else calls.EVERYTHING
+    db.run(calls.KillJobs(where=where))
+    changed = [db.run(calls.RetryJobs(where=where, limit=2))]
+    while changed[-1].more:
+        changed.append(db.run(calls.RetryJobs(where=where, limit=2, after=changed[-1].rest)))
+    named = [job for one in changed for job in one.ids]
+    assert sorted(named) == ([chain[0].id] if killed == "first" else [job.id for job in (*chain, last)])
+    assert jobs.states() == {S.READY: 1, S.AWAITING_PARENTS: 7}
+    me = register(db)
+    for expected in (*chain, last):
+        (taken,) = claim(db, me)
+        assert taken.id == expected.id
+        update(db, me, taken, *DONE)
 
 
 def test_remove_refuses_jobs_that_others_need(db: Database, jobs: Jobs) -> None:
