@@ -14,7 +14,8 @@ from balsam_core.operations.dependencies import fail_descendants, lock_parents
 from balsam_core.operations.events import record_where
 from balsam_core.operations.execution import operation
 from balsam_core.operations.job_rows import delete_jobs
-from balsam_core.schema.tables import job_edges, jobs, workflows
+from balsam_core.operations.launchers import give_up_expired
+from balsam_core.schema.tables import job_edges, jobs, launchers, workflows
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -58,10 +59,13 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
     ended = and_(visible(), jobs.c.state.in_(list(UNSUCCESSFUL)), jobs.c.launcher_id.is_(None))
     chosen = condition(call.where)
     roots: list[int] = []
+    if call.after is None:
+        _free_of_dead_launchers(tx, chosen)
     if not call.after:
         free = or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents)
         roots = _lock_first(tx, call.limit, ended, chosen, free)
         if not roots and call.after is None:
+            _refuse_held(tx, visible(), chosen, jobs.c.state.in_(list(UNSUCCESSFUL)))
             blocked = tx.execute(select(func.min(jobs.c.id)).where(ended, chosen)).scalar()
             if blocked is not None:
                 raise Conflict(f"job {blocked} can't run again before its failed or killed parent; retry the parent")
@@ -95,6 +99,33 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
 
 _ENDED_BY_PARENT = or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0))
 """Whether a job ended only because of a parent: it never ran."""
+
+
+def _free_of_dead_launchers(tx: Tx, chosen: ColumnElement[bool]) -> None:
+    """Give up launchers whose lease is over, where one may hold a chosen job."""
+    held = exists(select(jobs.c.id).where(jobs.c.launcher_id.is_not(None), chosen))
+    if tx.execute(select(held)).scalar():
+        give_up_expired(tx)
+
+
+def _refuse_held(tx: Tx, *conditions: ColumnElement[bool]) -> None:
+    """Raise Conflict where a launcher holds a job; the message says what it does with it."""
+    query = (
+        select(jobs.c.id, jobs.c.state, launchers)
+        .join(launchers, launchers.c.id == jobs.c.launcher_id)
+        .where(*conditions)
+        .order_by(jobs.c.id)
+        .limit(1)
+    )
+    if row := tx.execute(query).first():
+        job, holder = row[0], f"launcher {row[2]} (host {row.host}, pid {row.pid})"
+        until = f"{row.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+        if row.state in ACTIVE:
+            raise Conflict(f"job {job} is held by a launcher, {holder}; kill it first (balsam kill {job})")
+        raise Conflict(
+            f"job {job} is {row.state}, but {holder} has not yet said that its process has ended: repeat this in a "
+            f"moment, or, if that launcher is dead, after {until}"
+        )
 
 
 def _set_waiting(tx: Tx, ids: list[int]) -> None:
@@ -132,6 +163,7 @@ def _restart(tx: Tx, ids: list[int], message: str) -> None:
 @operation(RemoveJobs)
 def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
     """Remove jobs, newest first, so that children go before their parents."""
+    _free_of_dead_launchers(tx, condition(call.where))
     chosen = (
         select(jobs.c.id, jobs.c.state, jobs.c.launcher_id, jobs.c.name, workflows.c.name.label("workflow"))
         .join(workflows, workflows.c.id == jobs.c.workflow_id)
@@ -141,10 +173,10 @@ def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
         .with_for_update(of=jobs)
     )
     rows = tx.execute(chosen).all()
-    held = [row.id for row in rows if row.launcher_id is not None]
-    if held:
-        raise Conflict(f"job {held[0]} is held by a launcher; kill it first (balsam kill {held[0]})")
     ids = [row.id for row in rows]
+    if any(row.launcher_id is not None for row in rows):
+        for some in in_chunks(ids):
+            _refuse_held(tx, jobs.c.id.in_(some))
     for some in in_chunks(ids):
         needed = (
             select(job_edges.c.parent_id, jobs.c.id)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @operation(RegisterLauncher)
 def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
     """Announce a launcher, and give up those whose lease is over."""
-    _give_up_expired(tx)
+    give_up_expired(tx)
     launcher_id = tx.take_ids("launchers")
     given = asdict(call)
     lease = timedelta(seconds=given.pop("lease_seconds"))
@@ -41,7 +41,7 @@ def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
     return launcher_id
 
 
-def _give_up_expired(tx: Tx) -> None:
+def give_up_expired(tx: Tx) -> None:
     """Give up launchers whose lease is over, and jobs that ended ones still hold."""
     expired = select(launchers).where(launchers.c.ended_at.is_(None), launchers.c.lease_until < tx.now)
     for row in tx.execute(expired.with_for_update(skip_locked=True)).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -180,6 +181,24 @@ def test_remove_refuses_jobs_that_others_need(db: Database, jobs: Jobs) -> None:
     ids = [parent.id or 0, child.id or 0]
     assert db.run(calls.GetHistory(jobs=ids)) == []
     assert db.run(calls.GetEdges(jobs=ids)) == []
+
+
+def test_a_killed_job_waits_for_its_launcher_as_long_as_that_may_live(db: Database, jobs: Jobs) -> None:
+    jobs.add(Job(command="x"))
+    me = register(db)
+    (taken,) = claim(db, me)
+    assert jobs.kill() == 1
+    for verb in (jobs.retry, jobs.remove):
+        with pytest.raises(Conflict, match="is USER_KILLED, but launcher"):
+            verb()
+    db.run(calls.RenewLease(launcher=me, lease_seconds=0.01))
+    time.sleep(0.05)
+    assert jobs.retry() == 1
+    assert jobs.states() == {S.READY: 1}
+    (again,) = claim(db, register(db))
+    assert again.id == taken.id
+    with pytest.raises(Conflict, match="held by a launcher"):
+        jobs.remove()
 
 
 def test_remove_refuses_a_job_whose_children_may_run_again(db: Database, jobs: Jobs) -> None:
