@@ -1,7 +1,6 @@
 """Opening a connection, to the DB's own server or to an adopted one.
 
-Each parameter is given: libpq would take those that are left out from variables like PGHOSTADDR and PGSSLMODE, which
-are meant for other connections.
+libpq's variables, e.g. PGHOSTADDR, PGSERVICE and PGGEQO, are meant for other connections: it doesn't see them.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from balsam_core.plugin import BackendError, Unavailable, is_loopback, read_pass
 from balsam_postgres.configuration import DATABASE, ROLE
 from balsam_postgres.errors import permanent_error
 from balsam_postgres.keys import certificate_file
+from balsam_postgres.libpq import hidden_variables, refusal_code
 from balsam_postgres.server import PROTOCOL
 
 if TYPE_CHECKING:
@@ -180,16 +180,20 @@ class _Connection(psycopg.Connection[Any]):
 
 
 def _open_connection(parameters: dict[str, str], password: str | None, where: str) -> psycopg.Connection[Any]:
-    secret = {} if password is None else {"password": password}
+    given = parameters if password is None else {**parameters, "password": password}
     try:
-        connection = _Connection.connect(**parameters, **secret)  # type: ignore[arg-type]
+        with hidden_variables():
+            connection = _Connection.connect(**given)  # type: ignore[arg-type]
+    except psycopg.errors.ConnectionTimeout:
+        raise
     except psycopg.OperationalError as err:
-        if permanent := permanent_error(err, where):
+        permanent = permanent_error(err, where) or permanent_error(err, where, refusal_code(given))
+        if permanent:
             raise permanent from err
         raise
     except psycopg.ProgrammingError as err:  # a parameter that this libpq lacks
         raise BackendError(f"{where} can't be connected to: {' '.join(str(err).split())}") from err
-    if not (connection.info.parameter_status("DateStyle") or "").startswith("ISO"):  # by PGDATESTYLE or the server
+    if not (connection.info.parameter_status("DateStyle") or "").startswith("ISO"):  # by the server
         connection.execute("SET datestyle TO ISO")
         connection.commit()
     return connection
