@@ -115,6 +115,7 @@ class ServerPlan:
             Raising stops the start with that error.
         details: What else clients need from the published address; never a secret.
         env: Added to the child's environment.
+        unset: What the names of variables begin with that the child must not inherit, e.g. ``("PG",)``.
         cwd: The child's working directory; None for the DB directory.
         user: Account to run as when the core runs as root; None for root. See :class:`ServerAccount`.
         stop: Signals to send in turn, each with the seconds to wait for the exit; then SIGKILL.
@@ -138,6 +139,7 @@ class ServerPlan:
     stop: Sequence[tuple[signal.Signals, float]] = ((signal.SIGTERM, 30.0),)
     orphaned: signal.Signals | None = None
     ready_timeout: float = 60.0
+    unset: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         right = {
@@ -153,6 +155,7 @@ class ServerPlan:
             "stop": _all_instances((int, float), *self.stop),
             "orphaned": _all_instances((int, NoneType), [self.orphaned]),
             "ready_timeout": _all_instances((int, float), [self.ready_timeout]),
+            "unset": not isinstance(self.unset, str) and _all_instances(str, self.unset),
         }
         wrong = [name for name, is_right in right.items() if not is_right]
         if wrong:

@@ -263,7 +263,7 @@ def write(
     while the COMMIT of the first is in flight; a SELECT before the INSERT would let both pass.
 
     Raises:
-        AlreadyProcessed: The write took effect before. Roll back, then :func:`replay`.
+        AlreadyProcessed: The write took effect before. Roll back, then :func:`touch` and :func:`replay`.
     """
     body = operation_of(call)
     default_reply = _DEFAULT_REPLIES.get(type(call))
@@ -308,6 +308,7 @@ _STORE_REPLY = Prepared(
 )
 _FORGET_REQUESTS = delete(processed_requests).where(_OF_CLIENT, processed_requests.c.seq <= bindparam("acked"))
 _GET_REPLY = select(processed_requests.c.reply).where(*_OF_REQUEST)
+_TOUCH_REQUEST = update(processed_requests).where(*_OF_REQUEST).values(processed_at=bindparam("at"))
 
 
 def refuse(conn: Connection, request_id: RequestId, clock: DatabaseClock, cache: WriterCache, err: BalsamError) -> None:
@@ -319,6 +320,15 @@ def refuse(conn: Connection, request_id: RequestId, clock: DatabaseClock, cache:
 
 
 _REFUSED = b"\xc1"  # begins no MessagePack value
+
+
+def touch(conn: Connection, request_id: RequestId, clock: DatabaseClock) -> None:
+    """Write to the row of a write that took effect before, so that the COMMIT of its replay waits for the replicas.
+
+    The first COMMIT may have ended without them. The new time makes it a change for MySQL, too.
+    """
+    at = Tx(conn, clock, request_id).now
+    conn.execute(_TOUCH_REQUEST, {"client": request_id.client, "wanted_seq": request_id.seq, "at": at})
 
 
 def replay(conn: Connection, call: Call[R], request_id: RequestId) -> bytes:

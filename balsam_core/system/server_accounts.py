@@ -109,7 +109,7 @@ class ServerAccount:
         unset: tuple[str, ...] = (),
         timeout: float | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a program to its end, in the folder ``/``; the files that it makes are private.
+        """Run a program to its end, in the folder ``/``; the files that it makes are private, its messages in English.
 
         Args:
             argv: Program and arguments. Never a secret: other users can see them.
@@ -123,7 +123,6 @@ class ServerAccount:
             BackendError: It can't be started, or takes longer.
         """
         content = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
-        inherited = {name: text for name, text in os.environ.items() if not (unset and name.startswith(unset))}
         try:
             return subprocess.run(
                 [*self.prefix, *argv],
@@ -131,7 +130,7 @@ class ServerAccount:
                 stderr=subprocess.PIPE,
                 check=False,
                 cwd="/",
-                env={**inherited, **(env or {})},
+                env={**environment_without(unset), "LC_ALL": "C", **(env or {})},
                 umask=0o077,
                 timeout=timeout,
                 **content,
@@ -187,6 +186,11 @@ class ServerAccount:
                     f"the account {self.user}, which the server shall run as, can't reach {shown(path)}: use a place "
                     f"whose folders let that account through, or another account"
                 )
+
+
+def environment_without(prefixes: Sequence[str]) -> dict[str, str]:
+    """Return this process's environment without the variables whose names begin with one of these."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(tuple(prefixes))}
 
 
 def failure_reason(output: bytes) -> str:

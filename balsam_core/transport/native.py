@@ -100,7 +100,7 @@ class NativeTransport(EncodedTransport):
             return encode(read(conn, call, self._clock))
 
     def _write(self, call: Call[R], request_id: RequestId, deadline: float, commit: _Commit) -> bytes:
-        from balsam_core.operations.execution import AlreadyProcessed, replay, write
+        from balsam_core.operations.execution import AlreadyProcessed, replay, touch, write
 
         commit.sent = False
         try:
@@ -110,8 +110,10 @@ class NativeTransport(EncodedTransport):
                 commit.sent = True  # at the end of the block
             return reply
         except AlreadyProcessed:
+            commit.unknown = True  # whether the replicas have it, where there are any
             with self._connect(deadline) as conn, conn.begin():
                 self._check_database(conn)
+                touch(conn, request_id, self._clock)
                 return replay(conn, call, request_id)
 
     @contextlib.contextmanager
@@ -144,7 +146,6 @@ class NativeTransport(EncodedTransport):
 
         pause = FIRST_PAUSE
         conflicts = 0
-        unknown = False  # whether an earlier attempt may have been committed
         while True:
             try:
                 return attempt()
@@ -154,13 +155,13 @@ class NativeTransport(EncodedTransport):
                 connected = not isinstance(err, _NotConnectedError)
                 cause = err if connected else err.__cause__ or err
                 if isinstance(cause, BalsamError):  # from a plugin or connector: no repetition helps
-                    if not unknown:
+                    if not commit.unknown:
                         raise cause from cause.__cause__
                     raise _outcome_unknown(cause) from cause
                 error = to_balsam_error(cause, self._is_retryable, self._translate)
                 if isinstance(error, OutcomeUnknown):
-                    unknown = unknown or (connected and commit.sent)
-                    error = Unavailable(error.message)  # nothing of this attempt was committed, or `unknown` says so
+                    commit.unknown = commit.unknown or (connected and commit.sent)
+                    error = Unavailable(error.message)  # nothing of this attempt was committed, or `commit` says so
                     repeat = True
                 elif isinstance(error, Conflict):
                     conflicts += 1
@@ -168,15 +169,21 @@ class NativeTransport(EncodedTransport):
                 else:
                     repeat = isinstance(error, Busy) or (not connected and type(error) is Unavailable)
                 if not repeat or time.monotonic() + pause > deadline:
-                    raise (_outcome_unknown(cause) if unknown else error) from cause
+                    raise (_outcome_unknown(cause) if commit.unknown else error) from cause
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (not for secrets: it spreads repetitions out)
             pause = min(pause * 2, LONGEST_PAUSE)
 
 
 class _Commit:
-    """Whether the COMMIT of the present attempt may have been sent."""
+    """What is known of the COMMIT of a call.
+
+    Attributes:
+        sent: Whether that of the present attempt may have been sent.
+        unknown: Whether an earlier attempt may have been committed.
+    """
 
     sent = False
+    unknown = False
 
 
 class _NotConnectedError(Exception):

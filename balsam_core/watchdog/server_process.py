@@ -22,6 +22,7 @@ from balsam_core.errors import Unavailable
 from balsam_core.system import tether
 from balsam_core.system.files import reason, shown
 from balsam_core.system.processes import children_of, descendants, open_process, send_signal, start_of, this_machine
+from balsam_core.system.server_accounts import environment_without
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,7 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             bufsize=0,
             cwd=plan.cwd or db.path,
-            env={**os.environ, **plan.env},
+            env={**environment_without(plan.unset), **plan.env},
             start_new_session=True,
             umask=0o077,
         )

@@ -96,6 +96,20 @@ def test_everything_works_as_on_other_databases(served):
     assert "everyday" in here("ls", "--wf", "everyday", db=served.path).out
 
 
+def test_neither_variables_nor_option_files_lead_anybody_astray(tmp_path):
+    (tmp_path / ".my.cnf").write_text("[client]\nhost=192.0.2.1\nuser=x\npassword=x\n[mysqld]\nport=1\nsocket=/x\n")
+    wrong = {"HOME": str(tmp_path), "MYSQL_HOME": str(tmp_path), "MYSQL_HOST": "192.0.2.1", "MYSQL_TCP_PORT": "1"}
+    wrong |= {"MYSQL_UNIX_PORT": "/nowhere", "MYSQL_PWD": "x", "MYSQL_GROUP_SUFFIX": "x", "MARIADB_HOME": "/nowhere"}
+    wrong |= {"MARIADB_PLUGIN_DIR": "/nowhere", "LC_ALL": "nowhere", "LANGUAGE": "de"}
+    db = ServedDB(tmp_path / "db", wrong, db_type="mysql")
+    try:
+        db.start()
+        here.good("run", "--", "true", db=db.path, env=wrong)
+        here.good("backup", tmp_path / "saved", db=db.path, env=wrong)
+    finally:
+        db.close()
+
+
 def test_names_are_compared_byte_by_byte(served):
     with open_db(served.path) as db:
         db.jobs.add([Job(command="true", workflow="bytes", key=key) for key in ("key", "KEY", "kéy")])

@@ -179,12 +179,30 @@ def _fails(conn):
     return conn.exec_driver_sql("SELECT 1").scalar() != 1
 
 
-def test_libpqs_variables_lead_nobody_astray(served):
+def test_libpqs_variables_lead_nobody_astray(served, tmp_path):
     misleading = {"PGHOST": "192.0.2.1", "PGHOSTADDR": "192.0.2.1", "PGPORT": "1", "PGUSER": "x", "PGDATABASE": "x"}
     misleading |= {"PGPASSWORD": "x", "PGSSLMODE": "require", "PGOPTIONS": "-c search_path=x", "PGCLIENTENCODING": "x"}
     misleading |= {"PGDATESTYLE": "German", "PGTZ": "Asia/Tokyo", "PGTARGETSESSIONATTRS": "standby"}
+    wrong = {"PGSERVICE": "nowhere", "PGDATESTYLE": "x", "PGTZ": "x", "PGGEQO": "maybe", "PGPORT": "", "PGSSLMODE": "x"}
+    wrong |= {"PGSSLMINPROTOCOLVERSION": "x", "PGCONNECT_TIMEOUT": "x", "PGGSSENCMODE": "x", "PGCHANNELBINDING": "x"}
+    wrong |= {"LC_ALL": "nowhere", "LC_MESSAGES": "de_DE.UTF-8", "LANGUAGE": "de"}
     before = here("ls", "--history", db=served.path).out
     assert here("ls", "--history", db=served.path, env=misleading).out == before
+    assert here("ls", "--history", db=served.path, env=wrong).out == before
+    assert here.good("backup", tmp_path / "saved", db=served.path, env=wrong)
+    db = ServedDB(tmp_path / "db", wrong, db_type="postgres")
+    try:
+        db.start()
+        assert here("ls", db=db.path, env=wrong).code == 0
+    finally:
+        db.close()
+
+
+def test_others_keep_libpqs_variables(served):
+    with open_db(served.path) as db, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGGEQO", "maybe")
+        assert db.jobs.count() >= 0
+        assert subprocess.run(["printenv", "PGGEQO"], capture_output=True, text=True, check=True).stdout == "maybe\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------- bulk

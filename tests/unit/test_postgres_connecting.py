@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import socket
+import socketserver
+import struct
+import threading
 
 import pytest
 
@@ -100,6 +105,54 @@ def test_a_server_of_ours_is_pinned_and_gets_no_password_in_clear(tmp_path):
 )
 def test_what_cannot_succeed_is_known(said):
     assert " ".join(said.split()) in str(errors.permanent_error(psycopg.OperationalError(said), "the server"))
+
+
+@contextlib.contextmanager
+def refusing_server(code, text):
+    """Give the port of a server that refuses everybody with an SQLSTATE and a text, as PostgreSQL does."""
+
+    class Refuse(socketserver.BaseRequestHandler):
+        def handle(self):
+            while True:
+                (length,) = struct.unpack("!I", self.request.recv(4, socket.MSG_WAITALL))
+                if self.request.recv(length - 4, socket.MSG_WAITALL)[:2] != struct.pack("!H", 1234):
+                    break  # it has not only asked for TLS
+                self.request.sendall(b"N")
+            fields = "".join(
+                f"{kind}{value}\0" for kind, value in zip("SVCM", ["FATAL", "FATAL", code, text], strict=True)
+            )
+            body = fields.encode() + b"\0"
+            self.request.sendall(b"E" + struct.pack("!I", len(body) + 4) + body)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.skipif(psycopg.pq.version() < 180000, reason="an older libpq doesn't tell the code")
+@pytest.mark.parametrize(
+    ("code", "text", "meaning"),
+    [
+        ("28P01", "Passwort-Authentifizierung für Benutzer »me« fehlgeschlagen", "the password is wrong"),
+        ("28000", "Rolle »me« existiert nicht", "doesn't let this host, user or database in"),
+        ("3D000", "Datenbank »jobs« existiert nicht", "there is no such database"),
+        ("42704", "unbekannter Konfigurationsparameter »x«", "refuses what it is told (code 42704)"),
+        ("57P03", "das Datenbanksystem startet", None),
+        ("53300", "tut mir leid, schon zu viele Verbindungen", None),
+    ],
+)
+def test_a_refusal_in_another_language_is_known_by_its_code(tmp_path, code, text, meaning):
+    with refusing_server(code, text) as port:
+        db = DBDir(
+            path=tmp_path, db_type="postgres", id="0" * 32, settings={"url": f"postgresql://me@127.0.0.1:{port}/jobs"}
+        )
+        with pytest.raises(Unavailable if meaning else psycopg.OperationalError) as caught:
+            connecting.connect_adopted(db, password="secret")
+    assert text in str(caught.value)
+    assert (meaning or "") in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from balsam_core.plugin import (
     server_not_running,
     shown,
 )
-from balsam_mysql.configuration import ACCOUNT, DATABASE
+from balsam_mysql.configuration import ACCOUNT, DATABASE, FOREIGN_VARIABLES
 from balsam_mysql.connecting import connect
 from balsam_mysql.init_files import server_home, server_programs
 from balsam_mysql.keys import certificate_file, pin_file
@@ -120,7 +120,7 @@ def _run_program(
     account = ServerAccount() if "url" in db.settings else ServerAccount.owner_of(server_home(db))
     with _login_arguments(db, address, account) as login:
         argv = [program, *login, "--default-character-set=utf8mb4", *options]
-        done = account.run(argv, stdin=stdin, stdout=stdout, unset=("MYSQL", "MARIADB"))
+        done = account.run(argv, stdin=stdin, stdout=stdout, unset=FOREIGN_VARIABLES)
     if done.returncode:
         raise Unavailable(f"{Path(program).name} failed: {failure_reason(done.stderr)}")
 

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balsam_core.plugin import BackendError, failure_reason, shown
-from balsam_mysql.configuration import ACCOUNT, DATABASE, ENVIRONMENT, account_options, file_options
+from balsam_mysql.configuration import (
+    ACCOUNT,
+    DATABASE,
+    ENVIRONMENT,
+    FOREIGN_VARIABLES,
+    account_options,
+    file_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +129,7 @@ def _make_mysql_data(programs: Programs, home: Path, account: ServerAccount, pas
 
 
 def _run_server(argv: Sequence[str | Path], programs: Programs, account: ServerAccount, script: bytes) -> None:
-    done = account.run(argv, stdin=script, env=ENVIRONMENT, timeout=_TIMEOUT)
+    done = account.run(argv, stdin=script, env=ENVIRONMENT, unset=FOREIGN_VARIABLES, timeout=_TIMEOUT)
     if done.returncode:
         raise _bootstrap_error(programs, done.stdout + done.stderr)
 

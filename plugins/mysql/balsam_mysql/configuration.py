@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 ACCOUNT = "balsam"
 DATABASE = "balsam"
 ENVIRONMENT = {"UMASK": "0600", "UMASK_DIR": "0700"}  # MariaDB and MySQL ignore the process's own umask
+FOREIGN_VARIABLES = ("MYSQL", "MARIADB")  # beginnings of names; they are meant for other servers
 LOCK_TIMEOUT = 10  # seconds for a row; then the transport repeats
 TABLE_LOCK_TIMEOUT = 30  # seconds for a table that is being changed
 IDLE_WRITE_TIMEOUT = 30  # seconds that a client may do nothing in a transaction that has written

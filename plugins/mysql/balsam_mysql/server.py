@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from balsam_core.plugin import Address, ServerAccount, ServerPlan, Unavailable, local_host, private_file
-from balsam_mysql.configuration import ENVIRONMENT, MEMORY, account_options, server_options
+from balsam_mysql.configuration import ENVIRONMENT, FOREIGN_VARIABLES, MEMORY, account_options, server_options
 from balsam_mysql.init_files import server_home, server_programs
 from balsam_mysql.keys import certificate_file, key_file, make_keys
 
@@ -50,6 +50,7 @@ def server_plan(db: DBDir, host: str, port: int) -> ServerPlan:
         details={"tls": "on"},
         is_ready=_Probe(db, Address(state="running", host=local_host(bound), port=port, protocol=PROTOCOL)),
         env=ENVIRONMENT,
+        unset=FOREIGN_VARIABLES,
         cwd=home / "data",
         user=account.user,
         # A SIGTERM while it starts can hang it, when no watchdog is left to kill it. It recovers from SIGKILL.

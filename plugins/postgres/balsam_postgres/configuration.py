@@ -15,7 +15,7 @@ DURABILITY_RISKS = {
 _SETTINGS = """\
 # Written anew by Balsam for each start: put settings of your own into site.conf, in this folder.
 
-# Who may connect, and how; the address and the port are given on the command line.
+# Who may connect, and how; address, port and language are given on the command line.
 unix_socket_directories = ''
 password_encryption = 'scram-sha-256'
 max_connections = 300
@@ -46,7 +46,6 @@ log_line_prefix = '[%p] '
 log_timezone = 'UTC'
 timezone = 'UTC'
 datestyle = 'ISO, MDY'
-lc_messages = 'C'
 default_text_search_config = 'pg_catalog.simple'
 
 {include}

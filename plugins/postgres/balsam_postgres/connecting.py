@@ -1,7 +1,6 @@
 """Opening a connection, to the DB's own server or to an adopted one.
 
-Each parameter is given: libpq would take those that are left out from variables like PGHOSTADDR and PGSSLMODE, which
-are meant for other connections.
+libpq's variables, e.g. PGHOSTADDR, PGSERVICE and PGGEQO, are meant for other connections: it doesn't see them.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from balsam_core.plugin import BackendError, Unavailable, is_loopback, read_pass
 from balsam_postgres.configuration import DATABASE, ROLE
 from balsam_postgres.errors import permanent_error
 from balsam_postgres.keys import certificate_file
+from balsam_postgres.libpq import hidden_variables, refusal_code
 from balsam_postgres.server import PROTOCOL
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _NETWORK = {  # a host that is gone is noticed within half a minute
     "keepalives_count": "3",
     "tcp_user_timeout": "25000",  # ms
 }
+_WAIT_FOR_STANDBY = "SyncRepWaitForLSN"  # the server's function
 _SINCE = {"require_auth": 160000, "sslnegotiation": 170000, "sslcertmode": 160000}  # version of libpq
 
 
@@ -134,6 +135,7 @@ def _common_parameters(settings: Mapping[str, str]) -> dict[str, str]:
     options = {
         "lock_timeout": LOCK_TIMEOUT,
         "idle_in_transaction_session_timeout": IDLE_TIMEOUT,
+        "client_min_messages": "warning",  # see _Connection
         **({"synchronous_commit": "off"} if relaxed else {}),
     }
     return {
@@ -149,17 +151,49 @@ def _supported(parameters: dict[str, str], libpq: int) -> dict[str, str]:
     return {name: value for name, value in parameters.items() if libpq >= _SINCE.get(name, 0)}
 
 
+class _Connection(psycopg.Connection[Any]):
+    """A connection whose COMMIT fails where the standby may not have what was committed.
+
+    PostgreSQL only warns when its wait for a synchronous standby is cancelled; the text is in the server's language.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self._waits_ended = waits_ended = list[str]()
+
+        def note(notice: psycopg.errors.Diagnostic) -> None:
+            if notice.source_function == _WAIT_FOR_STANDBY:
+                waits_ended.append(notice.message_primary or "")
+
+        self.add_notice_handler(note)
+
+    def commit(self) -> None:
+        """Commit; see :meth:`psycopg.Connection.commit`.
+
+        Raises:
+            psycopg.errors.TransactionResolutionUnknown: It is committed, but the standby may not have it.
+        """
+        self._waits_ended.clear()
+        super().commit()
+        if self._waits_ended:
+            raise psycopg.errors.TransactionResolutionUnknown(self._waits_ended[0])
+
+
 def _open_connection(parameters: dict[str, str], password: str | None, where: str) -> psycopg.Connection[Any]:
-    secret = {} if password is None else {"password": password}
+    given = parameters if password is None else {**parameters, "password": password}
     try:
-        connection = psycopg.connect(**parameters, **secret)  # type: ignore[arg-type]
+        with hidden_variables():
+            connection = _Connection.connect(**given)  # type: ignore[arg-type]
+    except psycopg.errors.ConnectionTimeout:
+        raise
     except psycopg.OperationalError as err:
-        if permanent := permanent_error(err, where):
+        permanent = permanent_error(err, where) or permanent_error(err, where, refusal_code(given))
+        if permanent:
             raise permanent from err
         raise
     except psycopg.ProgrammingError as err:  # a parameter that this libpq lacks
         raise BackendError(f"{where} can't be connected to: {' '.join(str(err).split())}") from err
-    if not (connection.info.parameter_status("DateStyle") or "").startswith("ISO"):  # by PGDATESTYLE or the server
+    if not (connection.info.parameter_status("DateStyle") or "").startswith("ISO"):  # by the server
         connection.execute("SET datestyle TO ISO")
         connection.commit()
     return connection

@@ -39,7 +39,16 @@ _ASK_OPERATOR = "ask whoever runs it"
 _GIVE_ANEW = "give it with balsam init PATH --password-file FILE"
 _CHECK_SERVER = "check the URL, or whether this is the right server"
 _DAMAGED_FILES = "its files are damaged: restore the DB from a backup"
-# Words of a server or libpq that refuses a connection, and what they mean. libpq gives no code, only the text.
+_REFUSED_LOGIN = f"it doesn't let this host, user or database in: {_ASK_OPERATOR}, or check the URL"
+# The codes of servers that refuse a connection, and what they mean, for texts in other languages than English.
+_REFUSALS = {
+    "28P01": f"the password is wrong: {_GIVE_ANEW}",
+    "28000": _REFUSED_LOGIN,
+    "3D000": "there is no such database",
+    "42501": _REFUSED_LOGIN,
+}
+_MISUNDERSTOOD = ("08P01", "0A", "22", "42", "58", "XX")  # beginnings of codes that no repetition mends
+# Words of a server or libpq that refuses a connection, and what they mean.
 _PERMANENT = {
     "password authentication failed": (
         f"the password is wrong: restore keys/ from a backup; for a server that somebody else runs, {_GIVE_ANEW}"
@@ -95,13 +104,23 @@ def translate(error: BaseException) -> BalsamError | None:
     return None
 
 
-def permanent_error(error: BaseException, where: str) -> BalsamError | None:
-    """Return the error for a connection that can't succeed by repeating, else None; ``where`` is the server."""
+def permanent_error(error: BaseException, where: str, code: str = "") -> BalsamError | None:
+    """Return the error for a connection that can't succeed by repeating, else None.
+
+    Args:
+        error: libpq's, which has only a text.
+        where: The server.
+        code: The server's SQLSTATE, empty where it is unknown.
+    """
     text = " ".join(str(error).split())
     lower = text.lower()
     meanings = [meaning for words, meaning in _PERMANENT.items() if words in lower]
     if "does not exist" in lower:
         meanings += [meaning for word, meaning in _ABSENT if f'{word} "' in lower]
+    if code in _REFUSALS:
+        meanings.append(_REFUSALS[code])
+    elif code.startswith(_MISUNDERSTOOD):
+        meanings.append(f"it refuses what it is told (code {code}): check the URL, or {_ASK_OPERATOR}")
     return Unavailable(f"{where} can't be used: {meanings[0]} ({text})") if meanings else None
 
 

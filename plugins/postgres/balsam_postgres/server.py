@@ -70,13 +70,15 @@ def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
     return ServerPlan(
         argv=[
             *account.prefix, programs.path("postgres"), "-D", str(data), "-p", str(port),
-            "-c", f"listen_addresses={host or '*'}",
+            "-c", f"listen_addresses={host or '*'}", "-c", "lc_messages=C",
         ],
         host=host,
         port=port,
         protocol=PROTOCOL,
         is_ready=lambda seconds: _answers(db, probed, seconds),
         details=details,
+        env={"LC_ALL": "C"},
+        unset=("PG",),
         cwd=data,
         user=account.user,
         stop=_STOP,
