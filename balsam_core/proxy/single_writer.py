@@ -39,6 +39,8 @@ class SingleWriter:
             assumes that nobody else writes while it runs.
         shared: Whether other processes of this host may open the engine beside a writer. If not, the server reads as
             well, and ``open_engine`` raises ServerNotRunning for the roles ``reader`` and ``writer``.
+        savepoints: Whether it has SAVEPOINT, ROLLBACK TO SAVEPOINT and RELEASE SAVEPOINT; a server that starts tries
+            them. If not, each call has a transaction of its own.
     """
 
     open_engine: Callable[[EngineRole], Engine]
@@ -49,6 +51,7 @@ class SingleWriter:
     secure: Callable[[], None] | None = None
     version: str = ""
     shared: bool = True
+    savepoints: bool = True
 
 
 def load_single_writer(reference: str, db: DBDir) -> SingleWriter:

@@ -7,6 +7,7 @@ whose server always runs, where the backend allows both; ``stopped_db`` is for t
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from balsam_core import open_db
 from balsam_core.admin.initialise import initialise
 from balsam_core.backends import registry
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.errors import ServerNotRunning, Unavailable
+from balsam_core.errors import Unavailable
 from balsam_core.model import calls
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.testing.run import SuiteRun
@@ -25,6 +26,7 @@ from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -183,21 +185,47 @@ def encoded(db: Database) -> EncodedTransport:
 
 @pytest.fixture
 def engine(suite_db: SuiteDB, backend: Backend) -> Iterator[Callable[[EngineRole], Engine]]:
-    """A function that makes an SQLAlchemy engine on ``suite_db``; it takes the role."""
+    """A function that makes an SQLAlchemy engine on ``suite_db``; it takes the role.
+
+    The test is skipped where the role must be refused, because only the server may open the files or write to them.
+    """
     made: list[Engine] = []
+    served_only = "served-only" in backend.identity.capabilities
+    beside = suite_db.has_server and backend.identity.server is ServerPolicy.OPTIONAL
 
     def make(role: EngineRole) -> Engine:
-        try:
+        if not served_only and (role == "reader" or not beside):
             made.append(backend.create_engine(suite_db.directory, role))
-        except (ServerNotRunning, Unavailable) as err:
-            if not (suite_db.has_server and backend.identity.server is ServerPolicy.OPTIONAL):
-                raise
-            pytest.skip(f"no engine beside the server: {err}")
-        return made[-1]
+            return made[-1]
+        with pytest.raises(Unavailable) as refusal:
+            made.append(backend.create_engine(suite_db.directory, role))
+        pytest.skip(f"only the server may open it so: {refusal.value}")
 
     yield make
     for one in made:
         one.dispose()
+
+
+@pytest.fixture
+def owner(suite_db: SuiteDB, backend: Backend) -> Callable[[], AbstractContextManager[Engine]]:
+    """A context of an engine that may change the tables of ``suite_db``; a server that forbids it is stopped for it."""
+
+    @contextmanager
+    def opened() -> Iterator[Engine]:
+        stops = suite_db.has_server and backend.identity.server is ServerPolicy.OPTIONAL
+        if stops:
+            control.stop(suite_db.directory)
+        try:
+            made = backend.create_engine(suite_db.directory, "owner")
+            try:
+                yield made
+            finally:
+                made.dispose()
+        finally:
+            if stops:
+                control.start(suite_db.directory)
+
+    return opened
 
 
 @dataclass

@@ -73,6 +73,32 @@ PROCESS = """import subprocess
     subprocess.Popen(["sleep", "600"], cwd=db.path, stdout=-3, stderr=-3, start_new_session=True)
     make_file(db)"""
 
+SAVEPOINTS = """
+
+class Own(sqlite3.Connection):
+    def cursor(self, _=None):
+        return super().cursor(Shim)
+
+class Shim(sqlite3.Cursor):
+    good, failed = {}, False  # how many ROLLBACK TO are right
+
+    def execute(self, statement, parameters=()):
+        if statement.startswith("ROLLBACK TO"):
+            Shim.good -= 1
+            if Shim.good < 0 and {}:
+                self.failed = False
+                for one in ("ROLLBACK", "BEGIN IMMEDIATE", "SAVEPOINT balsam_call"):
+                    super().execute(one)
+                return self
+        try:
+            return super().execute(statement, parameters)
+        except sqlite3.Error:
+            self.failed = True
+            raise
+"""
+OWN_CONNECTION = ("engine", "check_same_thread=False)", "check_same_thread=False, factory=Own)")
+ACKNOWLEDGED = "an_error_of_the_driver_undoes_its_own_call_only"
+
 # What the author has done: (module, its right text or "" for the end, the wrong text), ...; and the test for it.
 FAULTS: dict[str, tuple[Any, ...]] = {
     "init is done twice": ("a_refresh_changes_nothing", ("engine", "if not (db.path / NAME).exists():", "if True:")),
@@ -132,6 +158,17 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     ),
     "errors are its own": ("faults_of_the_caller_are_told_apart", ("backend", "", SUBCLASS.format(LEAKY))),
     "the server is passed by": ("nothing_passes_by_a_server_that_hangs", ("backend", "", BEHIND)),
+    "savepoints undo all": (ACKNOWLEDGED, OWN_CONNECTION, ("engine", "", SAVEPOINTS.format(0, "True"))),
+    "savepoints undo all after an error": (
+        ACKNOWLEDGED,
+        OWN_CONNECTION,
+        ("engine", "", SAVEPOINTS.format(0, "self.failed")),
+    ),
+    "savepoints undo all, and the start doesn't show it": (
+        ACKNOWLEDGED,
+        OWN_CONNECTION,
+        ("engine", "", SAVEPOINTS.format(2, "self.failed")),
+    ),
     "a bulk insert changes texts": ("a_bulk_insert_stores_what_a_plain_one_does", ("backend", "", BULK)),
 }
 
@@ -170,6 +207,9 @@ def test_a_fault_fails_its_test(fault: str, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout
     assert f"::test_{test}" in done.stdout, done.stdout
     assert not list(tmp_path.glob("balsam-testing-*"))
+    if fault.startswith("savepoints"):
+        at_start = "the engine's savepoints don't work" in done.stdout
+        assert at_start != ("the start" in fault), done.stdout
 
 
 # The template's hooks and imports as they were when these two hooks still took the published address.

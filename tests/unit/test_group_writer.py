@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sqlite3
 import time
 from itertools import count
 
 import msgspec
 import pytest
+from sqlalchemy import create_engine
 
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.errors import BalsamError, error_class
+from balsam_core.errors import BackendError, BalsamError, error_class
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
     AddApp,
@@ -245,3 +248,117 @@ def test_a_late_call_is_not_refused_where_nobody_can_say_what_became_of_it(write
         patch.setattr(execution, "replay", fail)
         assert writer.refuse_late(sent).code == "outcome-unknown"
     assert writer.refuse_late(sent).code == ""
+
+
+class Cursor(sqlite3.Cursor):
+    """A cursor of an engine that knows no savepoints."""
+
+    def execute(self, statement, parameters=()):
+        if "SAVEPOINT" in statement:
+            raise sqlite3.OperationalError('near "SAVEPOINT": syntax error')
+        return super().execute(statement, parameters)
+
+
+class UndoesNothing(Cursor):
+    def execute(self, statement, parameters=()):
+        return sqlite3.Cursor.execute(self, "SELECT 1" if "SAVEPOINT" in statement else statement, parameters)
+
+
+class UndoesAllAfterAnError(sqlite3.Cursor):
+    """ROLLBACK TO is right unless the driver has reported an error; then it ends the transaction and begins another."""
+
+    failed = False
+
+    def execute(self, statement, parameters=()):
+        if self.failed and statement.startswith("ROLLBACK TO"):
+            super().execute("ROLLBACK")
+            super().execute("BEGIN IMMEDIATE")
+            super().execute("SAVEPOINT balsam_call")
+            self.failed = False
+        try:
+            return super().execute(statement, parameters)
+        except sqlite3.Error:
+            self.failed = True
+            raise
+
+
+class TakesDoubles(sqlite3.Cursor):
+    def execute(self, statement, parameters=()):
+        return super().execute(statement.replace("INSERT INTO meta", "INSERT OR IGNORE INTO meta"), parameters)
+
+
+def engine_with(db, cursor, **fields):
+    """Return what the write server needs, for an SQLite whose cursors are of this class."""
+
+    class Connection(sqlite3.Connection):
+        def cursor(self, _=None):
+            return super().cursor(cursor)
+
+    def connect():
+        return sqlite3.connect(
+            db.path / "db.sqlite3", isolation_level=None, check_same_thread=False, factory=Connection
+        )
+
+    return dataclasses.replace(
+        single_writer(db), open_engine=lambda _: create_engine("sqlite+pysqlite://", creator=connect), **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("cursor", "fault"),
+    [
+        (Cursor, 'near "SAVEPOINT": syntax error'),
+        (UndoesNothing, "ROLLBACK TO SAVEPOINT doesn't undo just what"),
+        (UndoesAllAfterAnError, "ROLLBACK TO SAVEPOINT after an error doesn't undo just what"),
+        (TakesDoubles, "stores a second row with the key of another"),
+    ],
+)
+def test_an_engine_whose_savepoints_do_not_work_is_refused(db, cursor, fault):
+    with pytest.raises(BackendError, match=fault) as refused:
+        GroupWriter(engine_with(db, cursor))
+    assert cursor is TakesDoubles or "savepoints=False" in str(refused.value)
+    writer = GroupWriter(single_writer(db))  # nothing of the trial is left
+    try:
+        assert writer.epoch == 1
+        assert list(writer._conn.exec_driver_sql("SELECT name FROM meta WHERE value = ''")) == []
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+def plain_writer(db):
+    made = GroupWriter(engine_with(db, Cursor, savepoints=False))
+    yield made
+    made.close()
+
+
+def test_without_savepoints_each_call_has_its_own_transaction(plain_writer):
+    assert plain_writer.most_calls == 1
+    failing = AddJobs(jobs=[Job(name="a", command="true"), Job(name="child", command="true", parents=[77])])
+    sent = [write(add("good")), write(failing), write(failing), write(add("good too"))]
+    answers = [plain_writer.run([one])[0] for one in [*sent, *sent]]  # each is sent again
+    assert [answer.code for answer in answers] == ["", "not-found", "not-found", ""] * 2
+    assert answers[4:] == answers[:4]
+    assert number_of_jobs(plain_writer) == 2
+
+
+def test_without_savepoints_an_error_of_the_driver_undoes_its_call(plain_writer):
+    run(plain_writer, write(add("first")))
+    plain_writer._conn.exec_driver_sql("UPDATE counters SET last = 0 WHERE name = 'jobs'")  # so the next id is taken
+    plain_writer._cache.rolled_back()
+    sent = write(AddJobs(jobs=[Job(name="second", command="true", workflow="new")]))
+    assert [plain_writer.run([sent])[0].code for _ in range(2)] == ["conflict"] * 2
+    plain_writer._conn.exec_driver_sql("UPDATE counters SET last = 1 WHERE name = 'jobs'")
+    plain_writer._cache.rolled_back()
+    run(plain_writer, write(add("third", workflow="new")))
+    assert number_of_jobs(plain_writer) == 2
+
+
+def test_without_savepoints_a_newer_server_fences_the_older(db, plain_writer):
+    newer = GroupWriter(single_writer(db))
+    try:
+        with pytest.raises(FencedError):
+            plain_writer.run([write(add("by the fenced one"))])
+        assert number_of_jobs(newer) == 0
+    finally:
+        newer.close()

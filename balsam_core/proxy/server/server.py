@@ -23,7 +23,7 @@ from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
 from balsam_core.proxy.protocol import LARGEST_REQUEST, OPERATIONS, CallRequest, Hello, Reply, Welcome, check_hello
 from balsam_core.proxy.server.readers import ReaderLostError
-from balsam_core.proxy.server.writer import Answer, FencedError, HeldError, PendingWrite, error_answer
+from balsam_core.proxy.server.writer import GROUP_CALLS, Answer, FencedError, HeldError, PendingWrite, error_answer
 from balsam_core.proxy.server.zap import DOMAIN
 from balsam_core.transport.base import ClientSession, ServerStatus
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BATCH_CALLS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 LARGE_CALL = 256 * 1024  # bytes; it gets a batch of its own, so that small ones don't wait for it
 LONGEST_QUEUE = 50_000  # calls in the queue; more are refused
@@ -201,7 +200,7 @@ class WriteServer:
     def _receive(self) -> int:
         """Take what has arrived, up to a batch's worth; returns how many messages came."""
         receive, wait = self._socket.recv_multipart, zmq.NOBLOCK
-        for count in range(BATCH_CALLS):
+        for count in range(GROUP_CALLS):
             try:
                 frames = receive(wait)
             except zmq.Again:
@@ -210,7 +209,7 @@ class WriteServer:
                 self._take_message(frames[0], frames[1])
             else:
                 self._drop(frames[0], "not of one frame")
-        return BATCH_CALLS
+        return GROUP_CALLS
 
     def _take_message(self, identity: bytes, message: bytes) -> None:
         try:
@@ -317,7 +316,7 @@ class WriteServer:
     def _next_batch(self) -> list[_Queued]:
         batch: list[_Queued] = []
         size = 0
-        while self._writes and len(batch) < BATCH_CALLS and size < BATCH_BYTES:
+        while self._writes and len(batch) < self._writer.most_calls and size < BATCH_BYTES:
             length = len(self._writes[0].write.data)
             if length > LARGE_CALL and batch:
                 break

@@ -1,7 +1,8 @@
 """Group commit: many calls in one transaction, each for itself.
 
 A commit waits for the disk, so calls that arrive together share one. A savepoint around each keeps a failing call from
-undoing the others. No call is answered before the COMMIT is durable. Knows engines and operations, not sockets.
+undoing the others. An engine without savepoints has one call in a transaction. No call is answered before the COMMIT is
+durable. Knows engines and operations, not sockets.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import update
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from balsam_core.errors import BalsamError, Busy, Expired, InvalidInput, OutcomeUnknown, Unavailable
+from balsam_core.errors import BackendError, BalsamError, Busy, Expired, InvalidInput, OutcomeUnknown, Unavailable
 from balsam_core.model.codec import decode_call, encode
 from balsam_core.operations import execution
 from balsam_core.operations.writer_cache import WriterCache
 from balsam_core.schema.tables import meta
 from balsam_core.schema.version import check
 from balsam_core.system.failpoints import failpoint
-from balsam_core.transport.driver_errors import to_balsam_error
+from balsam_core.transport.driver_errors import driver_text, to_balsam_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,10 @@ SAVEPOINT = "SAVEPOINT balsam_call"
 RELEASE = "RELEASE SAVEPOINT balsam_call"
 EPOCH = "SELECT value FROM meta WHERE name = 'epoch'"
 UNDO = "ROLLBACK TO SAVEPOINT balsam_call"
+TRIAL = "INSERT INTO meta (name, value) VALUES ('savepoint trial', '')"
+DOUBLED = "INSERT INTO meta (name, value) VALUES ('epoch', '')"  # its key is there
+TRIALS = "SELECT count(*) FROM meta WHERE name = 'savepoint trial'"
+GROUP_CALLS = 512  # in one transaction
 PAUSE = 0.01  # seconds between attempts to begin while another program holds the database
 FIRST_BEGIN_TIMEOUT = 30.0  # seconds for programs that had the database open before
 
@@ -96,13 +101,16 @@ class GroupWriter:
     Attributes:
         epoch: The fencing token: its number among the servers of this database. A server with a smaller one can't
             commit any more.
+        most_calls: How many calls :meth:`run` takes at once.
 
     Raises:
+        BackendError: The engine's savepoints don't work.
         BalsamError: The engine can't be opened, or the database is not this DB's.
     """
 
     def __init__(self, single: SingleWriter, db_id: str = "") -> None:
         self._single = single
+        self.most_calls = GROUP_CALLS if single.savepoints else 1
         self._engine: Engine = single.open_engine("server")
         self._error = self._engine.dialect.loaded_dbapi.Error
         self._clock = execution.DatabaseClock()
@@ -121,16 +129,16 @@ class GroupWriter:
     def run(self, writes: Sequence[PendingWrite]) -> list[Answer]:
         """Run calls in one transaction; when this returns, what it says is durable.
 
+        Args:
+            writes: At most :attr:`most_calls`.
+
         Raises:
             HeldError: Another program holds the database; nothing was written.
             FencedError: Another server has taken over; nothing was written.
             BatchLostError: Nobody knows what was written.
         """
         try:
-            self._begin()
-            if self._read_epoch() != self.epoch:
-                self._execute("ROLLBACK")
-                raise FencedError
+            self._begin_as_newest()
             self._drop_stale_cache()
             answers = [self._run_one(write) for write in writes]
             failpoint("before_commit")
@@ -211,14 +219,15 @@ class GroupWriter:
             return self._unexpected(write.kind, err)
 
     def _run_one(self, write: PendingWrite) -> Answer:
-        """Run one call inside a savepoint."""
+        """Run one call so that it can be undone alone."""
         try:
             call = decode_call(write.kind, write.data)
         except BalsamError as err:
             return error_answer(err)
         if time.monotonic() > write.deadline:
             return self._settle(write, _expired(write))
-        self._execute(SAVEPOINT)
+        if self._single.savepoints:
+            self._execute(SAVEPOINT)
         try:
             answer = Answer("", execution.write(self._conn, call, write.request_id, self._clock, self._cache))
         except execution.AlreadyProcessed:
@@ -240,7 +249,8 @@ class GroupWriter:
             self._undo()
             answer = self._unexpected(write.kind, err)
         else:
-            self._execute(RELEASE)
+            if self._single.savepoints:
+                self._execute(RELEASE)
         return answer
 
     def _refuse(self, write: PendingWrite, err: BalsamError) -> None:
@@ -256,6 +266,10 @@ class GroupWriter:
 
     def _undo(self, cause: SQLAlchemyError | None = None) -> None:
         self._cache.rolled_back()
+        if not self._single.savepoints:  # it is the only call of the transaction
+            self._execute("ROLLBACK")
+            self._begin_as_newest()
+            return
         try:
             self._execute(UNDO)
             self._execute(RELEASE)
@@ -288,15 +302,59 @@ class GroupWriter:
                 return
             time.sleep(PAUSE)
 
+    def _begin_as_newest(self) -> None:
+        """Begin a transaction, unless a newer server has taken over.
+
+        Raises:
+            HeldError: Another program holds the database.
+            FencedError: There is a newer server.
+        """
+        self._begin()
+        if self._read_epoch() != self.epoch:
+            self._execute("ROLLBACK")
+            raise FencedError
+
     def _take_epoch(self, db_id: str) -> int:
         self._begin(FIRST_BEGIN_TIMEOUT)
         if self._single.secure:
             self._single.secure()
-        check(self._conn, db_id)
-        epoch = self._read_epoch() + 1
-        self._conn.execute(update(meta).where(meta.c.name == "epoch").values(value=str(epoch)))
+        try:
+            check(self._conn, db_id)
+            epoch = self._read_epoch() + 1
+            self._conn.execute(update(meta).where(meta.c.name == "epoch").values(value=str(epoch)))
+            if self._single.savepoints:
+                self._try_savepoints(epoch)
+        except BalsamError:
+            with contextlib.suppress(SQLAlchemyError):
+                self._execute("ROLLBACK")
+            raise
         self._execute("COMMIT")
         return epoch
+
+    def _try_savepoints(self, epoch: int) -> None:
+        """Undo a write, then one with an error of the driver, in the transaction that has written the epoch.
+
+        Raises:
+            BackendError: Something else was undone, or the engine has no savepoints.
+        """
+        for failing in (False, True):
+            try:
+                self._execute(SAVEPOINT)
+                self._execute(TRIAL)
+                if failing:
+                    with contextlib.suppress(IntegrityError):
+                        self._execute(DOUBLED)
+                        raise BackendError("the engine stores a second row with the key of another one")
+                self._execute(UNDO)
+                self._execute(RELEASE)
+                self._execute(TRIALS)
+                row = self._cursor.fetchone()
+                right = row is not None and row[0] == 0 and self._read_epoch() == epoch
+            except SQLAlchemyError as err:
+                raise BackendError(f"{_SAVEPOINTS}: {driver_text(err)}") from err
+            if not right:
+                after = " after an error" if failing else ""
+                raise BackendError(f"{_SAVEPOINTS}: ROLLBACK TO SAVEPOINT{after} doesn't undo just what came after it")
 
     def _drop_stale_cache(self) -> None:
         """Drop what is cached of the tables if others have written, e.g. while this server was frozen."""
@@ -319,6 +377,9 @@ class GroupWriter:
     def _to_error(self, err: SQLAlchemyError) -> BalsamError:
         error = to_balsam_error(err, self._single.is_retryable, self._single.translate)
         return Unavailable(error.message) if isinstance(error, OutcomeUnknown) else error
+
+
+_SAVEPOINTS = "the engine's savepoints don't work, and its backend doesn't say savepoints=False in its SingleWriter"
 
 
 def _expired(write: PendingWrite) -> Answer:

@@ -19,6 +19,7 @@ from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Engine
 
@@ -62,13 +63,13 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def bulk(backend: Backend, engine: Callable[[str], Engine]) -> Iterator[Engine]:
+def bulk(backend: Backend, owner: Callable[[], AbstractContextManager[Engine]]) -> Iterator[Engine]:
     if not backend.has("balsam_bulk_insert"):
         pytest.skip("balsam_bulk_insert is not implemented")
-    owner = engine("owner")
-    TABLE.create(owner)
-    yield owner
-    TABLE.drop(owner)
+    with owner() as made:
+        TABLE.create(made)
+        yield made
+        TABLE.drop(made)
 
 
 def insert(backend: Backend, conn: sa.Connection, given: list[dict[str, Any]]) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import pytest
+
+from balsam_core.errors import BalsamError
+from balsam_core.model.app import App
 from balsam_core.model.job import Job
 from balsam_core.model.states import END
+from balsam_core.schema.tables import counters
 from balsam_core.testing.programs import run_together
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Engine
+
     from balsam_core import Database
     from balsam_core.testing.fixtures import SuiteDB
 
@@ -59,3 +70,34 @@ def test_changes_that_lock_each_others_jobs_all_come_through(suite_db: SuiteDB, 
     # What is left is sound: it can be drained to the end, and each job's state agrees with its parents'.
     run_together([("take", suite_db.path)])
     assert set(db.jobs.states()) <= set(END), db.jobs.states()
+
+
+def test_an_error_of_the_driver_undoes_its_own_call_only(
+    suite_db: SuiteDB, db: Database, owner: Callable[[], AbstractContextManager[Engine]]
+) -> None:
+    """The next id of a job is taken, so that the database refuses each new job, amid calls that it takes."""
+    (taken,) = db.jobs.add(Job(command="x"))
+
+    def set_last_id(value: int) -> None:
+        with owner() as engine, engine.begin() as conn:
+            conn.execute(counters.update().where(counters.c.name == "jobs").values(last=value))
+
+    def add_apps(writer: int) -> list[str]:
+        names = [f"app-{writer}-{number}" for number in range(WRITES)]
+        with suite_db.open() as mine:
+            for number, name in enumerate(names):
+                mine.apps.add(App(name, "x"))
+                if number % 4 == writer % 4:
+                    with pytest.raises(BalsamError):
+                        mine.jobs.add(Job(command="x", workflow=name))
+        return names
+
+    set_last_id(taken - 1)
+    try:
+        with ThreadPoolExecutor(WRITERS) as threads:
+            acknowledged = [name for names in threads.map(add_apps, range(WRITERS)) for name in names]
+        assert {app.name for app in db.apps} == set(acknowledged), "calls that were acknowledged are lost"
+        assert list(db.jobs.ids()) == [taken]
+    finally:
+        set_last_id(taken)
+    assert db.jobs.add(Job(command="x"))[0] == taken + 1
