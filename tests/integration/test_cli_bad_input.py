@@ -203,7 +203,7 @@ def test_a_wrong_settings_file_is_named(tmp_path):
         (["kill", "1", "x"], 2, "selector"),
         (["rm", "1"], 2, "--yes"),
         (["rm", "1,99", "--yes"], 3, "no job 99"),
-        (["rm", "1", "--yes"], 4, "waits"),
+        (["rm", "1", "--yes"], 4, "have not finished and need it"),
         (["rm", "apps", "sim", "nope", "--yes"], 3, "no app 'nope'"),
         (["rm", "apps", "sim", "--files", "--yes"], 2, "--files"),
         (["retry", "0"], 2, "begin at 1"),
