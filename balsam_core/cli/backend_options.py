@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from balsam_core.cli.values import converted, mapping
-from balsam_core.dbdir.passwords import PASSWORD_VARIABLE
+from balsam_core.dbdir.passwords import decoded_password, password_in_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,8 +65,8 @@ def _read_password(url: str | None, file: str | None) -> str | None:
         from balsam_core.system.files import expand
         from balsam_core.system.private_files import private_file
 
-        return private_file(expand(file)).decode(errors="surrogateescape").rstrip("\r\n")
-    if (password := os.environ.get(PASSWORD_VARIABLE)) is not None:
+        return decoded_password(private_file(expand(file)).rstrip(b"\r\n"), "what --password-file names")
+    if (password := password_in_environment()) is not None:
         return password
     if url is None or not sys.stdin.isatty():
         return None

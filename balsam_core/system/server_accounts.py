@@ -105,7 +105,7 @@ class ServerAccount:
         *,
         stdin: bytes | BinaryIO = b"",
         stdout: BinaryIO | None = None,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | bytes] | None = None,
         unset: tuple[str, ...] = (),
         timeout: float | None = None,
     ) -> subprocess.CompletedProcess[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from balsam_core.errors import BackendError, Corrupt, InvalidInput
 SERVER = shutil.which("mariadbd", path=os.environ.get("PATH", "") + ":/usr/sbin")
 pytestmark = pytest.mark.skipif(not SERVER, reason="no MariaDB server programs")
 pytest.importorskip("MySQLdb")
-from balsam_mysql.backup import _quoted_value  # noqa: E402  (after the skip)
 
 SAYS = {
     "mysql": "mysqld  Ver 8.0.36 for Linux on x86_64 (MySQL Community Server - GPL)",
@@ -114,15 +112,3 @@ def test_an_account_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="no account 'nobody-here'"):
         initialise(tmp_path / "db", "mysql", {"server_user": "nobody-here"})
     assert not (tmp_path / "db").exists()
-
-
-@pytest.mark.skipif(not shutil.which("my_print_defaults"), reason="no my_print_defaults")
-@pytest.mark.parametrize(
-    "password", ["a#b", '"x"', "back\\slash\\n", " at the ends ", "ü\N{SNOWMAN}", 'a"b', "new\nline", '"', "\\"]
-)
-def test_every_password_survives_the_file_that_client_programs_read(tmp_path, password):
-    file = tmp_path / "login.cnf"
-    file.write_text(f"[client]\npassword={_quoted_value(password)}\n")
-    argv = ["my_print_defaults", f"--defaults-file={file}", "client"]
-    read = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    assert read == f"--password={password}\n"

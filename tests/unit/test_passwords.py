@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from balsam_core.dbdir import passwords
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.dbdir.passwords import password_file, read_password, store_password
-from balsam_core.errors import DBDirError
+from balsam_core.errors import DBDirError, InvalidInput
+from balsam_core.system.private_files import write_private
 
 
 @pytest.fixture
@@ -40,8 +43,20 @@ def test_of_a_server_of_balsams_own_only_the_file_counts(tmp_path, monkeypatch):
     monkeypatch.setenv("BALSAM_DB_PASSWORD", "told")
     with pytest.raises(DBDirError, match="is missing"):
         read_password(db)
-    store_password(db, "mine\n")  # as older versions ended it
+    write_private(password_file(db), b"mine\n")  # as older versions ended it
     assert read_password(db) == "mine"
     password_file(db).write_bytes(b"\xff")
     with pytest.raises(DBDirError, match="is damaged"):
         read_password(db)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"), [(b"gr\xfcn", "not in UTF-8"), (b"a\nb", "line break"), (b"a\r", "line break")]
+)
+def test_what_can_be_no_password_is_refused_before_it_is_used(adopted, monkeypatch, data, why):
+    with pytest.raises(InvalidInput, match=why):
+        store_password(adopted, data.decode(errors="surrogateescape"))
+    assert not password_file(adopted).exists()
+    monkeypatch.setitem(os.environb, b"BALSAM_DB_PASSWORD", data)
+    with pytest.raises(InvalidInput, match=f"BALSAM_DB_PASSWORD .*{why}"):
+        read_password(adopted)

@@ -120,16 +120,18 @@ def _run_program(
     account = ServerAccount() if "url" in db.settings else ServerAccount.owner_of(server_home(db))
     with _login_arguments(db, address, account) as login:
         argv = [program, *login, "--default-character-set=utf8mb4", *options]
-        done = account.run(argv, stdin=stdin, stdout=stdout, unset=FOREIGN_VARIABLES)
+        # An option file can't hold every password.
+        password = {"MYSQL_PWD": (read_password(db) or "").encode()}
+        done = account.run(argv, stdin=stdin, stdout=stdout, env=password, unset=FOREIGN_VARIABLES)
     if done.returncode:
         raise Unavailable(f"{Path(program).name} failed: {failure_reason(done.stderr)}")
 
 
 @contextlib.contextmanager
 def _login_arguments(db: DBDir, address: Address | None, account: ServerAccount) -> Iterator[list[str]]:
-    """Give the arguments with which a client program logs in; the password is in a private file for the time."""
+    """Give the arguments with which a client program logs in, but for the password."""
     variant = db.settings["variant"]
-    lines = ["[client]", f"password={_quoted_value(read_password(db) or '')}"]
+    lines = ["[client]"]
     is_own = "url" not in db.settings
     if not is_own:
         words = Target.parse(db.settings["url"]).arguments(variant)
@@ -175,10 +177,3 @@ def _fingerprint_lines(db: DBDir) -> list[str]:
     if db.settings["variant"] != "mariadb":
         return []
     return [line for line in pin_file(db).read_text().splitlines() if line.startswith("ssl-fp=")][-1:]
-
-
-def _quoted_value(text: str) -> str:
-    """Return a value for an option file, which reads the escapes of C."""
-    for plain, escaped in (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        text = text.replace(plain, escaped)
-    return f'"{text}"'

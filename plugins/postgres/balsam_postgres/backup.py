@@ -69,7 +69,7 @@ def _run_program(db: DBDir, address: Address | None, name: str, options: list[st
     parameters["options"] = ""  # no time limit for locks
     done = ServerAccount().run(
         [programs.path(name), *options, f"--dbname={make_conninfo(**parameters)}", *files],
-        env={} if password is None else {"PGPASSWORD": password},
+        env={} if password is None else {"PGPASSWORD": password.encode()},
         unset=("PG",),
     )
     if done.returncode == 0:
