@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util  # noqa: F401  (needed to check a plugin, which may have made imports impossible)
+import json
 import os
-import pickle
 import pkgutil  # noqa: F401  (the same)
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
+from dataclasses import asdict
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from balsam_core.backends.discovery import EntryPoint
 from balsam_core.backends.loading import PluginError, check_driver, check_modules, load_plugin, new_manager
 from balsam_core.system.processes import descendants, send_signal
 from balsam_core.system.tether import become_subreaper
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkContext, ForkProcess
     from pathlib import Path
-
-    from balsam_core.backends.discovery import EntryPoint
 
 LOAD_TIMEOUT = 10.0  # seconds that one plugin may take
 AT_ONCE = 4  # plugins that are loaded at the same time
@@ -155,14 +155,17 @@ def _write_cache(reports: dict[str, _CachedReport]) -> None:
 
 def _run_child(task: _Task) -> Iterator[tuple[str, ProbeReport]]:
     """Give the reports of a new interpreter, which finds the same modules as this one."""
-    command = "import pickle, sys; task = pickle.load(sys.stdin.buffer); sys.path[:] = task[0]; "
+    command = "import json, sys; task = json.load(sys.stdin); sys.path[:] = task['sys_path']; "
     command += f"from {__name__} import main; main(task)"
+    question = json.dumps(
+        {**task._asdict(), "plugins": {name: [*map(asdict, points)] for name, points in task.plugins.items()}}
+    )
     rounds = -(-len(task.plugins) // AT_ONCE)
     with subprocess.Popen(
         [sys.executable, "-P", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     ) as child:
         try:
-            output, _ = child.communicate(pickle.dumps(tuple(task)), START_TIMEOUT + rounds * task.timeout)
+            output, _ = child.communicate(question.encode(), START_TIMEOUT + rounds * task.timeout)
         except subprocess.TimeoutExpired:
             return
         finally:
@@ -171,14 +174,16 @@ def _run_child(task: _Task) -> Iterator[tuple[str, ProbeReport]]:
         yield msgspec.json.decode(line, type=tuple[str, ProbeReport])
 
 
-def main(task: tuple[Any, ...]) -> None:
+def main(question: dict[str, Any]) -> None:
     """Answer one task: a line on stdout for each plugin."""
     from multiprocessing import get_context
 
+    task = _Task(**question)
+    plugins = {name: [EntryPoint(**point) for point in points] for name, points in question["plugins"].items()}
     become_subreaper()
     results = os.dup(1)
     os.dup2(2, 1)
-    for line in _probe_each(get_context("fork"), _Task(*task), results):
+    for line in _probe_each(get_context("fork"), task._replace(plugins=plugins), results):
         os.write(results, msgspec.json.encode(line) + b"\n")
     for pid, start in descendants(os.getpid()):  # daemons that a plugin has started
         send_signal(pid, start, signal.SIGKILL)

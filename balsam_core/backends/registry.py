@@ -300,23 +300,22 @@ class Registry:
 
     def _status(self, name: str, report: ProbeReport) -> BackendStatus:
         points = self._entry_points[name]
-        detail, remedy = report.detail, report.remedy
+        from msgspec.structs import asdict
+
+        known = asdict(report)
+        del known["files"]
         if ignored := self._ignored.get(name):
             others = " and ".join(f"{point.provider} ({point.location})" for point in ignored)
-            detail = "; ".join(filter(None, [detail, f"ignored, since it takes the same name: {others}"]))
-            remedy = remedy or f"pip uninstall {' '.join(point.package for point in ignored)}"
+            what = f"ignored, since it takes the same name: {others}"
+            known["detail"] = "; ".join(filter(None, [report.detail, what]))
+            known["remedy"] = report.remedy or f"pip uninstall {' '.join(point.package for point in ignored)}"
         return BackendStatus(
             db_type=name if name.isprintable() else ascii(name),
             package=", ".join(point.package for point in points),
             version=", ".join(point.version for point in points),
-            status=report.status,
-            detail=detail,
-            remedy=remedy,
-            server=report.server,
-            api=report.api,
             module=points[0].module,
             default=name == DEFAULT_DB_TYPE,
-            traceback=report.traceback,
+            **known,
         )
 
 
