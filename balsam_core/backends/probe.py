@@ -28,6 +28,8 @@ import msgspec
 
 from balsam_core.backends.discovery import EntryPoint
 from balsam_core.backends.loading import PluginError, check_driver, check_modules, load_plugin, new_manager
+from balsam_core.errors import BalsamError
+from balsam_core.system.files import atomic_write, read_regular
 from balsam_core.system.processes import descendants, send_signal
 from balsam_core.system.tether import become_subreaper
 from balsam_core.version import __version__
@@ -42,6 +44,7 @@ LOAD_TIMEOUT = 10.0  # seconds that one plugin may take
 AT_ONCE = 4  # plugins that are loaded at the same time
 START_TIMEOUT = 60.0  # seconds for all that is not the loading of plugins
 CACHE_NAME = "plugins.json"
+LARGEST_CACHE = 16 * 1024 * 1024  # bytes
 
 
 class ProbeReport(msgspec.Struct, kw_only=True):
@@ -136,14 +139,13 @@ def _is_current(cached: _CachedReport | None, points: list[EntryPoint]) -> bool:
 
 def _read_cache() -> dict[str, _CachedReport]:
     try:
-        return msgspec.json.decode(_cache_file().read_bytes(), type=dict[str, _CachedReport])
-    except (OSError, ValueError):
+        data = read_regular(_cache_file(), limit=LARGEST_CACHE)
+        return msgspec.json.decode(data, type=dict[str, _CachedReport])
+    except (OSError, ValueError, BalsamError):
         return {}
 
 
 def _write_cache(reports: dict[str, _CachedReport]) -> None:
-    from balsam_core.system.files import atomic_write
-
     file = _cache_file()
     with contextlib.suppress(OSError, ValueError):  # then each listing probes again
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -169,9 +171,12 @@ def _run_child(task: _Task) -> Iterator[tuple[str, ProbeReport]]:
         except subprocess.TimeoutExpired:
             return
         finally:
+            for pid, start in descendants(child.pid):
+                send_signal(pid, start, signal.SIGKILL)
             child.kill()
     for line in output.splitlines():
-        yield msgspec.json.decode(line, type=tuple[str, ProbeReport])
+        with contextlib.suppress(ValueError):  # what was printed at the start of the interpreter
+            yield msgspec.json.decode(line, type=tuple[str, ProbeReport])
 
 
 def main(question: dict[str, Any]) -> None:
@@ -184,7 +189,8 @@ def main(question: dict[str, Any]) -> None:
     results = os.dup(1)
     os.dup2(2, 1)
     for line in _probe_each(get_context("fork"), task._replace(plugins=plugins), results):
-        os.write(results, msgspec.json.encode(line) + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the program that asked has ended
+            os.write(results, b"\n" + msgspec.json.encode(line) + b"\n")
     for pid, start in descendants(os.getpid()):  # daemons that a plugin has started
         send_signal(pid, start, signal.SIGKILL)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
+from balsam_core.client.slices import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -13,31 +17,34 @@ if TYPE_CHECKING:
 
 
 def change_jobs(
-    session: Session, words: Sequence[str], verb: str, call: Callable[..., Call[Changed]], *, why_none: str
+    session: Session, words: Sequence[str], verb: str, call: Callable[..., Call[Changed]], *, why_none: str, rest: str
 ) -> None:
     """Change the jobs that selectors choose, and print which of them changed.
 
     ``call`` makes the call for the jobs that meet a condition, its argument ``where``.
     """
     from balsam_core.cli.selectors import choose, parse
-    from balsam_core.client.slices import changed_ids, told_how_far
+    from balsam_core.client.slices import changes, told_how_far
 
     selection = parse(words)
     ids: list[int] = []
-    with session.open_db() as db, told_how_far(verb, ids):
+    held = 0
+    with session.open_db() as db, told_how_far(verb, ids, rest=rest):
         for condition in choose(db, selection).conditions:
-            for some in changed_ids(db, call(where=condition)):
-                ids += some
+            for changed in changes(db, call(where=condition)):
+                ids += changed.ids
+                held += changed.held
     report_changed(session.printer(), verb, ids, why_none=why_none)
+    if held:
+        click.echo(
+            f"Warning: {counted(held, 'job')} not {verb}: launchers have not yet said that their processes have ended; "
+            f"repeat this in a moment",
+            err=True,
+        )
 
 
 def report_changed(printer: Printer, verb: str, ids: list[int], *, why_none: str) -> None:
     """Print which jobs were ``killed``, ``removed`` or the like, for people also why there may be none."""
     ids = sorted(ids)
-    text = f"{verb} {count_text(len(ids))}" if ids else f"{verb} no job: {why_none}"
+    text = f"{verb} {counted(len(ids), 'job')}" if ids else f"{verb} no job: {why_none}"
     printer.one({verb: len(ids), "ids": ids}, text, ids=ids)
-
-
-def count_text(count: int) -> str:
-    """Return ``1 job`` or ``5 jobs``."""
-    return "1 job" if count == 1 else f"{count} jobs"

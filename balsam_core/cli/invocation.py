@@ -51,7 +51,9 @@ def _run_command(arguments: list[str], session: Session) -> int:
             code = root.invoke(ctx)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as err:
+        for note in getattr(err, "__notes__", ()):
+            sys.stderr.write(f"Interrupted: {note}\n")
         return INTERRUPTED
     except BrokenPipeError as err:
         return _handle_lost_output(err, session, arguments)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HELP = "A selector is an id (12), a range (12-20), a list (1,3), last, all, wf:NAME, or - for ids from stdin."
 HIGHEST = 2**63 - 1
+MOST_IDS = 100_000  # in one condition
 SLICE = 500  # ids or ranges in one condition, so that every database takes it in one statement
 MOST_SHOWN = 5  # missing ids that a message names
 
@@ -178,9 +179,9 @@ def _make_conditions(ids: set[int], selection: Selection) -> Iterator[Condition]
     parts: list[Condition] = [Compare("workflow", "eq", name) for name in selection.workflows]
     parts += [_id_range(*both) for both in selection.ranges]
     ordered = sorted(ids)
-    parts += [Compare("id", "in", ordered[at : at + SLICE]) for at in range(0, len(ordered), SLICE)]
-    if 1 < len(parts) <= SLICE and len(ordered) <= SLICE:
-        yield AnyOf(parts)  # one query, so that a job chosen twice counts once
+    parts += [Compare("id", "in", ordered[at : at + MOST_IDS]) for at in range(0, len(ordered), MOST_IDS)]
+    if 1 < len(parts) <= SLICE and len(ordered) <= MOST_IDS:
+        yield AnyOf(parts)  # one query: a job chosen twice counts once, and each knows which others are chosen
     else:
         yield from parts
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from balsam_core.client.slices import changed_ids, removed_jobs, removed_with_descendants, told_how_far
+from balsam_core.client.slices import REPEAT, RETRY_REST, changes, removed_jobs, removed_with_descendants, told_how_far
 from balsam_core.errors import InvalidInput, NotFound
 from balsam_core.model.calls import (
     MOST_JOBS,
@@ -166,15 +166,17 @@ class JobQuery:
         Raises:
             PartlyDone: An error came after some were killed.
         """
-        return self._change("killed", KillJobs(where=self._stable_condition(), message=message))
+        return self._change("killed", KillJobs(where=self._stable_condition(), message=message), REPEAT)
 
     def retry(self) -> int:
         """Start failed or killed jobs again; returns how many changed.
 
+        A killed job that its launcher has not ended yet stays as it is.
+
         Raises:
             PartlyDone: An error came after some were started.
         """
-        return self._change("retried", RetryJobs(where=self._stable_condition()))
+        return self._change("retried", RetryJobs(where=self._stable_condition()), RETRY_REST)
 
     def remove(self, *, cascade: bool = False) -> list[RemovedJob]:
         """Remove the jobs from the database; their working directories stay. Returns the removed jobs.
@@ -197,11 +199,11 @@ class JobQuery:
                 removed += some
         return removed
 
-    def _change(self, verb: str, call: Call[Changed]) -> int:
+    def _change(self, verb: str, call: Call[Changed], rest: str) -> int:
         ids: list[int] = []
-        with told_how_far(verb, ids):
-            for some in changed_ids(self._transport, call):
-                ids += some
+        with told_how_far(verb, ids, rest=rest):
+            for changed in changes(self._transport, call):
+                ids += changed.ids
         return len(ids)
 
 

@@ -30,7 +30,7 @@ class App(msgspec.Struct, omit_defaults=True):
 
     def check(self) -> None:
         """Raise InvalidInput where a value can never work."""
-        from balsam_core.model.command import split
+        from balsam_core.model.command import check_template, split
 
         try:
             check_text("name", self.name, longest=255, empty=False)
@@ -38,8 +38,8 @@ class App(msgspec.Struct, omit_defaults=True):
                 check_text(field, getattr(self, field))
             if not split(self.executable, what="executable"):
                 raise InvalidInput("the executable is empty; give the command that its jobs run")
-            split(self.preprocess, what="preprocess")
-            split(self.postprocess, what="postprocess")
+            for field in ("executable", "preprocess", "postprocess"):
+                check_template(getattr(self, field), what=field)
             check_environ("environ", self.environ)
         except InvalidInput as err:
             raise InvalidInput(f"{title('app', self.name)}: {err}") from None

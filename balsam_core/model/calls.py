@@ -277,11 +277,15 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         ids: Jobs that changed (relatives that follow them are not named).
         more: Whether a further slice may change more.
-        rest: Jobs whose descendants are the next slice, which :attr:`RetryJobs.after` takes.
+        held: How many chosen jobs can't be retried before a launcher says that their processes have ended.
+        last_root: Where the next slice of a retry goes on; -1 for no more jobs than those of ``rest``.
+        rest: Jobs whose descendants are the next slice.
     """
 
     ids: list[int]
     more: bool = False
+    held: int = 0
+    last_root: int = 0
     rest: list[int] = []
 
 
@@ -296,12 +300,13 @@ class KillJobs(Write[Changed], frozen=True, kw_only=True):
 class RetryJobs(Write[Changed], frozen=True, kw_only=True):
     """Start a slice of failed or killed jobs again, and descendants that ended only because of them.
 
-    Each call but the first of a change has ``after``, what the one before gave as ``rest``.
+    Each call but the first of a change has ``last_root`` and ``rest`` as the one before gave them.
     """
 
     where: Where
     limit: Slice = MOST_JOBS
-    after: list[int] | None = None
+    last_root: int = 0
+    rest: list[int] = []
 
 
 class RemovedJob(msgspec.Struct, frozen=True, array_like=True):

@@ -60,6 +60,19 @@ def placeholders(words: Sequence[str]) -> set[str]:
     return {name for word in words for name in _TEMPLATE.findall(word) if name}
 
 
+def check_template(text: str, *, what: str) -> None:
+    """Raise InvalidInput where a template can't be split, or its doubled braces don't pair.
+
+    JSON such as ``{"a":{"b":{x}}}`` holds a ``}}`` that would silently become one brace.
+    """
+    tokens = [match[0] for word in split(text, what=what) for match in _TEMPLATE.finditer(word)]
+    if tokens.count("{{") != tokens.count("}}"):
+        raise InvalidInput(
+            f"{what}: {{{{ and }}}} stand for single braces in a template, and here they don't pair: double each brace "
+            f"that isn't part of a placeholder"
+        )
+
+
 def fill_template(words: Sequence[str], parameters: Mapping[str, object], *, what: str) -> list[str]:
     """Return the words of a template with each ``{name}`` replaced by its parameter, ``{{`` and ``}}`` by one brace.
 

@@ -8,6 +8,7 @@ from sqlalchemy import and_, bindparam, case, exists, func, or_, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
+from balsam_core.model.filters import NoneOf
 from balsam_core.model.states import ACTIVE, UNSUCCESSFUL, State
 from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, lock_parents
@@ -56,22 +57,28 @@ def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
 @operation(RetryJobs)
 def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
     """Start ended jobs again; a job whose parent failed or was killed comes back only together with that parent."""
-    ended = and_(visible(), jobs.c.state.in_(list(UNSUCCESSFUL)), jobs.c.launcher_id.is_(None))
     chosen = condition(call.where)
-    roots: list[int] = []
-    if call.after is None:
+    unsuccessful = and_(visible(), jobs.c.state.in_(list(UNSUCCESSFUL)))
+    ended = and_(unsuccessful, jobs.c.launcher_id.is_(None))
+    is_first = not call.last_root and not call.rest
+    last_root, held = call.last_root, 0
+    if is_first:
         _free_of_dead_launchers(tx, chosen)
-    if not call.after:
+        still_held = and_(unsuccessful, chosen, jobs.c.launcher_id.is_not(None))
+        held = tx.execute(select(func.count()).select_from(jobs).where(still_held)).scalar_one()
+    roots: list[int] = []
+    if not call.rest and last_root >= 0:
         free = or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents)
-        roots = _lock_first(tx, call.limit, ended, chosen, free)
-        if not roots and call.after is None:
-            _refuse_held(tx, visible(), chosen, jobs.c.state.in_(list(UNSUCCESSFUL)))
+        roots = _lock_first(tx, call.limit, ended, chosen, free, jobs.c.id > last_root)
+        last_root = roots[-1] if len(roots) == call.limit else -1
+        if is_first and not roots:
+            _refuse_held(tx, unsuccessful, chosen)
             blocked = tx.execute(select(func.min(jobs.c.id)).where(ended, chosen)).scalar()
             if blocked is not None:
                 raise Conflict(f"job {blocked} can't run again before its failed or killed parent; retry the parent")
         _set_waiting(tx, roots)
     follows = and_(ended, jobs.c.wait_for_parents, or_(chosen, _ENDED_BY_PARENT), ~_HAS_UNSUCCESSFUL_PARENT)
-    generation = call.after or roots
+    generation = call.rest or roots
     descendants: dict[int, bool] = {}  # whether they are chosen themselves
     # Each generation is made to wait at once, so that the next one may follow; the rest is done for all together.
     for _ in range(MOST_GENERATIONS):
@@ -94,7 +101,8 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
     _restart(tx, roots, "retried by the user")
     _restart(tx, sorted(descendants), "its parent runs again")
     ids = roots + [job for job, is_chosen in descendants.items() if is_chosen]
-    return Changed(ids=ids, more=bool(generation or call.after) or len(roots) == call.limit, rest=generation)
+    more = bool(generation) or last_root > 0
+    return Changed(ids=ids, more=more, held=held, last_root=last_root, rest=generation)
 
 
 _ENDED_BY_PARENT = or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state == State.FAILED, jobs.c.attempt == 0))
@@ -185,7 +193,7 @@ def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
                 job_edges.c.parent_id.in_(some),
                 jobs.c.state != State.JOB_FINISHED,  # a failed one may run again, and need its files
                 jobs.c.id.not_in(ids),
-                ~condition(call.where),
+                condition(NoneOf([call.where])),  # true also where the condition is NULL
             )
             .order_by(job_edges.c.parent_id, jobs.c.id)
             .limit(MOST_NAMED)

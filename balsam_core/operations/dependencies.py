@@ -149,12 +149,17 @@ def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
     ended: dict[int, State] = {}
     events = []
     while generation:
-        children: dict[int, State] = {}
+        parent_of: dict[int, int] = {}
         for some in in_chunks(sorted(generation)):
-            for child, parent, attempt in tx.execute(_WAITING, {"parents": some}):
+            for parent, child in tx.run_prepared(*_EDGES.fill(some)).fetchall():
                 if child not in ended:
-                    state = ended[child] = children[child] = generation[parent]
-                    events.append((child, [(state, 0)], f"parent {parent} {_REASONS[state]}", attempt))
+                    parent_of.setdefault(child, parent)
+        children: dict[int, State] = {}
+        for some in in_chunks(sorted(parent_of)):
+            for child, attempt in tx.execute(_WAITING, {"children": some}):
+                parent = parent_of[child]
+                state = ended[child] = children[child] = generation[parent]
+                events.append((child, [(state, 0)], f"parent {parent} {_REASONS[state]}", attempt))
         generation = {job: CHILD_END_STATE[state] for job, state in children.items()}
     if ended:
         ends = [{"job_id_": job, "state": state.value, "now": tx.now} for job, state in ended.items()]
@@ -163,16 +168,20 @@ def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
 
 
 _REASONS = {State.FAILED: "failed", State.PARENT_KILLED: "was killed"}
-_WAITING = (
-    select(job_edges.c.child_id, job_edges.c.parent_id, jobs.c.attempt)
-    .join(jobs, jobs.c.id == job_edges.c.child_id)
-    .where(
-        job_edges.c.parent_id.in_(bindparam("parents", expanding=True)),
-        jobs.c.state == State.AWAITING_PARENTS,
+_EDGES = PreparedList(
+    lambda parents: (
+        select(job_edges.c.parent_id, job_edges.c.child_id)
+        .where(job_edges.c.parent_id.in_(parents))
+        .order_by(job_edges.c.parent_id)
     )
-    .order_by(job_edges.c.child_id, job_edges.c.parent_id)
+)
+# Not in one statement with the edges: SQLite would begin at all the jobs that wait.
+_WAITING = (
+    select(jobs.c.id, jobs.c.attempt)
+    .where(jobs.c.id.in_(bindparam("children", expanding=True)), jobs.c.state == State.AWAITING_PARENTS)
+    .order_by(jobs.c.id)
     # The user may kill a child at the same moment, or another parent may end.
-    .with_for_update(of=jobs)
+    .with_for_update()
 )
 _END_CHILD = (
     update(jobs)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from plugin_site import ENGINE
 
 from balsam_core.backends import registry
 from balsam_core.plugin_types import ServerPlan
+from balsam_core.system.processes import start_of
+from balsam_core.testing.tools import wait_until
 
 BACKEND = 12  # exit code
 BEFORE = "from balsam_core.plugin import DBType, ServerPolicy, hookimpl\n"
@@ -299,6 +303,32 @@ def test_one_that_ends_the_process_harms_nobody(site, balsam, command):
         assert words in rows[name]["detail"]
         assert f"acme-{name}" in rows[name]["remedy"]
     assert rows["sqlite"]["status"] == rows["zwrites"]["status"] == rows["zforks"]["status"] == "ok"
+
+
+def test_an_interrupted_listing_leaves_no_process(site, tmp_path):
+    note = tmp_path / "pid"
+    site.add("hangs", f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\nwhile True: time.sleep(1)")
+    environment = {**os.environ, **site.environment, "XDG_STATE_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "balsam_core.cli", "plugins", "list"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True) as running:
+        wait_until(lambda: note.exists() and note.read_text())
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=30)  # ends only when nobody holds stderr
+    assert (running.returncode, errors) == (130, b"")
+    wait_until(lambda: start_of(int(note.read_text())) is None)
+
+
+def test_what_is_printed_at_the_start_of_the_interpreter_is_no_report(site, balsam, tmp_path):
+    (site.path / "sitecustomize.py").write_text("print('HELLO', end='')\n")
+    done = balsam("plugins", "check", "sqlite", "-o", "ids")
+    assert (done.code, done.out.removeprefix("HELLO")) == (0, "sqlite\n"), done
+
+
+def test_a_cache_that_is_no_file_is_not_read(balsam, tmp_path):
+    cache = tmp_path / "cache"
+    (cache / "balsam").mkdir(parents=True)
+    os.mkfifo(cache / "balsam" / "plugins.json")
+    assert "sqlite" in balsam("plugins", "list", env={"XDG_CACHE_HOME": str(cache)}).out
 
 
 def test_an_earlier_listing_is_used_until_a_file_changes(site, balsam, tmp_path):

@@ -15,6 +15,7 @@ from balsam_program import here
 
 from balsam_core import App, Job, open_db
 from balsam_core.admin.initialise import initialise
+from balsam_core.client.slices import REPEAT, RETRY_REST
 from balsam_core.errors import BalsamError, PartlyDone, Unavailable
 from balsam_core.transport import base
 
@@ -112,7 +113,7 @@ def test_a_change_that_fails_on_the_way_says_how_many_were_changed(path: Path, v
     done = count(path, changed) if changed else COUNT - count(path)
     assert 0 < done < COUNT
     assert message.startswith(f"{word} {done} jobs, then it failed: ")
-    assert message.endswith("; repeat it for the rest")
+    assert message.endswith(RETRY_REST if verb == "retry" else REPEAT)
 
 
 def test_the_last_slice_of_a_removal_is_known_as_such(path: Path) -> None:
@@ -160,3 +161,35 @@ def test_a_job_that_is_added_is_told_even_if_it_can_not_be_read(path: Path) -> N
     done = here("run", "-o", "json", "--", "true", db=path)
     assert (done.code, done.json["id"], done.json["command"]) == (0, 1, "true"), done
     assert "Warning: job 1 is added, but its record can't be read" in done.err
+
+
+def test_an_interrupted_change_says_how_far_it_came(path: Path) -> None:
+    add_many(path)
+    slices = []
+
+    def interrupt(_: sa.Connection) -> None:
+        slices.append(1)
+        if len(slices) == 3:
+            raise KeyboardInterrupt
+
+    sa.event.listen(sa.Engine, "begin", interrupt)
+    try:
+        done = here("kill", "all", db=path)
+    finally:
+        sa.event.remove(sa.Engine, "begin", interrupt)
+    killed = count(path, "state = 'USER_KILLED'")
+    assert 0 < killed < COUNT
+    assert done.code == 130
+    assert done.err == f"Interrupted: killed {killed} jobs before it was interrupted; repeat it for the rest\n"
+
+
+def test_many_ids_know_which_others_are_chosen(path: Path) -> None:
+    with open_db(path) as db:
+        late = Job(command="true")
+        jobs = [Job(command="true") for _ in range(700)]
+        db.jobs.add([*jobs, late])
+        db.jobs.add_dependency(late, jobs[0])
+        db.jobs.kill()
+    ids = "\n".join(map(str, range(1, 702)))
+    assert here.good("retry", "-", "-o", "json", stdin=ids, db=path).json["retried"] == 701
+    assert here.good("rm", "-", "--yes", "-o", "json", stdin=ids, db=path).json["removed"] == 701

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsam_core import Job, State
+from balsam_core import App, Job, State
 from balsam_core.client.inserting import _parents_first
 from balsam_core.errors import BalsamError, Corrupt, InvalidInput, NotFound, SchemaMismatch, error_class
 from balsam_core.model import calls
@@ -160,3 +160,10 @@ def test_parents_come_first_in_any_order_of_the_list(order: list[int]) -> None:
 )  # fmt: skip
 def test_unquoted_operators_of_a_shell_are_found(text: str, operator: str) -> None:
     assert shell_operator(text) == operator
+
+
+@pytest.mark.parametrize("text", ['sh -c \'{"a":{"b":{x}}}\'', "a }}", "a {{b}"])
+def test_doubled_braces_of_a_template_must_pair(text: str) -> None:
+    with pytest.raises(InvalidInput, match="don't pair"):
+        App("a", text).check()
+    App("a", "awk '{{print {x}}} {y} {z' {} '{{}}'").check()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
+import resource
 import socket
 import socketserver
 import struct
@@ -17,7 +19,7 @@ from balsam_core.errors import BackendError, Corrupt, InvalidInput, Unavailable
 
 psycopg = pytest.importorskip("psycopg")
 url_module = pytest.importorskip("balsam_postgres.url")
-from balsam_postgres import bootstrap, connecting, errors  # noqa: E402
+from balsam_postgres import bootstrap, connecting, errors, libpq  # noqa: E402
 
 
 def test_the_verifier_is_that_of_rfc_7677():
@@ -186,3 +188,20 @@ def test_the_servers_troubles_are_told_apart():
     assert errors.is_lost(psycopg.errors.AdminShutdown("x"))
     assert errors.is_lost(psycopg.errors.IdleInTransactionSessionTimeout("x"))
     assert not errors.is_lost(psycopg.errors.QueryCanceled("x"))
+
+
+def test_a_refusals_code_is_asked_for_with_more_open_files_than_select_takes(monkeypatch):
+    monkeypatch.setattr(libpq, "_SECONDS", 0.3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip("the limit of open files is too low here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, hard))
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = str(silent.getsockname()[1])
+            assert libpq.refusal_code({"host": "127.0.0.1", "port": port, "user": "a", "dbname": "a"}) == ""
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

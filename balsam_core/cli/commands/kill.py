@@ -24,7 +24,8 @@ def kill(session: Session, selector: tuple[str, ...], message: str) -> None:
     ended stay as they are.
     """
     from balsam_core.cli.changing import change_jobs
+    from balsam_core.client.slices import REPEAT
     from balsam_core.model.calls import KillJobs
 
     call = partial(KillJobs, message=message)
-    change_jobs(session, selector, "killed", call, why_none="none of them was waiting or running")
+    change_jobs(session, selector, "killed", call, why_none="none of them was waiting or running", rest=REPEAT)

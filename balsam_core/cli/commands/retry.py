@@ -14,9 +14,12 @@ from balsam_core.cli.command import Session, command, pass_session
 def retry(session: Session, selector: tuple[str, ...]) -> None:
     """Start failed or killed jobs again.
 
-    Jobs that ended only because of them start again, too. Other jobs stay as they are.
+    Jobs that ended only because of them start again, too. Other jobs stay as they are, as does a killed job while its
+    launcher has not ended it.
     """
     from balsam_core.cli.changing import change_jobs
+    from balsam_core.client.slices import RETRY_REST
     from balsam_core.model.calls import RetryJobs
 
-    change_jobs(session, selector, "retried", RetryJobs, why_none="none of them had failed or been killed")
+    why_none = "none of them had failed or been killed"
+    change_jobs(session, selector, "retried", RetryJobs, why_none=why_none, rest=RETRY_REST)

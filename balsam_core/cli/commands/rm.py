@@ -49,7 +49,7 @@ def rm(session: Session, selector: tuple[str, ...], files: bool, cascade: bool, 
 
 
 def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes: bool) -> None:
-    from balsam_core.client.slices import told_how_far
+    from balsam_core.client.slices import counted, told_how_far
     from balsam_core.model.calls import GetApps
 
     unique = list(dict.fromkeys(names))
@@ -62,14 +62,14 @@ def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes:
             for name in unique:
                 db.apps.remove(name)
                 removed.append(name)
-        printer.one({"removed": len(unique), "names": unique}, f"removed {len(unique)} apps", ids=unique)
+        printer.one({"removed": len(unique), "names": unique}, f"removed {counted(len(unique), 'app')}", ids=unique)
 
 
 def _remove_jobs(
     db: Database, printer: Printer, chosen: selectors.Chosen, *, files: bool, cascade: bool, yes: bool
 ) -> None:
-    from balsam_core.cli.changing import count_text, report_changed
-    from balsam_core.client.slices import removed_jobs, removed_with_descendants, told_how_far
+    from balsam_core.cli.changing import report_changed
+    from balsam_core.client.slices import counted, removed_jobs, removed_with_descendants, told_how_far
     from balsam_core.dbdir.workdirs import remove_workdirs
     from balsam_core.model.calls import RemoveJobs
 
@@ -77,7 +77,7 @@ def _remove_jobs(
         count = chosen.count()
         more = ", all that depend on them" if cascade else ""
         more += " with their files" if files else ""
-        if count and not _confirm_removal(f"Remove {count_text(count)}{more} from {db.path}?"):
+        if count and not _confirm_removal(f"Remove {counted(count, 'job')}{more} from {db.path}?"):
             return
     if cascade:
         slices = removed_with_descendants(db, chosen.ids())

@@ -153,7 +153,8 @@ def test_descendants_are_retried_in_slices_that_begin_where_the_one_before_ended
     db.run(calls.KillJobs(where=where))
     changed = [db.run(calls.RetryJobs(where=where, limit=2))]
     while changed[-1].more:
-        changed.append(db.run(calls.RetryJobs(where=where, limit=2, after=changed[-1].rest)))
+        go_on = calls.RetryJobs(where=where, limit=2, last_root=changed[-1].last_root, rest=changed[-1].rest)
+        changed.append(db.run(go_on))
     named = [job for one in changed for job in one.ids]
     assert sorted(named) == ([chain[0].id] if killed == "first" else [job.id for job in (*chain, last)])
     assert jobs.states() == {S.READY: 1, S.AWAITING_PARENTS: 7}
@@ -162,6 +163,37 @@ def test_descendants_are_retried_in_slices_that_begin_where_the_one_before_ended
         (taken,) = claim(db, me)
         assert taken.id == expected.id
         update(db, me, taken, *DONE)
+
+
+def test_a_retry_takes_each_job_once_even_if_it_is_killed_meanwhile(db: Database, jobs: Jobs) -> None:
+    chain = [Job(command="x")]
+    for _ in range(6):
+        chain.append(Job(command="x", parents=[chain[-1]]))
+    jobs.add(chain)
+    jobs.kill()
+    changed = db.run(calls.RetryJobs(where=calls.EVERYTHING, limit=1))
+    named = changed.ids
+    for _ in range(2 * len(chain)):
+        jobs.where(id=chain[0].id).kill()
+        if not changed.more:
+            break
+        again = calls.RetryJobs(where=calls.EVERYTHING, limit=1, last_root=changed.last_root, rest=changed.rest)
+        changed = db.run(again)
+        named += changed.ids
+    assert not changed.more
+    assert len(named) == len(set(named))
+    assert state(jobs, chain[0]) == S.USER_KILLED, "the kill was not undone"
+
+
+def test_remove_knows_a_child_for_which_the_condition_is_unknown(db: Database, jobs: Jobs) -> None:
+    parent, other = Job(command="x"), Job(command="x")
+    child = Job(command="x", parents=[parent, other])
+    jobs.add([parent, other, child])
+    me = register(db)
+    (taken,) = claim(db, me, limit=1)
+    update(db, me, taken, *DONE, return_code=0)
+    with pytest.raises(Conflict, match=f"its children {child.id} have not finished"):
+        jobs.where(return_code=0).remove()
 
 
 def test_remove_refuses_jobs_that_others_need(db: Database, jobs: Jobs) -> None:

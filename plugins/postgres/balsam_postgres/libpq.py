@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import pq
 
+from balsam_core.plugin import seconds_left
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -93,13 +95,14 @@ def refusal_code(parameters: Mapping[str, str]) -> str:
 
 
 def _connect_traced(conninfo: str, descriptor: int) -> None:
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + seconds_left(_SECONDS)
     connection = pq.PGconn.connect_start(conninfo.encode())
     try:
         connection.trace(descriptor)
         while (status := connection.connect_poll()) in _WAITS and (left := deadline - time.monotonic()) > 0:
-            readers = [connection.socket] if status == pq.PollingStatus.READING else []
-            select.select(readers, [] if readers else [connection.socket], [], left)
+            poll = select.poll()  # not select(), which takes no descriptor over 1023
+            poll.register(connection.socket, select.POLLIN if status == pq.PollingStatus.READING else select.POLLOUT)
+            poll.poll(left * 1000)
         connection.untrace()
     finally:
         connection.finish()
