@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from balsam_core.dbdir import address
+from balsam_core.dbdir.lease import HEARTBEAT, HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.errors import AddressError, Conflict, TimedOut
 from balsam_core.system.files import shown
 from balsam_core.system.processes import is_alive, send_signal
 from balsam_core.watchdog import stop_request, user_servers
-from balsam_core.watchdog.lease import HEARTBEAT, HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.takeover import acquire
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.watchdog.lease import Lease
+    from balsam_core.dbdir.lease import Lease
 
 LOCAL_POLL = 0.05  # seconds between two reads of the lease
 REMOTE_POLL = 0.25  # the same where each read makes a file, to learn the file system's time

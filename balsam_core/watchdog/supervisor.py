@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from balsam_core.dbdir import address
+from balsam_core.dbdir.lease import EXPIRY, HEARTBEAT
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.system import network
 from balsam_core.system.failpoints import failpoint
 from balsam_core.system.files import reason
 from balsam_core.watchdog import stop_request, user_servers
 from balsam_core.watchdog.health import Health
-from balsam_core.watchdog.lease import EXPIRY, HEARTBEAT
 from balsam_core.watchdog.server_process import READY_POLL, ServerProcess
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from balsam_core.backends.registry import Backend
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.lease import HeldLease
     from balsam_core.system.signals import StopRequests
-    from balsam_core.watchdog.lease import HeldLease
     from balsam_core.watchdog.options import ServerOptions
 
 logger = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from toy_backend import toys
 
 from balsam_core.backends import registry
 from balsam_core.dbdir import address
+from balsam_core.dbdir.lease import LeaseObserver, lease_file, new_lease
 from balsam_core.errors import BackendError, Conflict, InvalidInput, Unavailable
 from balsam_core.system import network
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.system.signals import StopRequests
 from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog import health, supervisor
-from balsam_core.watchdog.lease import LeaseObserver, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome, SupervisorState
 from balsam_core.watchdog.takeover import acquire
@@ -252,7 +252,7 @@ def test_without_a_refreshed_lease_the_server_is_stopped(drive, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("balsam_core.watchdog.lease.read_lease", broken)
+        patch.setattr("balsam_core.dbdir.lease.read_lease", broken)
         driven.loop._next_heartbeat_at = 0.0
         driven.loop.run_once()
         assert driven.loop.server is not None
@@ -273,7 +273,7 @@ def test_a_full_disk_delays_the_address_and_ends_nothing(drive, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("balsam_core.dbdir.address.atomic_write", full)
-        patch.setattr("balsam_core.watchdog.lease.atomic_write", full)
+        patch.setattr("balsam_core.dbdir.lease.atomic_write", full)
         driven.kill_server()
         driven.until(lambda: driven.loop.state is SupervisorState.READY)
         assert driven.address() == first

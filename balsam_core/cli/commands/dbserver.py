@@ -83,9 +83,9 @@ def dbserver(
 
 
 def _start_server(session: Session, options: ServerOptions, *, chosen: bool) -> None:
+    from balsam_core.dbdir.lease import LeaseObserver
     from balsam_core.dbdir.publication import is_loopback
     from balsam_core.watchdog.control import start
-    from balsam_core.watchdog.lease import LeaseObserver
 
     directory = session.directory(create=True)
     started = start(directory, options)
