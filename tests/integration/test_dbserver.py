@@ -397,7 +397,9 @@ def test_data_that_two_servers_would_destroy_need_takeover(toy):
 
 def test_a_garbage_address_does_not_prevent_a_start(toy, db):
     db.address_file.write_text("garbage")
-    assert "can't be understood" in here.refused("dbserver", "--status", code=8, db=db.path)
+    shown = balsam("--status", db=db.path).out
+    assert "unknown: " in shown
+    assert f"balsam init {db.path}" in shown
     assert answers(control.start(db).address)
     toy.lease(db)
     control.stop(db)
