@@ -91,6 +91,12 @@ class ServerNotRunning(Unavailable):
     code = "server-not-running"
 
 
+class AddressError(Unavailable):
+    """``dbwriter_address`` is missing, can't be read or can't be understood; nothing was changed."""
+
+    code = "address"
+
+
 class Busy(Unavailable):
     """Others held the database until the deadline passed; nothing was changed."""
 
@@ -128,12 +134,6 @@ class Corrupt(DBDirError):
     """The database files are damaged or belong to another program."""
 
     code = "corrupt"
-
-
-class AddressError(DBDirError):
-    """``dbwriter_address`` can't be understood."""
-
-    code = "address"
 
 
 class SchemaMismatch(BalsamError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from balsam_core.admin import archive
 from balsam_core.backends import registry
-from balsam_core.dbdir import address
+from balsam_core.dbdir.publication import Publication
 from balsam_core.errors import BackendError, Conflict, InvalidInput, NotFound, SchemaMismatch
 from balsam_core.model.calls import GetInfo
 from balsam_core.system.files import expand, force_to_disk, reason, rename_new, shown
+from balsam_core.transport.base import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,9 +53,9 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
 
     target = expand(file)
     backend = _backend_with(db.db_type, "balsam_backup", "saved")
-    published = address.read(db)
     with backend.open_transport(db) as transport:
         schema = transport.run(GetInfo()).schema
+    published = Publication(db).await_current(time.monotonic() + DEFAULT_TIMEOUT)
     with _as_file_errors(target):
         if os.path.lexists(target):
             raise FileExistsError(target)

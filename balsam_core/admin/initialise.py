@@ -16,7 +16,7 @@ from balsam_core.admin import staging
 from balsam_core.backends import registry
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import CONFIG_NAME, DBDir, make_tree, write_config
-from balsam_core.errors import BackendError, BalsamError, Conflict, DBDirError, InvalidInput, Unavailable
+from balsam_core.errors import AddressError, BackendError, BalsamError, Conflict, DBDirError, InvalidInput, Unavailable
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system.files import expand, force_to_disk, reason, shown
 
@@ -184,7 +184,9 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
         )
     required = policy is ServerPolicy.REQUIRED
     if required and not options and os.path.lexists(db.address_file):
-        published = address.read(db)
+        published = None
+        with contextlib.suppress(AddressError):  # then it is written again
+            published = address.read(db)
         if published and _is_current(backend, db):
             return _bring_up_to_date(backend, db, options, published)
     from balsam_core.watchdog import control

@@ -27,9 +27,6 @@ _MAX_BYTES = 64 * 1024
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")  # names, IPv4, IPv6 with zone; no scheme, no path
 _WORD = re.compile(r"[\w.:/%+-]{0,255}")  # safe to show in messages, and to copy to a command line
 _MAX_PORT = 65535
-_REMEDY = (
-    "see balsam dbserver --status; if no server of this DB runs, remove the file and run balsam init on the directory"
-)
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -40,7 +37,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
 
     Attributes:
         format: Version of the file's layout.
-        state: ``stopped`` means that no server is published and the other members say nothing.
+        state: ``stopped`` means that no server is published and the other members say nothing. A file without it is
+            damaged: nobody may conclude from it that no server runs.
         host: Name or address that clients connect to.
         port: TCP port that clients connect to, 1 to 65535.
         protocol: What is spoken there, e.g. ``balsam/1`` or ``postgresql``.
@@ -57,7 +55,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """
 
     format: int = FORMAT
-    state: Literal["stopped", "running"] = "stopped"
+    state: Literal["stopped", "running"]
     host: str = ""
     port: int = 0
     protocol: str = ""
@@ -177,28 +175,27 @@ def withdraw(db: DBDir) -> None:
         SchemaMismatch: A newer Balsam wrote the file.
         OSError: The file can't be written.
     """
-    write(db, Address(generation=last_generation(db)))
+    write(db, Address(state="stopped", generation=last_generation(db)))
 
 
 def _read_file(db: DBDir) -> Address:
     name = shown(db.address_file)
+    remedy = f"if that lasts, balsam init {shown(db.path)} writes it again"
     try:
         data = read_regular(db.address_file, limit=_MAX_BYTES, follow=False)
     except FileNotFoundError:
-        raise AddressError(
-            f"{name} is missing: if no server of this DB runs, run balsam init on the directory"
-        ) from None
+        raise AddressError(f"{name} is missing; {remedy}") from None
     except OSError as err:
-        raise AddressError(f"{name} can't be read: {reason(err)}; {_REMEDY}") from None
+        raise AddressError(f"{name} can't be read: {reason(err)}; {remedy}") from None
     try:
         address = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         why = " ".join(ascii(str(err))[1:-1].split())
-        raise AddressError(f"{name} can't be understood: {why}; {_REMEDY}") from None
+        raise AddressError(f"{name} can't be understood: {why}; {remedy}") from None
     if address.format > FORMAT:
         raise SchemaMismatch(f"{name} has format {address.format}, this Balsam knows {FORMAT}: upgrade with pip")
     if fault := _fault_in(address):
-        raise AddressError(f"{name} is wrong: {fault}; {_REMEDY}")
+        raise AddressError(f"{name} is wrong: {fault}; {remedy}")
     return address
 
 

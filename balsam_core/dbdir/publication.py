@@ -6,10 +6,11 @@ A call reads the file's status, and the file if it was replaced.
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from balsam_core.dbdir import address
-from balsam_core.errors import ServerNotRunning, Unavailable
+from balsam_core.errors import AddressError, SchemaMismatch, ServerNotRunning, Unavailable
 from balsam_core.system.files import shown
 from balsam_core.system.processes import this_machine
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
 
 RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
+ABANDONED_TIMEOUT = 2.0  # seconds to wait for a damaged file where no watchdog lives that would write it again
+DAMAGED_POLL = 0.1  # seconds between two readings of a damaged file
 
 published_address = address.read
 
@@ -28,7 +31,7 @@ class Publication:
     def __init__(self, db: DBDir) -> None:
         self.db = db
         self._file = os.fspath(db.address_file)
-        # The file's status from before it was read, and what was read: one object, because threads share it.
+        # The file's status from before it was read, and what was read last: one object, because threads share it.
         self._cached: tuple[tuple[int, int, int] | None, Address | None] = (None, None)
 
     @property
@@ -38,12 +41,15 @@ class Publication:
 
     def forget(self) -> None:
         """Read the file again at the next call: a network file system may show its old status for a minute."""
-        self._cached = (None, None)
+        self._cached = (None, self._cached[1])
 
     def is_replaced(self, generation: int) -> bool:
         """Say whether another server than this process was published after this generation."""
         self.forget()
-        published = self.current()
+        try:
+            published = self.current()
+        except AddressError:  # so no other server is known; the epoch is the guard
+            return False
         if published is None or published.generation <= generation:
             return False
         return published.pid != os.getpid() or not address.is_here(published)
@@ -51,8 +57,10 @@ class Publication:
     def current(self) -> Address | None:
         """Return the published address, None while no server is published.
 
+        A server that was published stays so while the file is missing or damaged: it may be asked on.
+
         Raises:
-            AddressError: The file is missing or damaged.
+            AddressError: The file is missing or damaged, and no server is known.
             SchemaMismatch: A newer Balsam wrote it.
         """
         try:
@@ -62,9 +70,44 @@ class Publication:
             key = None
         cached_key, published = self._cached
         if key is None or key != cached_key:
-            published = address.read(self.db)
-            self._cached = (key, published)
+            try:
+                published = address.read(self.db)
+            except AddressError:
+                if published is None:
+                    raise
+            else:
+                self._cached = (key, published)
         return published
+
+    def await_current(self, deadline: float) -> Address | None:
+        """Return the published address; while the file is missing or damaged, wait until it is written again.
+
+        Args:
+            deadline: How long to wait, by the monotonic clock.
+
+        Raises:
+            AddressError: It was not, and the deadline has passed, or no watchdog lives that would do it.
+            SchemaMismatch: A newer Balsam wrote the file.
+        """
+        began = None
+        while True:
+            try:
+                return self.current()
+            except AddressError:
+                now = time.monotonic()
+                began = now if began is None else began
+                if now > deadline or (now - began > ABANDONED_TIMEOUT and self._is_abandoned()):
+                    raise
+            time.sleep(DAMAGED_POLL)
+
+    def _is_abandoned(self) -> bool:
+        """Say whether no watchdog is known or possible that would publish an address again."""
+        from balsam_core.dbdir.lease import LeaseObserver
+
+        try:
+            return LeaseObserver(self.db).observe().is_available
+        except (OSError, SchemaMismatch, AddressError):
+            return False
 
     def check_reachable(self, published: Address) -> None:
         """Raise Unavailable where a published server can't be reached from this machine."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
+from balsam_core.dbdir.lease import LeaseObserver
 from balsam_core.model import calls
 from balsam_core.model.calls import Resources, Update
 from balsam_core.model.states import State
-from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from balsam_core.dbdir.address import is_gone
 from balsam_core.dbdir.publication import RESTART_TIMEOUT, Publication, server_not_running
 from balsam_core.errors import BalsamError, ServerNotRunning
+from balsam_core.transport.deadlines import call_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,8 @@ PROBE_TIMEOUT = 1.0  # seconds to find out whether anything listens at an addres
 class ServerConnector:
     """Opens connections: SQLAlchemy's ``creator`` for a database whose server Balsam runs.
 
-    A server that was started again may have another address, so the file is read before each connection.
+    A server that was started again may have another address, so the file is read before each connection. While it is
+    missing or damaged, it is waited for until the call's deadline.
 
     Args:
         db: The DB directory.
@@ -43,9 +45,9 @@ class ServerConnector:
         Raises:
             ServerNotRunning: No server is published, or the published one is not there.
             Unavailable: It can't be reached from this machine.
-            AddressError: ``dbwriter_address`` is missing or damaged.
+            AddressError: ``dbwriter_address`` is missing or damaged, and stayed so.
         """
-        published = self._publication.current()
+        published = self._publication.await_current(call_deadline())
         if published is None:
             raise server_not_running(self._publication.db)
         self._publication.check_reachable(published)

@@ -30,6 +30,11 @@ def seconds_left(longest: float) -> float:
     return max(0.0, min(longest, _deadline.get() - time.monotonic()))
 
 
+def call_deadline() -> float:
+    """Return the deadline of the present call, by the monotonic clock; infinite outside of one."""
+    return _deadline.get()
+
+
 @contextlib.contextmanager
 def bounded(deadline: float) -> Iterator[None]:
     """Let :func:`seconds_left` know the deadline inside the block, by the monotonic clock."""

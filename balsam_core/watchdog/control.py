@@ -7,6 +7,7 @@ stop reaches the watchdog on whatever host it runs, and clients read ``dbwriter_
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -16,11 +17,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from balsam_core.dbdir import address
+from balsam_core.dbdir.lease import HEARTBEAT, HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
+from balsam_core.dbdir.publication import RESTART_TIMEOUT
 from balsam_core.errors import AddressError, Conflict, TimedOut
 from balsam_core.system.files import shown
 from balsam_core.system.processes import is_alive, send_signal
 from balsam_core.watchdog import stop_request, user_servers
-from balsam_core.watchdog.lease import HEARTBEAT, HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.takeover import acquire
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.watchdog.lease import Lease
+    from balsam_core.dbdir.lease import Lease
 
 LOCAL_POLL = 0.05  # seconds between two reads of the lease
 REMOTE_POLL = 0.25  # the same where each read makes a file, to learn the file system's time
@@ -59,16 +61,19 @@ class ServerState:
     Attributes:
         state: ``stopped``, ``running``, ``starting`` (no address yet, or one of a server that has crashed),
             ``stopping``, ``stale`` (published, but its process or its watchdog is gone), ``unwatched`` (published, and
-            no watchdog is known).
+            no watchdog is known), ``unknown`` (the address is missing or damaged, and no watchdog lives that would
+            write it again).
         address: The published address; None for none.
         lease: What the watchdog says of itself; None where there is none.
         age: Seconds since the last heartbeat of a watchdog that can't be looked up from here; None for others.
+        fault: Why the address can't be read; empty if it can.
     """
 
-    state: Literal["stopped", "running", "starting", "stopping", "stale", "unwatched"]
+    state: Literal["stopped", "running", "starting", "stopping", "stale", "unwatched", "unknown"]
     address: Address | None = None
     lease: Lease | None = None
     age: float | None = None
+    fault: str = ""
 
     @property
     def since(self) -> datetime | None:
@@ -85,13 +90,19 @@ def start(db: DBDir, options: ServerOptions | None = None) -> Started:
     """
     options = options or ServerOptions()
     observer = LeaseObserver(db)
-    token, deadline = "", 0.0
+    token, deadline, damaged_since = "", 0.0, math.inf
     while True:
         status = observer.observe()
         if status.lease and status.lease.token != token:
-            token, deadline = status.lease.token, time.monotonic() + START_TIMEOUT
-        if found := _published_by(db, status):
-            return Started(address=found, already=True)
+            token, deadline, damaged_since = status.lease.token, time.monotonic() + START_TIMEOUT, math.inf
+        try:
+            if found := _published_by(db, status):
+                return Started(address=found, already=True)
+            damaged_since = math.inf
+        except AddressError:
+            damaged_since = min(damaged_since, time.monotonic())
+            if time.monotonic() - damaged_since > RESTART_TIMEOUT:  # the watchdog can't mend it
+                raise
         if status.is_available:
             from balsam_core.watchdog.process import launch
 
@@ -186,13 +197,16 @@ def describe(db: DBDir) -> ServerState:
     """Return how the server stands, without waiting.
 
     Raises:
-        AddressError: ``dbwriter_address`` can't be understood.
         SchemaMismatch: A newer Balsam wrote one of the files.
         OSError: A file can't be read.
     """
     status = LeaseObserver(db).observe()
     lease, age = status.lease, status.age
-    published = address.read(db)
+    try:
+        published = address.read(db)
+    except AddressError as err:
+        state: Literal["unknown", "starting"] = "unknown" if status.is_available else "starting"
+        return ServerState(state=state, lease=lease, age=age, fault=str(err))
     if status.state is LeaseState.FREE:
         if published is None:
             return ServerState(state="stopped")
@@ -261,12 +275,18 @@ def _keep_refreshing(held: HeldLease, finished: threading.Event) -> None:
 
 
 def _published_by(db: DBDir, status: LeaseStatus) -> Address | None:
-    """Return the address that a living watchdog has published."""
+    """Return the address that a living watchdog has published.
+
+    Raises:
+        AddressError: The address that it has published can't be read.
+    """
     if status.state is not LeaseState.ALIVE or status.lease is None:
         return None
     try:
         published = address.read(db)
     except AddressError:
+        if status.lease.generation:
+            raise
         return None
     return published if published is not None and _is_current(published, status.lease) else None
 
@@ -296,7 +316,11 @@ def _clean_up(db: DBDir, observer: LeaseObserver, *, takeover: bool) -> bool:
 
 
 def _is_published(db: DBDir) -> bool:
-    return os.path.lexists(db.address_file) and address.read(db) is not None
+    """Say whether a server may be published: there is an address, or a damaged one."""
+    try:
+        return os.path.lexists(db.address_file) and address.read(db) is not None
+    except AddressError:
+        return True
 
 
 def _living_published_pid(db: DBDir) -> int:

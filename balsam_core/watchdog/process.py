@@ -21,12 +21,12 @@ import msgspec
 from balsam_core.backends import registry
 from balsam_core.dbdir.address import Address
 from balsam_core.dbdir.directory import DBDir, make_tree
+from balsam_core.dbdir.lease import LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable, error_class
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system import logs
 from balsam_core.system.files import describe_error, shown
 from balsam_core.system.signals import StopRequests
-from balsam_core.watchdog.lease import LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.server_process import adopt_orphans
 from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.watchdog.lease import Lease
+    from balsam_core.dbdir.lease import Lease
 
 _MAX_BYTES = 4096
 

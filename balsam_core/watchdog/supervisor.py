@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from balsam_core.dbdir import address
-from balsam_core.errors import BalsamError, Unavailable
+from balsam_core.dbdir.lease import EXPIRY, HEARTBEAT
+from balsam_core.errors import AddressError, BalsamError, SchemaMismatch, Unavailable
 from balsam_core.system import network
 from balsam_core.system.failpoints import failpoint
 from balsam_core.system.files import reason
 from balsam_core.watchdog import stop_request, user_servers
 from balsam_core.watchdog.health import Health
-from balsam_core.watchdog.lease import EXPIRY, HEARTBEAT
 from balsam_core.watchdog.server_process import READY_POLL, ServerProcess
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from balsam_core.backends.registry import Backend
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.lease import HeldLease
     from balsam_core.system.signals import StopRequests
-    from balsam_core.watchdog.lease import HeldLease
     from balsam_core.watchdog.options import ServerOptions
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ HEALTHY_AFTER = 1.0  # seconds of service, after which the next failure counts a
 STOP_REQUEST_POLL = 0.5  # seconds between two checks for a request to stop
 READY_TIMEOUT = 0.25  # seconds that a probe of a starting server may take
 PUBLISH_PAUSE = 1.0  # seconds until an address that could not be written is written again
+ADDRESS_POLL = 1.0  # seconds between two readings of the published address, which may have been lost or damaged
 QUICK_STOP = 0.5  # seconds for each stop signal when there is no time for more
 
 
@@ -98,10 +99,13 @@ class Supervisor:
         self._advertised = network.advertised(options.host)
         self._port = options.port or options.preferred_port
         self._health: Health
+        self._published: Address
+        self._address_fault = ""  # what was wrong with the file at the last look
         self._published_at: float | None = None  # None before the first publication
         self._next_step_at = 0.0
         self._next_stop_check_at = 0.0
         self._next_heartbeat_at = 0.0
+        self._next_address_look_at = math.inf
         self._last_heartbeat = monotonic()
 
     def run(self) -> SupervisorOutcome:
@@ -126,7 +130,7 @@ class Supervisor:
 
     def run_once(self) -> None:
         """Wait for the next event and act on it; after the last one the outcome is set."""
-        due = min(self._next_step_at, self._next_stop_check_at, self._next_heartbeat_at)
+        due = min(self._next_step_at, self._next_stop_check_at, self._next_heartbeat_at, self._next_address_look_at)
         self._wait(max(0.0, due - monotonic()))
         now = monotonic()
         if not self._keep_lease(now):
@@ -137,6 +141,7 @@ class Supervisor:
             self.outcome = SupervisorOutcome.STOPPED
         else:
             try:
+                self._keep_address(now)
                 self._advance(now)
             except (BalsamError, OSError) as err:
                 if self._published_at is None:
@@ -265,7 +270,8 @@ class Supervisor:
             logger.warning("generation=%d: the address can't be published: %s", published.generation, err)
             self._next_step_at = monotonic() + PUBLISH_PAUSE
             return
-        self.state, self._generation = SupervisorState.PUBLISHED, published.generation
+        self.state, self._generation, self._published = SupervisorState.PUBLISHED, published.generation, published
+        self._next_address_look_at = monotonic() + ADDRESS_POLL
         self._health = Health(server)
         self._next_step_at = self._health.due
         self._update_lease(generation=self._generation)
@@ -281,6 +287,29 @@ class Supervisor:
         if self._published_at is None:
             self._on_ready(published)
         self._published_at = monotonic()
+
+    def _keep_address(self, now: float) -> None:
+        """Look from time to time whether the address is still published, and publish it again where it isn't."""
+        if now < self._next_address_look_at:
+            return
+        self._next_address_look_at = now + ADDRESS_POLL
+        fault = "it says something else"
+        try:
+            if address.read(self._db) == self._published:
+                self._address_fault = ""
+                return
+        except (AddressError, SchemaMismatch) as err:
+            fault = str(err)
+        try:
+            if not self._held.is_ours():
+                return  # the next heartbeat ends this watchdog
+            address.write(self._db, self._published)
+            fault = f"{fault}; it was published again"
+        except OSError as err:
+            fault = f"{fault}; it can't be published again: {reason(err)}"
+        if fault != self._address_fault:
+            logger.warning("generation=%d: the published address was lost: %s", self._generation, fault)
+            self._address_fault = fault
 
     # ---- ending
 
@@ -309,7 +338,7 @@ class Supervisor:
         """Stop the server and wait for its end; a second signal to the watchdog shortens that."""
         if self.server is not None:
             self.server.stop(self._wait_and_refresh, max_seconds=max_seconds, is_urgent=lambda: self._stops.count > 1)
-        self.state, self.server = SupervisorState.STOPPED, None
+        self.state, self.server, self._next_address_look_at = SupervisorState.STOPPED, None, math.inf
 
     def _wait_and_refresh(self, seconds: float) -> None:
         """Wait for an event of a server that is being stopped, and keep the lease."""

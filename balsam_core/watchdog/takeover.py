@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from balsam_core.dbdir.lease import HeldLease, LeaseState, encode_lease, lease_file, lease_lock, read_lease
 from balsam_core.errors import Conflict
 from balsam_core.system.files import force_to_disk, rename_new, shown, write_new
 from balsam_core.system.processes import descendants, end_process, is_alive, send_signal, this_machine
-from balsam_core.watchdog.lease import HeldLease, LeaseState, encode_lease, lease_file, lease_lock, read_lease
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.watchdog.lease import Lease, LeaseObserver, LeaseStatus
+    from balsam_core.dbdir.lease import Lease, LeaseObserver, LeaseStatus
 
 _LEFTOVER_AGE = 60.0  # seconds after which a temporary file is nobody's
 
@@ -34,7 +34,7 @@ def acquire(db: DBDir, lease: Lease, observer: LeaseObserver, *, takeover: bool 
 
     Args:
         db: The DB directory.
-        lease: From :func:`~balsam_core.watchdog.lease.new_lease`.
+        lease: From :func:`~balsam_core.dbdir.lease.new_lease`.
         observer: What has observed the lease so far.
         takeover: Whether the lease of a dead machine may be taken where that could destroy data.
 

@@ -13,8 +13,8 @@ import os
 from typing import TYPE_CHECKING
 
 from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.lease import LeaseObserver
 from balsam_core.errors import BalsamError
-from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from pathlib import Path

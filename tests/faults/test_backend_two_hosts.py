@@ -10,7 +10,7 @@ from backend_dbs import make_db
 from exact import check, rows_by_api, writers
 
 from balsam_core.dbdir import address
-from balsam_core.watchdog.lease import EXPIRY, lease_file
+from balsam_core.dbdir.lease import EXPIRY, lease_file
 
 
 @pytest.fixture

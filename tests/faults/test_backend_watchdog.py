@@ -17,8 +17,8 @@ from served_db import listens
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
+from balsam_core.dbdir.lease import EXPIRY, encode_lease, lease_file
 from balsam_core.testing.tools import signal_all, wait_until
-from balsam_core.watchdog.lease import EXPIRY, encode_lease, lease_file
 
 LOCKS = {"postgres": "postgres/postmaster.pid", "mysql": "mysql/server.pid"}  # the server's own files of its process id
 

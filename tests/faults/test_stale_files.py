@@ -16,9 +16,9 @@ from balsam_program import here
 
 from balsam_core import Job, open_db
 from balsam_core.dbdir import address
+from balsam_core.dbdir.lease import EXPIRY, encode_lease, lease_file
 from balsam_core.errors import Unavailable
 from balsam_core.system import processes
-from balsam_core.watchdog.lease import EXPIRY, encode_lease, lease_file
 
 # Notes each signal that it gets, and can't be ended by any but SIGKILL.
 FOREIGN = """

@@ -17,9 +17,9 @@ from resources import usage
 
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.lease import EXPIRY, LeaseObserver, lease_file
 from balsam_core.errors import Unavailable
 from balsam_core.testing.tools import wait_until
-from balsam_core.watchdog.lease import EXPIRY, LeaseObserver, lease_file
 
 FIRST_PID = 5000  # of what starts a server: so the servers of both hosts have the same number
 

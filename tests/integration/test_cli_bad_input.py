@@ -116,8 +116,12 @@ def test_a_damaged_database_file_is_refused_and_left_alone(words, damage, db):
 def test_a_garbage_address_is_refused(text, db):
     (db / "dbwriter_address").write_bytes(text)
     before = contents(db)
-    assert "dbwriter_address" in here.refused("ls", code=8, db=db)
-    assert "dbwriter_address" in here.refused("run", "--", "true", code=8, db=db)
+    line = here.refused("run", "--", "true", code=6, db=db)
+    assert "dbwriter_address" in line
+    assert f"balsam init {db}" in line
+    status = here("status", db=db)
+    assert status.code == 6
+    assert f"balsam init {db}" in status.out
     assert contents(db) == before
 
 

@@ -22,11 +22,11 @@ from balsam_core.admin import initialise as initialise_module
 from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.lease import EXPIRY, HeldLease, LeaseObserver, lease_file, new_lease
 from balsam_core.errors import Conflict, Corrupt, Unavailable
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog import control, user_servers
-from balsam_core.watchdog.lease import EXPIRY, HeldLease, LeaseObserver, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.stop_request import ask_to_stop
 from balsam_core.watchdog.takeover import acquire
@@ -397,7 +397,9 @@ def test_data_that_two_servers_would_destroy_need_takeover(toy):
 
 def test_a_garbage_address_does_not_prevent_a_start(toy, db):
     db.address_file.write_text("garbage")
-    assert "can't be understood" in here.refused("dbserver", "--status", code=8, db=db.path)
+    shown = balsam("--status", db=db.path).out
+    assert "unknown: " in shown
+    assert f"balsam init {db.path}" in shown
     assert answers(control.start(db).address)
     toy.lease(db)
     control.stop(db)

@@ -19,7 +19,6 @@ from balsam_core.backends import registry
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir, write_config
 from balsam_core.errors import (
-    AddressError,
     BackendError,
     BalsamError,
     Conflict,
@@ -263,13 +262,13 @@ def test_a_publication_that_nobody_keeps_is_withdrawn(target):
     assert_works(db)
 
 
-def test_garbage_address_is_left_alone(target):
+@pytest.mark.parametrize("content", ["garbage", "", "{}"])
+def test_a_damaged_address_is_written_again(target, content):
     db = initialise(target).db
-    db.address_file.write_text("garbage")
-    before = snapshot(target)
-    with pytest.raises(AddressError):
-        initialise(target)
-    assert snapshot(target) == before
+    db.address_file.write_text(content)
+    result = initialise(target)
+    assert (result.created, result.restarted) == (False, None)
+    assert_works(db)
 
 
 def test_damaged_database_is_left_alone(target):

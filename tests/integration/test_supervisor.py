@@ -16,13 +16,13 @@ from toy_backend import toys
 
 from balsam_core.backends import registry
 from balsam_core.dbdir import address
-from balsam_core.errors import BackendError, Conflict, InvalidInput, Unavailable
+from balsam_core.dbdir.lease import LeaseObserver, lease_file, new_lease
+from balsam_core.errors import AddressError, BackendError, Conflict, InvalidInput, SchemaMismatch, Unavailable
 from balsam_core.system import network
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.system.signals import StopRequests
 from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog import health, supervisor
-from balsam_core.watchdog.lease import LeaseObserver, lease_file, new_lease
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome, SupervisorState
 from balsam_core.watchdog.takeover import acquire
@@ -121,6 +121,41 @@ def test_a_killed_server_is_replaced_at_once_at_the_same_port(drive):
     assert answers(second)
     assert driven.held.lease.restarts == 1
     assert driven.told == [first]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", b"{}", b'{"state": "stopped"}', b'{"format": 9}'])
+def test_a_lost_address_is_published_again(drive, db, content):
+    driven = drive()
+    first = driven.until_published()
+    if content is None:
+        db.address_file.unlink()
+    else:
+        db.address_file.write_bytes(content)
+    began = time.monotonic()
+
+    def published():
+        try:
+            return driven.address() == first
+        except (AddressError, SchemaMismatch):
+            return False
+
+    driven.until(published)
+    assert time.monotonic() - began < 5 * supervisor.ADDRESS_POLL
+    assert answers(first), "the server goes on"
+    assert driven.held.lease.restarts == 0
+
+
+def test_an_address_that_can_not_be_written_again_does_not_end_the_server(drive, db, caplog):
+    driven = drive()
+    first = driven.until_published()
+    db.address_file.unlink()
+    db.address_file.mkdir()
+    driven.until(lambda: "can't be published again" in caplog.text)
+    assert answers(first)
+    db.address_file.rmdir()
+    driven.until(db.address_file.exists)
+    assert driven.address() == first
+    assert driven.held.lease.restarts == 0
 
 
 def test_a_taken_port_is_given_up(drive):
@@ -252,7 +287,7 @@ def test_without_a_refreshed_lease_the_server_is_stopped(drive, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("balsam_core.watchdog.lease.read_lease", broken)
+        patch.setattr("balsam_core.dbdir.lease.read_lease", broken)
         driven.loop._next_heartbeat_at = 0.0
         driven.loop.run_once()
         assert driven.loop.server is not None
@@ -273,7 +308,7 @@ def test_a_full_disk_delays_the_address_and_ends_nothing(drive, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("balsam_core.dbdir.address.atomic_write", full)
-        patch.setattr("balsam_core.watchdog.lease.atomic_write", full)
+        patch.setattr("balsam_core.dbdir.lease.atomic_write", full)
         driven.kill_server()
         driven.until(lambda: driven.loop.state is SupervisorState.READY)
         assert driven.address() == first

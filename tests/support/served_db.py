@@ -15,10 +15,10 @@ from balsam_program import BALSAM, TIMEOUT, child
 
 from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
+from balsam_core.dbdir.lease import LeaseObserver
 from balsam_core.system import processes
 from balsam_core.testing import tools
 from balsam_core.watchdog import control
-from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.lease import Lease
     from balsam_core.testing.cli import Result
-    from balsam_core.watchdog.lease import Lease
 
 __all__ = ["ServedDB", "listens"]
 

@@ -18,9 +18,9 @@ import sqlalchemy
 from balsam_core.backends import registry
 from balsam_core.dbdir.address import withdraw
 from balsam_core.dbdir.directory import DBDir, make_tree, write_config
+from balsam_core.dbdir.lease import LeaseObserver
 from balsam_core.schema import migrate
 from balsam_core.system import processes
-from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from balsam_core.watchdog.lease import Lease
+    from balsam_core.dbdir.lease import Lease
 
 SERVER = """
     import os, signal, socket, sys

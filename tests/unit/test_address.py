@@ -51,6 +51,13 @@ def test_generation_is_called_epoch_in_the_file(db):
     assert "generation" not in content
 
 
+@pytest.mark.parametrize("content", ["{}", '{"epoch": 4}', '{"state": "", "epoch": 4}'])
+def test_a_file_without_a_state_does_not_say_that_no_server_runs(db, content):
+    db.address_file.write_text(content)
+    with pytest.raises(AddressError):
+        address.read(db)
+
+
 def test_unknown_members_are_ignored(db):
     db.address_file.write_text('{"state": "stopped", "colour": [1, {"a": null}]}')
     assert address.read(db) is None

@@ -11,11 +11,11 @@ import threading
 import msgspec
 import pytest
 
+from balsam_core.dbdir import lease as lease_module
+from balsam_core.dbdir.lease import EXPIRY, HeldLease, LeaseObserver, LeaseState, LeaseStatus, lease_file, new_lease
 from balsam_core.errors import Conflict, SchemaMismatch
 from balsam_core.system.processes import start_of
-from balsam_core.watchdog import lease as lease_module
 from balsam_core.watchdog import takeover
-from balsam_core.watchdog.lease import EXPIRY, HeldLease, LeaseObserver, LeaseState, LeaseStatus, lease_file, new_lease
 from balsam_core.watchdog.stop_request import ask_to_stop, forget_stop, stop_asked
 from balsam_core.watchdog.takeover import acquire, take
 

@@ -83,9 +83,9 @@ def dbserver(
 
 
 def _start_server(session: Session, options: ServerOptions, *, chosen: bool) -> None:
+    from balsam_core.dbdir.lease import LeaseObserver
     from balsam_core.dbdir.publication import is_loopback
     from balsam_core.watchdog.control import start
-    from balsam_core.watchdog.lease import LeaseObserver
 
     directory = session.directory(create=True)
     started = start(directory, options)
@@ -237,19 +237,16 @@ def _format_lines(record: dict[str, object], state: ServerState) -> Iterator[str
 def describe_state(state: ServerState) -> str:
     """Return the state of a server in one line."""
     place = state.address.endpoint if state.address else "no address"
-    match state.state:
-        case "stopped":
-            return "none"
-        case "running":
-            return place
-        case "starting":
-            return "starting, not ready yet"
-        case "stopping":
-            return "stopping"
-        case "stale":
-            return f"dead: {place} is published, but nothing keeps it; start it again with balsam dbserver"
-        case "unwatched":
-            return f"{place}, without a watchdog"
+    lost = f"running, but {state.fault}; its watchdog publishes it again within seconds"
+    return {
+        "stopped": "none",
+        "running": place,
+        "starting": lost if state.fault else "starting, not ready yet",
+        "stopping": "stopping",
+        "stale": f"dead: {place} is published, but nothing keeps it; start it again with balsam dbserver",
+        "unwatched": f"{place}, without a watchdog",
+        "unknown": f"unknown: {state.fault}",
+    }[state.state]
 
 
 def _address_record(directory: DBDir, server: Address) -> dict[str, object]:

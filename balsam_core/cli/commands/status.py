@@ -20,7 +20,8 @@ def status(session: Session) -> int:
     """Show which DB is used and how it stands.
 
     Shows the DB directory and who chose it, the database type, the server, the jobs by state, and the launchers. Where
-    a published server turns out to be dead, that is all that can be shown, and the exit code is that of an error.
+    a published server turns out to be dead, or its address can't be read, that is all that can be shown, and the exit
+    code is that of an error.
     """
     from balsam_core.cli.commands.dbserver import describe_state, status_record
     from balsam_core.dbdir.directory import DBDir
@@ -33,7 +34,7 @@ def status(session: Session) -> int:
     with contextlib.suppress(DBDirError):  # open_db() below reports the error, or makes the directory
         directory = DBDir.open(resolved.path)
         state = describe(directory)
-        if state.state == "stale":
+        if state.state in {"stale", "unknown"}:
             record = _make_record(directory, resolved.origin, status_record(directory, state))
             session.printer().one(record, _format_lines(record, describe_state(state)))
             return Unavailable.exit_code

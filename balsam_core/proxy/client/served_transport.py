@@ -16,7 +16,7 @@ import msgspec
 
 from balsam_core.dbdir.address import is_here
 from balsam_core.dbdir.publication import Publication
-from balsam_core.errors import DBDirError, OutcomeUnknown, SchemaMismatch, ServerNotRunning, Unavailable
+from balsam_core.errors import AddressError, DBDirError, OutcomeUnknown, SchemaMismatch, ServerNotRunning, Unavailable
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
 from balsam_core.model.codec import decode_call
 from balsam_core.transport.base import ClientSession, EncodedTransport, ServerStatus, TryAgainError
@@ -56,8 +56,9 @@ class ServedTransport(EncodedTransport):
         self._bulk_reader: NativeTransport | None = None
         self._client: ProxyClient | None = None
         self._lock = threading.RLock()
-        if self._publication.current() is None:
-            self._open_direct()
+        with suppress(AddressError):  # the first call waits until it is written again
+            if self._publication.current() is None:
+                self._open_direct()
 
     def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
@@ -65,7 +66,7 @@ class ServedTransport(EncodedTransport):
         while True:
             try:
                 self.check_open()
-                published = self._publication.current()
+                published = self._publication.await_current(deadline)
                 if published is None:
                     return self._open_direct().perform(kind, data, request_id, deadline)
                 self._close_direct()
@@ -115,7 +116,11 @@ class ServedTransport(EncodedTransport):
         )
 
     def _give_way_to_server(self) -> None:
-        if self._publication.current() is not None:
+        try:
+            published = self._publication.current()
+        except AddressError:  # perhaps of a server
+            raise TryAgainError from None
+        if published is not None:
             raise TryAgainError
 
     def _close_direct(self) -> None:
@@ -138,13 +143,14 @@ class ServedTransport(EncodedTransport):
     def server_status(self) -> ServerStatus | None:
         """Ask the server how it is; None while none is published."""
         exchange: Exchange | None = None
+        deadline = time.monotonic() + STATUS_TIMEOUT
         while True:
             self.check_open()
-            published = self._publication.current()
+            published = self._publication.await_current(deadline)
             if published is None:
                 return None
             if exchange is None:
-                exchange = self._open_client().status_exchange(time.monotonic() + STATUS_TIMEOUT)
+                exchange = self._open_client().status_exchange(deadline)
             with suppress(TryAgainError):
                 return msgspec.msgpack.decode(exchange.attempt(published), type=ServerStatus)
 

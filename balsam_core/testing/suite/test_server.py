@@ -17,6 +17,7 @@ import pytest
 
 from balsam_core import open_db
 from balsam_core.dbdir import address
+from balsam_core.dbdir.lease import LeaseObserver
 from balsam_core.errors import BalsamError, OutcomeUnknown, ServerNotRunning, Unavailable
 from balsam_core.model import calls
 from balsam_core.model.job import Job
@@ -27,7 +28,6 @@ from balsam_core.testing.cli import balsam
 from balsam_core.testing.programs import outputs, running
 from balsam_core.testing.tools import kill_server, wait_until
 from balsam_core.watchdog import control
-from balsam_core.watchdog.lease import LeaseObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
