@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-TEMPLATE = Path(__file__).parents[1] / "template" / "balsam-tiny" / "balsam_tiny"
+from balsam_core import testing
+
+TEMPLATE = Path(testing.__file__).parent / "template" / "balsam_tiny"
 SUBCLASS = """
 
 from balsam_core.plugin import BalsamError, ServedTransport
@@ -255,12 +257,25 @@ def test_a_backend_of_the_first_contract_still_passes(tmp_path: Path) -> None:
     assert " passed" in done.stdout.splitlines()[-1]
 
 
+COPIES = """
+
+@hookimpl
+def balsam_backup(db, target):
+    target.write_bytes((db.path / "tiny.db").read_bytes())  # nobody has it open
+
+
+@hookimpl
+def balsam_restore(db, source):
+    (db.path / "tiny.db").write_bytes(source.read_bytes())
+"""
+
+
 def test_an_engine_whose_files_nobody_else_may_open_passes(tmp_path: Path) -> None:
     """The other kind of single writer: the capability ``served-only``."""
     package = install(tmp_path)
     backend, engine = package / "backend.py", package / "engine.py"
     backend.write_text(
-        backend.read_text().replace("plugin_api=1,", 'plugin_api=1, capabilities=frozenset({"served-only"}),')
+        backend.read_text().replace("plugin_api=1,", 'plugin_api=1, capabilities=frozenset({"served-only"}),') + COPIES
     )
     refusal = (
         '    if role in ("reader", "writer"):\n'
@@ -274,6 +289,7 @@ def test_an_engine_whose_files_nobody_else_may_open_passes(tmp_path: Path) -> No
         .replace('version="PRAGMA data_version",', "shared=False,")
         .replace("journal_mode=WAL", "locking_mode=EXCLUSIVE")
     )
-    done = run(tmp_path, "-k", "test_operation or test_server or test_engine or test_exactly_once")
+    done = run(tmp_path, "-vv", "-k", "test_operation or test_server or test_engine or test_exactly_once or backup")
     assert done.returncode == 0, done.stdout
-    assert "[served" not in done.stdout
+    assert "[direct" not in done.stdout
+    assert "test_a_restored_backup_is_the_db_as_it_was[served] PASSED" in done.stdout

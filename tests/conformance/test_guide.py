@@ -9,14 +9,14 @@ import inspect
 import re
 from pathlib import Path
 
-from balsam_core import hookspecs, plugin
+from balsam_core import hookspecs, plugin, testing
 from balsam_core.plugin_types import DBType
 from balsam_core.proxy.single_writer import SingleWriter
 from balsam_core.testing import CAPABILITIES, suite
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "how-to" / "write-a-backend.md").read_text()
-TEMPLATE = ROOT / "tests" / "template" / "balsam-tiny"
+TEMPLATE = Path(testing.__file__).parent / "template"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.packaging, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "tests" / "template" / "balsam-tiny"
 # The whole of it passes in tests/conformance, on variants of the template.
 PART = ["-k", "identity or init or server or operations or transport"]
 
@@ -38,11 +37,13 @@ def run(argv: list[str | Path], environ: Mapping[str, str], cwd: Path | None = N
 
 
 def test_the_template_passes_on_installed_wheels(tmp_path: Path, original_environ: dict[str, str]) -> None:
-    core, tiny = (build(source, tmp_path / "dist", original_environ) for source in (ROOT, TEMPLATE))
+    core = build(ROOT, tmp_path / "dist", original_environ)
     venv.create(tmp_path / "venv", symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
-    run([*pip, f"{core}[testing]", tiny], original_environ)
+    run([*pip, f"{core}[testing]"], original_environ)
+    run([python, "-m", "balsam_core.testing", "template", tmp_path / "mine"], original_environ)
+    run([*pip, build(tmp_path / "mine", tmp_path / "dist", original_environ)], original_environ)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     # Nothing of the place may matter, not even what would break any pytest.
