@@ -235,6 +235,8 @@ def balsam_bulk_insert(
 def balsam_backup(db: DBDir, address: Address | None, target: Path) -> None:
     """Write a backup of the database, as it was at one moment, while it is in use: ``balsam backup``.
 
+    With the capability ``served-only`` nobody has the files open meanwhile: a server that runs is stopped for it.
+
     Args:
         db: The directory.
         address: The published server, None when none is published.

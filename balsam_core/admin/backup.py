@@ -1,16 +1,18 @@
 """``balsam backup`` and ``balsam restore``: a DB's database in one file, and a new DB from such a file.
 
-The plugin's hooks ``balsam_backup`` and ``balsam_restore`` write and read the database's content. A backup holds no
+The plugin's hooks ``balsam_backup`` and ``balsam_restore`` write and read the database's content. Where only the server
+may open the files, it is stopped for the time of the backup. A backup holds no
 secrets and no working directories of jobs. A restored DB has the id of the DB that was saved: it is that DB, as it was
 then.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,9 +33,13 @@ if TYPE_CHECKING:
     from balsam_core.backends.registry import Backend
     from balsam_core.dbdir.directory import DBDir
 
+logger = logging.getLogger(__name__)
+
 
 def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
     """Save a DB's database, as it is at one moment, in a new file, while the DB is in use.
+
+    Where the backend has the capability ``served-only``, a server that runs is stopped for it, and started again.
 
     Args:
         db: The DB directory.
@@ -47,22 +53,25 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
         Conflict: The file exists.
         NotFound: The file's folder does not exist.
         InvalidInput: The file can't be written.
-        Unavailable: The database can't be reached.
+        Unavailable: The database can't be reached, or the server that was stopped could not be started again.
     """
     from balsam_core.version import __version__
+    from balsam_core.watchdog import control
 
     target = expand(file)
     backend = _backend_with(db.db_type, "balsam_backup", "saved")
-    with backend.open_transport(db) as transport:
-        schema = transport.run(GetInfo()).schema
-    published = Publication(db).await_current(time.monotonic() + DEFAULT_TIMEOUT)
     with _as_file_errors(target):
         if os.path.lexists(target):
             raise FileExistsError(target)
+    if backend.served_only and control.has_server(db):
+        logger.warning("the server of %s is stopped while the backup is made", shown(db.path))
     with (
         _as_file_errors(target),
         TemporaryDirectory(prefix=".balsam-backup-", dir=target.parent, ignore_cleanup_errors=True) as hidden,
+        control.paused(db, always=True) if backend.served_only else nullcontext(),
     ):
+        schema = _schema(backend, db)
+        published = Publication(db).await_current(time.monotonic() + DEFAULT_TIMEOUT)
         folder = Path(hidden)
         content = folder / "database"
         backend.backup(db, published, content)
@@ -132,6 +141,18 @@ def restore(
             )
         _backend_with(manifest.db_type, "balsam_restore", "restored")
         return initialise(path, manifest.db_type, options, password=password, backup=saved).db, manifest
+
+
+def _schema(backend: Backend, db: DBDir) -> str:
+    """Return the schema of a database that is this DB's, and one that this program can work with."""
+    from balsam_core.transport.native import NativeTransport
+
+    with (
+        NativeTransport(backend.create_engine(db, "owner"), db=db, is_retryable=lambda _: False)
+        if backend.served_only
+        else backend.open_transport(db)
+    ) as transport:
+        return transport.run(GetInfo()).schema
 
 
 def _backend_with(db_type: str, hook: str, done: str) -> Backend:

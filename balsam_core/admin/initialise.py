@@ -191,16 +191,9 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
             return _bring_up_to_date(backend, db, options, published)
     from balsam_core.watchdog import control
 
-    server = None
-    try:
-        with control.paused(db, always=required) as server:
-            result = _bring_up_to_date(backend, db, options, None)
-    except BaseException:
-        if server is not None:  # a DB that could not be refreshed is served as before
-            with contextlib.suppress(BalsamError, OSError):
-                control.start(db, server)
-        raise
-    return result if server is None else replace(result, restarted=control.start(result.db, server).address)
+    with control.paused(db, always=required) as pause:
+        result = _bring_up_to_date(backend, db, options, None)
+    return replace(result, restarted=pause.restarted)
 
 
 def _bring_up_to_date(backend: Backend, db: DBDir, options: Mapping[str, str], published: Address | None) -> InitResult:

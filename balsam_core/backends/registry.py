@@ -98,6 +98,11 @@ class Backend:
         self._module = module
         self._manager = manager
 
+    @property
+    def served_only(self) -> bool:
+        """Whether nobody but its server, where one runs, may open a DB's files."""
+        return "served-only" in self.identity.capabilities
+
     def init_db(self, db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
         """Make the engine's files and return the settings to store; see ``balsam_init_db``."""
         found: Mapping[str, str] = self._call_hook("balsam_init_db", Mapping, db=db, options=options)  # type: ignore[type-abstract]

@@ -75,7 +75,7 @@ def _modes(backend: Backend) -> tuple[str, ...]:
     policy = backend.identity.server
     if policy is ServerPolicy.NONE:
         return ("direct",)
-    if policy is ServerPolicy.REQUIRED or "served-only" in backend.identity.capabilities:
+    if policy is ServerPolicy.REQUIRED or backend.served_only:
         return ("served",)
     return ("direct", "served")
 
@@ -190,11 +190,10 @@ def engine(suite_db: SuiteDB, backend: Backend) -> Iterator[Callable[[EngineRole
     The test is skipped where the role must be refused, because only the server may open the files or write to them.
     """
     made: list[Engine] = []
-    served_only = "served-only" in backend.identity.capabilities
     beside = suite_db.has_server and backend.identity.server is ServerPolicy.OPTIONAL
 
     def make(role: EngineRole) -> Engine:
-        if not served_only and (role == "reader" or not beside):
+        if not backend.served_only and (role == "reader" or not beside):
             made.append(backend.create_engine(suite_db.directory, role))
             return made[-1]
         with pytest.raises(Unavailable) as refusal:

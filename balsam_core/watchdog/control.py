@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from balsam_core.dbdir import address
+from balsam_core.dbdir.directory import DBDir
 from balsam_core.dbdir.lease import HEARTBEAT, HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.dbdir.publication import RESTART_TIMEOUT
-from balsam_core.errors import AddressError, Conflict, TimedOut
+from balsam_core.errors import AddressError, BalsamError, Conflict, TimedOut
 from balsam_core.system.files import shown
 from balsam_core.system.processes import is_alive, send_signal
 from balsam_core.watchdog import stop_request, user_servers
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from balsam_core.dbdir.address import Address
-    from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.lease import Lease
 
 LOCAL_POLL = 0.05  # seconds between two reads of the lease
@@ -229,22 +229,49 @@ def has_server(db: DBDir) -> bool:
     return LeaseObserver(db).observe().state is not LeaseState.FREE or _is_published(db)
 
 
+@dataclass
+class Pause:
+    """A time without a server.
+
+    Attributes:
+        restarted: Where the server that was stopped for it serves again, once the time is over; None when none was.
+    """
+
+    restarted: Address | None = None
+
+
 @contextlib.contextmanager
-def paused(db: DBDir, *, always: bool = False) -> Iterator[ServerOptions | None]:
-    """Stop the server, and let nobody start one while the body runs.
+def paused(db: DBDir, *, always: bool = False) -> Iterator[Pause]:
+    """Stop the server, let nobody start one while the body runs, and start it again as it was.
 
-    Where none was running, others are kept from starting one only with ``always``.
-
-    Yields:
-        The options that start the server again as it was; None when none was running.
+    Where none was running, others are kept from starting one only with ``always``. A server that was stopped is started
+    again after an error of the body, too.
 
     Raises:
-        BalsamError: The server can't be stopped.
+        BalsamError: The server can't be stopped, or not be started again.
         OSError: A file can't be read or written.
     """
+    pause = Pause()
     if not always and not has_server(db):
-        yield None
+        yield pause
         return
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_stopped(db))
+        try:
+            yield pause
+        except BaseException:
+            stack.close()
+            if server is not None:
+                with contextlib.suppress(BalsamError, OSError):
+                    start(db, server)
+            raise
+    if server is not None:
+        pause.restarted = start(DBDir.open(db.path), server).address
+
+
+@contextlib.contextmanager
+def _stopped(db: DBDir) -> Iterator[ServerOptions | None]:
+    """Stop the server and hold its lease; yield the options that start it again, None when none was running."""
     state = describe(db)
     options = None
     if state.lease is not None and state.state in {"running", "starting"}:

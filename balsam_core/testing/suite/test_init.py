@@ -30,7 +30,7 @@ ODD = 'it\'s "odd" (50%) $HOME; ünï 🎈?#[x]'
 
 def serve(backend: Backend, db: DBDir) -> None:
     """Start what open_db needs."""
-    if backend.identity.server is ServerPolicy.REQUIRED or "served-only" in backend.identity.capabilities:
+    if backend.identity.server is ServerPolicy.REQUIRED or backend.served_only:
         control.start(db)
 
 

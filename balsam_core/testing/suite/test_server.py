@@ -52,7 +52,7 @@ def server_db(stopped_db: StoppedDB, backend: Backend) -> StoppedDB:
 
 
 def test_without_its_server_a_command_names_the_one_that_starts_it(stopped_db: StoppedDB, backend: Backend) -> None:
-    if backend.identity.server is ServerPolicy.REQUIRED or "served-only" in backend.identity.capabilities:
+    if backend.identity.server is ServerPolicy.REQUIRED or backend.served_only:
         assert "balsam dbserver" in balsam.refused("--db", stopped_db.path, "ls", code=UNAVAILABLE)
         with pytest.raises(ServerNotRunning, match="balsam dbserver"), open_db(stopped_db.path) as db:
             db.info()
@@ -193,7 +193,7 @@ def test_another_program_at_a_dead_servers_port_learns_nothing(server_db: Stoppe
         assert done.error
     else:
         assert backend.identity.server is ServerPolicy.OPTIONAL, "who has answered?"
-        assert "served-only" not in backend.identity.capabilities
+        assert not backend.served_only
     assert lasted < COMMAND_SECONDS, f"the error came after {lasted:.0f} s"
     received = bytes(listener.received)
     leaked = [name for name, secret in _secrets(server_db) if secret in received]
