@@ -15,5 +15,6 @@ __all__ = ["CAPABILITIES"]
 CAPABILITIES = {
     "served-only": "The server policy is optional, so that init works on the files, but without the server open_db "
     "raises ServerNotRunning: for an engine whose files no second program may open.",
+    "plain-paths": "The path of a DB directory must hold no question mark: for an engine that can't open a file there.",
 }
 """The words of ``DBType.capabilities`` and what each means; a word that is not here fails the suite."""

@@ -22,6 +22,7 @@ RENAMED_COLUMNS = {
 def upgrade() -> None:
     """Rename what still has its old name: where DDL commits by itself (MySQL), a killed run is continued."""
     tables = inspect(op.get_bind()).get_table_names()
+    quote = op.get_bind().dialect.identifier_preparer.quote
     for old, new in RENAMED_TABLES.items():
         if old in tables:
             op.rename_table(old, new)
@@ -31,5 +32,5 @@ def upgrade() -> None:
         for old, new in names.items():
             if old in columns:
                 # Not alter_column: on MySQL it needs the whole definition, and on SQLite it copies the table.
-                op.execute(text(f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}"))
+                op.execute(text(f"ALTER TABLE {table} RENAME COLUMN {quote(old)} TO {quote(new)}"))
     op.execute(text("UPDATE counters SET name = 'staged_inserts' WHERE name = 'batches'"))
