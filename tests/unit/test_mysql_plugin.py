@@ -57,6 +57,11 @@ def test_an_adopted_db_needs_no_server(tmp_path):
             ["--user=me", "--socket=/run/s"],
         ),
         (
+            "mysql://me@[::1]:17331,h2/jobs",
+            {"host": "::1", "port": 17331, "user": "me", "database": "jobs"},
+            ["--user=me", "--host=::1", "--port=17331"],
+        ),
+        (
             # Told to require TLS but not to verify, the client library would go on without.
             "mysql://me@h/jobs?ssl_ca=/&ssl_mode=REQUIRED",
             {
@@ -84,6 +89,14 @@ def test_urls_become_parameters_and_arguments(url, parameters, words):
     assert ("--ssl-mode=" in " ".join(Target.parse(url).arguments("mysql"))) == ("ssl_mode" in parameters)
 
 
+def test_a_url_names_several_servers_in_a_fixed_order():
+    target = Target.parse("mysql://me@h2:17332,H1,[::1]:5/jobs?ssl_mode=PREFERRED")
+    assert target.hosts == (("h2", 17332), ("h1", 3306), ("::1", 5))
+    assert target.endpoint == "h2:17332 or h1:3306 or [::1]:5"
+    assert [one.parameters()["host"] for one in target.each()] == ["h2", "h1", "::1"]
+    assert {one.user for one in target.each()} == {"me"}
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -99,6 +112,11 @@ def test_urls_become_parameters_and_arguments(url, parameters, words):
         "mysql://me@h/d?ssl_mode=DISABLED&ssl_mode=DISABLED",
         "mysql://me@h/d?ssl_mode=REQUIRED",
         "mysql://me@[::1/d",
+        "mysql://me@::1/d",
+        "mysql://me@h1,/d",
+        "mysql://me@h1,h2:x/d",
+        "mysql://me@h1:0,h2/d",
+        "mysql://me:secret@h1:1,[::1]:2/d",
     ],
 )
 def test_wrong_urls_are_refused_without_showing_a_password(url):

@@ -119,6 +119,6 @@ def _risks(properties: Mapping[str, str], target: Target, *, is_durable: bool) -
             f"{where} has max_allowed_packet={properties['max_allowed_packet']}: jobs with large documents can be "
             f"refused; {_LEAST_PACKET} is enough"
         )
-    if not target.is_verified and not target.is_local and not is_loopback(target.host):
+    if not target.is_verified and not target.is_local and not all(is_loopback(host) for host, _ in target.hosts):
         how = "encrypted only as long as nobody interferes" if properties["tls"] else "not encrypted"
         yield f"the connection to {where} is {how}: add ssl_ca=FILE to the URL"

@@ -170,7 +170,7 @@ def _check_server(db: DBDir, address: Address) -> None:
     try:
         connect(db, address).close()
     except MySQLdb.Error as err:
-        raise Unavailable(f"the database server at {address.host}:{address.port} can't be reached: {err}") from err
+        raise Unavailable(f"the database server at {address.endpoint} can't be reached: {err}") from err
 
 
 def _fingerprint_lines(db: DBDir) -> list[str]:

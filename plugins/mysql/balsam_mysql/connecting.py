@@ -23,6 +23,7 @@ from balsam_mysql.configuration import (
     TABLE_LOCK_TIMEOUT,
 )
 from balsam_mysql.keys import certificate_file, pin_file
+from balsam_mysql.url import tcp_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +61,7 @@ def connect(db: DBDir, address: Address, *, timeout: int = CONNECT_TIMEOUT, read
         DBDirError: The password is missing, or open to others.
     """
     parameters = {
-        "host": address.host,
+        "host": tcp_host(address.host),
         "port": address.port,
         "user": ACCOUNT,
         "password": read_password(db),

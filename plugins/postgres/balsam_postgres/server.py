@@ -43,7 +43,6 @@ def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
         BackendError: The programs are missing or of another version than the data, or can't encrypt.
         DBDirError: The data are missing, damaged or somebody else's.
     """
-    host = host.strip("[]")
     programs = server_programs(db)
     data = data_directory(db)
     account = account_of(data)
