@@ -16,6 +16,7 @@ from balsam_core.plugin import (
     store_password,
 )
 from balsam_mysql.connecting import connect_adopted
+from balsam_mysql.errors import translate
 from balsam_mysql.url import Target
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def _server_properties(db: DBDir, target: Target, password: str) -> dict[str, st
         finally:
             connection.close()
     except MySQLdb.Error as err:
+        if known := translate(err):
+            raise known from err
         why = " ".join(str(err.args[-1] if err.args else err).split())
         raise Unavailable(f"the database server at {target.endpoint} can't be used: {why}") from err
     return found

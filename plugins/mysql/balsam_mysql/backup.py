@@ -22,7 +22,7 @@ from balsam_core.plugin import (
     shown,
 )
 from balsam_mysql.configuration import ACCOUNT, DATABASE, FOREIGN_VARIABLES
-from balsam_mysql.connecting import connect
+from balsam_mysql.connecting import connect, open_adopted
 from balsam_mysql.init_files import server_home, server_programs
 from balsam_mysql.keys import certificate_file, pin_file
 from balsam_mysql.programs import find_client
@@ -134,7 +134,7 @@ def _login_arguments(db: DBDir, address: Address | None, account: ServerAccount)
     lines = ["[client]"]
     is_own = "url" not in db.settings
     if not is_own:
-        words = Target.parse(db.settings["url"]).arguments(variant)
+        words = _adopted_server(db).arguments(variant)
     elif address is None:
         raise server_not_running(db)
     else:
@@ -162,6 +162,21 @@ def _login_arguments(db: DBDir, address: Address | None, account: ServerAccount)
         raise DBDirError(f"{shown(folder)} can't be used: {reason(err)}") from err
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _adopted_server(db: DBDir) -> Target:
+    """Return which of the servers of the URL takes writes."""
+    import MySQLdb
+
+    from balsam_mysql.errors import translate
+
+    target = Target.parse(db.settings["url"])
+    try:
+        connection, found = open_adopted(db, target)
+    except MySQLdb.Error as err:
+        raise translate(err) or Unavailable(f"the server at {target.endpoint} can't be reached: {err}") from err
+    connection.close()
+    return found
 
 
 def _check_server(db: DBDir, address: Address) -> None:

@@ -78,18 +78,42 @@ def connect_adopted(
     password: str | None = None,
     read_timeout: int = READ_TIMEOUT,
 ) -> Any:  # noqa: ANN401
-    """Return a connection to a server that somebody else runs; errors as from :func:`connect`.
+    """Return a connection to a server that somebody else runs: the first one of the URL that takes writes.
 
-    Without a password the stored one is used.
+    Reads go there, too: a replica may lag behind. Errors as from :func:`connect`. Without a password the stored one is
+    used.
     """
+    return open_adopted(db, target, password=password, read_timeout=read_timeout)[0]
+
+
+def open_adopted(
+    db: DBDir, target: Target, *, password: str | None = None, read_timeout: int = READ_TIMEOUT
+) -> tuple[Any, Target]:
+    """Return the same, and which server it is."""
+    import MySQLdb
+
+    from balsam_mysql.errors import most_telling
+
     if password is None:
         password = read_password(db)
     if password is None and db.settings.get("store_password") == "no":
         raise Unavailable(
             f"the password of {shown(db.path)} is not stored: put it into the variable BALSAM_DB_PASSWORD"
         )
-    parameters = {**target.parameters(), "password": password or ""}
-    return _open_connection(parameters, CONNECT_TIMEOUT, read_timeout)
+    faults: list[tuple[str, MySQLdb.Error]] = []
+    refusals: list[Unavailable] = []
+    for one in target.each():
+        try:
+            connection = _open_connection(
+                {**one.parameters(), "password": password or ""}, CONNECT_TIMEOUT, read_timeout, adopted=True
+            )
+        except MySQLdb.Error as err:
+            faults.append((one.endpoint, err))
+        except Unavailable as err:  # a node that is being set up may not know the account
+            refusals.append(err)
+        else:
+            return connection, one
+    raise refusals[0] if refusals else most_telling(faults)
 
 
 def _tls_parameters(db: DBDir) -> dict[str, Any]:
@@ -121,7 +145,12 @@ def _tls_parameters(db: DBDir) -> dict[str, Any]:
 
 
 def _open_connection(
-    parameters: dict[str, Any], timeout: int, read_timeout: int, own_password: Path | None = None
+    parameters: dict[str, Any],
+    timeout: int,
+    read_timeout: int,
+    own_password: Path | None = None,
+    *,
+    adopted: bool = False,
 ) -> Connection:
     import MySQLdb
     from MySQLdb.constants import CLIENT
@@ -154,8 +183,36 @@ def _open_connection(
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             if not cursor.fetchone()[1]:
                 raise Unavailable(f"the database server at {parameters.get('host')} can't encrypt, which it must")
+        if adopted:
+            _check_role(cursor, is_mariadb="MariaDB" in connection.get_server_info())
         cursor.close()
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check_role(cursor: Any, *, is_mariadb: bool) -> None:  # noqa: ANN401
+    """Refuse a replica and a node of a Galera cluster that isn't ready: they take no writes, and reads may be old.
+
+    Raises:
+        MySQLdb.OperationalError: It is one now.
+    """
+    import MySQLdb
+
+    from balsam_mysql.errors import NO_VARIABLE, NOT_READY, READ_ONLY
+
+    try:
+        cursor.execute(f"SELECT @@global.read_only{', @@global.wsrep_on' if is_mariadb else ''}")
+    except MySQLdb.OperationalError as err:
+        if err.args[0] != NO_VARIABLE:  # MariaDB can be built without Galera
+            raise
+        cursor.execute("SELECT @@global.read_only")
+    read_only, *galera = map(str, cursor.fetchone())
+    if read_only not in {"0", "OFF"}:
+        raise MySQLdb.OperationalError(READ_ONLY, f"it is read-only, as a replica is: read_only={read_only}")
+    if galera in (["1"], ["ON"]):
+        cursor.execute("SHOW STATUS LIKE 'wsrep_ready'")
+        if cursor.fetchone() != ("wsrep_ready", "ON"):
+            raise MySQLdb.OperationalError(NOT_READY, "it has no quorum, or is still joining: wsrep_ready=OFF")
+        cursor.execute("SET SESSION wsrep_dirty_reads=OFF, wsrep_sync_wait=15")  # all kinds of statements

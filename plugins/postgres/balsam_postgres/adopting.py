@@ -12,6 +12,7 @@ import psycopg
 from balsam_core.plugin import Unavailable, is_loopback, option_choice, option_value, read_password, store_password
 from balsam_postgres.configuration import DURABILITY_RISKS
 from balsam_postgres.connecting import connect_adopted
+from balsam_postgres.errors import translate
 from balsam_postgres.programs import OLDEST
 from balsam_postgres.url import check_url
 
@@ -43,6 +44,8 @@ def adopt(db: DBDir, options: Mapping[str, str], settings: Mapping[str, str]) ->
     try:
         connection = connect_adopted(adopted, password=password)
     except psycopg.Error as err:
+        if known := translate(err):
+            raise known from err
         raise Unavailable(f"the PostgreSQL server can't be reached: {' '.join(str(err).split())}") from err
     with contextlib.closing(connection):
         connection.autocommit = True

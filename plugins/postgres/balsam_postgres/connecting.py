@@ -60,8 +60,15 @@ def connect_adopted(db: DBDir, *, password: str | None = None) -> psycopg.Connec
     parameters = adopted_parameters(db.settings, psycopg.pq.version())
     if "connect_timeout" not in db.settings["url"]:
         parameters["connect_timeout"] = _connect_timeout(None)
-    where = f"the PostgreSQL server at {parameters['host']}:{parameters['port']}"
+    where = f"the PostgreSQL server at {_places(parameters)}"
     return _open_connection(parameters, read_password(db) if password is None else password, where)
+
+
+def _places(parameters: Mapping[str, str]) -> str:
+    """Return the hosts and ports for messages."""
+    hosts, ports = parameters["host"].split(","), parameters["port"].split(",")
+    pairs = zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=True)
+    return " or ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port or 5432}" for host, port in pairs)
 
 
 def _connect_timeout(timeout: float | None) -> str:
@@ -124,7 +131,13 @@ def adopted_parameters(settings: Mapping[str, str], libpq: int) -> dict[str, str
                 f"install 'psycopg[binary]', or, for a backup, install newer programs of PostgreSQL"
             )
     options = " ".join(filter(None, [str(given.pop("options", "")), common.pop("options")]))
-    defaults = {"hostaddr": "", "port": "5432", "sslmode": "prefer", "gssencmode": "disable"}
+    defaults = {
+        "hostaddr": "",
+        "port": "5432",
+        "sslmode": "prefer",
+        "gssencmode": "disable",
+        "target_session_attrs": "read-write",  # a standby takes no writes, and may lag behind for reads
+    }
     return _supported(
         {**common, **defaults, **{name: str(value) for name, value in given.items()}, "options": options}, libpq
     )
