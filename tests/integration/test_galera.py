@@ -95,9 +95,13 @@ def _url(*servers):
 def path(first, second, tmp_path_factory):
     """A DB on the cluster, whose first node in the URL isn't ready."""
     path = tmp_path_factory.mktemp("galera") / "db"
-    here.good(
+    done = here.good(
         *("init", path, "--db-type", "mysql", "--url", _url(second, first)), env={"BALSAM_DB_PASSWORD": first.password}
     )
+    assert (
+        done.err.count("is a node of a Galera cluster: writes are safe only while all clients use the same node") == 1
+    )
+    assert "doesn't wait for its replicas" not in done.err
     return path
 
 
@@ -105,6 +109,8 @@ def test_the_node_that_is_ready_is_used(first, path, tmp_path):
     here.good("run", "--", "true", db=path)
     assert here.good("-o", "ids", "ls", db=path).ids == [1]
     here.good("backup", tmp_path / "saved", db=path)
+    assert any("Galera" in line for line in here.good("status", "-o", "json", db=path).json["warnings"])
+    assert "warning    the server at" in here.good("status", db=path).out
 
 
 def test_a_node_that_is_not_ready_is_called_so(first, second, tmp_path):

@@ -151,6 +151,37 @@ def test_without_the_standby_nobody_is_told_that_it_is_done(primary, standby, db
             answer.result(SECONDS)
 
 
+# ---- what is told of the replication
+
+
+def _warnings(dbdir):
+    lines = here.good("status", "-o", "json", db=dbdir.path).json["warnings"]
+    return [line for line in lines if "fsync" not in line and "full_page_writes" not in line]
+
+
+def test_replication_that_can_lose_writes_is_warned_about(primary, standby, dbdir):
+    env = {"BALSAM_DB_PASSWORD": primary.password}
+    assert _warnings(dbdir) == []
+    try:
+        for value, risk in (("local", "no write waits for a standby"), ("remote_write", "forced a write to its disk")):
+            primary.execute(f"ALTER ROLE balsam SET synchronous_commit = {value}")
+            (line,) = _warnings(dbdir)
+            assert f"synchronous_commit={value}: " in line
+            assert risk in line
+            assert f"Warning: {line}\n" in here.good("init", dbdir.path, env=env).err
+    finally:
+        primary.execute("ALTER ROLE balsam RESET synchronous_commit")
+    primary.execute("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
+    try:
+        (line,) = _warnings(dbdir)
+        assert "is replicated, but synchronous_standby_names is empty: a failover may undo writes" in line
+        assert f"Warning: {line}\n" in here.good("init", dbdir.path, env=env).err
+        assert f"warning    {line}\n" in here.good("status", db=dbdir.path).out
+    finally:
+        primary.wait_for_standby()
+    assert _warnings(dbdir) == []
+
+
 # ---- which of the servers is used
 
 

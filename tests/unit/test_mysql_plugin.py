@@ -177,6 +177,8 @@ SAFE = {
     "innodb_flush_log_at_trx_commit": "1",
     "innodb_doublewrite": "ON",
     "max_allowed_packet": str(64 * 1024 * 1024),
+    "replicas": "0",
+    "wsrep_on": "OFF",
 }
 TARGET = Target.parse("mysql://me@db.example/jobs?ssl_ca=/")
 UNSURE = Target.parse("mysql://me@db.example/jobs?ssl_mode=PREFERRED")
@@ -211,6 +213,10 @@ def test_servers_that_are_fit_are_told_apart():
         ({"innodb_flush_log_at_trx_commit": "2"}, "innodb_flush_log_at_trx_commit=2"),
         ({"sync_binlog": "0"}, "sync_binlog=0"),
         ({"sync_binlog": "0", "log_bin": "OFF"}, None),
+        ({"replicas": "1"}, "doesn't wait for its replicas"),
+        ({"replicas": "1", "Rpl_semi_sync_master_status": "ON"}, None),
+        ({"replicas": "1", "group_replication_group_name": "x"}, None),
+        ({"wsrep_on": "ON", "replicas": "1"}, "node of a Galera cluster"),
         ({"innodb_doublewrite": "OFF"}, "innodb_doublewrite off"),
         ({"max_allowed_packet": "16777216"}, "max_allowed_packet=16777216"),
     ],
