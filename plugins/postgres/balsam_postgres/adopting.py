@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from balsam_core.plugin import Unavailable, is_loopback, option_choice, option_value, read_password, store_password
 from balsam_postgres.configuration import DURABILITY_RISKS
-from balsam_postgres.connecting import connect_adopted
+from balsam_postgres.connecting import Connection, connect_adopted
 from balsam_postgres.errors import translate
 from balsam_postgres.programs import OLDEST
 from balsam_postgres.url import check_url
@@ -85,7 +85,7 @@ def warnings(db: DBDir) -> list[str]:
         ) from err
 
 
-def _check_server(connection: psycopg.Connection[Any]) -> None:
+def _check_server(connection: Connection) -> None:
     """Raise an error where the server lacks what is needed."""
     info = connection.info
     if info.server_version < OLDEST * 10000:
@@ -107,7 +107,7 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
         )
 
 
-def _risks(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> Iterator[str]:
+def _risks(connection: Connection, settings: Mapping[str, str]) -> Iterator[str]:
     """Yield a line for each thing that makes writes less safe than promised."""
     info = connection.info
     found = dict(connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [_NAMES]).fetchall())
@@ -128,6 +128,11 @@ def _risks(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> 
             )
         elif commit in _WEAK_COMMITS:
             yield f"the server runs with synchronous_commit={commit}: {_WEAK_COMMITS[commit]}"
+    if connection.setting_statement:
+        yield (
+            "a connection pooler in between ignores what Balsam sets, so each transaction sets it, which takes time: "
+            "name the server itself"
+        )
     is_local = info.host.startswith("/") or is_loopback(info.host)
     if not is_local and not connection.pgconn.ssl_in_use:
         yield f"the connection to {info.host} is not encrypted: add ?sslmode=verify-full to the URL"
