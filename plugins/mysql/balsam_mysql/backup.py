@@ -22,7 +22,7 @@ from balsam_core.plugin import (
     shown,
 )
 from balsam_mysql.configuration import ACCOUNT, DATABASE, FOREIGN_VARIABLES
-from balsam_mysql.connecting import connect, open_adopted
+from balsam_mysql.connecting import ALL_ROWS, connect, open_adopted
 from balsam_mysql.init_files import server_home, server_programs
 from balsam_mysql.keys import certificate_file, pin_file
 from balsam_mysql.programs import find_client
@@ -175,7 +175,15 @@ def _adopted_server(db: DBDir) -> Target:
         connection, found = open_adopted(db, target)
     except MySQLdb.Error as err:
         raise translate(err) or Unavailable(f"the server at {target.endpoint} can't be reached: {err}") from err
-    connection.close()
+    with contextlib.closing(connection), contextlib.closing(connection.cursor()) as cursor:
+        # The programs set neither for themselves.
+        cursor.execute("SELECT @@global.init_connect, @@global.sql_select_limit")
+        commands, limit = cursor.fetchone()
+    if "select_limit" in str(commands).lower() or int(limit) < ALL_ROWS:
+        raise Unavailable(
+            f"the server at {found.endpoint} limits the rows of an answer (sql_select_limit, perhaps by init_connect), "
+            f"which would cut a backup: ask who runs it"
+        )
     return found
 
 

@@ -44,12 +44,27 @@ time is over. It must be more than any statement takes.
 MYSQL_LIBRARY = (5, 0)  # versions of MySQL's client library start here; those of MariaDB's are below
 LONG_FINGERPRINTS = (3, 4)  # version of MariaDB's client library from which on it takes SHA-256
 
-_VARIABLES = (
-    f"SET SESSION sql_mode='{SQL_MODE}', innodb_lock_wait_timeout={LOCK_TIMEOUT}, "
-    f"lock_wait_timeout={TABLE_LOCK_TIMEOUT}, time_zone='+00:00'"
-)
-# A client that is stopped, or whose host has lost its power, must not keep its locks for hours.
-_MARIADB_VARIABLES = f", idle_write_transaction_timeout={IDLE_WRITE_TIMEOUT}"
+ALL_ROWS = 2**64 - 1  # of sql_select_limit
+# All that is relied on: a server that somebody else runs may have other values, also by its init_connect.
+_VARIABLES = {
+    "sql_mode": f"'{SQL_MODE}'",
+    "innodb_lock_wait_timeout": LOCK_TIMEOUT,
+    "lock_wait_timeout": TABLE_LOCK_TIMEOUT,
+    "time_zone": "'+00:00'",
+    "completion_type": "'NO_CHAIN'",
+    "default_storage_engine": "InnoDB",  # for Alembic's own table
+    "foreign_key_checks": 1,
+    "sql_big_selects": 1,  # whatever max_join_size is
+    "sql_safe_updates": 0,
+    "sql_select_limit": ALL_ROWS,
+    "unique_checks": 1,
+}
+_MARIADB_VARIABLES = {
+    # A client that is stopped, or whose host has lost its power, must not keep its locks for hours.
+    "idle_write_transaction_timeout": IDLE_WRITE_TIMEOUT,
+    "max_statement_time": 0,
+}
+_MYSQL_VARIABLES = {"max_execution_time": 0}
 
 
 def connect(db: DBDir, address: Address, *, timeout: int = CONNECT_TIMEOUT, read_timeout: int = READ_TIMEOUT) -> Any:  # noqa: ANN401
@@ -177,14 +192,17 @@ def _open_connection(
         raise
     try:
         cursor = connection.cursor()
-        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        cursor.execute(_VARIABLES + (_MARIADB_VARIABLES if "MariaDB" in connection.get_server_info() else ""))
+        is_mariadb = "MariaDB" in connection.get_server_info()
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE")
+        variables = _VARIABLES | (_MARIADB_VARIABLES if is_mariadb else _MYSQL_VARIABLES)
+        cursor.execute("SET SESSION " + ", ".join(f"{name}={value}" for name, value in variables.items()))
         if parameters.get("ssl_mode", "DISABLED") not in {"DISABLED", "PREFERRED"}:
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             if not cursor.fetchone()[1]:
                 raise Unavailable(f"the database server at {parameters.get('host')} can't encrypt, which it must")
         if adopted:
-            _check_role(cursor, is_mariadb="MariaDB" in connection.get_server_info())
+            _check_role(cursor, is_mariadb=is_mariadb)
+            connection.commit()  # what init_connect has begun
         cursor.close()
     except BaseException:
         connection.close()
