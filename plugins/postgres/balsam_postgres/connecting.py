@@ -1,6 +1,6 @@
 """Opening a connection, to the DB's own server or to an adopted one.
 
-libpq's variables, e.g. PGHOSTADDR, PGSERVICE and PGGEQO, are meant for other connections: it doesn't see them.
+libpq's variables, e.g. PGHOSTADDR, PGSERVICE and PGGEQO, are meant for other connections: they don't count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from balsam_core.plugin import BackendError, Unavailable, is_loopback, read_pass
 from balsam_postgres.configuration import DATABASE, ROLE
 from balsam_postgres.errors import permanent_error
 from balsam_postgres.keys import certificate_file
-from balsam_postgres.libpq import hidden_variables, refusal_code
+from balsam_postgres.libpq import hidden_variables, overriding_variables, refusal_code
 from balsam_postgres.server import PROTOCOL
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class Connection(psycopg.Connection[Any]):
 
 
 def _open_connection(parameters: dict[str, str], password: str | None, where: str) -> Connection:
-    given = parameters if password is None else {**parameters, "password": password}
+    given = overriding_variables(parameters if password is None else {**parameters, "password": password})
     try:
         with hidden_variables():
             connection = Connection.connect(**given)  # type: ignore[arg-type]
