@@ -152,8 +152,8 @@ def _risks(properties: Mapping[str, str], target: Target, *, is_durable: bool) -
         yield f"{where} has sync_binlog={sync}: its binary log can lose acknowledged writes when it crashes; 1 is safe"
     if properties.get("wsrep_on") == "ON":
         yield (
-            f"{where} is a node of a Galera cluster: writes are safe only while all clients use the same node; list "
-            f"its nodes in one order in the URL, or use a proxy with one active node"
+            f"{where} is a node of a Galera cluster: writes are safe only while all clients use the same node: let "
+            f"a proxy with one active node lead them there"
         )
     elif is_durable and _is_asynchronous(properties, target):
         yield (
