@@ -9,12 +9,13 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import plugin_dbs
 import pytest
-from balsam_program import here
+from balsam_program import BALSAM, here
 from db_servers import Missing, PostgresServer, skip_kind
 
 from balsam_core import Job, open_db
@@ -243,11 +244,15 @@ def test_a_call_that_finds_only_a_standby_waits_for_its_promotion(primary, stand
     try:
         path = shutil.copytree(dbdir.path, tmp_path / "copy")
         write_config(replace(dbdir, path=path, settings={**dbdir.settings, "url": _url(server)}))
-        with open_db(path) as db, ThreadPoolExecutor(1) as thread:
-            answer = thread.submit(db.run, AddJobs(jobs=[Job(command="true", name="later")]), timeout=SECONDS)
+        words = [*BALSAM, "--db", str(path), "-o", "ids", "run", "--name", "later", "--", "true"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+            told = program.stderr.readline()
+            assert told.startswith("Waiting for the database, for 1"), told
+            assert "the server is a standby" in told
             server.execute("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
             server.execute("SELECT pg_promote()")
-            assert answer.result(SECONDS).first_id
-            assert db.jobs.where(name="later").count() == 1
+            (added,) = program.communicate(timeout=SECONDS)[0].split()
+        assert program.returncode == 0
+        assert here.good("-o", "ids", "ls", "--name", "later", db=path).ids == [int(added)]
     finally:
         server.close()
