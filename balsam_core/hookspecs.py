@@ -47,6 +47,7 @@ __all__ = [
     "balsam_restore",
     "balsam_server_policy",
     "balsam_start_server",
+    "balsam_warnings",
     "hookimpl",
     "hookspec",
 ]
@@ -60,6 +61,7 @@ OPTIONAL = frozenset(
         "balsam_job_event",
         "balsam_restore",
         "balsam_server_policy",
+        "balsam_warnings",
     }
 )
 """Hooks that a backend may leave out."""
@@ -324,6 +326,27 @@ def balsam_job_event(events: Sequence[Event]) -> None:
         def balsam_job_event(events: Sequence[Event]) -> None:
             for event in events:
                 syslog.syslog(f"job {event.job_id}: {event.transitions[-1][0]}")
+    """
+
+
+@hookspec(firstresult=True)
+def balsam_warnings(db: DBDir) -> Sequence[str]:  # type: ignore[empty-body]
+    """Return what makes this DB less safe than promised at the moment, one line each, for ``balsam status``.
+
+    For a server that somebody else runs, for instance: that it doesn't wait for its replicas. ``balsam init`` shows
+    what ``balsam_init_db`` logs, so a plugin logs the same lines there. What the plugin may not see isn't told.
+
+    Args:
+        db: The directory.
+
+    Raises:
+        Unavailable: The database can't be reached.
+
+    Example::
+
+        @hookimpl
+        def balsam_warnings(db: DBDir) -> Sequence[str]:
+            return ["the disk is full but for 1 %"] if is_nearly_full(db.path) else []
     """
 
 

@@ -6,7 +6,7 @@ that backend is used, as one line that names the distribution, its version and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import NoneType
@@ -27,7 +27,7 @@ from balsam_core.errors import BackendError, BalsamError
 from balsam_core.plugin_types import ServerPlan, ServerPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
     from typing import Any
@@ -120,6 +120,15 @@ class Backend:
         if not self.has("balsam_server_policy"):
             return self.identity.server
         return self._call_hook("balsam_server_policy", ServerPolicy, db=db)
+
+    def warnings(self, db: DBDir) -> list[str]:
+        """Return what makes this DB less safe than promised; see ``balsam_warnings``."""
+        if not self.has("balsam_warnings"):
+            return []
+        lines = list(self._call_hook("balsam_warnings", Sequence, db=db))  # type: ignore[type-abstract]
+        if not all(isinstance(line, str) for line in lines):
+            raise BackendError(self._broken_message("balsam_warnings", "lines that are not all text"))
+        return lines
 
     def start_server(self, db: DBDir, host: str, port: int, *, tls: bool = True) -> ServerPlan:
         """Return how to run the server; see ``balsam_start_server``."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 MYSQL = ("mysql", "mariadb")
-TABLE_OPTIONS = {"mysql": " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"}
+TABLE_OPTIONS = {"mysql": " ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"}
 """What metadata adds to its CREATE TABLE statements, by dialect; as keywords of a table they would load the dialect."""
 
 

@@ -17,8 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOOPBACK = "127.0.0.1"
+_LOOPBACK_NAMES = {
+    **dict.fromkeys(("localhost", "localhost.localdomain", "localhost4"), LOOPBACK),
+    **dict.fromkeys(("localhost6", "ip6-localhost", "ip6-loopback"), "::1"),
+}
 # Reserved for documentation. They tell the outgoing interface; nothing is sent.
 _REMOTE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+
+
+def listening_host(host: str) -> str:
+    """Return a host to listen on in the one form that is published.
+
+    An IPv6 address loses its brackets, and a name of the loopback (RFC 6761) becomes its address: a driver may take
+    ``localhost`` for a socket file.
+    """
+    bare = host.strip().removeprefix("[").removesuffix("]")
+    found = _ip_address(bare)
+    return str(found) if found else _LOOPBACK_NAMES.get(bare.lower().removesuffix("."), bare)
 
 
 def choose_port(host: str, *, fixed: int = 0, preferred: int = 0) -> int:
@@ -66,7 +81,7 @@ def _refuse_unreachable_name(host: str) -> None:
 
 def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]"))
+        return ipaddress.ip_address(host)
     return None
 
 
@@ -123,7 +138,7 @@ def _is_reachable(address: str) -> bool:
 
 def _bind_and_close(host: str, port: int) -> int:
     """Bind for a moment and return the port."""
-    infos = socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, endpoint = infos[0]
     with socket.socket(family, kind, protocol) as probe:
         # As servers do: closed connections in TIME_WAIT don't count as a taken port.

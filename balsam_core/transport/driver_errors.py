@@ -26,7 +26,8 @@ def to_balsam_error(err: BaseException, is_retryable: IsRetryable, translate: Tr
         return Unavailable(f"the database did not do what it was asked ({text})")
     # First: the server may have committed, though its answer to the COMMIT was an error and the end of the connection.
     if err.connection_invalidated:
-        return OutcomeUnknown(f"the connection broke ({text})")
+        known = translate(err.orig) if translate else None
+        return OutcomeUnknown(known.message if known else f"the connection broke ({text})")
     if is_retryable(err.orig):
         return Busy(f"the database was kept busy by others until the time was over ({text})")
     if translate and (ours := translate(err.orig)) is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
     from balsam_core.model.calls import Call, RequestId
     from balsam_core.operations.execution import BulkInsert
 
+logger = logging.getLogger(__name__)
+
 R = TypeVar("R")
 
 FIRST_PAUSE = 0.002  # seconds before the first repetition
 LONGEST_PAUSE = 0.5
+SILENCE = 5.0  # seconds without the database, after which the user is told why a call waits
 MOST_KEY_CONFLICTS = 3  # repetitions after another client inserted the same key at the same moment
 
 
@@ -146,6 +151,7 @@ class NativeTransport(EncodedTransport):
 
         pause = FIRST_PAUSE
         conflicts = 0
+        tell_at = time.monotonic() + SILENCE
         while True:
             try:
                 return attempt()
@@ -170,6 +176,10 @@ class NativeTransport(EncodedTransport):
                     repeat = isinstance(error, Busy) or (not connected and type(error) is Unavailable)
                 if not repeat or time.monotonic() + pause > deadline:
                     raise (_outcome_unknown(cause) if commit.unknown else error) from cause
+            if type(error) is Unavailable and time.monotonic() > tell_at:
+                tell_at = math.inf
+                left = deadline - time.monotonic()
+                logger.warning("Waiting for the database, for %.0f s more at most: %s", left, error)
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (not for secrets: it spreads repetitions out)
             pause = min(pause * 2, LONGEST_PAUSE)
 

@@ -173,13 +173,13 @@ def test_each_db_has_its_own_server(toy):
 def test_a_fixed_port_and_other_options(toy, db):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-        assert f"port {port} of localhost is taken" in here.refused(
+        assert f"port {port} of 127.0.0.1 is taken" in here.refused(
             "dbserver", "--host", "localhost", "--port", port, code=4, db=db.path
         )
-    assert balsam("--host", "localhost", "--port", port, db=db.path).out == f"running at localhost:{port}\n"
+    assert balsam("--host", "localhost", "--port", port, db=db.path).out == f"running at 127.0.0.1:{port}\n"
     toy.lease(db)
     again = balsam("--port", str(port + 1 if port < 65535 else 1024), db=db.path)
-    assert again.out == f"already running at localhost:{port}\n"
+    assert again.out == f"already running at 127.0.0.1:{port}\n"
     assert "stop it first" in again.err
     balsam("--stop", db=db.path)
 

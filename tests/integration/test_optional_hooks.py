@@ -344,7 +344,7 @@ def test_nothing_is_started_for_a_backend_without_the_hook(tmp_path):
         assert threading.active_count() == threads
 
 
-# ---- balsam_bulk_insert and balsam_server_policy
+# ---- balsam_bulk_insert, balsam_server_policy and balsam_warnings
 
 
 def test_many_jobs_go_through_the_bulk_insert(site, balsam, db, tmp_path):
@@ -376,3 +376,17 @@ def test_a_db_may_need_no_server_though_its_type_does(site, balsam, db):
     done = balsam("dbserver", "--path", db)
     assert "need" in done.out + done.err
     assert not done.err.startswith("Traceback")
+
+
+def test_a_plugin_can_warn_in_the_status(site, balsam, db):
+    site.add("toy", more='@hookimpl\ndef balsam_warnings(db):\n    return ["nearly full\\x1b[31m"]\n')
+    good(balsam("init", db, "--db-type", "toy"))
+    assert good(balsam("status", "-o", "json")).json["warnings"] == ["nearly full\x1b[31m"]
+    text = good(balsam("status")).out
+    assert "warning    nearly full" in text
+    assert "\x1b" not in text
+    plugin = site.path / "acme_toy_plugin.py"
+    plugin.write_text(plugin.read_text().replace('["nearly', '[5, "nearly'))
+    done = balsam("status")
+    assert done.code != 0
+    assert "balsam_warnings" in done.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+from datetime import UTC, datetime
 
 import pytest
 from balsam_program import here
@@ -143,3 +144,32 @@ def test_what_an_init_left_that_was_killed_is_taken_over_once_used_never(url, se
     assert added.code == 0
     here.good("rm", "1", "--yes", db=path)  # used, though empty again
     refused(adopt(tmp_path / "third", url, "--password-file", secret), 4, "belongs to another DB directory", "restore")
+
+
+def test_settings_of_the_role_and_the_database_do_not_matter(theirs, databases, url, secret, tmp_path):
+    settings = {
+        "statement_timeout": "'1ms'",
+        "default_transaction_read_only": "on",
+        "DateStyle": "'German'",
+        "TimeZone": "'Asia/Tokyo'",
+        "IntervalStyle": "'sql_standard'",
+        "bytea_output": "'escape'",
+        "standard_conforming_strings": "off",
+        "extra_float_digits": "-15",
+        "default_transaction_isolation": "'serializable'",
+        "client_min_messages": "error",
+        "lock_timeout": "'1ms'",
+    }
+    with databases.server("postgres").connect() as admin:
+        for name, value in settings.items():
+            admin.execute(f"ALTER DATABASE {theirs.database} SET {name} = {value}")
+    path = tmp_path / "db"
+    assert adopt(path, url, "--password-file", secret).code == 0
+    parameters = {"x": 0.1 + 0.2, "text": "back\\slash 'quoted'"}
+    with open_db(path) as db:
+        db.jobs.add([Job(command="true", workflow="w", parameters=parameters) for _ in range(2000)])
+        assert {tuple(job.parameters.items()) for job in db.jobs.where(workflow="w")} == {tuple(parameters.items())}
+        utc = datetime.now(UTC)
+        assert abs((next(iter(db.jobs.where(workflow="w"))).created_at - utc).total_seconds()) < 3600
+    here.good("launcher", "--consume-all", db=path)
+    here.good("backup", tmp_path / "saved", db=path)

@@ -107,3 +107,23 @@ def test_on_the_loopback_another_host_is_told_so(hosts, db):
         assert "--host" in beta.balsam.refused("ls", "--db", db.path, code=6)
     finally:
         serving(alpha, db, "--stop")
+
+
+def test_a_machine_whose_shared_memory_files_can_not_be_used(hosts, tmp_path):
+    alpha, _ = hosts
+    path = tmp_path / "db"
+    alpha.good(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "/dev/shm"])
+    try:
+        alpha.balsam.good("init", path, "--db-type", "postgres")
+        alpha.balsam.good("dbserver", "--path", path)
+        try:
+            alpha.balsam.good("run", "--db", path, "--", "true")
+        finally:
+            alpha.balsam.good("dbserver", "--path", path, "--stop")
+        # What the server says of its end reaches the user.
+        (path / "postgres" / "site.conf").write_text("dynamic_shared_memory_type = posix\n")
+        for command in (["dbserver", "--path", path], ["init", path]):
+            done = alpha.balsam.refused(*command, code=6)
+            assert "FATAL:  could not open shared memory segment" in done
+    finally:
+        alpha.good(["umount", "/dev/shm"])

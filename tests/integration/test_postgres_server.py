@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import plugin_dbs
 import pytest
 from balsam_program import here
 from exact import check, rows_by_api, writers
@@ -196,6 +198,41 @@ def test_libpqs_variables_lead_nobody_astray(served, tmp_path):
         assert here("ls", db=db.path, env=wrong).code == 0
     finally:
         db.close()
+
+
+def test_no_variable_of_libpq_counts(served, theirs_too):
+    options = [option for option in psycopg.pq.Conninfo.get_defaults() if option.envvar]
+    everything = {option.envvar.decode(): "x" for option in options}
+    assert len(everything) > 20
+    for path in (served.path, theirs_too):
+        assert here("ls", db=path, env=everything).code == 0
+        for name in everything:
+            assert here("ls", db=path, env={name: "x"}).code == 0, name
+
+
+@pytest.fixture
+def theirs_too(databases, tmp_path):
+    with databases.fresh("postgres") as url:
+        yield plugin_dbs.make_db(tmp_path / "theirs", "postgres", url).path
+
+
+def test_programs_of_other_threads_keep_libpqs_variables(served):
+    stop = threading.Event()
+    seen = set()
+
+    def look():
+        while not stop.is_set():
+            seen.add(subprocess.run(["printenv", "PGHOST"], capture_output=True, text=True, check=False).stdout)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as thread:
+        patch.setenv("PGHOST", "db.example")
+        looking = thread.submit(look)
+        for _ in range(30):
+            with open_db(served.path) as db:
+                assert db.jobs.count() >= 0
+        stop.set()
+        looking.result()
+    assert seen == {"db.example\n"}
 
 
 def test_others_keep_libpqs_variables(served):

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import plugin_dbs
 import pytest
+from balsam_program import BALSAM, here
 from db_servers import Missing, PostgresServer, skip_kind
 
 from balsam_core import Job, open_db
-from balsam_core.errors import OutcomeUnknown
+from balsam_core.dbdir.directory import write_config
+from balsam_core.errors import OutcomeUnknown, Unavailable
 from balsam_core.model.calls import AddJobs
 from balsam_core.testing.tools import wait_until
 
@@ -145,3 +150,109 @@ def test_without_the_standby_nobody_is_told_that_it_is_done(primary, standby, db
         fault(primary, wait_until(primary.waiting_backend))
         with pytest.raises(OutcomeUnknown, match="may or may not have been applied"):
             answer.result(SECONDS)
+
+
+# ---- what is told of the replication
+
+
+def _warnings(dbdir):
+    lines = here.good("status", "-o", "json", db=dbdir.path).json["warnings"]
+    return [line for line in lines if "fsync" not in line and "full_page_writes" not in line]
+
+
+def test_replication_that_can_lose_writes_is_warned_about(primary, standby, dbdir):
+    env = {"BALSAM_DB_PASSWORD": primary.password}
+    assert _warnings(dbdir) == []
+    try:
+        for value, risk in (("local", "no write waits for a standby"), ("remote_write", "forced a write to its disk")):
+            primary.execute(f"ALTER ROLE balsam SET synchronous_commit = {value}")
+            (line,) = _warnings(dbdir)
+            assert f"synchronous_commit={value}: " in line
+            assert risk in line
+            assert f"Warning: {line}\n" in here.good("init", dbdir.path, env=env).err
+    finally:
+        primary.execute("ALTER ROLE balsam RESET synchronous_commit")
+    primary.execute("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
+    try:
+        (line,) = _warnings(dbdir)
+        assert "is replicated, but synchronous_standby_names is empty: a failover may undo writes" in line
+        assert f"Warning: {line}\n" in here.good("init", dbdir.path, env=env).err
+        assert f"warning    {line}\n" in here.good("status", db=dbdir.path).out
+    finally:
+        primary.wait_for_standby()
+    assert _warnings(dbdir) == []
+
+
+# ---- which of the servers is used
+
+
+def _url(*servers, options=""):
+    return f"postgresql://balsam@{','.join(f'127.0.0.1:{one.port}' for one in servers)}/{DATABASE}{options}"
+
+
+@pytest.fixture
+def with_url(dbdir, primary, tmp_path):
+    """Give the same DB under another URL, which ``init`` would refuse."""
+
+    def copied(url):
+        settings = {**dbdir.settings, "url": url}
+        path = shutil.copytree(dbdir.path, tmp_path / "copy")
+        write_config(replace(dbdir, path=path, settings=settings))
+        return path
+
+    return copied
+
+
+def test_reads_and_writes_go_to_the_primary_wherever_it_stands_in_the_url(primary, standby, dbdir):
+    env = {"BALSAM_DB_PASSWORD": primary.password}
+    here.good("init", dbdir.path, "--url", _url(standby, primary), env=env)
+    here.good("run", "--name", "second-host", "--", "true", db=dbdir.path)
+    with standby.lagging():
+        primary.execute("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
+        try:
+            here.good("run", "--name", "not-on-the-standby", "--", "true", db=dbdir.path)
+            assert "not-on-the-standby" in here.good("ls", db=dbdir.path).out
+        finally:
+            primary.wait_for_standby()
+
+
+def test_a_standby_alone_is_called_one(primary, standby, tmp_path):
+    env = {"BALSAM_DB_PASSWORD": primary.password}
+    words = ["init", tmp_path / "db", "--db-type", "postgres", "--url", _url(standby)]
+    assert "is a standby" in here.refused(*words, code=6, env=env)
+    assert not (tmp_path / "db").exists()
+    for attributes in ("any", "prefer-standby", "standby", "read-only"):
+        words[-1] = _url(standby, options=f"?target_session_attrs={attributes}")
+        assert "permits a standby" in here.refused(*words, code=5, env=env)
+
+
+@pytest.mark.parametrize("options", ["", "?target_session_attrs=any"])
+def test_a_call_that_finds_only_a_standby_says_so_soon_and_in_the_end(standby, with_url, options, caplog):
+    path = with_url(_url(standby, options=options))
+    with open_db(path) as db, ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(db.run, AddJobs(jobs=[Job(command="true")]), timeout=6.5)
+        wait_until(lambda: "Waiting for the database" in caplog.text)
+        assert not answer.done()
+        with pytest.raises(Unavailable, match=r"is a standby|allows no writing"):
+            answer.result(SECONDS)
+    (line,) = caplog.messages
+    assert "standby" in line
+
+
+def test_a_call_that_finds_only_a_standby_waits_for_its_promotion(primary, standby, dbdir, tmp_path, run_directory):
+    server = Standby(run_directory, primary)  # its own, since it becomes a primary
+    try:
+        path = shutil.copytree(dbdir.path, tmp_path / "copy")
+        write_config(replace(dbdir, path=path, settings={**dbdir.settings, "url": _url(server)}))
+        words = [*BALSAM, "--db", str(path), "-o", "ids", "run", "--name", "later", "--", "true"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+            told = program.stderr.readline()
+            assert told.startswith("Waiting for the database, for 1"), told
+            assert "the server is a standby" in told
+            server.execute("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
+            server.execute("SELECT pg_promote()")
+            (added,) = program.communicate(timeout=SECONDS)[0].split()
+        assert program.returncode == 0
+        assert here.good("-o", "ids", "ls", "--name", "later", db=path).ids == [int(added)]
+    finally:
+        server.close()

@@ -57,6 +57,11 @@ def test_an_adopted_db_needs_no_server(tmp_path):
             ["--user=me", "--socket=/run/s"],
         ),
         (
+            "mysql://me@[::1]:17331,h2/jobs",
+            {"host": "::1", "port": 17331, "user": "me", "database": "jobs"},
+            ["--user=me", "--host=::1", "--port=17331"],
+        ),
+        (
             # Told to require TLS but not to verify, the client library would go on without.
             "mysql://me@h/jobs?ssl_ca=/&ssl_mode=REQUIRED",
             {
@@ -84,6 +89,14 @@ def test_urls_become_parameters_and_arguments(url, parameters, words):
     assert ("--ssl-mode=" in " ".join(Target.parse(url).arguments("mysql"))) == ("ssl_mode" in parameters)
 
 
+def test_a_url_names_several_servers_in_a_fixed_order():
+    target = Target.parse("mysql://me@h2:17332,H1,[::1]:5/jobs?ssl_mode=PREFERRED")
+    assert target.hosts == (("h2", 17332), ("h1", 3306), ("::1", 5))
+    assert target.endpoint == "h2:17332 or h1:3306 or [::1]:5"
+    assert [one.parameters()["host"] for one in target.each()] == ["h2", "h1", "::1"]
+    assert {one.user for one in target.each()} == {"me"}
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -99,6 +112,11 @@ def test_urls_become_parameters_and_arguments(url, parameters, words):
         "mysql://me@h/d?ssl_mode=DISABLED&ssl_mode=DISABLED",
         "mysql://me@h/d?ssl_mode=REQUIRED",
         "mysql://me@[::1/d",
+        "mysql://me@::1/d",
+        "mysql://me@h1,/d",
+        "mysql://me@h1,h2:x/d",
+        "mysql://me@h1:0,h2/d",
+        "mysql://me:secret@h1:1,[::1]:2/d",
     ],
 )
 def test_wrong_urls_are_refused_without_showing_a_password(url):
@@ -159,6 +177,8 @@ SAFE = {
     "innodb_flush_log_at_trx_commit": "1",
     "innodb_doublewrite": "ON",
     "max_allowed_packet": str(64 * 1024 * 1024),
+    "replicas": "0",
+    "wsrep_on": "OFF",
 }
 TARGET = Target.parse("mysql://me@db.example/jobs?ssl_ca=/")
 UNSURE = Target.parse("mysql://me@db.example/jobs?ssl_mode=PREFERRED")
@@ -193,6 +213,10 @@ def test_servers_that_are_fit_are_told_apart():
         ({"innodb_flush_log_at_trx_commit": "2"}, "innodb_flush_log_at_trx_commit=2"),
         ({"sync_binlog": "0"}, "sync_binlog=0"),
         ({"sync_binlog": "0", "log_bin": "OFF"}, None),
+        ({"replicas": "1"}, "doesn't wait for its replicas"),
+        ({"replicas": "1", "Rpl_semi_sync_master_status": "ON"}, None),
+        ({"replicas": "1", "group_replication_group_name": "x"}, None),
+        ({"wsrep_on": "ON", "replicas": "1"}, "node of a Galera cluster"),
         ({"innodb_doublewrite": "OFF"}, "innodb_doublewrite off"),
         ({"max_allowed_packet": "16777216"}, "max_allowed_packet=16777216"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from balsam_core.errors import Conflict, InvalidInput
 from balsam_core.system import network
-from balsam_core.system.network import advertised, choose_port, is_wildcard
+from balsam_core.system.network import advertised, choose_port, is_wildcard, listening_host
 
 
 @pytest.fixture
@@ -49,9 +49,29 @@ def test_a_host_that_is_not_this_machine_is_refused(host):
         choose_port(host)
 
 
+@pytest.mark.parametrize(
+    ("given", "published"),
+    [
+        ("localhost", "127.0.0.1"),
+        ("LocalHost.", "127.0.0.1"),
+        ("localhost6", "::1"),
+        ("ip6-localhost", "::1"),
+        ("[::1]", "::1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+        ("[::]", "::"),
+        ("0.0.0.0", "0.0.0.0"),
+        (" 10.1.2.3 ", "10.1.2.3"),
+        ("login1", "login1"),
+        ("*", "*"),
+    ],
+)
+def test_a_host_to_listen_on_has_one_form(given, published):
+    assert listening_host(given) == published
+
+
 def test_wildcards():
-    assert [is_wildcard(host) for host in ("0.0.0.0", "::", "[::]", "*", "", "127.0.0.1", "::1", "login1")] == [
-        *[True] * 5,
+    assert [is_wildcard(host) for host in ("0.0.0.0", "::", "*", "", "127.0.0.1", "::1", "login1")] == [
+        *[True] * 4,
         *[False] * 3,
     ]
 

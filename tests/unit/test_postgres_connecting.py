@@ -43,6 +43,7 @@ def test_the_verifier_is_that_of_rfc_7677():
         ("postgresql://user@host/db?sslpassword=secret", "must not stand in the URL"),
         ("postgresql://user@host/db?service=other", "has the parameter service"),
         ("postgresql://user@host/db?replication=true", "has the parameter replication"),
+        ("postgresql://user@host,other/db?target_session_attrs=any", "permits a standby"),
         ("postgresql://user@host/db?sslrootcert=ca.pem", "write the path in full"),
     ],
 )
@@ -66,6 +67,7 @@ def test_a_good_url_passes(url):
     parameters = connecting.adopted_parameters({"url": url}, psycopg.pq.version())
     assert parameters["dbname"] == "db"
     assert parameters["hostaddr"] == ""
+    assert parameters["target_session_attrs"] == "read-write"
 
 
 def test_a_server_of_ours_is_pinned_and_gets_no_password_in_clear(tmp_path):

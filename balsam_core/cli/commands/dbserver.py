@@ -73,9 +73,11 @@ def dbserver(
     elif reset:
         _reset_server(session)
     else:
+        from balsam_core.system.network import listening_host
         from balsam_core.watchdog.options import ServerOptions
 
-        options = ServerOptions(host=host or ServerOptions.host, port=port or 0, takeover=takeover, tls=not no_tls)
+        listen = listening_host(host) if host else ServerOptions.host
+        options = ServerOptions(host=listen, port=port or 0, takeover=takeover, tls=not no_tls)
         if foreground:
             _serve_in_foreground(session, options)
         else:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 def status(session: Session) -> int:
     """Show which DB is used and how it stands.
 
-    Shows the DB directory and who chose it, the database type, the server, the jobs by state, and the launchers. Where
+    Shows the DB directory and who chose it, the database type, the server, the jobs by state, the launchers, and
+    what makes writes less safe than promised. Where
     a published server turns out to be dead, or its address can't be read, that is all that can be shown, and the exit
     code is that of an error.
     """
+    from balsam_core.backends import registry
     from balsam_core.cli.commands.dbserver import describe_state, status_record
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.settings import resolve_db_path
@@ -46,6 +48,7 @@ def status(session: Session) -> int:
             "schema": info.schema,
             "jobs": {name: count for name, count in db.run(CountStates()).get("", {}).items() if count},
             "launchers": db.run(GetLaunchers()),
+            "warnings": registry.load(db.directory.db_type).warnings(db.directory),
         }
     session.printer().one(record, _format_lines(record, describe_state(state)))
     return 0
@@ -65,6 +68,7 @@ def _make_record(directory: DBDir, origin: str, server: dict[str, object]) -> di
         "calls": server["calls"],
         "jobs": None,
         "launchers": None,
+        "warnings": None,
     }
 
 
@@ -77,6 +81,7 @@ def _format_lines(record: dict[str, Any], server: str) -> Iterator[str]:
     since = f", since {cell(record['server_since'])}" if record["server_since"] else ""
     load = "" if record["clients"] is None else f", {record['clients']} clients, {record['calls']} calls"
     yield f"server     {server}{since}{load}"
+    yield from (f"warning    {printable(line)}" for line in record["warnings"] or [])
     if record["jobs"] is None:
         return
     states = ", ".join(f"{count} {state}" for state, count in record["jobs"].items())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from balsam_core.plugin import (
     InvalidInput,
@@ -16,6 +17,7 @@ from balsam_core.plugin import (
     store_password,
 )
 from balsam_mysql.connecting import connect_adopted
+from balsam_mysql.errors import translate
 from balsam_mysql.url import Target
 
 if TYPE_CHECKING:
@@ -28,9 +30,11 @@ logger = logging.getLogger(__name__)
 _OLDEST = {"mariadb": (10, 6), "mysql": (8, 0)}  # with SKIP LOCKED
 _LEAST_PACKET = 32 * 1024 * 1024  # bytes; the largest call has 16 MiB, and quoting may double it
 _VARIABLES = (
-    "binlog_format", "innodb_doublewrite", "innodb_flush_log_at_trx_commit", "log_bin", "max_allowed_packet",
-    "sync_binlog", "version",
+    "binlog_format", "group_replication_group_name", "innodb_doublewrite", "innodb_flush_log_at_trx_commit", "log_bin",
+    "max_allowed_packet", "sync_binlog", "version", "wsrep_on",
 )  # fmt: skip
+_SEMI_SYNCHRONOUS = ("Rpl_semi_sync_master_status", "Rpl_semi_sync_source_status")
+_STATUS = ("Slaves_connected", *_SEMI_SYNCHRONOUS)  # the first one is MariaDB's
 
 
 def adopt(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
@@ -58,7 +62,18 @@ def adopt(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
     return {"durability": durability, "store_password": keep, "url": url, "variant": variant}
 
 
-def _server_properties(db: DBDir, target: Target, password: str) -> dict[str, str]:
+def warnings(db: DBDir) -> list[str]:
+    """Return what makes writes less safe than promised, as the server is now.
+
+    Raises:
+        Unavailable: The database can't be reached.
+    """
+    target = Target.parse(db.settings["url"])
+    properties = _server_properties(db, target, None)
+    return list(_risks(properties, target, is_durable=db.settings["durability"] == "full"))
+
+
+def _server_properties(db: DBDir, target: Target, password: str | None) -> dict[str, str]:
     """Return the server's variables of interest, and what else decides whether it is fit."""
     import MySQLdb
 
@@ -68,6 +83,9 @@ def _server_properties(db: DBDir, target: Target, password: str) -> dict[str, st
             cursor = connection.cursor()
             cursor.execute("SHOW GLOBAL VARIABLES")
             found = {str(name): str(value) for name, value in cursor if name in _VARIABLES}
+            cursor.execute(f"SHOW GLOBAL STATUS WHERE Variable_name IN ({', '.join(map(repr, _STATUS))})")
+            found |= {str(name): str(value) for name, value in cursor}
+            found["replicas"] = found.get("Slaves_connected") or str(_count_replicas(cursor))
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             found["tls"] = str(cursor.fetchone()[1])
             cursor.execute("SHOW COLLATION WHERE Collation IN ('utf8mb4_nopad_bin', 'utf8mb4_0900_bin')")
@@ -77,9 +95,29 @@ def _server_properties(db: DBDir, target: Target, password: str) -> dict[str, st
         finally:
             connection.close()
     except MySQLdb.Error as err:
+        if known := translate(err):
+            raise known from err
         why = " ".join(str(err.args[-1] if err.args else err).split())
         raise Unavailable(f"the database server at {target.endpoint} can't be used: {why}") from err
     return found
+
+
+def _count_replicas(cursor: Any) -> int:  # noqa: ANN401
+    """Return how many replicas are known, 0 where the account may not see them."""
+    import MySQLdb
+
+    for statement in ("SHOW REPLICAS", "SHOW SLAVE HOSTS"):  # MySQL from 8.0.22 on; all others
+        with contextlib.suppress(MySQLdb.Error):
+            cursor.execute(statement)
+            return len(cursor.fetchall())
+    return 0
+
+
+def _is_asynchronous(properties: Mapping[str, str], target: Target) -> bool:
+    """Say whether there are replicas that a COMMIT is known not to wait for."""
+    if "ON" in map(properties.get, _SEMI_SYNCHRONOUS) or properties.get("group_replication_group_name"):
+        return False
+    return len(target.hosts) > 1 or properties["replicas"] != "0"
 
 
 def _check_server(properties: Mapping[str, str], target: Target) -> str:
@@ -112,6 +150,16 @@ def _risks(properties: Mapping[str, str], target: Target, *, is_durable: bool) -
         )
     if is_durable and properties.get("log_bin") == "ON" and sync != "1":
         yield f"{where} has sync_binlog={sync}: its binary log can lose acknowledged writes when it crashes; 1 is safe"
+    if properties.get("wsrep_on") == "ON":
+        yield (
+            f"{where} is a node of a Galera cluster: writes are safe only while all clients use the same node: let "
+            f"a proxy with one active node lead them there"
+        )
+    elif is_durable and _is_asynchronous(properties, target):
+        yield (
+            f"{where} is replicated, but doesn't wait for its replicas: a failover may undo writes that were "
+            f"acknowledged, and give their job ids out again"
+        )
     if properties.get("innodb_doublewrite", "").upper() in {"OFF", "0", "DETECT_ONLY"}:
         yield f"{where} has innodb_doublewrite off: a crash can damage its tables, unless its disk writes pages whole"
     if int(properties.get("max_allowed_packet", _LEAST_PACKET)) < _LEAST_PACKET:
@@ -119,6 +167,6 @@ def _risks(properties: Mapping[str, str], target: Target, *, is_durable: bool) -
             f"{where} has max_allowed_packet={properties['max_allowed_packet']}: jobs with large documents can be "
             f"refused; {_LEAST_PACKET} is enough"
         )
-    if not target.is_verified and not target.is_local and not is_loopback(target.host):
+    if not target.is_verified and not target.is_local and not all(is_loopback(host) for host, _ in target.hosts):
         how = "encrypted only as long as nobody interferes" if properties["tls"] else "not encrypted"
         yield f"the connection to {where} is {how}: add ssl_ca=FILE to the URL"

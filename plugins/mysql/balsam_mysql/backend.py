@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from balsam_core.plugin import DBType, ServerPolicy, hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -77,6 +77,14 @@ def balsam_create_engine(db: DBDir, role: EngineRole) -> Engine:
     from balsam_mysql.engine import make_engine
 
     return make_engine(db, role)
+
+
+@hookimpl
+def balsam_warnings(db: DBDir) -> Sequence[str]:
+    """Say what makes writes on somebody else's server less safe than promised."""
+    from balsam_mysql.adopting import warnings
+
+    return warnings(db) if "url" in db.settings else ()
 
 
 @hookimpl

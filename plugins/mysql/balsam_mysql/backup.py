@@ -22,7 +22,7 @@ from balsam_core.plugin import (
     shown,
 )
 from balsam_mysql.configuration import ACCOUNT, DATABASE, FOREIGN_VARIABLES
-from balsam_mysql.connecting import connect
+from balsam_mysql.connecting import ALL_ROWS, connect, open_adopted
 from balsam_mysql.init_files import server_home, server_programs
 from balsam_mysql.keys import certificate_file, pin_file
 from balsam_mysql.programs import find_client
@@ -134,7 +134,7 @@ def _login_arguments(db: DBDir, address: Address | None, account: ServerAccount)
     lines = ["[client]"]
     is_own = "url" not in db.settings
     if not is_own:
-        words = Target.parse(db.settings["url"]).arguments(variant)
+        words = _adopted_server(db).arguments(variant)
     elif address is None:
         raise server_not_running(db)
     else:
@@ -164,13 +164,36 @@ def _login_arguments(db: DBDir, address: Address | None, account: ServerAccount)
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _adopted_server(db: DBDir) -> Target:
+    """Return which of the servers of the URL takes writes."""
+    import MySQLdb
+
+    from balsam_mysql.errors import translate
+
+    target = Target.parse(db.settings["url"])
+    try:
+        connection, found = open_adopted(db, target)
+    except MySQLdb.Error as err:
+        raise translate(err) or Unavailable(f"the server at {target.endpoint} can't be reached: {err}") from err
+    with contextlib.closing(connection), contextlib.closing(connection.cursor()) as cursor:
+        # The programs set neither for themselves.
+        cursor.execute("SELECT @@global.init_connect, @@global.sql_select_limit")
+        commands, limit = cursor.fetchone()
+    if "select_limit" in str(commands).lower() or int(limit) < ALL_ROWS:
+        raise Unavailable(
+            f"the server at {found.endpoint} limits the rows of an answer (sql_select_limit, perhaps by init_connect), "
+            f"which would cut a backup: ask who runs it"
+        )
+    return found
+
+
 def _check_server(db: DBDir, address: Address) -> None:
     import MySQLdb
 
     try:
         connect(db, address).close()
     except MySQLdb.Error as err:
-        raise Unavailable(f"the database server at {address.host}:{address.port} can't be reached: {err}") from err
+        raise Unavailable(f"the database server at {address.endpoint} can't be reached: {err}") from err
 
 
 def _fingerprint_lines(db: DBDir) -> list[str]:

@@ -23,6 +23,7 @@ from balsam_mysql.configuration import (
     TABLE_LOCK_TIMEOUT,
 )
 from balsam_mysql.keys import certificate_file, pin_file
+from balsam_mysql.url import tcp_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,12 +44,27 @@ time is over. It must be more than any statement takes.
 MYSQL_LIBRARY = (5, 0)  # versions of MySQL's client library start here; those of MariaDB's are below
 LONG_FINGERPRINTS = (3, 4)  # version of MariaDB's client library from which on it takes SHA-256
 
-_VARIABLES = (
-    f"SET SESSION sql_mode='{SQL_MODE}', innodb_lock_wait_timeout={LOCK_TIMEOUT}, "
-    f"lock_wait_timeout={TABLE_LOCK_TIMEOUT}, time_zone='+00:00'"
-)
-# A client that is stopped, or whose host has lost its power, must not keep its locks for hours.
-_MARIADB_VARIABLES = f", idle_write_transaction_timeout={IDLE_WRITE_TIMEOUT}"
+ALL_ROWS = 2**64 - 1  # of sql_select_limit
+# All that is relied on: a server that somebody else runs may have other values, also by its init_connect.
+_VARIABLES = {
+    "sql_mode": f"'{SQL_MODE}'",
+    "innodb_lock_wait_timeout": LOCK_TIMEOUT,
+    "lock_wait_timeout": TABLE_LOCK_TIMEOUT,
+    "time_zone": "'+00:00'",
+    "completion_type": "'NO_CHAIN'",
+    "default_storage_engine": "InnoDB",  # for Alembic's own table
+    "foreign_key_checks": 1,
+    "sql_big_selects": 1,  # whatever max_join_size is
+    "sql_safe_updates": 0,
+    "sql_select_limit": ALL_ROWS,
+    "unique_checks": 1,
+}
+_MARIADB_VARIABLES = {
+    # A client that is stopped, or whose host has lost its power, must not keep its locks for hours.
+    "idle_write_transaction_timeout": IDLE_WRITE_TIMEOUT,
+    "max_statement_time": 0,
+}
+_MYSQL_VARIABLES = {"max_execution_time": 0}
 
 
 def connect(db: DBDir, address: Address, *, timeout: int = CONNECT_TIMEOUT, read_timeout: int = READ_TIMEOUT) -> Any:  # noqa: ANN401
@@ -60,7 +76,7 @@ def connect(db: DBDir, address: Address, *, timeout: int = CONNECT_TIMEOUT, read
         DBDirError: The password is missing, or open to others.
     """
     parameters = {
-        "host": address.host,
+        "host": tcp_host(address.host),
         "port": address.port,
         "user": ACCOUNT,
         "password": read_password(db),
@@ -77,18 +93,42 @@ def connect_adopted(
     password: str | None = None,
     read_timeout: int = READ_TIMEOUT,
 ) -> Any:  # noqa: ANN401
-    """Return a connection to a server that somebody else runs; errors as from :func:`connect`.
+    """Return a connection to a server that somebody else runs: the first one of the URL that takes writes.
 
-    Without a password the stored one is used.
+    Reads go there, too: a replica may lag behind. Errors as from :func:`connect`. Without a password the stored one is
+    used.
     """
+    return open_adopted(db, target, password=password, read_timeout=read_timeout)[0]
+
+
+def open_adopted(
+    db: DBDir, target: Target, *, password: str | None = None, read_timeout: int = READ_TIMEOUT
+) -> tuple[Any, Target]:
+    """Return the same, and which server it is."""
+    import MySQLdb
+
+    from balsam_mysql.errors import most_telling
+
     if password is None:
         password = read_password(db)
     if password is None and db.settings.get("store_password") == "no":
         raise Unavailable(
             f"the password of {shown(db.path)} is not stored: put it into the variable BALSAM_DB_PASSWORD"
         )
-    parameters = {**target.parameters(), "password": password or ""}
-    return _open_connection(parameters, CONNECT_TIMEOUT, read_timeout)
+    faults: list[tuple[str, MySQLdb.Error]] = []
+    refusals: list[Unavailable] = []
+    for one in target.each():
+        try:
+            connection = _open_connection(
+                {**one.parameters(), "password": password or ""}, CONNECT_TIMEOUT, read_timeout, adopted=True
+            )
+        except MySQLdb.Error as err:
+            faults.append((one.endpoint, err))
+        except Unavailable as err:  # a node that is being set up may not know the account
+            refusals.append(err)
+        else:
+            return connection, one
+    raise refusals[0] if refusals else most_telling(faults)
 
 
 def _tls_parameters(db: DBDir) -> dict[str, Any]:
@@ -120,7 +160,12 @@ def _tls_parameters(db: DBDir) -> dict[str, Any]:
 
 
 def _open_connection(
-    parameters: dict[str, Any], timeout: int, read_timeout: int, own_password: Path | None = None
+    parameters: dict[str, Any],
+    timeout: int,
+    read_timeout: int,
+    own_password: Path | None = None,
+    *,
+    adopted: bool = False,
 ) -> Connection:
     import MySQLdb
     from MySQLdb.constants import CLIENT
@@ -147,14 +192,45 @@ def _open_connection(
         raise
     try:
         cursor = connection.cursor()
-        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        cursor.execute(_VARIABLES + (_MARIADB_VARIABLES if "MariaDB" in connection.get_server_info() else ""))
+        is_mariadb = "MariaDB" in connection.get_server_info()
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE")
+        variables = _VARIABLES | (_MARIADB_VARIABLES if is_mariadb else _MYSQL_VARIABLES)
+        cursor.execute("SET SESSION " + ", ".join(f"{name}={value}" for name, value in variables.items()))
         if parameters.get("ssl_mode", "DISABLED") not in {"DISABLED", "PREFERRED"}:
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             if not cursor.fetchone()[1]:
                 raise Unavailable(f"the database server at {parameters.get('host')} can't encrypt, which it must")
+        if adopted:
+            _check_role(cursor, is_mariadb=is_mariadb)
+            connection.commit()  # what init_connect has begun
         cursor.close()
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check_role(cursor: Any, *, is_mariadb: bool) -> None:  # noqa: ANN401
+    """Refuse a replica and a node of a Galera cluster that isn't ready: they take no writes, and reads may be old.
+
+    Raises:
+        MySQLdb.OperationalError: It is one now.
+    """
+    import MySQLdb
+
+    from balsam_mysql.errors import NO_VARIABLE, NOT_READY, READ_ONLY
+
+    try:
+        cursor.execute(f"SELECT @@global.read_only{', @@global.wsrep_on' if is_mariadb else ''}")
+    except MySQLdb.OperationalError as err:
+        if err.args[0] != NO_VARIABLE:  # MariaDB can be built without Galera
+            raise
+        cursor.execute("SELECT @@global.read_only")
+    read_only, *galera = map(str, cursor.fetchone())
+    if read_only not in {"0", "OFF"}:
+        raise MySQLdb.OperationalError(READ_ONLY, f"it is read-only, as a replica is: read_only={read_only}")
+    if galera in (["1"], ["ON"]):
+        cursor.execute("SHOW STATUS LIKE 'wsrep_ready'")
+        if cursor.fetchone() != ("wsrep_ready", "ON"):
+            raise MySQLdb.OperationalError(NOT_READY, "it has no quorum, or is still joining: wsrep_ready=OFF")
+        cursor.execute("SET SESSION wsrep_dirty_reads=OFF, wsrep_sync_wait=15")  # all kinds of statements

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from balsam_core.plugin import BalsamError, Corrupt, InvalidInput, Unavailable, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _RETRYABLE = {
@@ -31,6 +31,11 @@ _LOST = {
     # A COMMIT that failed half-way, e.g. on a full disk, may later turn out to be committed.
     1180,
 }  # fmt: skip
+NO_VARIABLE = 1193
+NOT_READY = 1047  # of a node of a Galera cluster
+READ_ONLY = 1836
+_NO_WRITER = -1  # our own: none of several servers takes writes, and some say why
+_READ_ONLY_OPTION = 1290  # or another option, which the text names
 _NO_SPACE = {1021, 1114}
 _STORAGE_ENGINE_ERROR = 1030  # its text holds the storage engine's own error
 _NO_TABLESPACE = 1812
@@ -41,7 +46,19 @@ _MEANINGS: tuple[tuple[set[int], type[BalsamError], str, str], ...] = (
         "the database server's files are damaged",
         ": restore them from a backup",
     ),
-    ({1036, 1290, 1792, 1836, 3100}, Unavailable, "the database server takes no writes", ": ask who runs it"),
+    (
+        {NOT_READY},
+        Unavailable,
+        "the database server is a Galera node that is not ready: it has lost its quorum, or is still joining",
+        ": ask who runs it",
+    ),
+    ({_NO_WRITER}, Unavailable, "none of the URL's database servers takes writes now", ": ask who runs them"),
+    (
+        {1036, _READ_ONLY_OPTION, 1792, READ_ONLY, 3100},
+        Unavailable,
+        "the database server takes no writes, as a replica does",
+        ": name the primary server, or ask who runs it",
+    ),
     (
         {1044, 1142, 1143, 1227, 1370},
         Unavailable,
@@ -71,7 +88,17 @@ def is_retryable(error: BaseException) -> bool:
 
 def is_lost(error: BaseException) -> bool:
     """Say whether the connection is of no more use, and it is unknown whether what was sent last was done."""
-    return _number(error) in _LOST
+    return _number(error) in _LOST or _takes_no_writes(error)
+
+
+def most_telling(faults: Sequence[tuple[str, Exception]]) -> Exception:
+    """Return one error for several servers, each with its place."""
+    last = faults[-1][1]
+    if len(faults) == 1:
+        return last
+    texts = "; ".join(f"{where}: {_message(err)}" for where, err in faults)
+    number = _NO_WRITER if any(_takes_no_writes(err) for _, err in faults) else _number(last)
+    return type(last)(number, texts)
 
 
 def translate(error: BaseException) -> BalsamError | None:
@@ -113,6 +140,14 @@ def permanent_error(
             f"place, or the certificate has changed"
         )
     return None
+
+
+def _takes_no_writes(error: BaseException) -> bool:
+    """Say whether a server, or a node of a cluster, has a role now in which it takes no writes; another one may."""
+    number = _number(error)
+    return number in {NOT_READY, READ_ONLY, _NO_WRITER} or (
+        number == _READ_ONLY_OPTION and "read-only" in _message(error)
+    )
 
 
 def _number(error: BaseException) -> int | None:

@@ -32,13 +32,12 @@ def server_plan(db: DBDir, host: str, port: int) -> ServerPlan:
     programs = server_programs(db)
     home = server_home(db)
     account = ServerAccount.owner_of(home)
-    bound = host.strip("[]")
     make_keys(db, programs.variant)
     durable, memory = db.settings.get("durability") != "relaxed", db.settings.get("memory", MEMORY)
     argv = [
         *(str(programs.server), "--no-defaults"),
         *server_options(programs, home, durable=durable, memory=memory),
-        *(f"--bind-address={bound or '*'}", f"--port={port}"),
+        *(f"--bind-address={host or '*'}", f"--port={port}"),
         *account_options(account),
         *_tls_options(db, home, account),
     ]
@@ -48,7 +47,7 @@ def server_plan(db: DBDir, host: str, port: int) -> ServerPlan:
         port=port,
         protocol=PROTOCOL,
         details={"tls": "on"},
-        is_ready=_Probe(db, Address(state="running", host=local_host(bound), port=port, protocol=PROTOCOL)),
+        is_ready=_Probe(db, Address(state="running", host=local_host(host), port=port, protocol=PROTOCOL)),
         env=ENVIRONMENT,
         unset=FOREIGN_VARIABLES,
         cwd=home / "data",

@@ -1,13 +1,20 @@
-"""The URL of a server that somebody else runs: ``mysql://USER@HOST:PORT/DATABASE?ssl_ca=FILE``."""
+"""The URL of a server that somebody else runs: ``mysql://USER@HOST:PORT/DATABASE?ssl_ca=FILE``.
+
+It may name several servers that replicate each other, as PostgreSQL's URLs do: ``mysql://USER@HOST:PORT,HOST:PORT/...``.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from balsam_core.plugin import InvalidInput, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _FORM = "mysql://USER@HOST:PORT/DATABASE"
 _SCHEMES = {f"{name}{driver}" for name in ("mysql", "mariadb") for driver in ("", "+mysqldb")}
@@ -15,6 +22,8 @@ _TLS_FILES = ("ssl_ca", "ssl_capath", "ssl_cert", "ssl_key")
 _OPTIONS = (*_TLS_FILES, "ssl_cipher", "ssl_mode", "unix_socket")
 _MODES = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
 _PORT = 3306
+_LARGEST_PORT = 65535
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:]*))(?::(\d*))?")  # an IPv6 address has brackets
 _ARGUMENTS = {"host": "host", "port": "port", "socket": "unix_socket"}  # of a client program: the driver's parameter
 
 
@@ -24,15 +33,13 @@ class Target:
 
     Attributes:
         user: The account.
-        host: The server.
-        port: Its port.
+        hosts: The servers with their ports, in the order in which they are tried.
         database: The database.
         options: The part behind ``?``.
     """
 
     user: str
-    host: str
-    port: int
+    hosts: tuple[tuple[str, int], ...]
     database: str
     options: dict[str, str] = field(default_factory=dict)
 
@@ -44,8 +51,10 @@ class Target:
             InvalidInput: It is wrong or incomplete.
         """
         try:
-            parts = urlsplit(url)
-            port = parts.port or _PORT
+            scheme, colon, rest = url.partition("://")
+            authority = re.split("[/?#]", rest, maxsplit=1)[0]
+            hosts = authority.rpartition("@")[2]
+            parts = urlsplit(f"{scheme}{colon}{authority.removesuffix(hosts)}{rest.removeprefix(authority)}")
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError as err:
             raise InvalidInput(f"the URL can't be read ({err}); it must be like {_FORM}") from None
@@ -59,13 +68,18 @@ class Target:
         if len(options) != len(pairs):
             raise InvalidInput("the URL says something twice behind its question mark")
         _check_options(options)
-        host = parts.hostname or "localhost"
-        return cls(user=user, host=host, port=port, database=database, options=options)
+        return cls(user=user, hosts=_read_hosts(hosts), database=database, options=options)
 
     @property
     def endpoint(self) -> str:
         """Where the server is, for messages."""
-        return self.options.get("unix_socket") or f"{self.host}:{self.port}"
+        places = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        return self.options.get("unix_socket") or " or ".join(places)
+
+    def each(self) -> Iterator[Target]:
+        """Give the same database on each of the servers alone."""
+        for one in self.hosts:
+            yield replace(self, hosts=(one,))
 
     @property
     def is_local(self) -> bool:
@@ -78,7 +92,7 @@ class Target:
         return "VERIFY" in self.parameters().get("ssl_mode", "")
 
     def parameters(self) -> dict[str, Any]:
-        """Return the driver's parameters, but for the password."""
+        """Return the driver's parameters for the first server, but for the password."""
         files = {name.removeprefix("ssl_"): self.options[name] for name in _TLS_FILES if name in self.options}
         if "ssl_cipher" in self.options:
             files["cipher"] = self.options["ssl_cipher"]
@@ -86,9 +100,8 @@ class Target:
         if self.is_local:
             found["unix_socket"] = self.options["unix_socket"]
         else:
-            # For the driver the name "localhost" means the machine's own socket, whatever the port.
-            found["host"] = "127.0.0.1" if self.host == "localhost" else self.host
-            found["port"] = self.port
+            host, found["port"] = self.hosts[0]
+            found["host"] = tcp_host(host)
         if files:
             found["ssl"] = files
         mode = self.options.get("ssl_mode", "")
@@ -111,6 +124,27 @@ class Target:
         if mode == "DISABLED":
             return [*arguments, "--skip-ssl"]
         return [*arguments, *(["--ssl"] if mode else []), *(["--ssl-verify-server-cert"] if "VERIFY" in mode else [])]
+
+
+def tcp_host(host: str) -> str:
+    """Return a host for the driver, which takes the name ``localhost`` for the machine's own socket, not for TCP."""
+    return "127.0.0.1" if host.lower() == "localhost" else host
+
+
+def _read_hosts(text: str) -> tuple[tuple[str, int], ...]:
+    """Return the hosts and ports of a URL; without any it means this machine."""
+    found = []
+    for part in text.split(",") if text else ["localhost"]:
+        match = _HOST.fullmatch(part)
+        host = match and unquote(match[1] or match[2]).lower()
+        port = int((match and match[3]) or _PORT)
+        if not host or not 0 < port <= _LARGEST_PORT:
+            raise InvalidInput(
+                f"the URL's host {part!a} can't be read; it must be like HOST, HOST:PORT or [IPV6]:PORT, and several "
+                f"are separated by commas"
+            )
+        found.append((host, port))
+    return tuple(found)
 
 
 def _check_options(options: dict[str, str]) -> None:

@@ -87,6 +87,14 @@ def balsam_bulk_insert(
 
 
 @hookimpl
+def balsam_warnings(db: DBDir) -> Sequence[str]:
+    """Say what makes writes on somebody else's server less safe than promised."""
+    from balsam_postgres.adopting import warnings
+
+    return warnings(db) if "url" in db.settings else ()
+
+
+@hookimpl
 def balsam_backup(db: DBDir, address: Address | None, target: Path) -> None:
     """Write the database into a file with pg_dump."""
     from balsam_postgres.backup import backup

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.plugin import Address, DBDir
+    from balsam_postgres.connecting import Connection
     from balsam_postgres.programs import Programs
 
 _MAGIC = b"PGDMP"
@@ -66,7 +67,7 @@ def restore(db: DBDir, address: Address | None, source: Path) -> None:
 def _run_program(db: DBDir, address: Address | None, name: str, options: list[str], *files: str) -> None:
     programs, parameters = _adopted_login(db) if "url" in db.settings else _own_login(db, address, name)
     password = read_password(db)
-    parameters["options"] = ""  # no time limit for locks
+    parameters["options"] = "-c default_transaction_read_only=off"  # and no time limit for locks
     done = ServerAccount().run(
         [programs.path(name), *options, f"--dbname={make_conninfo(**parameters)}", *files],
         env={} if password is None else {"PGPASSWORD": password.encode()},
@@ -85,10 +86,30 @@ def _adopted_login(db: DBDir) -> tuple[Programs, dict[str, str]]:
     try:
         with connect_adopted(db) as connection:
             major = connection.info.server_version // 10000
+            if connection.setting_statement:
+                _refuse_shared_sessions(db, connection)
     except psycopg.Error as err:
         raise Unavailable(f"the database can't be reached: {' '.join(str(err).split())}") from err
     programs = find_client(db.settings.get("bindir", ""), major=major)
     return programs, adopted_parameters(db.settings, programs.major * 10000)
+
+
+def _refuse_shared_sessions(db: DBDir, connection: Connection) -> None:
+    """Refuse a pooler that has given two connections one of the server's: what a program sets would reach others.
+
+    Raises:
+        Unavailable: It has.
+    """
+    with connect_adopted(db) as other:
+        sessions = set()
+        for one in (connection, other):
+            one.autocommit = True
+            sessions.add(one.execute("SELECT pg_backend_pid()").fetchone())
+    if len(sessions) == 1:
+        raise Unavailable(
+            "a connection pooler in transaction mode is in between, and PostgreSQL's programs need a session of their "
+            "own: name the server itself, or a pooler in session mode, with balsam init PATH --url URL"
+        )
 
 
 def _own_login(db: DBDir, address: Address | None, name: str) -> tuple[Programs, dict[str, str]]:

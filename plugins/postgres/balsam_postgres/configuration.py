@@ -24,6 +24,7 @@ superuser_reserved_connections = 0
 
 # Modest: the machine is there for the jobs.
 shared_buffers = 64MB
+{shared_memory}
 max_parallel_workers_per_gather = 0
 max_parallel_maintenance_workers = 0
 jit = off
@@ -59,10 +60,17 @@ host    {DATABASE} {ROLE} ::1/128      scram-sha-256
 """
 
 
-def settings(*, encrypted: bool, site_file: bool) -> bytes:
-    """Return the content of ``postgresql.conf``, which may have ``site.conf`` read as well."""
+def settings(*, encrypted: bool, site_file: bool, shared_memory: str = "") -> bytes:
+    """Return the content of ``postgresql.conf``.
+
+    Args:
+        encrypted: Whether the server encrypts.
+        site_file: Whether it reads ``site.conf`` as well.
+        shared_memory: The kind of dynamic shared memory, which depends on the machine; empty for PostgreSQL's default.
+    """
     tls, include = (_TLS if encrypted else "ssl = off"), ("include = 'site.conf'" if site_file else "")
-    return _SETTINGS.format(tls=tls, include=include).encode()
+    memory = f"dynamic_shared_memory_type = {shared_memory}" if shared_memory else ""
+    return _SETTINGS.format(tls=tls, include=include, shared_memory=memory).encode()
 
 
 def access_rules(*, encrypted: bool, remote: bool) -> bytes:

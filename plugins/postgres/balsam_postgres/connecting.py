@@ -1,6 +1,6 @@
 """Opening a connection, to the DB's own server or to an adopted one.
 
-libpq's variables, e.g. PGHOSTADDR, PGSERVICE and PGGEQO, are meant for other connections: it doesn't see them.
+libpq's variables, e.g. PGHOSTADDR, PGSERVICE and PGGEQO, are meant for other connections: they don't count.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg import sql
 
 from balsam_core.plugin import BackendError, Unavailable, is_loopback, read_password, seconds_left, shown
 from balsam_postgres.configuration import DATABASE, ROLE
 from balsam_postgres.errors import permanent_error
 from balsam_postgres.keys import certificate_file
-from balsam_postgres.libpq import hidden_variables, refusal_code
+from balsam_postgres.libpq import hidden_variables, overriding_variables, refusal_code
 from balsam_postgres.server import PROTOCOL
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 10  # seconds
 LOCK_TIMEOUT = "10s"  # then the transaction is repeated
-IDLE_TIMEOUT = "60s"  # a client that stopped inside a transaction must not hold its locks for good
+IDLE_TIMEOUT = "1min"  # a client that stopped inside a transaction must not hold its locks for good
 _NETWORK = {  # a host that is gone is noticed within half a minute
     "connect_timeout": str(CONNECT_TIMEOUT),
     "keepalives": "1",
@@ -33,11 +34,21 @@ _NETWORK = {  # a host that is gone is noticed within half a minute
     "keepalives_count": "3",
     "tcp_user_timeout": "25000",  # ms
 }
+# What a role or a database may have been given other values of, on a server that somebody else runs.
+_RELIED_ON = {
+    "DateStyle": "ISO",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "default_transaction_read_only": "off",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+    "statement_timeout": "0",
+}
 _WAIT_FOR_STANDBY = "SyncRepWaitForLSN"  # the server's function
 _SINCE = {"require_auth": 160000, "sslnegotiation": 170000, "sslcertmode": 160000}  # version of libpq
 
 
-def connect(db: DBDir, address: Address, *, timeout: float | None = None) -> psycopg.Connection[Any]:
+def connect(db: DBDir, address: Address, *, timeout: float | None = None) -> Connection:
     """Open a connection to the DB's own server, within ``timeout`` seconds; libpq's least is 2.
 
     Raises:
@@ -52,7 +63,7 @@ def connect(db: DBDir, address: Address, *, timeout: float | None = None) -> psy
     return _open_connection(parameters, read_password(db), f"the server of {shown(db.path)} at {address.endpoint}")
 
 
-def connect_adopted(db: DBDir, *, password: str | None = None) -> psycopg.Connection[Any]:
+def connect_adopted(db: DBDir, *, password: str | None = None) -> Connection:
     """Open a connection to a server that somebody else runs; errors as from :func:`connect`.
 
     Without a password the stored one is used, if there is any.
@@ -60,8 +71,48 @@ def connect_adopted(db: DBDir, *, password: str | None = None) -> psycopg.Connec
     parameters = adopted_parameters(db.settings, psycopg.pq.version())
     if "connect_timeout" not in db.settings["url"]:
         parameters["connect_timeout"] = _connect_timeout(None)
-    where = f"the PostgreSQL server at {parameters['host']}:{parameters['port']}"
-    return _open_connection(parameters, read_password(db) if password is None else password, where)
+    where = f"the PostgreSQL server at {_places(parameters)}"
+    connection = _open_connection(parameters, read_password(db) if password is None else password, where)
+    try:
+        _set_behind_pooler(connection, db.settings, where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_behind_pooler(connection: Connection, settings: Mapping[str, str], where: str) -> None:
+    """Let each transaction set what a connection pooler in between has ignored.
+
+    A pooler may give each transaction another of the server's connections. So nothing may be set, or prepared, for
+    longer than a transaction.
+    """
+    connection.autocommit = True
+    row = connection.execute(
+        "SELECT current_setting('lock_timeout') = %s AND current_setting('idle_in_transaction_session_timeout') = %s",
+        [LOCK_TIMEOUT, IDLE_TIMEOUT],
+    ).fetchone()
+    connection.autocommit = False
+    if row == (True,):
+        return
+    if psycopg.conninfo.conninfo_to_dict(settings["url"]).get("options"):
+        raise Unavailable(f"{where} is a connection pooler that ignores the URL's options: name the server itself")
+    asked = _asked_of(settings, adopted=True)
+    connection.setting_statement = (
+        sql.SQL("SELECT {}")
+        .format(
+            sql.SQL(", ").join(sql.SQL("set_config({}, {}, true)").format(name, value) for name, value in asked.items())
+        )
+        .as_string()
+    )
+    connection.prepare_threshold = None
+
+
+def _places(parameters: Mapping[str, str]) -> str:
+    """Return the hosts and ports for messages."""
+    hosts, ports = parameters["host"].split(","), parameters["port"].split(",")
+    pairs = zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=True)
+    return " or ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port or 5432}" for host, port in pairs)
 
 
 def _connect_timeout(timeout: float | None) -> str:
@@ -115,7 +166,7 @@ def adopted_parameters(settings: Mapping[str, str], libpq: int) -> dict[str, str
     Raises:
         BackendError: That version of libpq lacks what the URL asks for.
     """
-    common = _common_parameters(settings)
+    common = _common_parameters(settings, adopted=True)
     given = psycopg.conninfo.conninfo_to_dict(settings["url"])
     for name in given:
         if libpq < (since := _SINCE.get(name, 0)):  # it would be less careful than the user wants
@@ -124,20 +175,31 @@ def adopted_parameters(settings: Mapping[str, str], libpq: int) -> dict[str, str
                 f"install 'psycopg[binary]', or, for a backup, install newer programs of PostgreSQL"
             )
     options = " ".join(filter(None, [str(given.pop("options", "")), common.pop("options")]))
-    defaults = {"hostaddr": "", "port": "5432", "sslmode": "prefer", "gssencmode": "disable"}
+    defaults = {
+        "hostaddr": "",
+        "port": "5432",
+        "sslmode": "prefer",
+        "gssencmode": "disable",
+        "target_session_attrs": "read-write",  # a standby takes no writes, and may lag behind for reads
+    }
     return _supported(
         {**common, **defaults, **{name: str(value) for name, value in given.items()}, "options": options}, libpq
     )
 
 
-def _common_parameters(settings: Mapping[str, str]) -> dict[str, str]:
-    relaxed = settings.get("durability") == "relaxed"
-    options = {
+def _asked_of(settings: Mapping[str, str], *, adopted: bool) -> dict[str, str]:
+    """Return the server's settings that are asked for at each connection."""
+    return {
+        **(_RELIED_ON if adopted else {}),
         "lock_timeout": LOCK_TIMEOUT,
         "idle_in_transaction_session_timeout": IDLE_TIMEOUT,
-        "client_min_messages": "warning",  # see _Connection
-        **({"synchronous_commit": "off"} if relaxed else {}),
+        "client_min_messages": "warning",  # see Connection
+        **({"synchronous_commit": "off"} if settings.get("durability") == "relaxed" else {}),
     }
+
+
+def _common_parameters(settings: Mapping[str, str], *, adopted: bool = False) -> dict[str, str]:
+    options = _asked_of(settings, adopted=adopted)
     return {
         **_NETWORK,
         "application_name": "balsam",
@@ -151,11 +213,16 @@ def _supported(parameters: dict[str, str], libpq: int) -> dict[str, str]:
     return {name: value for name, value in parameters.items() if libpq >= _SINCE.get(name, 0)}
 
 
-class _Connection(psycopg.Connection[Any]):
+class Connection(psycopg.Connection[Any]):
     """A connection whose COMMIT fails where the standby may not have what was committed.
 
     PostgreSQL only warns when its wait for a synchronous standby is cancelled; the text is in the server's language.
+
+    Attributes:
+        setting_statement: What each transaction must begin with, behind a connection pooler; empty elsewhere.
     """
+
+    setting_statement = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
@@ -179,11 +246,11 @@ class _Connection(psycopg.Connection[Any]):
             raise psycopg.errors.TransactionResolutionUnknown(self._waits_ended[0])
 
 
-def _open_connection(parameters: dict[str, str], password: str | None, where: str) -> psycopg.Connection[Any]:
-    given = parameters if password is None else {**parameters, "password": password}
+def _open_connection(parameters: dict[str, str], password: str | None, where: str) -> Connection:
+    given = overriding_variables(parameters if password is None else {**parameters, "password": password})
     try:
         with hidden_variables():
-            connection = _Connection.connect(**given)  # type: ignore[arg-type]
+            connection = Connection.connect(**given)  # type: ignore[arg-type]
     except psycopg.errors.ConnectionTimeout:
         raise
     except psycopg.OperationalError as err:
@@ -193,7 +260,4 @@ def _open_connection(parameters: dict[str, str], password: str | None, where: st
         raise
     except psycopg.ProgrammingError as err:  # a parameter that this libpq lacks
         raise BackendError(f"{where} can't be connected to: {' '.join(str(err).split())}") from err
-    if not (connection.info.parameter_status("DateStyle") or "").startswith("ISO"):  # by the server
-        connection.execute("SET datestyle TO ISO")
-        connection.commit()
     return connection

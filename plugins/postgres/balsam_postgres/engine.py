@@ -51,6 +51,8 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
             level = psycopg.IsolationLevel
             raw.isolation_level = level.REPEATABLE_READ if reads else level.READ_COMMITTED
             raw.read_only = reads
+        if raw.setting_statement:
+            conn.exec_driver_sql(raw.setting_statement)
 
     @event.listens_for(engine, "handle_error")
     def mark_lost(context: ExceptionContext) -> None:

@@ -24,17 +24,23 @@ _LOST = {
     "57P03",  # cannot connect now
     "57P05",  # idle session timeout
     "25P03",  # idle in transaction timeout
+    "25006",  # read-only transaction: the server has become a standby, or a pooler has changed to one
 }
+_UNSUPPORTED = "0A000"
+_IN_RECOVERY = {"check_XactReadOnly", "check_transaction_read_only", "call_bool_check_hook"}  # the server's functions
 
 _DAMAGE = {"XX001", "XX002", "58P01"}
 _TROUBLE = {
     "53100": ("the server's disk is full", "nothing was written; make room and repeat"),
     "53200": ("the server is out of memory", "nothing was written; repeat later"),
-    "25006": ("the server allows no writing", "connect to the primary server, as a user that may write"),
+    "25006": ("the server allows no writing", "name the primary server, or a user that may write"),
     "42501": ("the database's user may not do that", "ask whoever runs the server"),
     "58030": ("the server's disk reports an error", "check it and repeat"),
 }
 
+# Words of libpq, which wants a server that can be written to.
+_NOT_WRITABLE = ("session is read-only", "server is in hot standby mode", "could not find a suitable server")
+_NAME_PRIMARY = "name the primary server in the URL, or all servers of the cluster"
 _ASK_OPERATOR = "ask whoever runs it"
 _GIVE_ANEW = "give it with balsam init PATH --password-file FILE"
 _CHECK_SERVER = "check the URL, or whether this is the right server"
@@ -87,13 +93,15 @@ def is_lost(error: BaseException) -> bool:
     """
     state = _sqlstate(error)
     severity = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
-    return state in _LOST or state.startswith("08") or severity in {"FATAL", "PANIC"}
+    return state in _LOST or state.startswith("08") or severity in {"FATAL", "PANIC"} or _is_in_recovery(error)
 
 
 def translate(error: BaseException) -> BalsamError | None:
     """Return Balsam's error for one of the server's, None where its own text is best."""
     text = " ".join(str(error).split())
     state = _sqlstate(error)
+    if _is_in_recovery(error) or any(words in text for words in _NOT_WRITABLE):
+        return Unavailable(f"the server is a standby, or allows no writing ({text}): {_NAME_PRIMARY}")
     if state.startswith("22"):
         return InvalidInput(f"the database can't hold a value ({text})")
     if state in _DAMAGE:
@@ -122,6 +130,12 @@ def permanent_error(error: BaseException, where: str, code: str = "") -> BalsamE
     elif code.startswith(_MISUNDERSTOOD):
         meanings.append(f"it refuses what it is told (code {code}): check the URL, or {_ASK_OPERATOR}")
     return Unavailable(f"{where} can't be used: {meanings[0]} ({text})") if meanings else None
+
+
+def _is_in_recovery(error: BaseException) -> bool:
+    """Say whether a standby has refused a transaction that may write."""
+    function = getattr(getattr(error, "diag", None), "source_function", None)
+    return _sqlstate(error) == _UNSUPPORTED and function in _IN_RECOVERY
 
 
 def _sqlstate(error: BaseException) -> str:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _PREFIX = "PG"
+_NOT_OVERRIDDEN = ("PGSERVICE", "PGDATESTYLE", "PGTZ", "PGGEQO")  # by any parameter
+# What libpq takes where it has no default and no empty value.
+_DEFAULTS = {
+    "sslcertmode": "allow",
+    "require_auth": "password,md5,gss,sspi,scram-sha-256,none",
+    "min_protocol_version": "3.0",
+    "max_protocol_version": "3.0",
+}
 _SECONDS = 5.0  # for a server that has just refused to refuse again
 _CODE = re.compile(rb'ErrorResponse\t.* C "(\w{5})"')
 _WAITS = (pq.PollingStatus.READING, pq.PollingStatus.WRITING)
@@ -37,17 +45,19 @@ _hiding = _Hiding()
 
 @contextlib.contextmanager
 def hidden_variables() -> Iterator[None]:
-    """Hide libpq's variables from it inside the block; ``os.environ`` stays as it is.
+    """Hide those of libpq's variables from it that no parameter overrides; ``os.environ`` stays as it is.
 
-    Not all of them can be overridden by parameters: PGSERVICE, PGDATESTYLE, PGTZ and PGGEQO always count.
+    Programs that another thread starts inside the block lose them, too.
     """
+    if not any(name in os.environ for name in _NOT_OVERRIDDEN):
+        yield
+        return
     hiding = _hiding
     with hiding.lock:
         hiding.threads += 1
         if hiding.threads == 1:
-            for name in os.environ:
-                if name.startswith(_PREFIX):
-                    os.unsetenv(name)
+            for name in _NOT_OVERRIDDEN:
+                os.unsetenv(name)
     try:
         yield
     finally:
@@ -58,8 +68,8 @@ def hidden_variables() -> Iterator[None]:
 
 
 def _show_variables() -> None:
-    for name in os.environ:
-        if name.startswith(_PREFIX) and (text := os.environ.get(name)) is not None:
+    for name in _NOT_OVERRIDDEN:
+        if (text := os.environ.get(name)) is not None:
             os.putenv(name, text)
 
 
@@ -72,6 +82,18 @@ def _start_anew() -> None:
 
 
 os.register_at_fork(after_in_child=_start_anew)
+
+
+def overriding_variables(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return libpq's parameters, with its default for each one that isn't given and whose variable is set."""
+    if not any(name.startswith(_PREFIX) for name in os.environ):
+        return dict(parameters)
+    defaults = {
+        option.keyword.decode(): (option.compiled or b"").decode()
+        for option in pq.Conninfo.get_defaults()
+        if option.envvar and option.envvar.decode() in os.environ.keys() - set(_NOT_OVERRIDDEN)
+    }
+    return {**defaults, **{name: _DEFAULTS[name] for name in _DEFAULTS.keys() & defaults.keys()}, **parameters}
 
 
 def refusal_code(parameters: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL = "postgresql"
 _STOP = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0))  # fast shutdown; SIGTERM would wait for clients to leave
+_SHARED_MEMORY = re.compile(rb"^dynamic_shared_memory_type = '?(posix|sysv|mmap)\b", re.MULTILINE)
 _NO_PROCESS = 2**22 + 1  # larger than any process id of Linux
 _LOCK_LINES = 7  # of a complete postmaster.pid, at least
 
@@ -43,7 +45,6 @@ def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
         BackendError: The programs are missing or of another version than the data, or can't encrypt.
         DBDirError: The data are missing, damaged or somebody else's.
     """
-    host = host.strip("[]")
     programs = server_programs(db)
     data = data_directory(db)
     account = account_of(data)
@@ -60,7 +61,8 @@ def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
         account.write(data / "server.key", read_key(db))
         account.write(data / "server.crt", certificate_file(db).read_bytes())
     site_file = (data / "site.conf").exists()
-    account.write(data / "postgresql.conf", configuration.settings(encrypted=encrypted, site_file=site_file))
+    content = configuration.settings(encrypted=encrypted, site_file=site_file, shared_memory=_shared_memory(data))
+    account.write(data / "postgresql.conf", content)
     account.write(data / "pg_hba.conf", configuration.access_rules(encrypted=encrypted, remote=remote))
     if site_file:
         _warn_of_risks(programs, data, account)
@@ -83,6 +85,14 @@ def server_plan(db: DBDir, host: str, port: int, *, tls: bool) -> ServerPlan:
         user=account.user,
         stop=_STOP,
     )  # fmt: skip
+
+
+def _shared_memory(data: Path) -> str:
+    """Return which kind of shared memory initdb has found to work here, empty where it didn't say."""
+    with contextlib.suppress(OSError):
+        if found := _SHARED_MEMORY.search((data / "postgresql.conf").read_bytes()):
+            return found[1].decode()
+    return ""
 
 
 def _answers(db: DBDir, address: Address, seconds: float) -> bool:

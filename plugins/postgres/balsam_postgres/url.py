@@ -10,6 +10,7 @@ from balsam_core.plugin import InvalidInput
 
 _FORM = "postgresql://USER@HOST:PORT/DATABASE"
 _NEEDED = ("user", "host", "dbname")
+_WRITABLE = ("read-write", "primary")
 _FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl", "sslcrldir", "passfile")
 _ALLOWED = {
     *_NEEDED,
@@ -41,6 +42,10 @@ def check_url(url: str) -> None:
     for name in _NEEDED:
         if not parts.get(name):
             raise InvalidInput(f"the URL doesn't name the {'database' if name == 'dbname' else name}: {_FORM}")
+    if (attributes := parts.get("target_session_attrs", _WRITABLE[0])) not in _WRITABLE:
+        raise InvalidInput(
+            f"the URL's target_session_attrs={attributes!s:.40} permits a standby, which takes no writes: leave it out"
+        )
     for name in sorted(parts.keys() - _ALLOWED):
         raise InvalidInput(f"the URL has the parameter {name}, which Balsam can't use: leave it out")
     for name in _FILES:
