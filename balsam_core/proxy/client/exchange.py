@@ -17,7 +17,7 @@ import zmq
 
 from balsam_core.dbdir.address import is_gone
 from balsam_core.dbdir.publication import RESTART_TIMEOUT
-from balsam_core.errors import Expired, TooLarge, Unavailable, error_class
+from balsam_core.errors import BackendError, Expired, SchemaMismatch, TooLarge, Unavailable, error_class
 from balsam_core.proxy import protocol
 from balsam_core.proxy.client.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
@@ -174,6 +174,7 @@ class Exchange:
             self._address, self._unreachable_since = address, None
         self._client.check(address)
         channel = self._client.take(address)
+        sent_before = self._sent
         try:
             reply = self._ask(channel, address)
             if reply.code == Expired.code and time.monotonic() < self._deadline:
@@ -183,7 +184,8 @@ class Exchange:
             channel.close()
             raise
         self._client.give_back(address, channel)
-        self._answered = True
+        # A database that refuses statements may not be able to say what became of an earlier sending.
+        self._answered = not (sent_before and reply.code in {BackendError.code, SchemaMismatch.code})
         if reply.code:
             raise error_class(reply.code)(decode_text(reply.body))
         return bytes(reply.body)
