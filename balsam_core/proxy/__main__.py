@@ -20,7 +20,7 @@ import zmq
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.dbdir.publication import Publication
-from balsam_core.errors import AddressError, BalsamError, Unavailable
+from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.proxy.keys import make_keys
 from balsam_core.proxy.server.readers import ReaderLostError, Readers
 from balsam_core.proxy.server.server import Listener, WriteServer
@@ -131,7 +131,7 @@ def _withdraw_address(db: DBDir) -> None:
     """Take back the published address if it is ours: nobody is left who would."""
     try:
         published = address.read(db)
-    except AddressError as err:  # whose it was can't be told; the next start writes it
+    except BalsamError as err:  # whose it was can't be told; the next start writes it
         logger.warning("%s", err)
         return
     # Another host's or container's server may have the same number.
