@@ -41,6 +41,7 @@ _PASSING_WORDS = tuple(
         *(os.strerror(number) for number in _SHORTAGES),
         *("disk full", "disk is full", "disk i/o error", "out of memory", "not enough memory", "insufficient memory"),
         *("shared memory", "already in use", "too many connections", "lock file", "unable to lock"),
+        "unable to open database file",  # SQLite's, also for want of descriptors
     )
 )
 

@@ -270,6 +270,7 @@ def test_a_minute_is_waited_for_other_failures(drive):
         ("FATAL: could not map anonymous shared memory: Cannot allocate memory", 1),
         ("could not bind: Address already in use", 12),
         ("Error: db.sqlite3 can't be read: Too many open files", 8),
+        ("Error: db.sqlite3 can't be read (unable to open database file)", 8),
         ("shut down", 0),
     ],
 )
