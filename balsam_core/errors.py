@@ -158,7 +158,7 @@ class TimedOut(BalsamError):
 
 
 class BackendError(BalsamError):
-    """A backend plugin is missing, broken, incompatible, doubled, or lacks its driver."""
+    """A backend plugin is missing, broken, doubled, lacks its driver, or its database refuses Balsam's statements."""
 
     code = "backend"
     exit_code = 12

@@ -186,8 +186,8 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
     if required and not options and os.path.lexists(db.address_file):
         published = None
         with contextlib.suppress(AddressError):  # then it is written again
-            published = address.read(db)
-        if published and _is_current(backend, db):
+            published = address.find(db)
+        if published and published.state == "running" and _is_current(backend, db):
             return _bring_up_to_date(backend, db, options, published)
     from balsam_core.watchdog import control
 

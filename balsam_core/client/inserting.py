@@ -21,6 +21,7 @@ from balsam_core.model.calls import (
     PublishStagedInsert,
 )
 from balsam_core.model.job import Job
+from balsam_core.model.text import title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -194,9 +195,9 @@ def _resolve_parents(chunk: list[Job]) -> list[Job]:
         if type(job) is not Job:
             raise InvalidInput(f"only Job objects can be added, not {job!r}")
         if job.id is not None:
-            raise Conflict(f"job {job.name!r} is added already (id {job.id})")
+            raise Conflict(f"{title('job', job.name)} is added already (id {job.id})")
         if id(job) in positions:
-            raise Conflict(f"job {job.name!r} is added already in this call")
+            raise Conflict(f"{title('job', job.name)} is added already in this call")
         if job.parents:
             resolved.append(replace(job, parents=[_parent_reference(job, parent, positions) for parent in job.parents]))
         else:
@@ -212,10 +213,11 @@ def _parent_reference(job: Job, parent: Job | int, positions: dict[int, int]) ->
         if id(parent) in positions:
             return -(positions[id(parent)] + 1)
         raise InvalidInput(
-            f"job {job.name!r}: its parent {parent.name!r} is not added yet; add it before or in the same list"
+            f"{title('job', job.name)}: its parent, {title('job', parent.name)}, is not added yet; add it before or in "
+            f"the same list"
         )
     if type(parent) is not int or not 0 < parent < 2**63:
-        raise InvalidInput(f"job {job.name!r}: a parent is a Job or a job's id, not {parent!r}")
+        raise InvalidInput(f"{title('job', job.name)}: a parent is a Job or a job's id, not {parent!r}")
     return parent
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from balsam_core.errors import AddressError, SchemaMismatch
+from balsam_core.errors import AddressError, BackendError, BalsamError, Corrupt, DBDirError, SchemaMismatch
 from balsam_core.system.files import atomic_write, read_regular, reason, shown
 from balsam_core.system.processes import is_alive, this_machine
 
@@ -27,6 +27,8 @@ _MAX_BYTES = 64 * 1024
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")  # names, IPv4, IPv6 with zone; no scheme, no path
 _WORD = re.compile(r"[\w.:/%+-]{0,255}")  # safe to show in messages, and to copy to a command line
 _MAX_PORT = 65535
+_LONGEST_REASON = 600  # characters of a failure's reason that are shown
+_FAILURES: dict[str, type[BalsamError]] = {kind.code: kind for kind in (DBDirError, Corrupt, SchemaMismatch)}
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -37,7 +39,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
 
     Attributes:
         format: Version of the file's layout.
-        state: ``stopped`` means that no server is published and the other members say nothing. A file without it is
+        state: ``stopped`` means that no server is published and the other members say nothing. ``failed`` means that
+            the server was given up: nobody may use the DB until it is started again or stopped. A file without it is
             damaged: nobody may conclude from it that no server runs.
         host: Name or address that clients connect to.
         port: TCP port that clients connect to, 1 to 65535.
@@ -51,11 +54,12 @@ class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         directory: Inode of the DB directory that it serves, 0 for unknown: a copy of the directory is not served.
         generation: Number of this publication, ``epoch`` in the file; a server with a smaller one has been replaced.
             When no server is published, the number of the last publication.
-        details: What else the backend's clients need, e.g. a database name; never a secret.
+        details: What else the backend's clients need, e.g. a database name; never a secret. For ``failed``: the
+            ``code`` of the error, the ``reason`` in words, and the name of the ``log`` that tells more.
     """
 
     format: int = FORMAT
-    state: Literal["stopped", "running"]
+    state: Literal["stopped", "running", "failed"]
     host: str = ""
     port: int = 0
     protocol: str = ""
@@ -109,13 +113,66 @@ def read(db: DBDir) -> Address | None:
     Raises:
         AddressError: The file is missing, too large, a symbolic link, garbage or holds impossible values.
         SchemaMismatch: A newer Balsam wrote it.
+        BalsamError: The server was given up; see :func:`failure`.
     """
+    found = find(db)
+    if found is not None and found.state == "failed":
+        raise _failure(db, found)
+    return found
+
+
+def find(db: DBDir) -> Address | None:
+    """Return what :func:`read` does, or the note that the server was given up, whose state is ``failed``."""
     if db.path in _overrides:
         return _overrides[db.path]
     address = _read_file(db)
     if address.state == "stopped" or (is_here(address) and is_copied(db, address.directory)):
         return None
     return address
+
+
+def failure(db: DBDir) -> BalsamError | None:
+    """Return why the server was given up, as the error for whoever wants to use the DB; None where it was not.
+
+    Raises:
+        SchemaMismatch: A newer Balsam wrote the file.
+    """
+    try:
+        found = find(db)
+    except AddressError:
+        return None
+    return _failure(db, found) if found is not None and found.state == "failed" else None
+
+
+def _failure(db: DBDir, note: Address) -> BalsamError:
+    path, details = shown(db.path), note.details
+    why = "".join(char if char.isprintable() else "?" for char in details.get("reason", ""))[:_LONGEST_REASON]
+    log = details.get("log", "")
+    see = shown(db.log / log if _WORD.fullmatch(log) and "/" not in log else db.log)
+    return _FAILURES.get(details.get("code", ""), BackendError)(
+        f"the server of {path} was given up: {why or 'nobody knows why'}; see {see}, then start it again with "
+        f"balsam dbserver --path={path}"
+    )
+
+
+def publish_failure(db: DBDir, kind: type[BalsamError], reason: str, *, directory: int, log: str) -> None:
+    """Publish that the server was given up.
+
+    Args:
+        db: The DB directory.
+        kind: The class of the error that everybody gets; :class:`BackendError` for one that would be waited for.
+        reason: Why, on one line.
+        directory: As of :class:`Address`.
+        log: Name of the log file that tells more; empty for none.
+
+    Raises:
+        SchemaMismatch: A newer Balsam wrote the file.
+        OSError: The file can't be written.
+    """
+    here = this_machine()
+    details = {"code": kind.code, "reason": reason, "log": log}
+    note = Address(state="failed", node=here.node, boot_id=here.boot_id, directory=directory, details=details)
+    write(db, msgspec.structs.replace(note, generation=last_generation(db)))
 
 
 def is_copied(db: DBDir, directory: int) -> bool:
@@ -202,7 +259,7 @@ def _read_file(db: DBDir) -> Address:
 def _fault_in(address: Address) -> str | None:
     if address.format < 1:
         return f"format {address.format}"
-    if address.state == "stopped":
+    if address.state != "running":
         return None
     faults = {
         f"the host {address.host[:80]!a} is no host name or IP address": not _HOST.fullmatch(address.host),

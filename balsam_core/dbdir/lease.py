@@ -59,6 +59,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
             the file.
         started: When the holder took the lease, seconds since 1970.
         restarts: How often the server was started again since then.
+        failure: Why it had to be, the last time; empty once it has worked for a while.
         listen: What the server listens on, as the user said it.
         port: The port that the user fixed, 0 for none.
         tls: Whether connections from other hosts must be encrypted.
@@ -79,6 +80,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     generation: int = msgspec.field(default=0, name="epoch")
     started: float = 0.0
     restarts: int = 0
+    failure: str = ""
     listen: str = ""
     port: int = 0
     tls: bool = True
@@ -246,6 +248,14 @@ def new_lease(**members: object) -> Lease:
         started=time.time(),
         **members,  # type: ignore[arg-type]
     )
+
+
+def restarted(lease: Lease | None) -> str:
+    """Return in words that a server has failed lately, to be appended to a message; empty where it hasn't."""
+    if lease is None or not lease.failure:
+        return ""
+    failure = "".join(char if char.isprintable() else "?" for char in lease.failure)
+    return f"; it was started again {lease.restarts} times; last: it {failure}"
 
 
 def lease_lock(db: DBDir) -> AbstractContextManager[None]:

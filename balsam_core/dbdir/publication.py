@@ -5,6 +5,8 @@ A call reads the file's status, and the file if it was replaced.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
 
+TROUBLE_AFTER = 3.0  # seconds of waiting, after which a waiting program says what the server died of
 RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
 ABANDONED_TIMEOUT = 2.0  # seconds to wait for a damaged file where no watchdog lives that would write it again
 DAMAGED_POLL = 0.1  # seconds between two readings of a damaged file
 
 published_address = address.read
+
+logger = logging.getLogger(__name__)
 
 
 class Publication:
@@ -33,6 +38,7 @@ class Publication:
         self._file = os.fspath(db.address_file)
         # The file's status from before it was read, and what was read last: one object, because threads share it.
         self._cached: tuple[tuple[int, int, int] | None, Address | None] = (None, None)
+        self._told = ""  # what the server died of, as it was told last
 
     @property
     def name(self) -> str:
@@ -62,6 +68,7 @@ class Publication:
         Raises:
             AddressError: The file is missing or damaged, and no server is known.
             SchemaMismatch: A newer Balsam wrote it.
+            BalsamError: The server was given up; see :func:`balsam_core.dbdir.address.failure`.
         """
         try:
             status = os.stat(self._file, follow_symlinks=False)  # noqa: PTH116  (2 us, at each call)
@@ -108,6 +115,22 @@ class Publication:
             return LeaseObserver(self.db).observe().is_available
         except (OSError, SchemaMismatch, AddressError):
             return False
+
+    def trouble(self) -> str:
+        """Return what the server died of lately, to be appended to a message; empty where its watchdog says nothing."""
+        from balsam_core.dbdir.lease import LeaseObserver, restarted
+
+        with contextlib.suppress(OSError, SchemaMismatch, AddressError):
+            status = LeaseObserver(self.db).observe()
+            return "" if status.is_available else restarted(status.lease)
+        return ""
+
+    def tell_trouble(self) -> None:
+        """Log once what the server died of, for whoever waits for it."""
+        trouble = self.trouble()
+        if trouble and self._told != trouble.partition("last: ")[2]:
+            self._told = trouble.partition("last: ")[2]
+            logger.warning("waiting for the server of %s%s", self.name, trouble)
 
     def check_reachable(self, published: Address) -> None:
         """Raise Unavailable where a published server can't be reached from this machine."""

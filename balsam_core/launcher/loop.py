@@ -26,7 +26,7 @@ from balsam_core.launcher.job_runner import JobRunner
 from balsam_core.launcher.options import LauncherResult
 from balsam_core.launcher.progress import Progress, Snapshot
 from balsam_core.launcher.reporter import Reporter
-from balsam_core.launcher.retrying_client import OUTAGES, RetryingClient
+from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
 from balsam_core.model.calls import (
     CloseLauncher,
     CountWaiting,
@@ -66,6 +66,8 @@ class Launcher:
         self._unrecorded: dict[int, ClaimedJob] = {}  # done, but the database doesn't know yet
         self._unreleased: dict[int, ClaimedJob] = {}  # dropped, but the database may still name us as their holder
         self._claim_in_doubt = False  # a claim got no answer: the database may have given us jobs that we don't know of
+        self._refusal: BalsamError | None = None  # why the database will not take our calls again
+        self._signed_off = False
         self._end_reason = ""
         self._stop_requested_at = inf
         self._last_write_at = inf  # how long the last changes may be written
@@ -80,7 +82,7 @@ class Launcher:
         """Run until nothing is left, a signal comes, or time is over. For the main thread.
 
         Raises:
-            BalsamError: The database refused us, or could not take the last changes.
+            BalsamError: The database refused us, or could not take the last changes. What ran was ended as at any end.
         """
         with StopRequests() as self._stop_requests, open_dispatcher(self._db) as self._dispatcher:
             self._register_launcher()
@@ -91,16 +93,17 @@ class Launcher:
                 while not self._over:
                     self.run_once(constants.LONGEST_POLL)
                 return self._sign_off()
-            except BaseException:
-                logger.exception("launcher %s ends all its processes because of an error", self._launcher_id)
+            except BaseException as err:
+                traceback = None if isinstance(err, BalsamError) else err
+                what = "launcher %s ends all its processes because of an error: %s"
+                logger.log(logging.ERROR, what, self._launcher_id, err, exc_info=traceback)
                 failed = True
                 raise
             finally:
                 with suppress(OSError, ValueError):  # the terminal is gone
                     self._progress.close()
                 if runner.processes.close(grace=constants.KILL_GRACE) and failed and not self._client.outage:
-                    with suppress(BalsamError):  # others get our jobs when the lease ends; now would be better
-                        self._client.run(CloseLauncher(launcher=self._launcher_id))
+                    self._give_lease_back()
                 logger.info("launcher %s ended; seconds by kind of work: %s", self._launcher_id, self.counters)
 
     def _register_launcher(self) -> None:
@@ -130,16 +133,31 @@ class Launcher:
         )
         try:
             self._client.run(Prune())
-        except OUTAGES:
-            logger.debug("pruning is left to other launchers", exc_info=True)
+        except (*OUTAGES, *REFUSALS) as err:
+            logger.warning("pruning is left to other launchers: %s", err)
 
     def _resources(self) -> Resources:
         if self._time_limit_at == inf:
             return Resources()
         return Resources(minutes_left=max(0.0, self._time_limit_at - monotonic()) / 60)
 
+    def _give_lease_back(self) -> bool:
+        """Let others have our jobs now, where the database takes that; returns whether it did."""
+        if not self._signed_off:
+            with suppress(BalsamError):
+                self._client.run(CloseLauncher(launcher=self._launcher_id))
+                self._signed_off = True
+        return self._signed_off
+
     def _sign_off(self) -> LauncherResult:
         self._show_progress(now=True)
+        if self._refusal is not None:
+            left = "all that its jobs did is recorded"
+            if self._reporter.jobs:
+                left = f"the last changes of {len(self._reporter.jobs)} jobs could not be written, so these run again"
+            when = "now" if self._give_lease_back() else "when its lease is over"
+            what = f"launcher {self._launcher_id} has ended: {left}; others may take its jobs {when}"
+            raise type(self._refusal)(f"{self._refusal}; {what}") from self._refusal
         if self._reporter.jobs:
             raise Unavailable(
                 f"the last changes of {len(self._reporter.jobs)} jobs could not be written "
@@ -169,8 +187,11 @@ class Launcher:
         self._check_for_stop()
         self._start_claimed()
         if self._client.may_call:
-            with suppress(*OUTAGES):  # the client remembers the outage, and nothing is lost
-                self._make_due_calls()
+            try:
+                with suppress(*OUTAGES):  # the client remembers the outage, and nothing is lost
+                    self._make_due_calls()
+            except REFUSALS as err:
+                self._end_refused(err)
         if self._end_reason:
             self._check_last_writes()
         self._show_progress()
@@ -187,7 +208,7 @@ class Launcher:
             times.append(monotonic() + constants.FIRST_POLL)
         if not self._client.may_call:
             times.append(self._client.retry_at)
-        elif not self._client.outage:
+        elif not self._client.outage and self._refusal is None:
             if (due := self._reporter.due()) is not None:
                 times.append(due)
             if self._runner.jobs and self._stop_requested_at == inf:
@@ -218,7 +239,8 @@ class Launcher:
     def _make_due_calls(self) -> None:
         """Make the calls that are due; after one of :data:`OUTAGES` the others are for later."""
         if self._stop_requested_at < inf:
-            self._write_changes()
+            if self._refusal is None or not self._runner.jobs:  # after a refusal once, when all is known
+                self._write_changes()
             return
         if self._claim_in_doubt:
             self._give_back_unknown()
@@ -338,6 +360,15 @@ class Launcher:
         self._client.timeout = constants.LAST_CALL_TIMEOUT
         self._client.retry_at = 0.0
         self._runner.stop(f"{self._end_reason} (launcher {self._launcher_id})", grace=grace)
+
+    def _end_refused(self, err: BalsamError) -> None:
+        """End as after a signal, because the database will refuse this call again; it may take the last changes."""
+        if self._refusal is None:
+            logger.error("the database refuses to go on: %s", err)
+            self._refusal = err
+            self._stop_jobs("the database refuses to go on", monotonic(), grace=constants.TERM_GRACE)
+        elif not self._runner.jobs:
+            self._last_write_at = 0.0  # nor does it take the last changes
 
     def _end_early(self, reason: str) -> None:
         """Start no more jobs: give back those that were not started."""

@@ -6,7 +6,7 @@ import logging
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from balsam_core.errors import OutcomeUnknown, Unavailable
+from balsam_core.errors import BackendError, DBDirError, OutcomeUnknown, SchemaMismatch, Unavailable
 from balsam_core.launcher.options import CALL_TIMEOUT, FIRST_BACK_OFF, LONGEST_BACK_OFF
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ R = TypeVar("R")
 
 OUTAGES = (Unavailable, OutcomeUnknown)
 """Errors that pass: the call is repeated later, and running jobs go on."""
+
+REFUSALS = (BackendError, DBDirError, SchemaMismatch)
+"""Errors that no repetition mends: the launcher ends."""
 
 
 class RunCall(Protocol):

@@ -10,6 +10,8 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from balsam_core.errors import SchemaMismatch
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -72,6 +74,18 @@ CHILD_END_STATE: dict[State, State] = {
 
 ACTIVE = frozenset(_S) - END
 """States of jobs that still have work before them."""
+
+
+def stored_state(job: int, text: str) -> State:
+    """Return the state of a job as a database has it.
+
+    Raises:
+        SchemaMismatch: This program doesn't know it.
+    """
+    try:
+        return State(text)
+    except ValueError:
+        raise SchemaMismatch(f"job {job} is in the state {text!r}, which this program doesn't know") from None
 
 
 def first_illegal_transition(start: State, transitions: Iterable[State]) -> tuple[State, State] | None:

@@ -19,6 +19,8 @@ MAX_DEPTH = 32  # levels of nesting in a document
 
 def title(kind: str, name: str) -> str:
     """Return a job or app as messages name it, e.g. ``job 'a'``; a long name is cut."""
+    if not name:
+        return f"the {kind} without a name"
     return f"{kind} {name!r}" if len(name) < 80 else f"{kind} {name[:77]!r}..."  # noqa: PLR2004
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import and_, insert, literal, or_, select
 from balsam_core.errors import InvalidInput, NotFound
 from balsam_core.model.calls import Added, AddJobs
 from balsam_core.model.job import FIELDS, check_columns
-from balsam_core.model.states import UNSUCCESSFUL, State
+from balsam_core.model.states import UNSUCCESSFUL, State, stored_state
+from balsam_core.model.text import title
 from balsam_core.operations.conditions import in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants
 from balsam_core.operations.events import INSERT_EVENTS
@@ -46,7 +47,7 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     check_columns(given)
     for job in call.jobs if any(given["id"]) else ():
         if job.id is not None:
-            raise InvalidInput(f"job {job.name!r} has the id {job.id} already: ids are given by the database")
+            raise InvalidInput(f"{title('job', job.name)} has the id {job.id} already: ids are given by the database")
     needs = app_needs(tx, set(given["app"]) - {""})
     for job in call.jobs if needs else ():
         if job.app:
@@ -101,7 +102,7 @@ class _Parents:
             for parent in job.parents:
                 if not isinstance(parent, int) or parent == 0 or parent < -index:
                     raise InvalidInput(
-                        f"job {job.name!r}: {parent!r} is no parent: give ids, or earlier jobs of the same call"
+                        f"{title('job', job.name)}: {parent!r} is no parent: give ids, or earlier jobs of the same call"
                     )
                 parent_id = ids[-parent - 1] if parent < 0 else parent
                 found.add(parent_id)
@@ -125,7 +126,7 @@ class _Parents:
                 .order_by(jobs.c.id)
                 .with_for_update()
             )
-            states.update((row.id, State(row.state)) for row in tx.execute(query))
+            states.update((row.id, stored_state(row.id, row.state)) for row in tx.execute(query))
         missing = outside - states.keys()
         if missing:
             raise NotFound(f"there is no job {min(missing)} that could be a parent")

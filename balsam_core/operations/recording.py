@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, bindparam, case, exists, func, select, update
 
+from balsam_core.errors import SchemaMismatch
 from balsam_core.model.calls import UpdateJobs
-from balsam_core.model.states import END, UNSUCCESSFUL, State, first_illegal_transition
+from balsam_core.model.states import END, UNSUCCESSFUL, State, first_illegal_transition, stored_state
 from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.dependencies import fail_descendants, release_children
 from balsam_core.operations.events import record
@@ -126,7 +127,11 @@ def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
         return f"the job is no longer this launcher's (attempt {row['attempt']}, not {change.attempt})"
     if row["state"] == State.USER_KILLED:
         return "the job was killed by the user" if change.transitions else ""
-    wrong = first_illegal_transition(State(row["state"]), [state for state, _ in change.transitions])
+    try:
+        state = stored_state(row["id"], row["state"])
+    except SchemaMismatch as err:
+        return str(err)
+    wrong = first_illegal_transition(state, [state for state, _ in change.transitions])
     return f"a job can't go from {wrong[0]} to {wrong[1]}" if wrong else ""
 
 

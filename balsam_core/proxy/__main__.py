@@ -1,7 +1,7 @@
 """The write server's process: ``python -m balsam_core.proxy DIR --engine MODULE:FUNCTION --host H --port N``.
 
 Started, watched and stopped by the watchdog; SIGTERM ends it after the batch in hand. The last line on stderr says why
-it ended by itself.
+it ended by itself, and the exit code is that of the error: 6 for what may pass, 1 for a fault of Balsam.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import zmq
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.dbdir.publication import Publication
-from balsam_core.errors import AddressError, BalsamError, Unavailable
+from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.proxy.keys import make_keys
 from balsam_core.proxy.server.readers import ReaderLostError, Readers
 from balsam_core.proxy.server.server import Listener, WriteServer
@@ -56,20 +56,17 @@ def main(stops: StopRequests) -> int:
         logging.raiseExceptions = False  # a full disk must not make the server chatter
         logs.configure(db.log, "server", context=f"db={shown(db.path)} port={chosen.port}", keep=LOGS)
         return _serve_db(db, chosen, parent, stops)
-    except tuple(_REASONS) as err:
-        detail = str(err)
-        return _report_end(_REASONS[type(err)] + (f": {detail}" if detail else ""), 1)
+    except BatchLostError as err:
+        return _report_end(f"the database failed while writing: {err}", err.error.exit_code)
+    except FencedError:
+        return _report_end("another server has taken over this DB", Unavailable.exit_code)
+    except MemoryError:
+        return _report_end("out of memory", Unavailable.exit_code)
     except Exception as err:
-        if not isinstance(err, (BalsamError, OSError)):
-            logger.exception("the server ends")
-        return _report_end(describe_error(err), err.exit_code if isinstance(err, BalsamError) else 1)
-
-
-_REASONS: dict[type[Exception], str] = {
-    BatchLostError: "the database failed while writing",
-    FencedError: "another server has taken over this DB",
-    MemoryError: "out of memory",
-}
+        if isinstance(err, (BalsamError, OSError)):
+            return _report_end(describe_error(err), getattr(err, "exit_code", Unavailable.exit_code))
+        logger.exception("the server ends")
+        return _report_end(describe_error(err), 1)
 
 
 def _report_end(why: str, code: int) -> int:
@@ -108,7 +105,7 @@ def _serve_db(db: DBDir, chosen: argparse.Namespace, parent: int, stops: StopReq
                     break
                 _check_memory()
     except ReaderLostError:
-        code = _report_end("a reading process has died", 1)
+        code = _report_end("a reading process has died", Unavailable.exit_code)
     finally:
         # Not closed when the database has failed: closing SQLite would write to it.
         logger.info("epoch %d: %d calls answered, %d messages dropped", writer.epoch, server.calls, server.dropped)
@@ -134,7 +131,7 @@ def _withdraw_address(db: DBDir) -> None:
     """Take back the published address if it is ours: nobody is left who would."""
     try:
         published = address.read(db)
-    except AddressError as err:  # whose it was can't be told; the next start writes it
+    except BalsamError as err:  # whose it was can't be told; the next start writes it
         logger.warning("%s", err)
         return
     # Another host's or container's server may have the same number.

@@ -106,6 +106,11 @@ def _remove_old_files(log_dir: Path, name: str, keep: int) -> None:
             old.unlink()
 
 
+def current() -> str:
+    """Return the name of this process's log file, empty for none."""
+    return os.path.basename(getattr(_installed[-1], "baseFilename", "")) if _installed else ""  # noqa: PTH119
+
+
 def close() -> None:
     """Close the log file, if one is open; later records go nowhere."""
     while _installed:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from balsam_core.dbdir.address import is_gone
-from balsam_core.dbdir.publication import RESTART_TIMEOUT, Publication, server_not_running
+from balsam_core.dbdir.publication import RESTART_TIMEOUT, TROUBLE_AFTER, Publication, server_not_running
 from balsam_core.errors import BalsamError, ServerNotRunning
 from balsam_core.transport.deadlines import call_deadline
 
@@ -46,6 +46,7 @@ class ServerConnector:
             ServerNotRunning: No server is published, or the published one is not there.
             Unavailable: It can't be reached from this machine.
             AddressError: ``dbwriter_address`` is missing or damaged, and stayed so.
+            BalsamError: The server was given up.
         """
         published = self._publication.await_current(call_deadline())
         if published is None:
@@ -62,10 +63,12 @@ class ServerConnector:
                 self._unreachable = published, time.monotonic()
             elif time.monotonic() - since > RESTART_TIMEOUT and (is_gone(published) or not _listens(published)):
                 name = self._publication.name
+                remedy = self._publication.trouble() or f": start it with balsam dbserver --path={name}"
                 raise ServerNotRunning(
-                    f"the server of {name}, published at {published.endpoint}, is not there: start it with "
-                    f"balsam dbserver --path={name}"
+                    f"the server of {name}, published at {published.endpoint}, is not there{remedy}"
                 ) from None
+            if address == published and time.monotonic() - since > TROUBLE_AFTER:
+                self._publication.tell_trouble()
             raise
         self._unreachable = None, 0.0
         return connection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from balsam_core.errors import BalsamError, Busy, Conflict, OutcomeUnknown, SchemaMismatch, Unavailable
+from balsam_core.errors import BackendError, BalsamError, Busy, Conflict, OutcomeUnknown, SchemaMismatch, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +17,10 @@ def to_balsam_error(err: BaseException, is_retryable: IsRetryable, translate: Tr
     """Return SQLAlchemy's error as one of ours; the functions are those of a ``NativeTransport``.
 
     Three of them may not come again when the transaction is repeated: Busy, OutcomeUnknown (the connection broke) and
-    Conflict (two inserted the same key at once).
+    Conflict (two inserted the same key at once). BackendError means that the database will refuse the statement again:
+    a table, a column or a right is missing, or it doesn't know the syntax.
     """
-    from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+    from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, OperationalError, ProgrammingError
 
     text = driver_text(err)
     if not isinstance(err, DBAPIError) or err.orig is None:
@@ -37,6 +38,33 @@ def to_balsam_error(err: BaseException, is_retryable: IsRetryable, translate: Tr
         error = Conflict(f"the database refused the write ({text})")
     elif isinstance(err, (OperationalError, ProgrammingError)) and "schema_version" in text:
         error = SchemaMismatch(f"the database has no tables ({text}); run: balsam init PATH")
+    elif isinstance(err, (ProgrammingError, NotSupportedError)):
+        error = BackendError(
+            f"the database refuses a statement of Balsam's ({text}): a table, a column or a right is missing, or its "
+            f"backend doesn't fit it; repeating won't help"
+        )
+    return error
+
+
+def blame_schema(
+    error: BalsamError, look: Callable[[], None], explain: Callable[[BaseException], BalsamError]
+) -> BalsamError:
+    """Return why a statement was refused, where that is another schema or another database; else the error itself.
+
+    Args:
+        error: What :func:`to_balsam_error` made of the refusal.
+        look: Looks at the database's schema and id; raises BalsamError, or the driver's error.
+        explain: :func:`to_balsam_error` for an error of ``look``.
+    """
+    if not isinstance(error, BackendError):
+        return error
+    try:
+        look()
+    except (SchemaMismatch, Conflict) as err:
+        return err
+    except Exception as err:  # noqa: BLE001  (of a driver, too; the first error stands)
+        if isinstance(found := explain(err), SchemaMismatch):
+            return found
     return error
 
 

@@ -13,7 +13,7 @@ from balsam_core.errors import BalsamError, Busy, Conflict, InvalidInput, Outcom
 from balsam_core.model.codec import decode_call, encode
 from balsam_core.transport.base import ClientSession, EncodedTransport
 from balsam_core.transport.deadlines import DeadlineEnforcer, bounded
-from balsam_core.transport.driver_errors import driver_text, to_balsam_error
+from balsam_core.transport.driver_errors import blame_schema, driver_text, to_balsam_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,6 +143,15 @@ class NativeTransport(EncodedTransport):
             check(conn, self.db.id if self.db else "")
             self._version_checked = True
 
+    def _look_again(self, deadline: float) -> None:
+        """Check whether this still is the right database, of the right version: somebody may have changed it."""
+        self._version_checked = False
+        with self._connect(deadline) as conn, conn.begin():
+            self._check_database(conn)
+
+    def _explain(self, err: BaseException) -> BalsamError:
+        return to_balsam_error(err, self._is_retryable, self._translate)
+
     def _run_until_deadline(self, attempt: Callable[[], bytes], deadline: float, commit: _Commit) -> bytes:
         """Run until it works, fails for good, or the deadline has passed."""
         import random
@@ -164,7 +173,7 @@ class NativeTransport(EncodedTransport):
                     if not commit.unknown:
                         raise cause from cause.__cause__
                     raise _outcome_unknown(cause) from cause
-                error = to_balsam_error(cause, self._is_retryable, self._translate)
+                error = self._explain(cause)
                 if isinstance(error, OutcomeUnknown):
                     commit.unknown = commit.unknown or (connected and commit.sent)
                     error = Unavailable(error.message)  # nothing of this attempt was committed, or `commit` says so
@@ -175,6 +184,7 @@ class NativeTransport(EncodedTransport):
                 else:
                     repeat = isinstance(error, Busy) or (not connected and type(error) is Unavailable)
                 if not repeat or time.monotonic() + pause > deadline:
+                    error = blame_schema(error, lambda: self._look_again(deadline), self._explain)
                     raise (_outcome_unknown(cause) if commit.unknown else error) from cause
             if type(error) is Unavailable and time.monotonic() > tell_at:
                 tell_at = math.inf

@@ -60,16 +60,16 @@ class ServerState:
 
     Attributes:
         state: ``stopped``, ``running``, ``starting`` (no address yet, or one of a server that has crashed),
-            ``stopping``, ``stale`` (published, but its process or its watchdog is gone), ``unwatched`` (published, and
-            no watchdog is known), ``unknown`` (the address is missing or damaged, and no watchdog lives that would
-            write it again).
+            ``stopping``, ``failed`` (it was given up), ``stale`` (published, but its process or its watchdog is gone),
+            ``unwatched`` (published, and no watchdog is known), ``unknown`` (the address is missing or damaged, and no
+            watchdog lives that would write it again).
         address: The published address; None for none.
         lease: What the watchdog says of itself; None where there is none.
         age: Seconds since the last heartbeat of a watchdog that can't be looked up from here; None for others.
-        fault: Why the address can't be read; empty if it can.
+        fault: Why the address can't be read, or the server was given up; else empty.
     """
 
-    state: Literal["stopped", "running", "starting", "stopping", "stale", "unwatched", "unknown"]
+    state: Literal["stopped", "running", "starting", "stopping", "failed", "stale", "unwatched", "unknown"]
     address: Address | None = None
     lease: Lease | None = None
     age: float | None = None
@@ -104,6 +104,8 @@ def start(db: DBDir, options: ServerOptions | None = None) -> Started:
             if time.monotonic() - damaged_since > RESTART_TIMEOUT:  # the watchdog can't mend it
                 raise
         if status.is_available:
+            if token and (failure := address.failure(db)):  # while this waited for it
+                raise failure
             from balsam_core.watchdog.process import launch
 
             if launched := launch(db, options):
@@ -203,14 +205,19 @@ def describe(db: DBDir) -> ServerState:
     status = LeaseObserver(db).observe()
     lease, age = status.lease, status.age
     try:
-        published = address.read(db)
+        published = address.find(db)
     except AddressError as err:
-        state: Literal["unknown", "starting"] = "unknown" if status.is_available else "starting"
-        return ServerState(state=state, lease=lease, age=age, fault=str(err))
+        doubt: Literal["unknown", "starting"] = "unknown" if status.is_available else "starting"
+        return ServerState(state=doubt, lease=lease, age=age, fault=str(err))
+    if published is not None and published.state == "failed":
+        if status.is_available:
+            return ServerState(state="failed", fault=str(address.failure(db)))
+        published = None  # it has another chance
     if status.state is LeaseState.FREE:
-        if published is None:
-            return ServerState(state="stopped")
-        return ServerState(state="stale" if address.is_gone(published) else "unwatched", address=published)
+        state: Literal["stopped", "stale", "unwatched"] = "stopped"
+        if published is not None:
+            state = "stale" if address.is_gone(published) else "unwatched"
+        return ServerState(state=state, address=published)
     if status.is_available:
         return ServerState(state="stale" if published else "stopped", address=published, lease=lease, age=age)
     if lease is not None and stop_request.stop_asked(db, lease) is not None:
@@ -285,14 +292,29 @@ def _stopped(db: DBDir) -> Iterator[ServerOptions | None]:
     refreshing = threading.Thread(target=_keep_refreshing, args=(held, finished), daemon=True)
     refreshing.start()
     try:
-        if _is_published(db):
-            address.withdraw(db)
-        yield options
+        with _withdrawn(db):
+            yield options
     finally:
         finished.set()
         refreshing.join()
         stop_request.forget_stop(db)
         held.release()
+
+
+@contextlib.contextmanager
+def _withdrawn(db: DBDir) -> Iterator[None]:
+    """Withdraw what is published; if the body fails, a server that was given up stays so."""
+    failed = None
+    with contextlib.suppress(AddressError):
+        failed = address.find(db)
+    if _is_published(db):
+        address.withdraw(db)
+    try:
+        yield
+    except BaseException:
+        if failed is not None and failed.state == "failed":
+            address.write(db, failed)
+        raise
 
 
 def _keep_refreshing(held: HeldLease, finished: threading.Event) -> None:
@@ -310,12 +332,13 @@ def _published_by(db: DBDir, status: LeaseStatus) -> Address | None:
     if status.state is not LeaseState.ALIVE or status.lease is None:
         return None
     try:
-        published = address.read(db)
+        published = address.find(db)
     except AddressError:
         if status.lease.generation:
             raise
         return None
-    return published if published is not None and _is_current(published, status.lease) else None
+    is_running = published is not None and published.state == "running" and _is_current(published, status.lease)
+    return published if is_running else None
 
 
 def _is_current(published: Address, lease: Lease) -> bool:
@@ -345,7 +368,7 @@ def _clean_up(db: DBDir, observer: LeaseObserver, *, takeover: bool) -> bool:
 def _is_published(db: DBDir) -> bool:
     """Say whether a server may be published: there is an address, or a damaged one."""
     try:
-        return os.path.lexists(db.address_file) and address.read(db) is not None
+        return os.path.lexists(db.address_file) and address.find(db) is not None
     except AddressError:
         return True
 
@@ -353,10 +376,12 @@ def _is_published(db: DBDir) -> bool:
 def _living_published_pid(db: DBDir) -> int:
     """Return the published process if it is proven to live on this machine, else 0."""
     try:
-        published = address.read(db)
+        published = address.find(db)
     except AddressError:
         return 0
-    if published is None or not address.is_here(published) or address.is_gone(published):
+    if published is None or published.state != "running" or not address.is_here(published):
+        return 0
+    if address.is_gone(published):
         return 0
     return published.pid
 

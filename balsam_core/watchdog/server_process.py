@@ -67,6 +67,7 @@ class ServerProcess:
         output: Descriptor that becomes readable when it wrote something; None once it is closed.
         ending: Descriptor that becomes readable when it ended; None where the system has none.
         last_lines: The last lines of its output.
+        status: How it ended: the exit code, or a negative signal; None until :meth:`ended` has returned True.
 
     Raises:
         OSError: It can't be started.
@@ -100,7 +101,7 @@ class ServerProcess:
         self.last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._started_at = time.monotonic()
         self._incomplete_line = b""
-        self._status: int | None = None
+        self.status: int | None = None
 
     @property
     def age(self) -> float:
@@ -179,12 +180,12 @@ class ServerProcess:
 
     def ended(self) -> bool:
         """Say whether it has ended. The first time, what is left of its process group is killed."""
-        if self._status is None and self._has_exited():
+        if self.status is None and self._has_exited():
             if self._process.returncode is None:
                 # Before it is reaped: until then no other process can have this id.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
-            self._status = self._process.wait()
+            self.status = self._process.wait()
             if _adopting:
                 _kill_children()
             self.read_output()
@@ -193,7 +194,7 @@ class ServerProcess:
             if self.ending is not None:
                 os.close(self.ending)
                 self.ending = None
-        return self._status is not None
+        return self.status is not None
 
     def _has_exited(self) -> bool:
         """Say whether it has exited, and leave the zombie where the system can."""
@@ -206,7 +207,7 @@ class ServerProcess:
 
     def describe_end(self) -> str:
         """Return how it ended, in words."""
-        status = self._status or 0
+        status = self.status or 0
         if status < 0:
             with contextlib.suppress(ValueError):
                 return f"was ended by {signal.Signals(-status).name}"
@@ -215,9 +216,14 @@ class ServerProcess:
 
     def describe_failure(self, why: str) -> str:
         """Return an error message: the DB, why it failed, and the line of the output that tells most."""
+        line = self.main_line()
+        return f"the server of {shown(self._db.path)} {why}" + (f": {line}" if line else "")
+
+    def main_line(self) -> str:
+        """Return the line of the output that tells most, empty for none."""
         lines = list(self.last_lines)
         error_lines = [line for line in lines if any(word in line for word in _ERROR_WORDS)] or lines[-1:]
-        return f"the server of {shown(self._db.path)} {why}" + (f": {error_lines[0]}" if error_lines else "")
+        return error_lines[0] if error_lines else ""
 
     def stop(
         self,
@@ -252,7 +258,7 @@ class ServerProcess:
 
     def signal(self, number: int) -> None:
         """Send a signal to it; nothing happens once it has ended."""
-        if self._status is None:
+        if self.status is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)  # our child and not reaped: no other process can have this id
                 os.kill(self.pid, signal.SIGCONT)  # a suspended process takes no other signal
@@ -261,7 +267,7 @@ class ServerProcess:
 
     def kill(self) -> None:
         """Kill it, its process group and its children."""
-        if self._status is None:
+        if self.status is None:
             children = descendants(self.pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)

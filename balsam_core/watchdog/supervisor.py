@@ -18,11 +18,12 @@ import msgspec
 
 from balsam_core.dbdir import address
 from balsam_core.dbdir.lease import EXPIRY, HEARTBEAT
-from balsam_core.errors import AddressError, BalsamError, SchemaMismatch, Unavailable
-from balsam_core.system import network
+from balsam_core.errors import BalsamError
+from balsam_core.system import logs, network
 from balsam_core.system.failpoints import failpoint
-from balsam_core.system.files import reason
+from balsam_core.system.files import describe_error, reason, shown
 from balsam_core.watchdog import stop_request, user_servers
+from balsam_core.watchdog.failures import WORKS_AFTER, Failure, RepeatedFailures, explain_end, explain_error, one_line
 from balsam_core.watchdog.health import Health
 from balsam_core.watchdog.server_process import READY_POLL, ServerProcess
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FIRST_ATTEMPTS = 3  # starts that may fail before the first success; later nothing makes the watchdog give up
+FIRST_ATTEMPTS = 3  # starts that may fail before the first success; later see `failures`
 MAX_PAUSE = 2.0  # seconds between two restarts; clients resume within 5 s once the cause is gone
 HEALTHY_AFTER = 1.0  # seconds of service, after which the next failure counts as the first one
 STOP_REQUEST_POLL = 0.5  # seconds between two checks for a request to stop
@@ -62,6 +63,7 @@ class SupervisorOutcome(Enum):
 
     STOPPED = "stopped"  # it was asked to stop, and all is cleaned up
     REPLACED = "replaced"  # another watchdog has the lease; the server is stopped, the address is not ours any more
+    GIVEN_UP = "given up"  # the server can't work; everybody is told why
 
 
 class Supervisor:
@@ -95,6 +97,8 @@ class Supervisor:
         self._options = options
         self._stops = stops
         self._on_ready = on_ready
+        self._repeated = RepeatedFailures()
+        self._failed_before = address.failure(db) is not None
         self._generation = address.last_generation(db)
         self._advertised = network.advertised(options.host)
         self._port = options.port or options.preferred_port
@@ -112,7 +116,7 @@ class Supervisor:
         """Serve until the end.
 
         Raises:
-            BalsamError: The server could not be started a first time; all is cleaned up.
+            BalsamError: The server could not be started a first time, or was given up; all is cleaned up.
             OSError: The same.
         """
         user_servers.add(self._db)
@@ -120,12 +124,11 @@ class Supervisor:
             while self.outcome is None:
                 self.run_once()
         except BaseException as err:
-            if isinstance(err, (BalsamError, OSError)):
-                logger.error("the watchdog gives up: %s", err)  # noqa: TRY400  (the traceback adds nothing)
-            else:
-                logger.exception("the watchdog ends because of an internal error")
-            self._clean_up()
+            logger.error("the watchdog ends: %r", err)  # noqa: TRY400  (who catches it logs the traceback)
+            self._clean_up(err)
             raise
+        if self.outcome is SupervisorOutcome.GIVEN_UP and (failure := address.failure(self._db)):
+            raise failure
         return self.outcome
 
     def run_once(self) -> None:
@@ -146,7 +149,7 @@ class Supervisor:
             except (BalsamError, OSError) as err:
                 if self._published_at is None:
                     raise
-                self._handle_failure(f"failed: {err}")
+                self._handle_failure(explain_error(err))
 
     def _advance(self, now: float) -> None:
         """Take the next step towards a published server, or check the one that is published."""
@@ -155,7 +158,7 @@ class Supervisor:
             if now >= self._next_step_at:
                 self._start_server()
         elif server.ended():
-            self._handle_failure(f"{server.describe_end()} after {server.age:.1f} s")
+            self._handle_failure(explain_end(server))
         elif self.state is SupervisorState.STARTING:
             self._check_ready(server)
         elif now < self._next_step_at:
@@ -163,9 +166,10 @@ class Supervisor:
         elif self.state is SupervisorState.READY:
             self._publish(server)
         elif fault := self._health.check():
-            self._handle_failure(fault)
+            self._handle_failure(Failure(fault, passes=True))
         else:
             self._next_step_at = self._health.due
+            self._forget_failures(now)
 
     # ---- waiting
 
@@ -200,7 +204,8 @@ class Supervisor:
             logger.warning("the lease can't be refreshed: %s", reason(err))
             if silent > EXPIRY - HEARTBEAT and self.server is not None:
                 # Another machine may take it now. A server is started again once the lease turns out to be ours still.
-                self._handle_failure(f"must stop: the lease was not refreshed for {silent:.0f} s")
+                why = f"must stop: the lease was not refreshed for {silent:.0f} s"
+                self._handle_failure(Failure(why, passes=True))
             return True
         self._last_heartbeat = now
         return ours
@@ -298,7 +303,7 @@ class Supervisor:
             if address.read(self._db) == self._published:
                 self._address_fault = ""
                 return
-        except (AddressError, SchemaMismatch) as err:
+        except BalsamError as err:
             fault = str(err)
         try:
             if not self._held.is_ours():
@@ -313,9 +318,17 @@ class Supervisor:
 
     # ---- ending
 
-    def _handle_failure(self, why: str) -> None:
-        """End what is left of the server, and plan the next start."""
+    def _forget_failures(self, now: float) -> None:
+        """Begin to count anew once the server has worked for a while."""
+        if self._held.lease.failure and now - (self._published_at or now) >= WORKS_AFTER:
+            self._repeated.forget()
+            self._update_lease(failure="")
+
+    def _handle_failure(self, failure: Failure) -> None:
+        """End what is left of the server, and plan the next start, unless it makes no sense any more."""
         server = self.server
+        if self.state is SupervisorState.PUBLISHED:
+            self._forget_failures(monotonic())
         healthy = self.state is SupervisorState.PUBLISHED and monotonic() - (self._published_at or 0.0) > HEALTHY_AFTER
         self.failures = 1 if healthy else self.failures + 1
         self._stop_server(max_seconds=QUICK_STOP)
@@ -324,15 +337,36 @@ class Supervisor:
             "generation=%d: server%s %s; started again in %.1f s; its last output: %s",
             self._generation,
             f" pid={server.pid}" if server else "",
-            why,
+            failure.reason,
             pause,
             " | ".join(server.last_lines if server else []) or "none",
         )
         if server is not None and self._published_at is None:
             if self.failures >= FIRST_ATTEMPTS:
-                raise Unavailable(server.describe_failure(why))
+                raise failure.error_class(f"the server of {shown(self._db.path)} {failure.reason}")
             self._port = self._options.port  # another one, unless it is fixed: it may have been taken in the meantime
         self._next_step_at = monotonic() + pause
+        if self._published_at is None or self.outcome is not None:
+            return
+        self._update_lease(failure=failure.reason)
+        if self._repeated.add(failure) and self.outcome is None:
+            self._give_up(failure)
+
+    def _give_up(self, failure: Failure) -> None:
+        """Tell everybody that the server can't work; where that can't be told, go on."""
+        reason = f"it failed {self._repeated.count} times in the same way, the last time it {failure.reason}"
+        try:
+            self._publish_failure(failure.error_class, reason)
+        except (BalsamError, OSError) as err:
+            logger.warning("generation=%d: it can't be told that the server can't work: %s", self._generation, err)
+            return
+        logger.error("generation=%d: the server is given up: %s", self._generation, reason)
+        self.outcome = SupervisorOutcome.GIVEN_UP
+        self._clean_up()
+
+    def _publish_failure(self, kind: type[BalsamError], reason: str) -> None:
+        directory = self._held.lease.directory
+        address.publish_failure(self._db, kind, one_line(reason), directory=directory, log=logs.current())
 
     def _stop_server(self, *, max_seconds: float = math.inf) -> None:
         """Stop the server and wait for its end; a second signal to the watchdog shortens that."""
@@ -348,15 +382,15 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 self._held.refresh()
 
-    def _clean_up(self) -> None:
-        """End the server, withdraw the address, give the lease back.
+    def _clean_up(self, error: BaseException | None = None) -> None:
+        """End the server, withdraw the address, give the lease back; ``error`` is why the watchdog ends.
 
         In this order: once the address is withdrawn, clients may write to the database's files themselves, which the
         server must not do at the same time.
         """
         steps: tuple[tuple[str, Callable[[], None]], ...] = (
             ("the server was not stopped", self._stop_server),
-            ("the address was not withdrawn", self._withdraw_address),
+            ("the address was not withdrawn", lambda: self._withdraw_address(error)),
             ("the note for a bare --stop was not removed", lambda: user_servers.remove(self._db)),
             ("the request to stop was not removed", lambda: stop_request.forget_stop(self._db)),
             ("the lease was not removed", self._held.release),
@@ -368,6 +402,11 @@ class Supervisor:
                 logger.error("%s: %s", fault, err)  # noqa: TRY400  (the traceback adds nothing)
         logger.info("generation=%d: stopped", self._generation)
 
-    def _withdraw_address(self) -> None:
-        if self._held.is_ours():
+    def _withdraw_address(self, error: BaseException | None) -> None:
+        if self.outcome is SupervisorOutcome.GIVEN_UP or not self._held.is_ours():
+            return
+        if self._failed_before and self._published_at is None and isinstance(error, (BalsamError, OSError)):
+            # Another chance was of no use: nobody may use the DB past its server now, either.
+            self._publish_failure(type(error) if isinstance(error, BalsamError) else BalsamError, describe_error(error))
+        else:
             address.withdraw(self._db)

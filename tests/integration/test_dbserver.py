@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,8 @@ from balsam_core.admin.initialise import initialise
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.dbdir.lease import EXPIRY, HeldLease, LeaseObserver, lease_file, new_lease
-from balsam_core.errors import Conflict, Corrupt, Unavailable
+from balsam_core.dbdir.publication import refuse_while_served
+from balsam_core.errors import BackendError, Conflict, Corrupt, Unavailable
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.testing.tools import wait_until
 from balsam_core.watchdog import control, user_servers
@@ -245,6 +247,101 @@ def test_an_unwritable_log_is_one_line(toy, db):
     db.log.write_text("")
     assert "log" in here.refused("dbserver", code=1, db=db.path)
     assert not lease_file(db).exists()
+
+
+# ---- servers that are given up
+
+
+def give_up(toy, db, text="Error: no such function"):
+    """Start the server, break it, and wait until it is given up."""
+    control.start(db)
+    lease = toy.lease(db)
+    (db.path / "fail").write_text(text)
+    (db.path / "code").write_text("12")
+    kill(server_of(lease))
+    wait_until(lambda: toy.lease(db) is None and control.describe(db).state == "failed")
+    return lease
+
+
+def test_a_server_that_is_given_up_is_told_to_everybody(toy, db):
+    lease = give_up(toy, db)
+    wait_until(lambda: not is_alive(*watchdog_of(lease)))
+    said = (
+        r"was given up: it failed [0-9]+ times .* exit code 12 after .*: no such function; see .*/log/dbserver_.*\.log"
+    )
+    shown = balsam("--status", "-o", "json", db=db.path).json
+    assert (shown["state"], shown["port"], shown["watchdog_pid"]) == ("failed", None, None)
+    assert re.search(said, shown["failure"])
+    assert re.search("server    failed: .*" + said, balsam("--status", db=db.path).out)
+    status = child("status", db=db.path)
+    assert status.code == 12
+    assert re.search(said, status.out)
+    with pytest.raises(BackendError, match=said):
+        refuse_while_served(db)
+
+
+def test_a_new_start_is_another_chance(toy, db):
+    give_up(toy, db)
+    assert "no such function" in child.refused("dbserver", code=12, db=db.path)
+    assert control.describe(db).state == "failed", "nobody may use it past its server"
+    (db.path / "fail").write_text("Error: another reason")
+    assert "another reason" in child.refused("dbserver", code=12, db=db.path)
+    assert "another reason" in control.describe(db).fault
+    (db.path / "fail").unlink()
+    assert answers(control.start(db).address)
+    toy.lease(db)
+    assert control.describe(db).state == "running"
+    assert control.stop(db) == "stopped"
+
+
+def test_who_waits_for_a_start_is_told_of_its_failure(toy, db):
+    control.start(db)
+    lease = toy.lease(db)
+    (db.path / "fail").write_text("Error: no such function")
+    (db.path / "code").write_text("12")
+    kill(server_of(lease))
+    with pytest.raises(BackendError, match=r"was given up: .*no such function"):
+        control.start(db)
+
+
+def test_stop_withdraws_a_server_that_was_given_up(toy, db):
+    give_up(toy, db)
+    assert "had died" in balsam("--stop", db=db.path).out
+    assert control.describe(db).state == "stopped"
+    for name in ("fail", "code"):
+        (db.path / name).unlink()
+    assert_clean(db)
+
+
+def test_init_mends_a_db_whose_server_was_given_up(toy, db, monkeypatch):
+    toy.make_tables(db)
+    give_up(toy, db)
+
+    def fail(*_, published):
+        raise BackendError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(initialise_module, "_upgrade_tables", fail)
+        with pytest.raises(BackendError, match="no"):
+            initialise(db.path)
+    assert control.describe(db).state == "failed"
+    initialise(db.path)
+    assert control.describe(db).state == "stopped"
+
+
+def test_what_the_server_died_of_is_told_while_it_is_tried_again(toy, db):
+    control.start(db)
+    lease = toy.lease(db)
+    (db.path / "fail").write_text("no idea")
+    kill(server_of(lease))
+    wait_until(lambda: toy.lease(db).restarts >= 3)
+    said = (
+        "starting, not ready yet; it was started again [0-9]+ times; last: it ended with exit code 1 after .*: no idea"
+    )
+    wait_until(lambda: re.search(said, balsam("--status", db=db.path).out))
+    status = child("status", db=db.path)
+    assert status.code == 6
+    assert re.search(said, status.out)
 
 
 # ---- kills

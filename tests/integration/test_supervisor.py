@@ -17,12 +17,20 @@ from toy_backend import toys
 from balsam_core.backends import registry
 from balsam_core.dbdir import address
 from balsam_core.dbdir.lease import LeaseObserver, lease_file, new_lease
-from balsam_core.errors import AddressError, BackendError, Conflict, InvalidInput, SchemaMismatch, Unavailable
+from balsam_core.errors import (
+    AddressError,
+    BackendError,
+    Conflict,
+    DBDirError,
+    InvalidInput,
+    SchemaMismatch,
+    Unavailable,
+)
 from balsam_core.system import network
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.system.signals import StopRequests
 from balsam_core.testing.tools import wait_until
-from balsam_core.watchdog import health, supervisor
+from balsam_core.watchdog import control, failures, health, supervisor
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome, SupervisorState
 from balsam_core.watchdog.takeover import acquire
@@ -197,6 +205,121 @@ def test_a_crash_loop_never_ends_and_gets_slower(drive, db, caplog):
     assert driven.address() == first
     (db.path / "fail").unlink()
     driven.until_published(after=first.generation)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Failures count as soon as there are enough of them."""
+    monkeypatch.setattr(failures, "PERMANENT_SECONDS", 0.0)
+    monkeypatch.setattr(failures, "REPEATED_SECONDS", 0.0)
+
+
+def break_server(driven, text, code=1):
+    (driven.db.path / "fail").write_text(text)
+    (driven.db.path / "code").write_text(str(code))
+    driven.kill_server()
+
+
+def assert_given_up(driven, error, said):
+    driven.until(lambda: driven.loop.outcome is SupervisorOutcome.GIVEN_UP)
+    db = driven.db
+    assert not lease_file(db).exists()
+    with pytest.raises(error, match=said) as caught:
+        address.read(db)
+    text = str(caught.value)
+    assert text.startswith(f"the server of {db.path} was given up: it failed ")
+    assert text.endswith(f"then start it again with balsam dbserver --path={db.path}")
+    assert "\n" not in text
+    assert control.describe(db).state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(8, DBDirError), (9, SchemaMismatch), (12, BackendError), (4, BackendError)]
+)
+def test_a_server_that_says_it_can_not_work_is_given_up(drive, code, error):
+    driven = drive()
+    driven.until_published()
+    began = time.monotonic()
+    break_server(driven, "Error: no table of that name", code)
+    assert_given_up(driven, error, f"ended with exit code {code} after .*: no table of that name")
+    assert failures.PERMANENT_SECONDS <= time.monotonic() - began < 30
+
+
+def test_other_failures_must_repeat_themselves(drive, at_once):
+    driven = drive()
+    driven.until_published()
+    break_server(driven, "process PID: no idea")
+    driven.until(lambda: driven.loop.failures >= failures.REPEATED_FAILURES)  # the kill is the first
+    assert driven.loop.outcome is None
+    assert_given_up(driven, BackendError, "failed 5 times .* no idea")
+
+
+def test_a_minute_is_waited_for_other_failures(drive):
+    driven = drive()
+    driven.until_published()
+    break_server(driven, "no idea")
+    driven.until(lambda: driven.loop.failures >= failures.REPEATED_FAILURES + 2)
+    assert driven.loop.outcome is None
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Error: the database can't be reached", 6),
+        ("[Errno 28] No space left on device", 1),
+        ("FATAL: could not map anonymous shared memory: Cannot allocate memory", 1),
+        ("could not bind: Address already in use", 12),
+        ("Error: db.sqlite3 can't be read: Too many open files", 8),
+        ("Error: db.sqlite3 can't be read (unable to open database file)", 8),
+        ("shut down", 0),
+    ],
+)
+def test_what_may_pass_is_never_given_up(drive, at_once, text, code):
+    driven = drive()
+    first = driven.until_published()
+    break_server(driven, text, code)
+    driven.until(lambda: driven.loop.failures >= failures.REPEATED_FAILURES + 2)
+    assert driven.loop.outcome is None
+    lease = LeaseObserver(driven.db).observe().lease
+    assert f"exit code {code}" in lease.failure
+    assert lease.restarts >= failures.REPEATED_FAILURES
+    (driven.db.path / "fail").unlink()
+    assert answers(driven.until_published(after=first.generation))
+
+
+def test_killing_a_server_again_and_again_never_ends_it(drive, at_once):
+    driven = drive()
+    generation = driven.until_published().generation
+    for _ in range(failures.REPEATED_FAILURES + 2):
+        driven.kill_server()
+        generation = driven.until_published(after=generation).generation
+
+
+def test_a_server_that_fails_twice_and_then_works_is_not_given_up(drive, at_once, monkeypatch):
+    monkeypatch.setattr(supervisor, "WORKS_AFTER", 0.0)
+    monkeypatch.setattr(supervisor, "HEALTHY_AFTER", 600.0)
+    driven = drive()
+    generation = driven.until_published().generation
+    for rounds in range(1, 4):
+        break_server(driven, "Error: no table", 12)
+        wanted = 3 * rounds  # the kill, and two failures
+        driven.until(lambda wanted=wanted: driven.loop.failures == wanted)
+        assert "exit code 12" in LeaseObserver(driven.db).observe().lease.failure
+        (driven.db.path / "fail").unlink()
+        generation = driven.until_published(after=generation).generation
+    assert driven.loop.outcome is None
+
+
+def test_a_failure_that_can_not_be_told_is_no_end(drive, db, at_once, caplog):
+    driven = drive()
+    driven.until_published()
+    db.address_file.unlink()
+    db.address_file.mkdir()
+    break_server(driven, "Error: no table", 12)
+    driven.until(lambda: "it can't be told" in caplog.text)
+    assert driven.loop.outcome is None
+    db.address_file.rmdir()
+    assert_given_up(driven, BackendError, "no table")
 
 
 def test_a_failure_after_healthy_service_counts_as_the_first(drive, monkeypatch):

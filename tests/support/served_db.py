@@ -98,8 +98,9 @@ class ServedDB:
     @property
     def address(self) -> Address:
         """The published address."""
-        found = address.read(self.dir)
+        found = address.find(self.dir)
         assert found is not None, "no server is published"
+        assert found.state == "running", address.failure(self.dir)
         self._seen.add((found.pid, processes.start_of(found.pid) or 0.0))
         return found
 

@@ -1,7 +1,8 @@
 """A backend that is little but its server, installed by a dist-info folder, so that child processes have it too.
 
 The server is a script that listens on TCP and answers ``ready``. It obeys files in the DB directory: ``fail`` (exit at
-once, saying what the file says), ``mute`` (accept and say nothing), ``busy`` (the same, burning CPU time).
+once, saying what the file says, with the exit code in ``code``), ``mute`` (accept and say nothing), ``busy`` (the same,
+burning CPU time).
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ SERVER = """
 
     folder, host, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     if (folder / "fail").exists():
-        sys.exit((folder / "fail").read_text())
+        print((folder / "fail").read_text().replace("PID", str(os.getpid())), file=sys.stderr)
+        sys.exit(int((folder / "code").read_text()) if (folder / "code").exists() else 1)
     if (folder / "deaf").exists():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from balsam_core.dbdir import address
 from balsam_core.dbdir.address import Address
-from balsam_core.errors import AddressError, SchemaMismatch
+from balsam_core.dbdir.publication import Publication, refuse_while_served
+from balsam_core.errors import AddressError, BackendError, BalsamError, Conflict, Corrupt, DBDirError, SchemaMismatch
 
 RUNNING = Address(
     state="running",
@@ -175,3 +176,49 @@ def test_the_number_of_the_last_publication_survives_withdrawals(db):
         assert address.last_generation(db) == RUNNING.generation
     db.address_file.write_text("garbage")
     assert address.last_generation(db) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (BackendError, BackendError),
+        (SchemaMismatch, SchemaMismatch),
+        (DBDirError, DBDirError),
+        (Corrupt, Corrupt),
+        (Conflict, BackendError),
+        (BalsamError, BackendError),
+    ],
+)
+def test_a_server_that_was_given_up_is_an_error(db, kind, error):
+    address.write(db, RUNNING)
+    inode = db.path.stat().st_ino
+    address.publish_failure(db, kind, "it failed 3 times", directory=inode, log="dbserver_1.log")
+    with pytest.raises(error) as caught:
+        address.read(db)
+    assert type(caught.value) is error
+    assert str(caught.value) == (
+        f"the server of {db.path} was given up: it failed 3 times; see {db.log}/dbserver_1.log, then start it again "
+        f"with balsam dbserver --path={db.path}"
+    )
+    assert address.last_generation(db) == RUNNING.generation
+    with pytest.raises(error):
+        Publication(db).await_current(float("inf"))
+    with pytest.raises(error):
+        refuse_while_served(db)
+    address.withdraw(db)
+    assert address.read(db) is None
+
+
+def test_a_copy_has_no_server_that_was_given_up(db):
+    address.publish_failure(db, BackendError, "no", directory=db.path.stat().st_ino + 1, log="")
+    assert address.read(db) is None
+    assert address.failure(db) is None
+
+
+@pytest.mark.parametrize("log", ["", "../../etc/passwd", "a\nb", "x" * 1000, "/etc/passwd"])
+def test_a_note_that_somebody_else_wrote_stays_one_printable_line(db, log):
+    address.publish_failure(db, BackendError, "\x1b[31mred\n" + "x" * 10_000, directory=0, log=log)
+    said = str(address.failure(db))
+    assert said.isprintable()
+    assert len(said) < 1000 + 3 * len(str(db.path))
+    assert f"; see {db.log}, then" in said

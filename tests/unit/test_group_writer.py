@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sqlite3
 import time
@@ -362,3 +363,20 @@ def test_without_savepoints_a_newer_server_fences_the_older(db, plain_writer):
         assert number_of_jobs(newer) == 0
     finally:
         newer.close()
+
+
+def test_a_statement_that_is_refused_ends_no_server_without_is_fatal(db):
+    writer = GroupWriter(dataclasses.replace(single_writer(db), is_fatal=None))
+    run(writer, write(add("before")))
+    with contextlib.closing(sqlite3.connect(db.path / "db.sqlite3")) as connection:
+        connection.execute("ALTER TABLE jobs RENAME COLUMN command TO renamed")
+        with pytest.raises(BackendError, match="column named command"):
+            run(writer, write(add("refused")))
+        connection.execute("ALTER TABLE jobs RENAME COLUMN renamed TO command")
+        connection.execute("ALTER TABLE meta RENAME TO gone")
+        with pytest.raises(BackendError, match="meta"):
+            run(writer, write(add("refused")))
+        connection.execute("ALTER TABLE gone RENAME TO meta")
+    run(writer, write(add("after")))
+    assert number_of_jobs(writer) == 2
+    writer.close()

@@ -207,3 +207,23 @@ def test_a_refusals_code_is_asked_for_with_more_open_files_than_select_takes(mon
         for descriptor in many:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_server_that_did_not_answer_is_not_asked_why_it_refuses(tmp_path):
+    """It resets each connection, and counts them."""
+    asked = []
+
+    class Resetting(socketserver.BaseRequestHandler):
+        def handle(self):
+            asked.append(1)
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Resetting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        settings = {"url": f"postgresql://a@127.0.0.1:{port}/a?sslmode=disable"}
+        db = DBDir(path=tmp_path, db_type="postgres", id="0" * 32, settings=settings)
+        with pytest.raises(psycopg.OperationalError, match=r"reset by peer|closed the connection"):
+            connecting.connect_adopted(db, password="secret")
+        server.shutdown()
+    assert len(asked) == 1

@@ -190,6 +190,7 @@ def status_record(directory: DBDir, state: ServerState, transport: Transport | N
         "since": state.since,
         "generation": server.generation if server else None,
         "restarts": lease.restarts if lease else None,
+        "failure": (lease.failure if lease else "") or state.fault or None,
         "heartbeat_age": state.age,
         "clients": None,
         "calls": None,
@@ -225,7 +226,7 @@ def _format_lines(record: dict[str, object], state: ServerState) -> Iterator[str
 
     yield f"DB        {printable(str(record['path']))}"
     yield f"server    {describe_state(state)}"
-    if state.state == "stopped":
+    if state.state in {"stopped", "failed"}:
         return
     if record["node"]:
         pids = f"server pid {record['pid'] or 'none'}, watchdog pid {record['watchdog_pid'] or 'unknown'}"
@@ -238,13 +239,17 @@ def _format_lines(record: dict[str, object], state: ServerState) -> Iterator[str
 
 def describe_state(state: ServerState) -> str:
     """Return the state of a server in one line."""
+    from balsam_core.dbdir.lease import restarted
+
     place = state.address.endpoint if state.address else "no address"
+    failure = restarted(state.lease)
     lost = f"running, but {state.fault}; its watchdog publishes it again within seconds"
     return {
         "stopped": "none",
-        "running": place,
-        "starting": lost if state.fault else "starting, not ready yet",
+        "running": place + failure,
+        "starting": lost if state.fault else f"starting, not ready yet{failure}",
         "stopping": "stopping",
+        "failed": f"failed: {state.fault}",
         "stale": f"dead: {place} is published, but nothing keeps it; start it again with balsam dbserver",
         "unwatched": f"{place}, without a watchdog",
         "unknown": f"unknown: {state.fault}",

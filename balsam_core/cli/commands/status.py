@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 from balsam_core.cli.command import Session, command, pass_session
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import LauncherInfo
+    from balsam_core.watchdog.control import ServerState
+
+RESTART_PATIENCE = 3.0  # seconds for a server that died to come back, before it is told that it doesn't
+RESTART_POLL = 0.1
 
 
 @command(examples=["balsam status", "BALSAM_DB_PATH=~/testdb balsam status -o json"])
@@ -19,13 +24,13 @@ if TYPE_CHECKING:
 def status(session: Session) -> int:
     """Show which DB is used and how it stands.
 
-    Shows the DB directory and who chose it, the database type, the server, the jobs by state, the launchers, and
-    what makes writes less safe than promised. Where
-    a published server turns out to be dead, or its address can't be read, that is all that can be shown, and the exit
-    code is that of an error.
+    Shows the DB directory and who chose it, the database type, the server, the jobs by state, the launchers, and what
+    makes writes less safe than promised. Where a published server turns out to be dead, to die again and again, or was
+    given up, or its address can't be read, that is all that can be shown, and the exit code is that of an error.
     """
     from balsam_core.backends import registry
     from balsam_core.cli.commands.dbserver import describe_state, status_record
+    from balsam_core.dbdir.address import failure as failure_of
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.settings import resolve_db_path
     from balsam_core.errors import DBDirError, Unavailable
@@ -35,11 +40,12 @@ def status(session: Session) -> int:
     resolved = resolve_db_path(session.db)
     with contextlib.suppress(DBDirError):  # open_db() below reports the error, or makes the directory
         directory = DBDir.open(resolved.path)
-        state = describe(directory)
-        if state.state in {"stale", "unknown"}:
+        state = _describe(directory)
+        if state.state in {"stale", "unknown", "failed"} or _fails_again(state):
             record = _make_record(directory, resolved.origin, status_record(directory, state))
             session.printer().one(record, _format_lines(record, describe_state(state)))
-            return Unavailable.exit_code
+            failure = failure_of(directory)
+            return Unavailable.exit_code if failure is None else failure.exit_code
     with session.open_db() as db:
         info = db.info()
         state = describe(db.directory)
@@ -54,6 +60,20 @@ def status(session: Session) -> int:
     return 0
 
 
+def _describe(directory: DBDir) -> ServerState:
+    """Return how the server stands; a moment later where it is being started again."""
+    from balsam_core.watchdog.control import describe
+
+    until = time.monotonic() + RESTART_PATIENCE
+    while _fails_again(state := describe(directory)) and time.monotonic() < until:
+        time.sleep(RESTART_POLL)
+    return state
+
+
+def _fails_again(state: ServerState) -> bool:
+    return state.state == "starting" and state.lease is not None and bool(state.lease.failure)
+
+
 def _make_record(directory: DBDir, origin: str, server: dict[str, object]) -> dict[str, object]:
     served = server["host"] is not None
     return {
@@ -63,6 +83,7 @@ def _make_record(directory: DBDir, origin: str, server: dict[str, object]) -> di
         "schema": None,
         "server": f"{server['host']}:{server['port']}" if served else None,
         "server_state": server["state"],
+        "server_failure": server["failure"],
         "server_since": server["since"] if served else None,
         "clients": server["clients"],
         "calls": server["calls"],

@@ -16,8 +16,8 @@ import msgspec
 import zmq
 
 from balsam_core.dbdir.address import is_gone
-from balsam_core.dbdir.publication import RESTART_TIMEOUT
-from balsam_core.errors import Expired, TooLarge, Unavailable, error_class
+from balsam_core.dbdir.publication import RESTART_TIMEOUT, TROUBLE_AFTER
+from balsam_core.errors import BackendError, Expired, SchemaMismatch, TooLarge, Unavailable, error_class
 from balsam_core.proxy import protocol
 from balsam_core.proxy.client.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
@@ -174,6 +174,7 @@ class Exchange:
             self._address, self._unreachable_since = address, None
         self._client.check(address)
         channel = self._client.take(address)
+        sent_before = self._sent
         try:
             reply = self._ask(channel, address)
             if reply.code == Expired.code and time.monotonic() < self._deadline:
@@ -183,7 +184,8 @@ class Exchange:
             channel.close()
             raise
         self._client.give_back(address, channel)
-        self._answered = True
+        # A database that refuses statements may not be able to say what became of an earlier sending.
+        self._answered = not (sent_before and reply.code in {BackendError.code, SchemaMismatch.code})
         if reply.code:
             raise error_class(reply.code)(decode_text(reply.body))
         return bytes(reply.body)
@@ -221,9 +223,14 @@ class Exchange:
         if now > self._read_at + REREAD:
             self._read_at = now
             self._client.publication.forget()
+            if now > self._began + TROUBLE_AFTER:
+                self._client.publication.tell_trouble()
         if now > self._deadline + (GRACE if self._sent else 0):
             took = now - self._began
-            raise Unavailable(f"the server of {self._client.name} at {address.endpoint} didn't answer in {took:.1f} s")
+            raise Unavailable(
+                f"the server of {self._client.name} at {address.endpoint} didn't answer in {took:.1f} s"
+                f"{self._client.publication.trouble()}"
+            )
         if not self._client.is_server(address):
             raise TryAgainError
 
@@ -249,6 +256,5 @@ class Exchange:
                 f"keys/client.key says; start the server with balsam dbserver --path={name}"
             )
         if now - self._unreachable_since > RESTART_TIMEOUT:
-            raise Unavailable(
-                f"the server of {name}, published at {where}, is not there: start it with balsam dbserver --path={name}"
-            )
+            remedy = self._client.publication.trouble() or f": start it with balsam dbserver --path={name}"
+            raise Unavailable(f"the server of {name}, published at {where}, is not there{remedy}")

@@ -16,7 +16,16 @@ import msgspec
 
 from balsam_core.dbdir.address import is_here
 from balsam_core.dbdir.publication import Publication
-from balsam_core.errors import AddressError, DBDirError, OutcomeUnknown, SchemaMismatch, ServerNotRunning, Unavailable
+from balsam_core.errors import (
+    AddressError,
+    BackendError,
+    BalsamError,
+    DBDirError,
+    OutcomeUnknown,
+    SchemaMismatch,
+    ServerNotRunning,
+    Unavailable,
+)
 from balsam_core.model.calls import MOST_JOBS, GetJobs, GetRows
 from balsam_core.model.codec import decode_call
 from balsam_core.transport.base import ClientSession, EncodedTransport, ServerStatus, TryAgainError
@@ -79,7 +88,13 @@ class ServedTransport(EncodedTransport):
                 if time.monotonic() > deadline + GRACE:
                     what = f"the server of {self._publication.name} was started and stopped again until the deadline"
                     raise _outcome(Unavailable(what), exchange) from None
-            except (Unavailable, DBDirError, SchemaMismatch) as err:  # they say nothing of an attempt before
+            except (
+                Unavailable,
+                BackendError,
+                DBDirError,
+                SchemaMismatch,
+            ) as err:
+                # They say nothing of an attempt before.
                 if exchange is None or not exchange.may_be_applied:
                     raise
                 raise _outcome(err, exchange) from err
@@ -162,7 +177,7 @@ class ServedTransport(EncodedTransport):
                 connection.close()
 
 
-def _outcome(err: Unavailable | DBDirError | SchemaMismatch, exchange: Exchange | None) -> Exception:
+def _outcome(err: BalsamError, exchange: Exchange | None) -> Exception:
     """Return the error, or, where a server may have applied the write all the same, one that says so."""
     if exchange is None or not exchange.may_be_applied:
         return err

@@ -15,14 +15,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from balsam_core.errors import BackendError, BalsamError, Busy, Expired, InvalidInput, OutcomeUnknown, Unavailable
+from balsam_core.errors import (
+    BackendError,
+    BalsamError,
+    Busy,
+    Expired,
+    InvalidInput,
+    OutcomeUnknown,
+    SchemaMismatch,
+    Unavailable,
+)
 from balsam_core.model.codec import decode_call, encode
 from balsam_core.operations import execution
 from balsam_core.operations.writer_cache import WriterCache
 from balsam_core.schema.tables import meta
 from balsam_core.schema.version import check
 from balsam_core.system.failpoints import failpoint
-from balsam_core.transport.driver_errors import driver_text, to_balsam_error
+from balsam_core.transport.driver_errors import blame_schema, driver_text, to_balsam_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +64,15 @@ class HeldError(Exception):
 
 
 class BatchLostError(Exception):
-    """Nobody knows what the database kept: the server must end without answering, and its clients repeat."""
+    """Nobody knows what the database kept: the server must end without answering, and its clients repeat.
+
+    Attributes:
+        error: Why.
+    """
+
+    def __init__(self, error: BalsamError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 class PendingWrite(NamedTuple):
@@ -110,6 +127,7 @@ class GroupWriter:
 
     def __init__(self, single: SingleWriter, db_id: str = "") -> None:
         self._single = single
+        self._db_id = db_id
         self.most_calls = GROUP_CALLS if single.savepoints else 1
         self._engine: Engine = single.open_engine("server")
         self._error = self._engine.dialect.loaded_dbapi.Error
@@ -120,7 +138,7 @@ class GroupWriter:
             self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             self._cursor = self._conn.connection.cursor()
             self._cache = WriterCache(self._cursor)
-            self.epoch = self._take_epoch(db_id)
+            self.epoch = self._take_epoch()
         except SQLAlchemyError as err:
             raise self._to_error(err) from err
         except HeldError as err:
@@ -137,22 +155,25 @@ class GroupWriter:
             FencedError: Another server has taken over; nothing was written.
             BatchLostError: Nobody knows what was written.
         """
+        committing = False
         try:
             self._begin_as_newest()
             self._drop_stale_cache()
             answers = [self._run_one(write) for write in writes]
             failpoint("before_commit")
+            committing = True
             self._execute("COMMIT")
         except SQLAlchemyError as err:
             self._cache.rolled_back()
-            fatal = self._is_fatal(err)
+            fatal = self._is_fatal(err, committing=committing)
             # The engine may have ended the transaction by itself.
             with contextlib.suppress(SQLAlchemyError):
                 self._execute("ROLLBACK")
             if fatal:
-                raise BatchLostError(str(err)) from err
-            refusal = error_answer(self._to_error(err))
-            logger.warning("%d calls failed together: %s", len(writes), err)
+                raise BatchLostError(self._to_error(err)) from err
+            error = self._explain(err)
+            refusal = error_answer(error)
+            logger.warning("%d calls failed together: %s", len(writes), error)
             # One that was sent before may have taken effect then, and must not be told that nothing was written.
             return [self._settle_outside(write, refusal) for write in writes]
         failpoint("after_commit")
@@ -177,8 +198,8 @@ class GroupWriter:
             return error_answer(Busy("another program holds the database"))
         except SQLAlchemyError as err:
             if self._is_fatal(err):
-                raise BatchLostError(str(err)) from err
-            return error_answer(self._to_error(err))
+                raise BatchLostError(self._to_error(err)) from err
+            return error_answer(self._explain(err))
         except Exception as err:  # noqa: BLE001  (see _unexpected)
             return self._unexpected(kind, err)
 
@@ -202,10 +223,12 @@ class GroupWriter:
             return self._settle(write, otherwise)
         except SQLAlchemyError as err:
             if self._is_fatal(err):
-                raise BatchLostError(str(err)) from err
-            return error_answer(
-                OutcomeUnknown(f"the database can't say whether it has the write: {self._to_error(err)}")
-            )
+                raise BatchLostError(self._to_error(err)) from err
+            error = self._explain(err)
+            # Nor will it ever say it. The client knows whether it has sent the write before.
+            if isinstance(error, (BackendError, SchemaMismatch)):
+                return error_answer(error)
+            return error_answer(OutcomeUnknown(f"the database can't say whether it has the write: {error}"))
 
     def _settle(self, write: PendingWrite, otherwise: Answer | None = None) -> Answer:
         """Return the stored answer of a call that took effect, or was refused, before; else the other one, if any."""
@@ -241,7 +264,7 @@ class GroupWriter:
             if self._single.is_fatal and self._is_fatal(err):
                 raise
             self._undo(err)
-            error = self._to_error(err)
+            error = self._explain(err)
             if not isinstance(error, Unavailable):
                 self._refuse(write, error)
             answer = error_answer(error)
@@ -314,12 +337,12 @@ class GroupWriter:
             self._execute("ROLLBACK")
             raise FencedError
 
-    def _take_epoch(self, db_id: str) -> int:
+    def _take_epoch(self) -> int:
         self._begin(FIRST_BEGIN_TIMEOUT)
         if self._single.secure:
             self._single.secure()
         try:
-            check(self._conn, db_id)
+            check(self._conn, self._db_id)
             epoch = self._read_epoch() + 1
             self._conn.execute(update(meta).where(meta.c.name == "epoch").values(value=str(epoch)))
             if self._single.savepoints:
@@ -371,10 +394,16 @@ class GroupWriter:
         row = self._cursor.fetchone()
         return int(row[0]) if row else 0
 
-    def _is_fatal(self, err: SQLAlchemyError) -> bool:
-        return self._single.is_fatal is None or self._single.is_fatal(getattr(err, "orig", None) or err)
+    def _is_fatal(self, err: SQLAlchemyError, *, committing: bool = False) -> bool:
+        if self._single.is_fatal is None:
+            return committing or not isinstance(self._to_error(err), BackendError)  # a refused statement did nothing
+        return self._single.is_fatal(getattr(err, "orig", None) or err)
 
-    def _to_error(self, err: SQLAlchemyError) -> BalsamError:
+    def _explain(self, err: SQLAlchemyError) -> BalsamError:
+        """Return the error of a statement; while no other transaction is open than one that may read."""
+        return blame_schema(self._to_error(err), lambda: check(self._conn, self._db_id), self._to_error)
+
+    def _to_error(self, err: BaseException) -> BalsamError:
         error = to_balsam_error(err, self._single.is_retryable, self._single.translate)
         return Unavailable(error.message) if isinstance(error, OutcomeUnknown) else error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from balsam_core.plugin import BalsamError, Corrupt, InvalidInput, Unavailable, shown
+from balsam_core.plugin import BackendError, BalsamError, Corrupt, InvalidInput, Unavailable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,9 +61,16 @@ _MEANINGS: tuple[tuple[set[int], type[BalsamError], str, str], ...] = (
     ),
     (
         {1044, 1142, 1143, 1227, 1370},
-        Unavailable,
+        BackendError,
         "the database account lacks a right",
         ": it needs all on its database",
+    ),
+    (
+        # No such column or function, the syntax, and what this server can't do; the driver calls them operational.
+        {1054, 1064, 1128, 1149, 1235, 1305},
+        BackendError,
+        "the database refuses a statement of Balsam's",
+        ": its tables were changed, or this server doesn't fit; repeating won't help",
     ),
     ({1153, 1301}, InvalidInput, "a value is larger than the database server's max_allowed_packet", ""),
     ({1264, 1366, 1406, 1690}, InvalidInput, "the database can't hold a value", ""),

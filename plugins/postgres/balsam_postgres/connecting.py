@@ -5,6 +5,7 @@ libpq's variables, e.g. PGHOSTADDR, PGSERVICE and PGGEQO, are meant for other co
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ _RELIED_ON = {
     "statement_timeout": "0",
 }
 _WAIT_FOR_STANDBY = "SyncRepWaitForLSN"  # the server's function
+_NETWORK_ERRORS = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
+_UNANSWERED = (*map(os.strerror, _NETWORK_ERRORS), "server closed the connection unexpectedly")
 _SINCE = {"require_auth": 160000, "sslnegotiation": 170000, "sslcertmode": 160000}  # version of libpq
 
 
@@ -246,6 +249,11 @@ class Connection(psycopg.Connection[Any]):
             raise psycopg.errors.TransactionResolutionUnknown(self._waits_ended[0])
 
 
+def _is_unanswered(err: psycopg.OperationalError, parameters: Mapping[str, str]) -> bool:
+    """Say whether the one server didn't answer at all, so that it has refused nothing."""
+    return "," not in parameters["host"] and any(text in str(err) for text in _UNANSWERED)
+
+
 def _open_connection(parameters: dict[str, str], password: str | None, where: str) -> Connection:
     given = overriding_variables(parameters if password is None else {**parameters, "password": password})
     try:
@@ -254,8 +262,10 @@ def _open_connection(parameters: dict[str, str], password: str | None, where: st
     except psycopg.errors.ConnectionTimeout:
         raise
     except psycopg.OperationalError as err:
-        permanent = permanent_error(err, where) or permanent_error(err, where, refusal_code(given))
-        if permanent:
+        permanent = permanent_error(err, where)
+        if permanent is None and not _is_unanswered(err, parameters):
+            permanent = permanent_error(err, where, refusal_code(given))
+        if permanent is not None:
             raise permanent from err
         raise
     except psycopg.ProgrammingError as err:  # a parameter that this libpq lacks

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import Corrupt, InvalidInput, Unavailable
+from balsam_core.plugin import BackendError, Corrupt, InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     from balsam_core.plugin import BalsamError
@@ -25,16 +25,20 @@ _LOST = {
     "57P05",  # idle session timeout
     "25P03",  # idle in transaction timeout
     "25006",  # read-only transaction: the server has become a standby, or a pooler has changed to one
+    "26000",  # a prepared statement is gone: a new connection prepares it again
+    "42P05",  # the same, of another program behind a pooler
 }
 _UNSUPPORTED = "0A000"
-_IN_RECOVERY = {"check_XactReadOnly", "check_transaction_read_only", "call_bool_check_hook"}  # the server's functions
+# Functions of the server: a standby, and a table that was changed after a statement was prepared.
+_IN_RECOVERY = {"check_XactReadOnly", "check_transaction_read_only", "call_bool_check_hook"}
+_STALE_PLAN = "RevalidateCachedQuery"
 
+_NO_RIGHT = "42501"
 _DAMAGE = {"XX001", "XX002", "58P01"}
 _TROUBLE = {
     "53100": ("the server's disk is full", "nothing was written; make room and repeat"),
     "53200": ("the server is out of memory", "nothing was written; repeat later"),
     "25006": ("the server allows no writing", "name the primary server, or a user that may write"),
-    "42501": ("the database's user may not do that", "ask whoever runs the server"),
     "58030": ("the server's disk reports an error", "check it and repeat"),
 }
 
@@ -92,8 +96,14 @@ def is_lost(error: BaseException) -> bool:
     about the connection.
     """
     state = _sqlstate(error)
-    severity = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
-    return state in _LOST or state.startswith("08") or severity in {"FATAL", "PANIC"} or _is_in_recovery(error)
+    diagnosis = getattr(error, "diag", None)
+    return (
+        state in _LOST
+        or state.startswith("08")
+        or getattr(diagnosis, "severity_nonlocalized", None) in {"FATAL", "PANIC"}
+        or getattr(diagnosis, "source_function", None) == _STALE_PLAN
+        or _is_in_recovery(error)
+    )
 
 
 def translate(error: BaseException) -> BalsamError | None:
@@ -106,6 +116,8 @@ def translate(error: BaseException) -> BalsamError | None:
         return InvalidInput(f"the database can't hold a value ({text})")
     if state in _DAMAGE:
         return Corrupt(f"the database's files are damaged ({text}): restore the DB from a backup")
+    if state == _NO_RIGHT:
+        return BackendError(f"the database's user may not do that ({text}): it needs all rights on Balsam's tables")
     if state in _TROUBLE:
         what, remedy = _TROUBLE[state]
         return Unavailable(f"{what} ({text}): {remedy}")

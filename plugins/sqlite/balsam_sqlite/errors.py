@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import Corrupt, Unavailable
+from balsam_core.plugin import BackendError, Corrupt, Unavailable
 
 if TYPE_CHECKING:
     from balsam_core.plugin import BalsamError
 
+_VERSION_TABLE = "schema_version"  # the core knows what it means where that is missing
 _PRIMARY = 0xFF  # the low byte of an extended result code
 
 
@@ -53,6 +54,12 @@ def translate(error: BaseException) -> BalsamError | None:
             return Unavailable(f"the database file can't be written ({text}): check the directory's permissions")
         case sqlite3.SQLITE_IOERR:
             return Unavailable(f"the disk reports an error ({text}): check it and repeat")
+    # Not its extended codes, which mean that the same statement may succeed.
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR and _VERSION_TABLE not in text:
+        return BackendError(
+            f"the database refuses a statement of Balsam's ({text}): a table or a column is missing, or this SQLite "
+            f"doesn't fit; repeating won't help"
+        )
     return None
 
 
