@@ -186,12 +186,17 @@ class NativeTransport(EncodedTransport):
                 if not repeat or time.monotonic() + pause > deadline:
                     error = blame_schema(error, lambda: self._look_again(deadline), self._explain)
                     raise (_outcome_unknown(cause) if commit.unknown else error) from cause
-            if type(error) is Unavailable and time.monotonic() > tell_at:
+            if type(error) is Unavailable and time.monotonic() > tell_at and self._is_explained(cause):
                 tell_at = math.inf
                 left = deadline - time.monotonic()
                 logger.warning("Waiting for the database, for %.0f s more at most: %s", left, error)
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (not for secrets: it spreads repetitions out)
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _is_explained(self, cause: BaseException) -> bool:
+        """Say whether a server itself has said why it can't be used now; one that is gone may soon be back."""
+        reported = getattr(cause, "orig", None)
+        return bool(self._translate and reported is not None and self._translate(reported))
 
 
 class _Commit:
