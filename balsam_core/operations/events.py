@@ -27,6 +27,8 @@ def encode_transitions(transitions: Iterable[tuple[State, float]]) -> str:
 
 
 def _decode_transitions(text: str) -> list[tuple[State, float]]:
+    if not text:
+        return []
     try:
         pairs = (part.split(" ") for part in text.split(", "))
         return [(State(state), float(age)) for state, age in pairs]

@@ -255,7 +255,7 @@ def _assert_sound(conn: Connection) -> None:
     for job, transitions in conn.execute(
         sa.select(job_events.c.job_id, job_events.c.transitions).order_by(job_events.c.id)
     ):
-        path[job] += [State(part.split(" ")[0]) for part in transitions.split(", ")]
+        path[job] += [State(part.split(" ")[0]) for part in transitions.split(", ") if part]
     parents: dict[int, list[int]] = defaultdict(list)
     for parent, child in conn.execute(sa.select(job_edges.c.parent_id, job_edges.c.child_id)):
         parents[child].append(parent)
