@@ -12,7 +12,7 @@ from balsam_core.model.filters import NoneOf
 from balsam_core.model.states import ACTIVE, UNSUCCESSFUL, State
 from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, restart
-from balsam_core.operations.events import record_where
+from balsam_core.operations.events import not_before, record_where
 from balsam_core.operations.execution import operation
 from balsam_core.operations.job_rows import delete_jobs
 from balsam_core.operations.launchers import give_up_expired
@@ -49,7 +49,9 @@ def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
     for some in in_chunks(ids):
         these = jobs.c.id.in_(some)
         record_where(tx, these, [State.USER_KILLED], call.message or "killed by the user")
-        tx.execute(update(jobs).where(these).values(state=State.USER_KILLED, state_since=tx.now, claim_class=None))
+        tx.execute(
+            update(jobs).where(these).values(state=State.USER_KILLED, state_since=not_before(tx), claim_class=None)
+        )
     fail_descendants(tx, [(job, State.USER_KILLED) for job in ids])
     return Changed(ids=ids, more=len(ids) == call.limit)
 

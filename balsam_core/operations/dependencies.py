@@ -10,7 +10,7 @@ from balsam_core.errors import Conflict, InvalidInput, NotFound
 from balsam_core.model.calls import AddEdge
 from balsam_core.model.states import CHILD_END_STATE, END, UNSUCCESSFUL, State
 from balsam_core.operations.conditions import in_chunks, visible
-from balsam_core.operations.events import record, record_where
+from balsam_core.operations.events import NewEvent, not_before, record, record_where
 from balsam_core.operations.execution import operation
 from balsam_core.schema.prepared import PreparedList
 from balsam_core.schema.tables import job_edges, jobs
@@ -57,9 +57,9 @@ def add_edge(tx: Tx, call: AddEdge) -> bool:
         changes: dict[str, Any] = {"parents_left": jobs.c.parents_left + 1}
         if child.state == State.READY and child.wait_for_parents:
             transitions = [(State.AWAITING_PARENTS, 0)]
-            changes |= {"state": State.AWAITING_PARENTS, "state_since": tx.now, "claim_class": None}
+            changes |= {"state": State.AWAITING_PARENTS, "state_since": not_before(tx), "claim_class": None}
         tx.execute(update(jobs).where(jobs.c.id == child.id).values(changes))
-    record(tx, [(child.id, transitions, LATER_PARENT.format(parent.id), child.attempt)])
+    record(tx, [NewEvent(child.id, child.state_since, child.attempt, transitions, LATER_PARENT.format(parent.id))])
     if parent.state in UNSUCCESSFUL:
         fail_descendants(tx, [(parent.id, State(parent.state))])
     return True
@@ -86,12 +86,15 @@ def release_children(tx: Tx, finished: Iterable[int]) -> None:
         for count in sorted(set(counts.values())):
             for some in in_chunks(sorted(child for child, n in counts.items() if n == count)):
                 tx.execute(_COUNT_DOWN, {"children": some, "count": count})
-        free: list[tuple[int, int]] = []
+        free: list[NewEvent] = []
         for some in in_chunks(sorted(counts)):
-            free += [(row.id, row.attempt) for row in tx.execute(_NOW_FREE, {"children": some})]
+            free += [
+                NewEvent(row.id, row.state_since, row.attempt, [(State.READY, 0)])
+                for row in tx.execute(_NOW_FREE, {"children": some})
+            ]
         if free:
-            tx.execute(_MAKE_READY, [{"job_id_": job, "now": tx.now} for job, _ in free])
-            record(tx, [(job, [(State.READY, 0)], "", attempt) for job, attempt in free])
+            tx.execute(_MAKE_READY, [{"job_id_": one.job, "now": one.at(tx)} for one in free])
+            record(tx, free)
 
 
 _CHILD_COUNTS = PreparedList(
@@ -106,7 +109,7 @@ _COUNT_DOWN = (
     .where(jobs.c.id.in_(bindparam("children", expanding=True)))
     .values(parents_left=jobs.c.parents_left - bindparam("count"))
 )
-_NOW_FREE = select(jobs.c.id, jobs.c.attempt).where(
+_NOW_FREE = select(jobs.c.id, jobs.c.state_since, jobs.c.attempt).where(
     jobs.c.id.in_(bindparam("children", expanding=True)),
     jobs.c.state == State.AWAITING_PARENTS,
     jobs.c.parents_left == 0,
@@ -149,8 +152,7 @@ def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
     A child of a FAILED parent fails, of a killed one becomes PARENT_KILLED; both say which parent it was.
     """
     generation = {job: CHILD_END_STATE[state] for job, state in unsuccessful}
-    ended: dict[int, State] = {}
-    events = []
+    ended: dict[int, NewEvent] = {}
     while generation:
         parent_of: dict[int, int] = {}
         for some in in_chunks(sorted(generation)):
@@ -159,13 +161,14 @@ def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
                     parent_of.setdefault(child, parent)
         children: dict[int, State] = {}
         for some in in_chunks(sorted(parent_of)):
-            for child, attempt in tx.execute(_WAITING, {"children": some}):
+            for child, since, attempt in tx.execute(_WAITING, {"children": some}):
                 parent = parent_of[child]
-                state = ended[child] = children[child] = generation[parent]
-                events.append((child, [(state, 0)], f"parent {parent} {_REASONS[state]}", attempt))
+                state = children[child] = generation[parent]
+                ended[child] = NewEvent(child, since, attempt, [(state, 0)], f"parent {parent} {_REASONS[state]}")
         generation = {job: CHILD_END_STATE[state] for job, state in children.items()}
     if ended:
-        ends = [{"job_id_": job, "state": state.value, "now": tx.now} for job, state in ended.items()]
+        events = list(ended.values())
+        ends = [{"job_id_": one.job, "state": one.transitions[0][0].value, "now": one.at(tx)} for one in events]
         tx.execute(_END_CHILD, ends)
         record(tx, events)
 
@@ -180,7 +183,7 @@ _EDGES = PreparedList(
 )
 # Not in one statement with the edges: SQLite would begin at all the jobs that wait.
 _WAITING = (
-    select(jobs.c.id, jobs.c.attempt)
+    select(jobs.c.id, jobs.c.state_since, jobs.c.attempt)
     .where(jobs.c.id.in_(bindparam("children", expanding=True)), jobs.c.state == State.AWAITING_PARENTS)
     .order_by(jobs.c.id)
     # The user may kill a child at the same moment, or another parent may end.
@@ -199,7 +202,7 @@ def restart(tx: Tx, ids: list[int], message: str) -> None:
     for some in in_chunks(ids):
         these = jobs.c.id.in_(some)
         count_parents_left(tx, some)
-        fresh = {"state_since": tx.now, "retries": 0, "return_code": None}
+        fresh = {"state_since": not_before(tx), "retries": 0, "return_code": None}
         free = and_(these, or_(jobs.c.parents_left == 0, ~jobs.c.wait_for_parents))
         waits = and_(these, jobs.c.parents_left > 0, jobs.c.wait_for_parents)
         record_where(tx, free, [State.READY], message)

@@ -17,7 +17,7 @@ from balsam_core.operations.dependencies import (
     lock_parents,
     refuse_circle,
 )
-from balsam_core.operations.events import record_where
+from balsam_core.operations.events import not_before, record_where
 from balsam_core.operations.job_content import changed_fields, describe
 from balsam_core.operations.stored_fields import DEFAULT_FOR_NULL, DOCUMENTS
 from balsam_core.schema.tables import job_edges, job_events, jobs
@@ -159,8 +159,8 @@ def _wait_or_not(tx: Tx, ids: list[int]) -> None:
         tx.execute(update(jobs).where(claimable).values(claim_class=jobs.c.resource_class_id))
         record_where(tx, freed, [State.READY], message)
         record_where(tx, bound, [State.AWAITING_PARENTS], message)
-        to_wait = {"state": State.AWAITING_PARENTS, "state_since": tx.now, "claim_class": None}
-        to_run = {"state": State.READY, "state_since": tx.now, "claim_class": jobs.c.resource_class_id}
+        to_wait = {"state": State.AWAITING_PARENTS, "state_since": not_before(tx), "claim_class": None}
+        to_run = {"state": State.READY, "state_since": not_before(tx), "claim_class": jobs.c.resource_class_id}
         tx.execute(update(jobs).where(bound).values(to_wait))
         tx.execute(update(jobs).where(freed).values(to_run))
     fail_descendants(tx, unsuccessful_parents)
