@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from balsam_core.cli.command import Session
     from balsam_core.client.database import Database
+    from balsam_core.model.calls import IfExists
     from balsam_core.model.job import Job
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -78,7 +79,12 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--gpus-per-rank",), {"type": SHARE, "help": "GPUs per process; may be a fraction."}),
     (("--node-packing-count",), {"type": AT_LEAST_1, "help": "How many such jobs share one node."}),
     (("--cpu-affinity",), {"help": "Binding of processes to cores."}),
-    (("--key",), {"help": "Unique key: if a job with this key exists, none is added and its id is printed."}),
+    (("--key",), {"help": "Unique key: if the same job exists under it, none is added and its id is printed."}),
+    (("--if-exists",), {
+        "type": click.Choice(["error", "keep", "update"]),
+        "help": "What to do where another job exists under the key: refuse, keep it as it is, or change it if it has "
+        "not started.  [default: error]",
+    }),
     (("--data",), {"metavar": "JSON", "callback": converted(json_object), "help": "A JSON object of your own."}),
 )  # fmt: skip
 
@@ -90,25 +96,42 @@ def job_options(function: F) -> F:
     return function
 
 
-def add_job(session: Session, options: dict[str, Any]) -> int:
-    """Add the job that the options describe, print it and return its id.
+def add_job(session: Session, options: dict[str, Any]) -> int | None:
+    """Add the job that the options describe and print it; return its id, None where it was there before.
 
     The options are values by the names of the job's fields; None is the field's default. Parents are selectors.
+
+    Raises:
+        click.UsageError: It is said what to do if the job exists, but no key is given.
     """
     from balsam_core.cli.records import job_record
     from balsam_core.cli.selectors import choose, parse
     from balsam_core.model.job import Job
 
     printer = session.printer()
+    if_exists: IfExists = options.pop("if_exists") or "error"
+    if if_exists != "error" and options["key"] is None:
+        raise click.UsageError("--if-exists is about jobs with the same key: give one by --key")
     with session.open_db() as db:
         parents = choose(db, parse(options["parents"])).ids()
         fields = {name: value for name, value in options.items() if value is not None} | {"parents": parents}
         job = Job(**fields)
         warn_of_operators(**{name: options.get(name) for name in ("command", "args", "preprocess", "postprocess")})
-        (job_id,) = db.jobs.add(job)
-        record = {"id": job_id} if printer.format in {"table", "ids"} else job_record(_stored(db, job))
-    printer.one(record, str(job_id))
-    return job_id
+        added = db.jobs.add(job, if_exists=if_exists)
+        record = {"id": added[0]} if printer.format in {"table", "ids"} else job_record(_stored(db, job))
+    outcome = added.existing.get(added[0], "added")
+    printer.one(record | {"outcome": outcome}, str(added[0]))
+    if outcome == "added":
+        return added[0]
+    printer.note(_EXISTED[outcome].format(added[0]))
+    return None
+
+
+_EXISTED = {
+    "same": "Job {} exists already with this key and the same content; nothing was added.",
+    "kept": "Job {} exists already with this key; it was kept as it is, and nothing was added.",
+    "updated": "Job {} existed already with this key; its content was changed.",
+}
 
 
 def warn_of_operators(**commands: str | None) -> None:

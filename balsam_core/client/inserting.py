@@ -7,15 +7,27 @@ import gc
 import logging
 from collections.abc import Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from msgspec.structs import replace
 
-from balsam_core.errors import BalsamError, Conflict, InvalidInput, NotFound, OutcomeUnknown, TooLarge, Unavailable
+from balsam_core.client.slices import REPEAT
+from balsam_core.errors import (
+    BalsamError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    OutcomeUnknown,
+    PartlyDone,
+    TooLarge,
+    Unavailable,
+)
 from balsam_core.model.calls import (
     MOST_JOBS,
+    UNCHANGED,
     AbandonStagedInsert,
     AddJobs,
+    IfExists,
     OpenStagedInsert,
     PromoteStagedInsert,
     PublishStagedInsert,
@@ -24,9 +36,9 @@ from balsam_core.model.job import Job
 from balsam_core.model.text import title
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from balsam_core.model.calls import Added
+    from balsam_core.model.calls import Added, Existing
     from balsam_core.transport.base import Transport
 
 logger = logging.getLogger(__name__)
@@ -34,41 +46,81 @@ logger = logging.getLogger(__name__)
 ABANDON_TIMEOUT = 10.0  # seconds; what is left is pruned after a day
 
 
-def insert(transport: Transport, jobs: Iterable[Job]) -> list[int]:
+class AddedIds(list[int]):
+    """The ids of added jobs, in the order in which the jobs were given.
+
+    Attributes:
+        existing: What became of each job that was there before under the same key, by id: "same" for one with the same
+            content, "kept" or "updated" as ``if_exists`` asks for.
+    """
+
+    def __init__(self, ids: Iterable[int] = (), existing: Mapping[int, Existing] | None = None) -> None:
+        super().__init__(ids)
+        self.existing: dict[int, Existing] = dict(existing or {})
+
+
+def insert(transport: Transport, jobs: Iterable[Job], if_exists: IfExists = "error") -> AddedIds:
     """Add jobs, all of them or none, and fill in their ``id``; returns the ids in the order of the jobs.
 
     In a sequence parents may come after their children. An iterator is read as it goes, so that memory stays flat but
     for the ids; there a parent must come before its children.
     """
+    if if_exists not in get_args(IfExists):
+        raise InvalidInput(f"if_exists is {if_exists!r}; it can be one of: {', '.join(get_args(IfExists))}")
     if not isinstance(jobs, Sequence):
-        return _insert_in_order(transport, jobs)
+        return _insert_in_order(transport, jobs, if_exists)
     ordered = _parents_first(jobs)
-    ids = _insert_in_order(transport, ordered)
-    return ids if ordered is jobs else [job.id or 0 for job in jobs]
+    ids = _insert_in_order(transport, ordered, if_exists)
+    return ids if ordered is jobs else AddedIds((job.id or 0 for job in jobs), ids.existing)
 
 
-def _insert_in_order(transport: Transport, jobs: Iterable[Job]) -> list[int]:
+def _insert_in_order(transport: Transport, jobs: Iterable[Job], if_exists: IfExists) -> AddedIds:
     """Add jobs of which none comes before its parents; in one call, where they are few."""
+    ids = AddedIds()
     stream = iter(jobs)
     chunk = list(islice(stream, MOST_JOBS))
     if not chunk:
-        return []
+        return ids
     rest = list(islice(stream, 1))
     if not rest:
         try:
-            return _add_chunk(transport, chunk, staged_insert=0)
+            _add_chunk(transport, chunk, ids, AddJobs(jobs=[], if_exists=if_exists))
         except TooLarge:
             if len(chunk) == 1:
                 raise
+        else:
+            return ids
     staged_insert = transport.run(OpenStagedInsert())
     chunks = chain([chunk], _chunks(chain(rest, stream)))
-    ids = _add_and_publish(transport, staged_insert, chunks, keep=isinstance(jobs, Sequence))
+    adding = AddJobs(jobs=[], staged_insert=staged_insert, if_exists=if_exists)
+    to_update = _add_and_publish(transport, adding, chunks, ids, keep=isinstance(jobs, Sequence))
     try:
         while transport.run(PromoteStagedInsert(staged_insert=staged_insert)):
             pass
     except BalsamError as err:  # the jobs are added; whoever claims next goes on with this
         logger.warning("%d jobs are added, but can't all be claimed yet: %s", len(ids), err)
+    if to_update:
+        _update(transport, to_update)
     return ids
+
+
+def _update(transport: Transport, jobs: list[Job]) -> None:
+    """Change jobs that exist, after an insert of many calls is published; parents have their ids by now.
+
+    Raises:
+        PartlyDone: An error came after the new jobs were published.
+    """
+    updated = AddedIds()
+    try:
+        for chunk in _chunks(iter(jobs)):
+            for _ in _split_to_fit(transport, chunk, updated, AddJobs(jobs=[], if_exists="update")):
+                pass
+    except (BalsamError, KeyboardInterrupt) as err:
+        count = f"all new jobs are added and {len(updated)} of {len(jobs)} existing ones updated"
+        if isinstance(err, KeyboardInterrupt):
+            err.add_note(f"{count} before it was interrupted; {REPEAT}")
+            raise
+        raise PartlyDone(f"{count}, then it failed: {err.message.removesuffix('; ' + UNCHANGED)}; {REPEAT}") from err
 
 
 def _chunks(stream: Iterator[Job]) -> Iterator[list[Job]]:
@@ -76,32 +128,36 @@ def _chunks(stream: Iterator[Job]) -> Iterator[list[Job]]:
         yield chunk
 
 
-def _add_and_publish(transport: Transport, staged_insert: int, chunks: Iterable[list[Job]], *, keep: bool) -> list[int]:
-    """Add jobs to a staged insert and publish it; return the ids.
+def _add_and_publish(
+    transport: Transport, adding: AddJobs, chunks: Iterable[list[Job]], ids: AddedIds, *, keep: bool
+) -> list[Job]:
+    """Add jobs to a staged insert and publish it; return copies of the jobs that are to be updated afterwards.
 
     Args:
         transport: Runs the calls.
-        staged_insert: It is open, and removed if this fails.
+        adding: The call that adds, with the staged insert, which is open, and removed if this fails.
         chunks: The jobs.
+        ids: Where the ids are put.
         keep: Whether the jobs exist anyway, so that those of a failed insert can be freed of their ids.
     """
-    ids: list[int] = []
     added: list[Job] = []
+    to_update: list[Job] = []
     publishing = False
     try:
         for chunk in chunks:
-            for part in _split_to_fit(transport, chunk, ids, staged_insert=staged_insert):
+            for part in _split_to_fit(transport, chunk, ids, adding):
                 added += part if keep else ()
+                to_update += [replace(job, id=None) for job in part if ids.existing.get(job.id or 0) == "updated"]
         publishing = True
-        _publish(transport, staged_insert)
+        _publish(transport, adding.staged_insert)
     except BaseException as err:
         for job in added:
             job.id = None
-        _abandon(transport, staged_insert)
+        _abandon(transport, adding.staged_insert)
         if isinstance(err, OutcomeUnknown) and not publishing:
             raise Unavailable(_NOTHING_ADDED.format(err.message)) from err
         raise
-    return ids
+    return to_update
 
 
 def _publish(transport: Transport, staged_insert: int) -> None:
@@ -134,34 +190,36 @@ def _abandon(transport: Transport, staged_insert: int) -> None:
         logger.debug("staged insert %s is left to be pruned", staged_insert, exc_info=True)
 
 
-def _split_to_fit(transport: Transport, chunk: list[Job], ids: list[int], *, staged_insert: int) -> Iterator[list[Job]]:
-    """Add jobs to a staged insert, in several calls where one would be too large; gives the jobs of each call."""
+def _split_to_fit(transport: Transport, chunk: list[Job], ids: AddedIds, adding: AddJobs) -> Iterator[list[Job]]:
+    """Add jobs, in several calls where one would be too large; gives the jobs of each call."""
     try:
-        ids += _add_chunk(transport, chunk, staged_insert=staged_insert)
+        _add_chunk(transport, chunk, ids, adding)
     except TooLarge:
         if len(chunk) == 1:
             raise
         half = len(chunk) // 2
-        yield from _split_to_fit(transport, chunk[:half], ids, staged_insert=staged_insert)
-        yield from _split_to_fit(transport, chunk[half:], ids, staged_insert=staged_insert)
+        yield from _split_to_fit(transport, chunk[:half], ids, adding)
+        yield from _split_to_fit(transport, chunk[half:], ids, adding)
     else:
         yield chunk
 
 
-def _add_chunk(transport: Transport, chunk: list[Job], *, staged_insert: int) -> list[int]:
+def _add_chunk(transport: Transport, chunk: list[Job], ids: AddedIds, adding: AddJobs) -> None:
+    """Run ``adding`` with these jobs, fill in their ids and append them to ``ids``."""
     try:
         with _garbage_collection_paused():
-            answer = transport.run(AddJobs(jobs=_resolve_parents(chunk), staged_insert=staged_insert))
+            answer = transport.run(replace(adding, jobs=_resolve_parents(chunk)))
     except TooLarge:
         raise
     except InvalidInput:
         for job in chunk:
             job.check()  # the codec, which refuses values of a wrong type, doesn't know the job and its field
         raise
-    ids = _ids_of(answer, len(chunk))
-    for job, job_id in zip(chunk, ids, strict=True):
+    new_ids = _ids_of(answer, len(chunk))
+    for job, job_id in zip(chunk, new_ids, strict=True):
         job.id = job_id
-    return ids
+    ids += new_ids
+    ids.existing.update(answer.existing)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from balsam_core.model.calls import Call, Changed, Event, RemovedJob, Where
+    from balsam_core.client.inserting import AddedIds
+    from balsam_core.model.calls import Call, Changed, Event, IfExists, RemovedJob, Where
     from balsam_core.transport.base import Transport
 
 T = TypeVar("T")
@@ -210,23 +211,39 @@ class JobQuery:
 class Jobs(JobQuery):
     """All jobs of a database: ``db.jobs``."""
 
-    def add(self, jobs: Job | Iterable[Job]) -> list[int]:
+    def add(self, jobs: Job | Iterable[Job], *, if_exists: IfExists = "error") -> AddedIds:
         """Add jobs: all of them or none, visible to others at once; their ``id`` is filled in.
 
         In a list, parents and children may have any order. An iterator is read as it goes; memory stays flat but for
         the ids.
 
+        A job whose ``key`` exists is not added again, so that a program may be run again and adds what is missing. Its
+        content is every field that its user gives, and its parents. Dependencies that were added later
+        (:meth:`add_dependency`) don't make it another one.
+
+        Args:
+            jobs: The jobs.
+            if_exists: What happens where a job's key exists with other content. "error": it is refused. "keep": the
+                stored job stays as it is; its content is not looked at. "update": the stored job gets the new content,
+                if it has not started. Of more than 2,000 jobs, the existing ones are updated after the new ones are
+                added.
+
         Returns:
-            The ids in the order of the jobs. A job whose ``key`` exists gets the existing job's id.
+            The ids in the order of the jobs, for a key that exists the stored job's; ``existing`` says what became of
+            those.
 
         Raises:
             InvalidInput: A value can't be right, or the jobs depend on each other in a circle.
             NotFound: An app or a parent doesn't exist.
-            OutcomeUnknown: They may have been added, or not; after any other error none was.
+            Conflict: A key exists with other content, or is given to two different jobs; the message shows the
+                difference. Or a job that is to be updated has started.
+            OutcomeUnknown: They may have been added, or not.
+            PartlyDone: All new ones were added, but not all existing ones updated. After any other error, nothing was
+                changed.
         """
         from balsam_core.client.inserting import insert
 
-        return insert(self._transport, [jobs] if isinstance(jobs, Job) else jobs)
+        return insert(self._transport, [jobs] if isinstance(jobs, Job) else jobs, if_exists)
 
     def get(self, job_id: int) -> Job:
         """Read one job.

@@ -27,6 +27,7 @@ Where = Condition
 Limit = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 Slice = Annotated[int, msgspec.Meta(ge=1, le=MOST_JOBS)]
+IfExists = Literal["error", "keep", "update"]
 SomeJobs = Annotated[list[Job], msgspec.Meta(max_length=MOST_JOBS)]
 EVERYTHING = AllOf([])
 
@@ -125,27 +126,39 @@ class RemoveApp(Write[None], frozen=True, kw_only=True):
 # ---- adding jobs
 
 
+Existing = Literal["same", "kept", "updated"]
+
+
 class Added(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Ids of added jobs: ``first_id``, ``first_id + 1``, ..., except where a key existed.
 
     Attributes:
         first_id: Id of the first new job.
         existing_ids: Index in the call -> id, for jobs whose key existed; the other jobs have consecutive ids.
+        existing: Id -> what became of a job that was there before. In a staged insert "updated" is one that is to be
+            updated once the insert is published.
     """
 
     first_id: int
     existing_ids: dict[int, int] = {}
+    existing: dict[int, Existing] = {}
+
+
+UNCHANGED = "nothing was added or changed"
+"""What a refusal of :class:`AddJobs` says."""
 
 
 class AddJobs(Write[Added], frozen=True, kw_only=True):
     """Add jobs: all of them or none.
 
     A parent is an id, or ``-(index + 1)`` of an earlier job in the same call. With ``staged_insert`` the jobs stay
-    invisible until the staged insert is published.
+    invisible until the staged insert is published. ``if_exists`` is for jobs whose key exists: "error" refuses other
+    content than the stored, "keep" doesn't look at it, and "update" changes the stored job if it has not started.
     """
 
     jobs: SomeJobs
     staged_insert: int = 0
+    if_exists: IfExists = "error"
 
 
 class OpenStagedInsert(Write[int], frozen=True, kw_only=True):
@@ -226,7 +239,7 @@ class LastJob(Read[int | None], frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One write to a job's state.
+    """One write to a job: to its state, or, without transitions, a change of what it is.
 
     Attributes:
         job_id: The job.

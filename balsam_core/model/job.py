@@ -73,7 +73,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         gpus_per_rank: GPUs per process; may be a fraction.
         node_packing_count: How many such jobs share one node.
         cpu_affinity: Binding of processes to cores; empty for none.
-        key: Unique over the database; adding a job with a key that exists gives the existing job.
+        key: Unique over the database; a job whose key exists is not added again.
         data: Any JSON object of the user's own, stored like ``parameters``.
         id: The job's id, given by the database.
         state: Where it stands.

@@ -16,7 +16,8 @@ from balsam_core.operations.conditions import in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants
 from balsam_core.operations.events import INSERT_EVENTS
 from balsam_core.operations.execution import operation
-from balsam_core.operations.job_keys import KeyMatches, find_existing_keys
+from balsam_core.operations.existing_jobs import compare_existing, lock_unstarted, update_existing
+from balsam_core.operations.job_keys import NO_MATCHES, find_existing_keys
 from balsam_core.operations.small_tables import app_needs, check_parameters, class_ids, shapes_of, workflow_ids
 from balsam_core.operations.staged_inserts import extend_staged_insert, lock_open_staged_insert
 from balsam_core.operations.stored_fields import COPIED, DEFAULT_FOR_NULL, DOCUMENTS
@@ -24,10 +25,11 @@ from balsam_core.schema.prepared import Insertion, Rows
 from balsam_core.schema.tables import job_edges, jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from balsam_core.model.job import Job
     from balsam_core.operations.execution import Tx
+    from balsam_core.operations.job_keys import KeyMatches
     from balsam_core.operations.small_tables import AppNeeds
 
 
@@ -38,40 +40,54 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     Raises:
         InvalidInput: A value can't be right.
         NotFound: An app, a parent or the staged insert doesn't exist.
-        Conflict: The staged insert is published.
+        Conflict: The staged insert is published, or a key exists with other content.
     """
     if not call.jobs:
         return Added(first_id=0)
     staged_insert = lock_open_staged_insert(tx, call.staged_insert) if call.staged_insert else None
     given = _values_by_field(call.jobs)
+    needs = _check(tx, call.jobs, given)
+    matches = find_existing_keys(tx, call) if any(given["key"]) else NO_MATCHES
+    stored, repeated = matches.stored, matches.repeated
+    new = [(index, job) for index, job in enumerate(call.jobs) if index not in stored and index not in repeated]
+    first_id = tx.take_ids("jobs", len(new)) if new else 0
+    ids = stored | {index: first_id + i for i, (index, _) in enumerate(new)}
+    ids.update((index, ids[first]) for index, first in repeated.items())
+    parents = _Parents(tx, call, ids, matches)
+    existing, changes = compare_existing(tx, call, matches, parents.by_index) if stored or repeated else ({}, {})
+    if new:
+        if len(new) < len(call.jobs):
+            given = _values_by_field([job for _, job in new])
+        rows = _job_rows(tx, call.staged_insert, given, [ids[index] for index, _ in new], needs, parents)
+        tx.insert(_INSERT_JOBS, rows)
+        if events := _first_events(tx, rows):
+            tx.insert(INSERT_EVENTS, events)
+    parents.insert_edges(tx)
+    if changes and staged_insert is None:
+        given = _values_by_field([call.jobs[index] for index in changes])
+        rows = _content_rows(tx, given, [ids[index] for index in changes], needs)
+        update_existing(tx, rows, {ids[index]: changed for index, changed in changes.items()})
+    if staged_insert is None:
+        fail_descendants(tx, parents.unsuccessful)
+    elif changes:
+        lock_unstarted(tx, {ids[index]: changed for index, changed in changes.items()})  # known before it is published
+    if staged_insert is not None and new:
+        extend_staged_insert(tx, staged_insert, first_id, first_id + len(new) - 1)
+    existing_ids = {index: ids[index] for index in (*stored, *repeated)}
+    return Added(first_id=first_id, existing_ids=existing_ids, existing=existing)
+
+
+def _check(tx: Tx, given_jobs: list[Job], given: dict[str, Sequence[Any]]) -> dict[str, AppNeeds]:
+    """Raise InvalidInput for what can't be right; return what is needed of the apps, by name."""
     check_columns(given)
-    for job in call.jobs if any(given["id"]) else ():
+    for job in given_jobs if any(given["id"]) else ():
         if job.id is not None:
             raise InvalidInput(f"{title('job', job.name)} has the id {job.id} already: ids are given by the database")
     needs = app_needs(tx, set(given["app"]) - {""})
-    for job in call.jobs if needs else ():
+    for job in given_jobs if needs else ():
         if job.app:
             check_parameters(job, needs[job.app])
-    stored, repeated = find_existing_keys(tx, call) if any(given["key"]) else KeyMatches({}, {})
-    new = [(index, job) for index, job in enumerate(call.jobs) if index not in stored and index not in repeated]
-    if not new:
-        return Added(first_id=0, existing_ids=stored)
-    first_id = tx.take_ids("jobs", len(new))
-    ids = stored | {index: first_id + i for i, (index, _) in enumerate(new)}
-    ids.update((index, ids[first]) for index, first in repeated.items())
-    parents = _Parents(tx, call, ids, stored.keys(), {index for index, _ in new})
-    if len(new) < len(call.jobs):
-        given = _values_by_field([job for _, job in new])
-    rows = _job_rows(tx, call.staged_insert, given, [ids[index] for index, _ in new], needs, parents)
-    tx.insert(_INSERT_JOBS, rows)
-    parents.insert_edges(tx)
-    if events := _first_events(tx, rows):
-        tx.insert(INSERT_EVENTS, events)
-    if staged_insert is None:
-        fail_descendants(tx, parents.unsuccessful)
-    else:
-        extend_staged_insert(tx, staged_insert, first_id, first_id + len(new) - 1)
-    return Added(first_id=first_id, existing_ids={index: ids[index] for index in (*stored, *repeated)})
+    return needs
 
 
 _INSERT_JOBS = Insertion(jobs)
@@ -88,15 +104,19 @@ class _Parents:
         tx: The transaction.
         call: The call.
         ids: The jobs' ids by index.
-        stored: Indices of jobs whose keys stand for jobs that were stored before.
-        new: Indices of the jobs that are inserted; the parents of the others are only checked.
+        matches: The jobs whose keys exist; their parents are only compared, and not looked at if they are kept.
+
+    Attributes:
+        by_index: The ids of the parents by the job's index in the call.
     """
 
-    def __init__(self, tx: Tx, call: AddJobs, ids: dict[int, int], stored: Collection[int], new: set[int]) -> None:
+    def __init__(self, tx: Tx, call: AddJobs, ids: dict[int, int], matches: KeyMatches) -> None:
         outside: set[int] = set()
+        self.by_index: dict[int, set[int]] = {}
         self._of: dict[int, set[int]] = {}
         for index, job in enumerate(call.jobs):
-            if not job.parents:
+            exists = index in matches.stored or index in matches.repeated
+            if not job.parents or (exists and call.if_exists == "keep"):
                 continue
             found = set()
             for parent in job.parents:
@@ -106,9 +126,10 @@ class _Parents:
                     )
                 parent_id = ids[-parent - 1] if parent < 0 else parent
                 found.add(parent_id)
-                if parent > 0 or -parent - 1 in stored:
+                if parent > 0 or -parent - 1 in matches.stored:
                     outside.add(parent_id)
-            if index in new:
+            self.by_index[index] = found
+            if not exists:
                 self._of[ids[index]] = found
         self._states = self._lock_parents(tx, outside, call.staged_insert)
 
@@ -157,31 +178,10 @@ def _job_rows(
     parents: _Parents,
 ) -> Rows:
     """Return the rows of new jobs. Those of a staged insert are not claimable yet, and with parents CREATED."""
-    workflows = workflow_ids(tx, set(given["workflow"]))
-    shapes = shapes_of(given)
-    classes = class_ids(tx, set(shapes))
-    names = zip(given["name"], given["app"], strict=True)
-    given["name"] = [name or app or "job" for name, app in names]
-    rows = Rows(
-        len(ids),
-        same={
-            "attempt": 0,
-            "retries": 0,
-            "staged_insert_id": staged_insert,
-            "created_at": tx.now,
-            "state_since": tx.now,
-        },
-        columns={"id": ids},
-    )
-    for name in COPIED:
-        rows.put(name, given[name])
-    for name in (*DEFAULT_FOR_NULL, *DOCUMENTS):
-        if any(given[name]):
-            rows.columns[name] = [value or None for value in given[name]]
-    rows.put("workflow_id", [workflows[name] for name in given["workflow"]])
-    rows.put("app_id", [needs[name].id if name else None for name in given["app"]])
-    class_by_job: list[int | None] = [classes[one] for one in shapes]
-    rows.put("resource_class_id", class_by_job)
+    rows = _content_rows(tx, given, ids, needs)
+    rows.same.update(attempt=0, retries=0, staged_insert_id=staged_insert, created_at=tx.now, state_since=tx.now)
+    same_class = rows.same.get("resource_class_id")
+    class_by_job: Sequence[int | None] = rows.columns.get("resource_class_id", [same_class] * len(ids))
     if any(given["parents"]):
         left = [parents.count_unfinished(job) for job in ids]
         if staged_insert:
@@ -195,9 +195,28 @@ def _job_rows(
         claim_class = [one if state == State.READY.value else None for one, state in ready]
     else:
         rows.same.update(parents_left=0, state=State.READY.value)
-        claim_class = class_by_job
+        claim_class = list(class_by_job)
     if not staged_insert:
         rows.put("claim_class", claim_class)
+    return rows
+
+
+def _content_rows(tx: Tx, given: dict[str, Sequence[Any]], ids: list[int], needs: dict[str, AppNeeds]) -> Rows:
+    """Return ids and what the users gave as rows; columns that would be NULL in all of them are left out."""
+    workflows = workflow_ids(tx, set(given["workflow"]))
+    shapes = shapes_of(given)
+    classes = class_ids(tx, set(shapes))
+    names = zip(given["name"], given["app"], strict=True)
+    given["name"] = [name or app or "job" for name, app in names]
+    rows = Rows(len(ids), columns={"id": ids})
+    for name in COPIED:
+        rows.put(name, given[name])
+    for name in (*DEFAULT_FOR_NULL, *DOCUMENTS):
+        if any(given[name]):
+            rows.columns[name] = [value or None for value in given[name]]
+    rows.put("workflow_id", [workflows[name] for name in given["workflow"]])
+    rows.put("app_id", [needs[name].id if name else None for name in given["app"]])
+    rows.put("resource_class_id", [classes[one] for one in shapes])
     return rows
 
 

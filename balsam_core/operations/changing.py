@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, bindparam, case, exists, func, or_, select, update
+from sqlalchemy import and_, case, exists, func, or_, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
 from balsam_core.model.filters import NoneOf
 from balsam_core.model.states import ACTIVE, UNSUCCESSFUL, State
 from balsam_core.operations.conditions import condition, in_chunks, visible
-from balsam_core.operations.dependencies import fail_descendants, lock_parents
-from balsam_core.operations.events import record_where
+from balsam_core.operations.dependencies import fail_descendants, restart
+from balsam_core.operations.events import not_before, record_where
 from balsam_core.operations.execution import operation
 from balsam_core.operations.job_rows import delete_jobs
 from balsam_core.operations.launchers import give_up_expired
@@ -49,7 +49,9 @@ def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
     for some in in_chunks(ids):
         these = jobs.c.id.in_(some)
         record_where(tx, these, [State.USER_KILLED], call.message or "killed by the user")
-        tx.execute(update(jobs).where(these).values(state=State.USER_KILLED, state_since=tx.now, claim_class=None))
+        tx.execute(
+            update(jobs).where(these).values(state=State.USER_KILLED, state_since=not_before(tx), claim_class=None)
+        )
     fail_descendants(tx, [(job, State.USER_KILLED) for job in ids])
     return Changed(ids=ids, more=len(ids) == call.limit)
 
@@ -98,8 +100,8 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
         generation = children + generation[done:]
         if not generation or len(descendants) >= call.limit:
             break
-    _restart(tx, roots, "retried by the user")
-    _restart(tx, sorted(descendants), "its parent runs again")
+    restart(tx, roots, "retried by the user")
+    restart(tx, sorted(descendants), "its parent runs again")
     ids = roots + [job for job, is_chosen in descendants.items() if is_chosen]
     more = bool(generation) or last_root > 0
     return Changed(ids=ids, more=more, held=held, last_root=last_root, rest=generation)
@@ -139,33 +141,6 @@ def _refuse_held(tx: Tx, *conditions: ColumnElement[bool]) -> None:
 def _set_waiting(tx: Tx, ids: list[int]) -> None:
     for some in in_chunks(ids):
         tx.execute(update(jobs).where(jobs.c.id.in_(some)).values(state=State.AWAITING_PARENTS))
-
-
-def _restart(tx: Tx, ids: list[int], message: str) -> None:
-    """Move jobs to READY or AWAITING_PARENTS."""
-    unsuccessful_parents = lock_parents(tx, ids)
-    for some in in_chunks(ids):
-        these = jobs.c.id.in_(some)
-        left = dict.fromkeys(some, 0)
-        counts = (
-            select(job_edges.c.child_id, func.count())
-            .join(_parents, _parents.c.id == job_edges.c.parent_id)
-            .where(job_edges.c.child_id.in_(some), _parents.c.state != State.JOB_FINISHED)
-            .group_by(job_edges.c.child_id)
-        )
-        left.update((child, count) for child, count in tx.execute(counts))
-        tx.execute(
-            update(jobs).where(jobs.c.id == bindparam("job_id_")).values(parents_left=bindparam("left_")),
-            [{"job_id_": job, "left_": count} for job, count in left.items()],
-        )
-        fresh = {"state_since": tx.now, "retries": 0, "return_code": None}
-        free = and_(these, or_(jobs.c.parents_left == 0, ~jobs.c.wait_for_parents))
-        waits = and_(these, jobs.c.parents_left > 0, jobs.c.wait_for_parents)
-        record_where(tx, free, [State.READY], message)
-        record_where(tx, waits, [State.AWAITING_PARENTS], message)
-        tx.execute(update(jobs).where(waits).values(state=State.AWAITING_PARENTS, claim_class=None, **fresh))
-        tx.execute(update(jobs).where(free).values(state=State.READY, claim_class=jobs.c.resource_class_id, **fresh))
-    fail_descendants(tx, unsuccessful_parents)
 
 
 @operation(RemoveJobs)

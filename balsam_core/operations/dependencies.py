@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, bindparam, func, insert, literal, select, update
+from sqlalchemy import BigInteger, and_, bindparam, func, insert, literal, or_, select, update
 
 from balsam_core.errors import Conflict, InvalidInput, NotFound
 from balsam_core.model.calls import AddEdge
 from balsam_core.model.states import CHILD_END_STATE, END, UNSUCCESSFUL, State
 from balsam_core.operations.conditions import in_chunks, visible
-from balsam_core.operations.events import record
+from balsam_core.operations.events import NewEvent, not_before, record, record_where
 from balsam_core.operations.execution import operation
 from balsam_core.schema.prepared import PreparedList
 from balsam_core.schema.tables import job_edges, jobs
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from balsam_core.operations.execution import Tx
+
+
+LATER_PARENT = "depends on job {}"
+"""The message of the event when a dependency is added to a job, by which the parents given first are known."""
 
 
 @operation(AddEdge)
@@ -46,28 +50,27 @@ def add_edge(tx: Tx, call: AddEdge) -> bool:
     if child.launcher_id is not None or child.state not in {State.CREATED, State.AWAITING_PARENTS, State.READY}:
         why = "ended" if child.state in END else "started"
         raise Conflict(f"job {call.child} has {why} ({child.state}): it can't wait for job {call.parent} any more")
-    _refuse_circle(tx, call)
+    refuse_circle(tx, call.parent, call.child)
     tx.execute(insert(job_edges), edge)
-    if parent.state == State.JOB_FINISHED:
-        return True
-    changes: dict[str, Any] = {"parents_left": jobs.c.parents_left + 1}
-    if child.state == State.READY and child.wait_for_parents:
-        changes |= {"state": State.AWAITING_PARENTS, "state_since": tx.now, "claim_class": None}
-        record(tx, [(child.id, [(State.AWAITING_PARENTS, 0)], f"waits for job {parent.id}", child.attempt)])
-    tx.execute(update(jobs).where(jobs.c.id == child.id).values(changes))
+    transitions: list[tuple[State, float]] = []
+    if parent.state != State.JOB_FINISHED:
+        changes: dict[str, Any] = {"parents_left": jobs.c.parents_left + 1}
+        if child.state == State.READY and child.wait_for_parents:
+            transitions = [(State.AWAITING_PARENTS, 0)]
+            changes |= {"state": State.AWAITING_PARENTS, "state_since": not_before(tx), "claim_class": None}
+        tx.execute(update(jobs).where(jobs.c.id == child.id).values(changes))
+    record(tx, [NewEvent(child.id, child.state_since, child.attempt, transitions, LATER_PARENT.format(parent.id))])
     if parent.state in UNSUCCESSFUL:
         fail_descendants(tx, [(parent.id, State(parent.state))])
     return True
 
 
-def _refuse_circle(tx: Tx, call: AddEdge) -> None:
-    """Raise InvalidInput where the child is an ancestor of the parent."""
-    above = select(literal(call.parent, BigInteger).label("id")).cte("above", recursive=True)
+def refuse_circle(tx: Tx, parent_id: int, child_id: int) -> None:
+    """Raise InvalidInput where the child is an ancestor of the parent, or the parent itself."""
+    above = select(literal(parent_id, BigInteger).label("id")).cte("above", recursive=True)
     above = above.union(select(job_edges.c.parent_id).join(above, job_edges.c.child_id == above.c.id))
-    if tx.execute(select(above.c.id).where(above.c.id == call.child)).first():
-        raise InvalidInput(
-            f"job {call.parent} depends on job {call.child} already: the dependency would close a circle"
-        )
+    if tx.execute(select(above.c.id).where(above.c.id == child_id)).first():
+        raise InvalidInput(f"job {parent_id} depends on job {child_id} already: the dependency would close a circle")
 
 
 def release_children(tx: Tx, finished: Iterable[int]) -> None:
@@ -83,12 +86,15 @@ def release_children(tx: Tx, finished: Iterable[int]) -> None:
         for count in sorted(set(counts.values())):
             for some in in_chunks(sorted(child for child, n in counts.items() if n == count)):
                 tx.execute(_COUNT_DOWN, {"children": some, "count": count})
-        free: list[tuple[int, int]] = []
+        free: list[NewEvent] = []
         for some in in_chunks(sorted(counts)):
-            free += [(row.id, row.attempt) for row in tx.execute(_NOW_FREE, {"children": some})]
+            free += [
+                NewEvent(row.id, row.state_since, row.attempt, [(State.READY, 0)])
+                for row in tx.execute(_NOW_FREE, {"children": some})
+            ]
         if free:
-            tx.execute(_MAKE_READY, [{"job_id_": job, "now": tx.now} for job, _ in free])
-            record(tx, [(job, [(State.READY, 0)], "", attempt) for job, attempt in free])
+            tx.execute(_MAKE_READY, [{"job_id_": one.job, "now": one.at(tx)} for one in free])
+            record(tx, free)
 
 
 _CHILD_COUNTS = PreparedList(
@@ -103,7 +109,7 @@ _COUNT_DOWN = (
     .where(jobs.c.id.in_(bindparam("children", expanding=True)))
     .values(parents_left=jobs.c.parents_left - bindparam("count"))
 )
-_NOW_FREE = select(jobs.c.id, jobs.c.attempt).where(
+_NOW_FREE = select(jobs.c.id, jobs.c.state_since, jobs.c.attempt).where(
     jobs.c.id.in_(bindparam("children", expanding=True)),
     jobs.c.state == State.AWAITING_PARENTS,
     jobs.c.parents_left == 0,
@@ -146,8 +152,7 @@ def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
     A child of a FAILED parent fails, of a killed one becomes PARENT_KILLED; both say which parent it was.
     """
     generation = {job: CHILD_END_STATE[state] for job, state in unsuccessful}
-    ended: dict[int, State] = {}
-    events = []
+    ended: dict[int, NewEvent] = {}
     while generation:
         parent_of: dict[int, int] = {}
         for some in in_chunks(sorted(generation)):
@@ -156,13 +161,14 @@ def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
                     parent_of.setdefault(child, parent)
         children: dict[int, State] = {}
         for some in in_chunks(sorted(parent_of)):
-            for child, attempt in tx.execute(_WAITING, {"children": some}):
+            for child, since, attempt in tx.execute(_WAITING, {"children": some}):
                 parent = parent_of[child]
-                state = ended[child] = children[child] = generation[parent]
-                events.append((child, [(state, 0)], f"parent {parent} {_REASONS[state]}", attempt))
+                state = children[child] = generation[parent]
+                ended[child] = NewEvent(child, since, attempt, [(state, 0)], f"parent {parent} {_REASONS[state]}")
         generation = {job: CHILD_END_STATE[state] for job, state in children.items()}
     if ended:
-        ends = [{"job_id_": job, "state": state.value, "now": tx.now} for job, state in ended.items()]
+        events = list(ended.values())
+        ends = [{"job_id_": one.job, "state": one.transitions[0][0].value, "now": one.at(tx)} for one in events]
         tx.execute(_END_CHILD, ends)
         record(tx, events)
 
@@ -177,7 +183,7 @@ _EDGES = PreparedList(
 )
 # Not in one statement with the edges: SQLite would begin at all the jobs that wait.
 _WAITING = (
-    select(jobs.c.id, jobs.c.attempt)
+    select(jobs.c.id, jobs.c.state_since, jobs.c.attempt)
     .where(jobs.c.id.in_(bindparam("children", expanding=True)), jobs.c.state == State.AWAITING_PARENTS)
     .order_by(jobs.c.id)
     # The user may kill a child at the same moment, or another parent may end.
@@ -188,3 +194,38 @@ _END_CHILD = (
     .where(jobs.c.id == bindparam("job_id_"))
     .values(state=bindparam("state"), state_since=bindparam("now"), claim_class=None)
 )
+
+
+def restart(tx: Tx, ids: list[int], message: str) -> None:
+    """Move jobs to READY or AWAITING_PARENTS."""
+    unsuccessful_parents = lock_parents(tx, ids)
+    for some in in_chunks(ids):
+        these = jobs.c.id.in_(some)
+        count_parents_left(tx, some)
+        fresh = {"state_since": not_before(tx), "retries": 0, "return_code": None}
+        free = and_(these, or_(jobs.c.parents_left == 0, ~jobs.c.wait_for_parents))
+        waits = and_(these, jobs.c.parents_left > 0, jobs.c.wait_for_parents)
+        record_where(tx, free, [State.READY], message)
+        record_where(tx, waits, [State.AWAITING_PARENTS], message)
+        tx.execute(update(jobs).where(waits).values(state=State.AWAITING_PARENTS, claim_class=None, **fresh))
+        tx.execute(update(jobs).where(free).values(state=State.READY, claim_class=jobs.c.resource_class_id, **fresh))
+    fail_descendants(tx, unsuccessful_parents)
+
+
+def count_parents_left(tx: Tx, ids: Sequence[int]) -> None:
+    """Count anew how many parents of jobs have not finished; those are locked."""
+    left = dict.fromkeys(ids, 0)
+    counts = (
+        select(job_edges.c.child_id, func.count())
+        .join(_parents, _parents.c.id == job_edges.c.parent_id)
+        .where(job_edges.c.child_id.in_(ids), _parents.c.state != State.JOB_FINISHED)
+        .group_by(job_edges.c.child_id)
+    )
+    left.update((child, count) for child, count in tx.execute(counts))
+    tx.execute(
+        update(jobs).where(jobs.c.id == bindparam("job_id_")).values(parents_left=bindparam("left_")),
+        [{"job_id_": job, "left_": count} for job, count in left.items()],
+    )
+
+
+_parents = jobs.alias("parents")

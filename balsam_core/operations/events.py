@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import bindparam, insert, literal, select
+from sqlalchemy import bindparam, case, insert, literal, select
 
 from balsam_core.errors import Corrupt
 from balsam_core.model.calls import Event
@@ -15,6 +15,7 @@ from balsam_core.schema.types import UTCDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement
 
@@ -27,6 +28,8 @@ def encode_transitions(transitions: Iterable[tuple[State, float]]) -> str:
 
 
 def _decode_transitions(text: str) -> list[tuple[State, float]]:
+    if not text:
+        return []
     try:
         pairs = (part.split(" ") for part in text.split(", "))
         return [(State(state), float(age)) for state, age in pairs]
@@ -45,14 +48,52 @@ def event_from_row(row: Any) -> Event:  # noqa: ANN401  (a database row)
     )
 
 
-def record(tx: Tx, rows: Sequence[tuple[int, Iterable[tuple[State, float]], str, int]]) -> None:
-    """Write events: (job, transitions, message, attempt) each."""
-    if not rows:
+def not_before(tx: Tx) -> ColumnElement[datetime]:
+    """Return the time of a change of a job: now, but not before its last one.
+
+    ``tx.now`` is when a transaction began, and clocks of two clients differ by the time of a round trip. So a
+    transaction that has waited for another one's lock may have the earlier time.
+    """
+    now = literal(tx.now, UTCDateTime())
+    return case((jobs.c.state_since > now, jobs.c.state_since), else_=now)
+
+
+class NewEvent(NamedTuple):
+    """An event to be written.
+
+    Attributes:
+        job: The job, whose row is locked.
+        since: Its ``state_since`` before the change: nothing in its history comes later.
+        attempt: Its attempt.
+        transitions: The states that it went through, each with the seconds before now.
+        message: Why.
+    """
+
+    job: int
+    since: datetime
+    attempt: int
+    transitions: Sequence[tuple[State, float]]
+    message: str = ""
+
+    def at(self, tx: Tx) -> datetime:
+        """Return its time; see :func:`not_before`."""
+        return max(tx.now, self.since)
+
+    def bounded(self, tx: Tx) -> list[tuple[State, float]]:
+        """Return the transitions, none of them before the last change."""
+        longest = (self.at(tx) - self.since).total_seconds()
+        return [(state, min(age, longest)) for state, age in self.transitions]
+
+
+def record(tx: Tx, new: Sequence[NewEvent]) -> None:
+    """Write events."""
+    if not new:
         return
-    events = Rows(len(rows), same={"at": tx.now}, columns={"job_id": [row[0] for row in rows]})
-    events.put("transitions", [encode_transitions(row[1]) for row in rows])
-    events.put("message", [row[2] or None for row in rows])
-    events.put("attempt", [row[3] for row in rows])
+    events = Rows(len(new), columns={"job_id": [one.job for one in new]})
+    events.put("at", [one.at(tx) for one in new])
+    events.put("transitions", [encode_transitions(one.bounded(tx)) for one in new])
+    events.put("message", [one.message or None for one in new])
+    events.put("attempt", [one.attempt for one in new])
     tx.insert(INSERT_EVENTS, events)
 
 
@@ -64,7 +105,7 @@ def record_where(tx: Tx, where: ColumnElement[bool], transitions: Sequence[State
     encoded = encode_transitions((state, 0) for state in transitions)
     events = select(
         jobs.c.id,
-        literal(tx.now, UTCDateTime()),
+        not_before(tx),
         bindparam("event_transitions", encoded, job_events.c.transitions.type),
         bindparam("event_message", message or None, job_events.c.message.type),
         jobs.c.attempt,

@@ -1,16 +1,17 @@
-"""Keys of jobs: adding a job whose key exists gives the existing job."""
+"""Keys of jobs: finding the jobs that have those of new ones."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import not_, select, update
 
-from balsam_core.operations.job_rows import delete_jobs
+from balsam_core.operations.job_rows import COLUMNS_OF_JOB, delete_jobs, jobs_from_rows
 from balsam_core.schema.tables import jobs, staged_inserts
 
 if TYPE_CHECKING:
     from balsam_core.model.calls import AddJobs
+    from balsam_core.model.job import Job
     from balsam_core.operations.execution import Tx
 
 KEYS_IN_LIST = 500
@@ -22,10 +23,17 @@ class KeyMatches(NamedTuple):
     Attributes:
         stored: To the id of the stored job that has the key.
         repeated: To the index of the first of the new jobs of the call that have the key.
+        own: Ids of stored jobs of the same staged insert.
+        jobs: The stored jobs by id; empty where existing ones are kept whatever they are.
     """
 
     stored: dict[int, int]
     repeated: dict[int, int]
+    own: set[int]
+    jobs: dict[int, Job]
+
+
+NO_MATCHES = KeyMatches({}, {}, set(), {})
 
 
 def find_existing_keys(tx: Tx, call: AddJobs) -> KeyMatches:
@@ -33,6 +41,8 @@ def find_existing_keys(tx: Tx, call: AddJobs) -> KeyMatches:
     first_with: dict[str, int] = {}
     stored: dict[int, int] = {}
     repeated: dict[int, int] = {}
+    own: set[int] = set()
+    rows: list[Any] = []
     for index, job in enumerate(call.jobs):
         if job.key is not None and first_with.setdefault(job.key, index) != index:
             repeated[index] = first_with[job.key]
@@ -42,28 +52,33 @@ def find_existing_keys(tx: Tx, call: AddJobs) -> KeyMatches:
     for start in range(0, len(keys), KEYS_IN_LIST):
         some = keys[start : start + KEYS_IN_LIST]
         while True:
-            found, unpublished = _jobs_with_keys(tx, some, call.staged_insert)
+            found, unpublished = _jobs_with_keys(tx, some, call)
             if _invalidate(tx, unpublished):
                 break
-        stored.update((first_with[key], job_id) for key, job_id in found.items())
+        stored.update((first_with[row["key"]], row["id"]) for row in found)
+        own.update(row["id"] for row in found if row["published"] is False)
+        rows += found
     stored.update((index, stored[first]) for index, first in repeated.items() if first in stored)
-    return KeyMatches(stored, {index: first for index, first in repeated.items() if index not in stored})
+    repeated = {index: first for index, first in repeated.items() if index not in stored}
+    stored_jobs = [] if call.if_exists == "keep" else jobs_from_rows(tx, rows)
+    return KeyMatches(stored, repeated, own, {job.id: job for job in stored_jobs if job.id is not None})
 
 
-def _jobs_with_keys(tx: Tx, keys: list[str], staged_insert: int) -> tuple[dict[str, int], dict[int, int]]:
-    """Return the jobs that have these keys: key -> id, and id -> staged insert of those in other unpublished ones."""
+def _jobs_with_keys(tx: Tx, keys: list[str], call: AddJobs) -> tuple[list[Any], dict[int, int]]:
+    """Return the rows of jobs that have these keys, and id -> staged insert of those in other unpublished ones."""
+    columns = (jobs.c.id, jobs.c.key) if call.if_exists == "keep" else COLUMNS_OF_JOB
     query = (
-        select(jobs.c.id, jobs.c.key, jobs.c.staged_insert_id, staged_inserts.c.published)
+        select(*columns, jobs.c.staged_insert_id, staged_inserts.c.published)
         .outerjoin(staged_inserts, staged_inserts.c.id == jobs.c.staged_insert_id)
         .where(jobs.c.key.in_(keys))
     )
-    found: dict[str, int] = {}
+    found = []
     unpublished: dict[int, int] = {}
-    for row in tx.execute(query):
-        if row.published is False and row.staged_insert_id != staged_insert:
-            unpublished[row.id] = row.staged_insert_id
+    for row in tx.execute(query).mappings():
+        if row["published"] is False and row["staged_insert_id"] != call.staged_insert:
+            unpublished[row["id"]] = row["staged_insert_id"]
         else:
-            found[row.key] = row.id
+            found.append(row)
     return found, unpublished
 
 

@@ -21,7 +21,7 @@ from balsam_core.model.calls import (
 )
 from balsam_core.model.states import State
 from balsam_core.operations.claiming import in_workflow
-from balsam_core.operations.events import record
+from balsam_core.operations.events import NewEvent, not_before, record
 from balsam_core.operations.execution import operation
 from balsam_core.schema.tables import jobs, launchers
 
@@ -54,13 +54,13 @@ def give_up_expired(tx: Tx) -> None:
 def _give_up(tx: Tx, launcher: int, why: str) -> None:
     """End a launcher and make the jobs that it holds claimable again."""
     tx.execute(update(launchers).where(launchers.c.id == launcher).values(ended_at=tx.now))
-    held = select(jobs.c.id, jobs.c.state, jobs.c.attempt).where(jobs.c.launcher_id == launcher)
+    held = select(jobs.c.id, jobs.c.state, jobs.c.state_since, jobs.c.attempt).where(jobs.c.launcher_id == launcher)
     rows = tx.execute(held.order_by(jobs.c.id).with_for_update()).all()
     running = [row for row in rows if row.state == State.RUNNING]
     transitions = [(State.RUN_TIMEOUT, 0.0), (State.RESTART_READY, 0.0)]
-    record(tx, [(row.id, transitions, why, row.attempt) for row in running])
+    record(tx, [NewEvent(row.id, row.state_since, row.attempt, transitions, why) for row in running])
     mine = jobs.c.launcher_id == launcher
-    restart = {"state": State.RESTART_READY, "state_since": tx.now}
+    restart = {"state": State.RESTART_READY, "state_since": not_before(tx)}
     tx.execute(update(jobs).where(mine, jobs.c.state == State.RUNNING).values(restart))
     killed = update(jobs).where(mine, jobs.c.state == State.USER_KILLED)
     tx.execute(killed.values(launcher_id=None))

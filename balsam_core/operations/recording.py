@@ -14,7 +14,7 @@ from balsam_core.model.calls import UpdateJobs
 from balsam_core.model.states import END, UNSUCCESSFUL, State, first_illegal_transition, stored_state
 from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.dependencies import fail_descendants, release_children
-from balsam_core.operations.events import record
+from balsam_core.operations.events import NewEvent, record
 from balsam_core.operations.execution import operation
 from balsam_core.schema.prepared import Prepared, PreparedList
 from balsam_core.schema.tables import job_edges, jobs
@@ -31,10 +31,9 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
     """Record updates; a refused one changes nothing and is named in the answer."""
     found: dict[int, dict[str, Any]] = {}
     for some in in_chunks(sorted({change.job for change in call.updates})):
-        for row in tx.run_prepared(*_LOCK_JOBS.fill(some)).fetchall():
-            found[row[0]] = dict(zip(_READ_COLUMNS, row, strict=True))
+        found.update((row["id"], row) for row in tx.read_prepared(*_LOCK_JOBS.fill(some)))
     refused: dict[int, str] = {}
-    events = []
+    events: list[NewEvent] = []
     changed: dict[int, dict[str, Any]] = {}
     for change in call.updates:
         held = found.get(change.job)
@@ -42,10 +41,12 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
         if held is None or why:
             refused[change.job] = why
             continue
-        _change_row(tx, held, change)
-        changed[change.job] = held
         if change.transitions:
-            events.append((change.job, change.transitions, change.message, change.attempt))
+            event = NewEvent(change.job, held["state_since"], change.attempt, change.transitions, change.message)
+            events.append(event)
+            held["since"] = held["state_since"] = event.at(tx) - timedelta(seconds=event.bounded(tx)[-1][1])
+        _change_row(held, change)
+        changed[change.job] = held
     if changed:
         may_be_parents = _update_rows(tx, list(changed.values()))
         record(tx, events)
@@ -56,14 +57,16 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
     return refused
 
 
-_READ_COLUMNS = ("id", "state", "attempt", "retries", "launcher_id", "claim_class", "resource_class_id", "return_code")
-_LOCK_JOBS = PreparedList(
-    lambda ids: (
-        select(*[jobs.c[name] for name in _READ_COLUMNS])
-        .where(jobs.c.id.in_(ids))
-        .order_by(jobs.c.id)
-        .with_for_update()
+_READ_COLUMNS = [
+    jobs.c[name]
+    for name in (
+        "id", "state", "state_since", "attempt", "retries", "launcher_id", "claim_class", "resource_class_id",
+        "return_code",
     )
+]  # fmt: skip
+_LOCK_JOBS = PreparedList(
+    lambda ids: select(*_READ_COLUMNS).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update(),
+    _READ_COLUMNS,
 )
 _WRITTEN_COLUMNS = ("state", "since", "retries", "launcher_id", "claim_class", "return_code")
 _ROWS_IN_STATEMENT = 128  # a CASE searches its list for each job
@@ -135,15 +138,13 @@ def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
     return f"a job can't go from {wrong[0]} to {wrong[1]}" if wrong else ""
 
 
-def _change_row(tx: Tx, row: dict[str, Any], change: Update) -> None:
+def _change_row(row: dict[str, Any], change: Update) -> None:
     """Change a row as the update says."""
     if change.transitions:
         path = [row["state"], *[transition for transition, _ in change.transitions]]
         if State.RESTART_READY in path:
             row["retries"] += sum(pair == (State.RUN_ERROR, State.RESTART_READY) for pair in pairwise(path))
-        state, age = change.transitions[-1]
-        row["state"] = state.value
-        row["since"] = tx.now - timedelta(seconds=age)
+        row["state"] = path[-1].value
     if change.return_code is not None:
         row["return_code"] = change.return_code
     if row["state"] in END:

@@ -10,7 +10,7 @@ from balsam_core.errors import Conflict, NotFound
 from balsam_core.model.calls import AbandonStagedInsert, OpenStagedInsert, PromoteStagedInsert, PublishStagedInsert
 from balsam_core.model.states import State
 from balsam_core.operations.dependencies import fail_descendants, lock_parents
-from balsam_core.operations.events import record_where
+from balsam_core.operations.events import not_before, record_where
 from balsam_core.operations.execution import operation
 from balsam_core.operations.job_rows import delete_jobs
 from balsam_core.schema.tables import jobs, staged_inserts
@@ -133,9 +133,9 @@ def _promote_created(tx: Tx, which: ColumnElement[bool]) -> None:
     ids = list(tx.execute(select(jobs.c.id).where(created).order_by(jobs.c.id).with_for_update()).scalars())
     free = and_(created, or_(jobs.c.parents_left == 0, not_(jobs.c.wait_for_parents)))
     record_where(tx, free, [State.CREATED, State.READY])
-    changes = {"state": State.READY, "state_since": tx.now, "claim_class": jobs.c.resource_class_id}
+    changes = {"state": State.READY, "state_since": not_before(tx), "claim_class": jobs.c.resource_class_id}
     tx.execute(update(jobs).where(free).values(changes))
     record_where(tx, created, [State.CREATED, State.AWAITING_PARENTS])
-    waiting = tx.execute(update(jobs).where(created).values(state=State.AWAITING_PARENTS, state_since=tx.now))
+    waiting = tx.execute(update(jobs).where(created).values(state=State.AWAITING_PARENTS, state_since=not_before(tx)))
     if waiting.rowcount:
         fail_descendants(tx, lock_parents(tx, ids))

@@ -73,11 +73,15 @@ class Prepared:
 class PreparedList:
     """A prepared statement with a list of ids: prepared for lengths that are powers of two.
 
-    ``make`` makes it for the parameters that stand for the ids; an id may come more than once.
+    ``make`` makes it for the parameters that stand for the ids; an id may come more than once. ``returns`` is as in
+    :class:`Prepared`.
     """
 
-    def __init__(self, make: Callable[[list[BindParameter[int]]], Executable]) -> None:
+    def __init__(
+        self, make: Callable[[list[BindParameter[int]]], Executable], returns: Sequence[ColumnElement[Any]] = ()
+    ) -> None:
         self._make = make
+        self._returns = returns
         self._by_length: dict[int, tuple[Prepared, list[str]]] = {}
 
     def fill(self, ids: Sequence[int], **parameters: Any) -> tuple[Prepared, dict[str, Any]]:  # noqa: ANN401
@@ -86,7 +90,7 @@ class PreparedList:
         found = self._by_length.get(length)
         if found is None:
             names = [f"id_{index}" for index in range(length)]
-            made = Prepared(self._make([bindparam(name, type_=BigInteger()) for name in names]))
+            made = Prepared(self._make([bindparam(name, type_=BigInteger()) for name in names]), returns=self._returns)
             found = self._by_length[length] = (made, names)
         statement, names = found
         parameters.update(zip(names, chain(ids, repeat(ids[-1])), strict=False))

@@ -26,7 +26,7 @@ def write(db: Database, name: str, count: str) -> None:
     for number in range(int(count)):
         key = f"shared-{number}" if number % 5 == 0 else None
         job = Job(command="x", workflow=f"flow-{number % 3}", name=f"{name}-{number}", key=key)
-        print_line(db.jobs.add(job)[0])
+        print_line(db.jobs.add(job, if_exists="keep")[0])
 
 
 def share(db: Database, seed: str, turns: str) -> None:

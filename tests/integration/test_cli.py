@@ -160,8 +160,28 @@ def test_run_takes_the_words_as_they_are(db):
 
 
 def test_a_key_gives_the_same_job_back(db):
-    assert here.good("job", "--command", "true", "--key", "once", db=db).ids == [1]
-    assert here.good("job", "--command", "true", "--key", "once", db=db).ids == [1]
+    words = ("run", "--key", "once", "-p", "x=1", "--parent", here.good("job", "--command", "p", db=db).out.strip())
+    first = here.good(*words, "--", "true", db=db)
+    assert (first.ids, "Added job 2" in first.err) == ([2], True)
+    again = here.good(*words, "--", "true", db=db)
+    assert again.ids == [2]
+    assert again.err == "Job 2 exists already with this key and the same content; nothing was added.\n"
+    refused = here(*words, "--priority", 3, "--", "false", db=db)
+    assert refused.code == 4
+    assert 'job 2 with the key \'once\' exists with other content (name: "true" -> "false"; ' in refused.err
+    assert 'command: "true" -> "false"; priority: 0 -> 3); nothing was added or changed' in refused.err
+    kept = here.good("job", "--key", "once", "--command", "false", "--if-exists", "keep", db=db)
+    assert (kept.ids, "kept as it is" in kept.err) == ([2], True)
+    assert here.good("show", 2, "-o", "json", db=db).json["command"] == "true"
+    argv = ("job", "--key", "once", "--command", "false", "--if-exists", "update")
+    changed = here.good(*argv, "-o", "json", db=db).json
+    assert (changed["id"], changed["command"], changed["outcome"]) == (2, "false", "updated")
+    assert here.good(*argv, "-o", "ids", db=db).ids == [2]
+    here.good("kill", 2, db=db)
+    ended = here("job", "--key", "once", "--command", "true", "--if-exists", "update", db=db)
+    assert (ended.code, "has ended (USER_KILLED)" in ended.err) == (4, True)
+    assert "--key" in here("job", "--command", "true", "--if-exists", "update", db=db).err
+    assert len(here.good("ls", "-o", "ids", db=db).ids) == 2
 
 
 def test_parents_are_chosen_by_selectors_and_dep_adds_one(db):

@@ -136,7 +136,9 @@ def take_over_and_publish(world: World) -> Scene:
             assert world.jobs.count() == 2
 
     return Scene(
-        lambda t: Jobs(t).add(Job(command="new", key="k")), call(calls.PublishStagedInsert(staged_insert=batch)), check
+        lambda t: Jobs(t).add(Job(command="new", key="k"), if_exists="keep"),
+        call(calls.PublishStagedInsert(staged_insert=batch)),
+        check,
     )
 
 
@@ -177,7 +179,8 @@ def same_key_in_two_batches(world: World) -> Scene:
 
     def insert(batch: int) -> Callable[[Transport], None]:
         def run(transport: Transport) -> None:
-            transport.run(calls.AddJobs(jobs=[Job(command=str(batch), key="k")], staged_insert=batch))
+            jobs = [Job(command=str(batch), key="k")]
+            transport.run(calls.AddJobs(jobs=jobs, staged_insert=batch, if_exists="keep"))
             transport.run(calls.PublishStagedInsert(staged_insert=batch))
 
         return run
@@ -562,6 +565,48 @@ def depend_both_ways(world: World) -> Scene:
     return Scene(call(calls.AddEdge(parent=one, child=other)), call(calls.AddEdge(parent=other, child=one)), check)
 
 
+def update_and(world: World, parent: Job, child: Job, other: Callable[[Transport], Any]) -> Scene:
+    """A job gets another command and a parent, while something else happens to one of the two."""
+    changed = Job(command="new", key="k", parents=[parent])
+
+    def check(updated: Any, answer: Any) -> None:
+        worked(answer)
+        job = world.jobs.get(child.id or 0)
+        if isinstance(updated, BalsamError):
+            assert isinstance(updated, Conflict), updated
+            assert "has started" in str(updated)
+            assert (job.command, job.parents) == ("old", [])
+        else:
+            assert (job.command, job.parents) == ("new", [parent.id])
+            assert job.state == (S.READY if world.state(parent) == S.JOB_FINISHED else S.AWAITING_PARENTS)
+
+    return Scene(lambda t: Jobs(t).add(changed, if_exists="update"), other, check)
+
+
+def parent_and_child(world: World) -> tuple[Job, Job]:
+    two = Job(command="p"), Job(command="old", key="k")
+    world.jobs.add(two)
+    return two
+
+
+def update_and_claim(world: World) -> Scene:
+    parent, child = parent_and_child(world)
+    me = world.run(register())
+    claiming = calls.ClaimJobs(launcher=me, limit=1, resources=Resources(), only=[child.id or 0])
+    return update_and(world, parent, child, call(claiming))
+
+
+def update_and_finish(world: World) -> Scene:
+    parent, child = parent_and_child(world)
+    return update_and(world, parent, child, call(end(world.held(parent), parent)))
+
+
+def update_and_depend(world: World) -> Scene:
+    parent, child = parent_and_child(world)
+    depending = calls.AddEdge(parent=parent.id or 0, child=child.id or 0)
+    return update_and(world, parent, child, call(depending))
+
+
 SCENES: list[Build] = [
     prune_and_publish,
     prune_a_part_and_publish,
@@ -599,6 +644,9 @@ SCENES: list[Build] = [
     depend_and_finish,
     depend_and_fail,
     depend_both_ways,
+    update_and_claim,
+    update_and_finish,
+    update_and_depend,
 ]
 
 
@@ -635,4 +683,6 @@ def test_many_add_overlapping_keys(module_db: DBDir, world: World) -> None:
     errors = [error for error in faults if not isinstance(error, threading.BrokenBarrierError)]
     assert not errors, errors[0]
     assert all(len(ids) == 1 for ids in told.values())
-    assert dict(world.jobs.where(Job.key != None).rows("key", "id")) == {key: ids.pop() for key, ids in told.items()}  # noqa: E711
+    assert dict(world.jobs.where(Job.key.in_([*told])).rows("key", "id")) == {
+        key: ids.pop() for key, ids in told.items()
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import defaultdict
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import sqlalchemy as sa
@@ -252,10 +253,13 @@ def _assert_sound(conn: Connection) -> None:
     ended = {row.id: row.ended_at for row in conn.execute(sa.select(launchers))}
     rows = {row.id: row for row in conn.execute(sa.select(jobs)) if row.staged_insert_id not in open_inserts}
     path: dict[int, list[State]] = defaultdict(list)
-    for job, transitions in conn.execute(
-        sa.select(job_events.c.job_id, job_events.c.transitions).order_by(job_events.c.id)
+    times: dict[int, list[datetime]] = defaultdict(list)
+    for job, at, transitions in conn.execute(
+        sa.select(job_events.c.job_id, job_events.c.at, job_events.c.transitions).order_by(job_events.c.id)
     ):
-        path[job] += [State(part.split(" ")[0]) for part in transitions.split(", ")]
+        parts = [part.split(" ") for part in transitions.split(", ") if part]
+        path[job] += [State(state) for state, _ in parts]
+        times[job] += [at - timedelta(seconds=float(age)) for _, age in parts]
     parents: dict[int, list[int]] = defaultdict(list)
     for parent, child in conn.execute(sa.select(job_edges.c.parent_id, job_edges.c.child_id)):
         parents[child].append(parent)
@@ -267,6 +271,8 @@ def _assert_sound(conn: Connection) -> None:
         assert transitions, told
         assert first_illegal_transition(transitions[0], transitions[1:]) is None, f"an impossible history: {told}"
         assert transitions[-1] == state, f"its history ends otherwise: {told}"
+        assert sorted(times[number]) == times[number], f"its history goes back in time ({times[number]}): {told}"
+        assert abs(times[number][-1] - row.state_since) < timedelta(seconds=1e-5), f"state_since is another: {told}"
         if row.launcher_id is not None:
             assert ended[row.launcher_id] is None, f"held by a launcher that has ended: {told}"
         waits_for_launcher = state in ACTIVE - {State.CREATED, State.AWAITING_PARENTS} and row.launcher_id is None

@@ -30,5 +30,5 @@ def run(session: Session, /, words: tuple[str, ...], **options: Any) -> None:  #
     """
     if options["name"] is None:
         options["name"] = PurePosixPath(words[0]).name
-    job_id = add_job(session, {"command": shlex.join(words), **options})
-    session.printer().note(f"Added job {job_id}; 'balsam launcher --consume-all' runs it.")
+    if job_id := add_job(session, {"command": shlex.join(words), **options}):
+        session.printer().note(f"Added job {job_id}; 'balsam launcher --consume-all' runs it.")

@@ -251,12 +251,13 @@ def test_remove_refuses_a_job_whose_children_may_run_again(db: Database, jobs: J
     assert [job.id for job in jobs.where(id=finished.id).remove()] == [finished.id], "its children are gone"
 
 
-def test_a_key_gives_the_same_job_back(jobs: Jobs) -> None:
+def test_a_key_that_is_kept_gives_the_same_job_back(jobs: Jobs) -> None:
     first = Job(command="x", key="a")
     (known,) = jobs.add(first)
     again = [Job(command="x", key="b"), Job(command="y", key="a"), Job(command="z"), Job(command="x", key="b")]
     child = Job(command="c", parents=[again[1], again[3]])
-    ids = list(jobs.add([*again, child]))
+    ids = jobs.add([*again, child], if_exists="keep")
+    assert ids.existing == {known: "kept"}
     assert ids == [known + 1, known, known + 2, known + 1, known + 3]
     assert jobs.get(ids[-1]).parents == [known, known + 1]
     assert jobs.count() == 4
@@ -298,7 +299,10 @@ def test_an_insert_that_fails_in_the_middle_leaves_nothing(jobs: Jobs) -> None:
 
 def test_a_key_that_comes_twice_gives_no_parents_to_the_first_job(jobs: Jobs) -> None:
     [parent] = jobs.add(Job(command="x"))
-    first, second = jobs.add([Job(command="x", key="k"), Job(command="x", key="k", parents=[parent])])
+    two = [Job(command="x", key="k"), Job(command="x", key="k", parents=[parent])]
+    with pytest.raises(Conflict, match="'k' comes twice with different content"):
+        jobs.add(two)
+    first, second = jobs.add(two, if_exists="keep")
     assert first == second
     assert jobs.get(first).parents == []
     assert jobs.get(first).state == S.READY

@@ -160,7 +160,7 @@ def test_a_restored_backup_is_the_db_as_it_was(
             assert [event.transitions for event in other.jobs.history(parent)] == [
                 event.transitions for event in db.jobs.history(parent)
             ]
-            assert other.jobs.add(Job(command="x", key="k"))[0] == parent.id
+            assert other.jobs.add(Job(command="x", key="k"), if_exists="keep")[0] == parent.id
             assert other.jobs.add(Job(command="x"))[0] == (parent.id or 0) + 101
     finally:
         control.stop(restored)

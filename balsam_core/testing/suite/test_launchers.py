@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -134,13 +135,26 @@ def test_transitions_keep_their_own_times(db: Database, jobs: Jobs) -> None:
     (number,) = jobs.add(Job(command="x"))
     me = register(db)
     claim(db, me)
-    told = Update(job=number, attempt=1, transitions=[(S.STAGED_IN, 3.5), (S.PREPROCESSED, 2.25)], message="m")
+    time.sleep(0.5)
+    told = Update(job=number, attempt=1, transitions=[(S.STAGED_IN, 0.375), (S.PREPROCESSED, 0.25)], message="m")
     db.run(calls.UpdateJobs(launcher=me, updates=[told]))
     last = jobs.history(number)[-1]
-    assert (last.transitions, last.message, last.attempt) == ([(S.STAGED_IN, 3.5), (S.PREPROCESSED, 2.25)], "m", 1)
+    assert (last.transitions, last.message, last.attempt) == (told.transitions, "m", 1)
     since = jobs.get(number).state_since
     assert since is not None
-    assert last.at - since == timedelta(seconds=2.25)
+    assert last.at - since == timedelta(seconds=0.25)
+
+
+def test_no_transition_is_dated_before_the_last_change(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    claim(db, me)
+    told = Update(job=number, attempt=1, transitions=[(S.STAGED_IN, 100.0), (S.PREPROCESSED, 0.0)])
+    db.run(calls.UpdateJobs(launcher=me, updates=[told]))
+    added, last = jobs.history(number)
+    (_, age), (_, now) = last.transitions
+    assert now == 0
+    assert abs(last.at - timedelta(seconds=age) - added.at) < timedelta(seconds=1e-5)
 
 
 def test_launchers_are_listed_and_can_be_closed(db: Database, jobs: Jobs) -> None:
