@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +28,7 @@ from backend_dbs import make_db
 from balsam_program import BALSAM, child
 from exact import rows_by_sqlite
 from journal_judge import AT_THE_END, IN_A_BACKUP, Evidence, judge, read_database, read_journal, read_log
+from resources import take_descriptors
 from served_db import ADDRESS_DAMAGES
 from shims import FailIO, preload
 
@@ -306,7 +305,7 @@ class Run:
                 _signal(signal.SIGSTOP, victims)
                 heal = partial(_signal, signal.SIGCONT, victims)
             else:
-                heal = _take_descriptors(victim)
+                heal = take_descriptors(victim)
         elif fault.kind == "disk full":
             self._disk.set(errno.ENOSPC, path=self._full_path, calls=["write", "truncate", "open"])
             heal = self._disk.off
@@ -444,24 +443,6 @@ def _signal(number: signal.Signals, processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-
-
-def _take_descriptors(process: psutil.Process) -> Callable[[], None] | None:
-    """Let a process open nothing more; returns what gives it back, and to the children that it has got."""
-    try:
-        _, hard = before = process.rlimit(resource.RLIMIT_NOFILE)
-        used = {int(file.name) for file in Path(f"/proc/{process.pid}/fd").iterdir()}
-        unused = (number for number in count() if number not in used)
-        process.rlimit(resource.RLIMIT_NOFILE, (next(unused), hard))
-    except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
-        return None
-
-    def give_back() -> None:
-        for one in _tree(process):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.rlimit(resource.RLIMIT_NOFILE, before)
-
-    return give_back
 
 
 # -------------------------------------------------------------------------------------------------------------- verdict
