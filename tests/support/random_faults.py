@@ -116,6 +116,7 @@ class Load:
         cli: Writers by the command line.
         launchers: Launchers.
         pause: Seconds between the calls of a writer, at most.
+        durations: Seconds that a job takes, to choose from.
         least: Calls that must have been acknowledged before the end, however long that takes.
         env: Added to the environment of all programs.
     """
@@ -124,6 +125,7 @@ class Load:
     cli: int = 1
     launchers: int = 2
     pause: float = 0.15
+    durations: tuple[float, ...] = (0, 0, 0, 0, 0, 0.1, 0.1, 1)
     least: int = 50
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -214,6 +216,7 @@ class Run:
             "cli": slot >= self.load.api,
             "timeout": [None, 2.0, 5.0][slot % 3],
             "pause": self.load.pause,
+            "durations": self.load.durations,
         }
         return self._start(name, [sys.executable, str(WRITER), json.dumps(spec)])
 

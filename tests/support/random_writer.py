@@ -4,7 +4,7 @@ Run as ``python random_writer.py SPEC`` with a JSON object:
 
 * ``db``, ``writer`` (a name), ``journal`` (a file to append to), ``stop`` (a file whose appearance ends it);
 * ``seed``: what it does follows from this and from the answers;
-* ``script``: the jobs' program, called with the seconds that it takes and its exit code;
+* ``script``: the jobs' program, called with the seconds that it takes, one of ``durations``, and its exit code;
 * ``cli``: whether it calls the command line, a process for each call, instead of the Python API;
 * ``timeout`` (seconds for a call of the API; null: the default), ``pause`` (seconds between calls, at most).
 
@@ -150,7 +150,7 @@ def write(spec: dict[str, Any], client: API | CLI, most: int) -> None:
                 # Parents that have just been added end at about the time at which their child comes.
                 parents = [job for job, _ in added[-3:] if chance.random() < 0.3]
                 parents += [str(chance.randrange(index))] if index and chance.random() < 0.5 else []
-                seconds = chance.choice([0, 0, 0, 0, 0, 0.1, 0.1, 1])
+                seconds = chance.choice(spec["durations"])
                 batch.append(
                     {
                         "name": f"{spec['writer']}-{number}.{index}",
