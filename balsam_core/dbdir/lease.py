@@ -178,11 +178,12 @@ class HeldLease:
     """The lease in the hands of its holder.
 
     Attributes:
-        lease: What the file says.
+        lease: What the file says, or will say as soon as it can be written.
     """
 
     def __init__(self, db: DBDir, lease: Lease) -> None:
         self.lease = lease
+        self._unwritten = False
         self._db = db
         self._file = lease_file(db)
 
@@ -199,7 +200,7 @@ class HeldLease:
         return found is not None and found.token == self.lease.token
 
     def refresh(self) -> bool:
-        """Show that the holder lives; say whether the lease is still this one.
+        """Show that the holder lives; say whether the lease is still this one. Changes that failed are tried again.
 
         Raises:
             OSError: It can't be told now.
@@ -209,21 +210,24 @@ class HeldLease:
         # Without a time of ours: a file server then sets its own. To refresh another holder's lease is harmless.
         with contextlib.suppress(FileNotFoundError):
             os.utime(self._file)
+        with contextlib.suppress(OSError):  # the disk is still full, which takes the lease from nobody
+            return self.update() if self._unwritten else True
         return True
 
     def update(self, **changes: object) -> bool:
-        """Change what the file says; say whether the lease was still this one, else nothing was changed.
+        """Change what the file says; say whether the lease was still this one, else the file was not changed.
 
         Raises:
-            OSError: The file can't be read or written.
+            OSError: The file can't be read or written now; :meth:`refresh` tries again.
         """
-        changed = msgspec.structs.replace(self.lease, **changes)
+        self.lease = msgspec.structs.replace(self.lease, **changes)
+        self._unwritten = True
         # Where file locks work, the lock keeps others from taking the lease between the check and the write.
         with lease_lock(self._db):
             if not self.is_ours():
                 return False
-            atomic_write(self._file, encode_lease(changed))
-        self.lease = changed
+            atomic_write(self._file, encode_lease(self.lease))
+        self._unwritten = False
         return True
 
     def release(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from balsam_core.errors import BackendError, BalsamError, Busy, Conflict, OutcomeUnknown, SchemaMismatch, Unavailable
+from balsam_core.system.files import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,8 @@ def to_balsam_error(err: BaseException, is_retryable: IsRetryable, translate: Tr
     from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, OperationalError, ProgrammingError
 
     text = driver_text(err)
+    if isinstance(err, OSError):
+        return Unavailable(f"this program can't connect to the database: {reason(err)}")
     if not isinstance(err, DBAPIError) or err.orig is None:
         return Unavailable(f"the database did not do what it was asked ({text})")
     # First: the server may have committed, though its answer to the COMMIT was an error and the end of the connection.

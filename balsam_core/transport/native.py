@@ -127,7 +127,7 @@ class NativeTransport(EncodedTransport):
 
         try:
             conn = self.engine.connect()
-        except (DBAPIError, BalsamError) as err:
+        except (DBAPIError, BalsamError, OSError) as err:  # OSError: no descriptors are left, e.g. for the driver
             raise _NotConnectedError from err
         # Outermost, since closing a connection waits for the server, too.
         with self._deadlines.watching(conn.connection.driver_connection, deadline), conn:

@@ -10,6 +10,7 @@ import subprocess
 import psutil
 import pytest
 from amounts import at_most
+from balsam_program import child
 from exact import check, rows_by_sqlite, writers
 from shims import FailIO, preload
 
@@ -165,3 +166,21 @@ def test_server_is_stopped_and_started_on_a_full_disk(small_disk, make_served, v
         "dbserver --stop and dbserver on a full disk",
         f"stops; starts again with room, before: {done.error}",
     )
+
+
+def test_no_room_for_the_lease_while_the_server_is_replaced(make_served, tmp_path, verdict):
+    """The watchdog can't note its new server in the lease: it does so later, and ``dbserver`` finds it (T15)."""
+    disk = FailIO(tmp_path)
+    served = make_served(env=preload(disk))
+    before = served.start()
+    disk.set(errno.ENOSPC, path="dbserver.lease", calls=["write", "open"])
+    served.kill_server()
+    published = served.wait_for_another(before)
+    wait_until(lambda: disk.hits >= 2, "the attempts to write the lease")
+    assert served.lease.child_pid == before.pid
+    disk.off()
+    wait_until(lambda: served.lease.child_pid == published.pid, "the lease", seconds=at_most(10))
+    shown = child.good("dbserver", "-o", "json", db=served.path).json
+    assert (shown["already"], shown["pid"]) == (True, published.pid)
+    assert child.good("dbserver", "--status", "-o", "json", db=served.path).json["state"] == "running"
+    verdict("T15", "no room for the lease while the server is replaced", "noted once there was room")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,28 +17,29 @@ from amounts import at_most
 from backend_dbs import SERVER_KINDS, make_db, report_of
 from balsam_program import BALSAM, child
 from exact import writers
+from exact_writer import Hurried
+from served_db import ADDRESS_DAMAGES
 
 from balsam_core import BalsamError, Job, open_db
+from balsam_core.client.jobs import Jobs
 from balsam_core.dbdir import address
-from balsam_core.errors import AddressError, SchemaMismatch
+from balsam_core.errors import AddressError, SchemaMismatch, Unavailable
 from balsam_core.model import calls
 from balsam_core.testing.tools import wait_until
 
 
-def swap(file, content):
-    """Change a file in place, as no program of ours does."""
-    file.write_bytes(content(file.read_bytes()))
-
-
-DAMAGES = {
-    "deleted": lambda file: file.unlink(),
-    "emptied": lambda file: swap(file, lambda _: b""),
-    "cut": lambda file: swap(file, lambda data: data[: len(data) // 2]),
-    "garbled": lambda file: swap(file, lambda data: bytes(255 - byte for byte in data)),
-    "zeroed": lambda file: swap(file, lambda data: bytes(len(data))),
-    "without a state": lambda file: swap(file, lambda _: b"{}"),
-    "a link": lambda file: (file.unlink(), file.symlink_to("/dev/null")),
-}
+@contextlib.contextmanager
+def few_descriptors(number):
+    """Let this process open only so many more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(number + 1)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1], limits[1]))
+    for descriptor in opened:
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.fixture(params=["sqlite", *SERVER_KINDS])
@@ -64,7 +67,7 @@ def run(db, *words, env=None):
 def test_address_lost_under_writers_and_a_launcher(lost, tmp_path, amount, verdict):
     """The address is lost or damaged: the watchdog publishes it again, writers and launchers go on (T44)."""
     db, file, published = lost, lost.dir.address_file, lost.address
-    damages = DAMAGES if db.dir.db_type == "sqlite" else amount(["deleted", "garbled"], DAMAGES)
+    damages = ADDRESS_DAMAGES if db.dir.db_type == "sqlite" else amount(["deleted", "garbled"], ADDRESS_DAMAGES)
     ended = tmp_path / "ended"
     slowest = 0.0
     with open_db(db.path) as opened:
@@ -74,7 +77,7 @@ def test_address_lost_under_writers_and_a_launcher(lost, tmp_path, amount, verdi
             clients.begin()
             clients.wait_for_more(10)
             for name in damages:
-                damage = DAMAGES[name]
+                damage = ADDRESS_DAMAGES[name]
                 damage(file)
                 began = time.monotonic()
                 child.good("ls", db=db.path)
@@ -185,3 +188,30 @@ def test_no_descriptors_left_while_the_address_is_read(served, tmp_path, verdict
     report.assert_exact()
     assert not report.errors, report
     verdict("T44", "no descriptors left while the address is read", str(report))
+
+
+@pytest.mark.parametrize("setup", ["sqlite direct", "sqlite served", *SERVER_KINDS])
+def test_no_descriptors_left_to_connect(setup, run_directory, verdict):
+    """A program has too few descriptors for a connection: its call waits until its deadline, then says so (T44)."""
+    errors = 0
+    with make_db(setup.split()[0], run_directory / f"full {setup}") as made:
+        if setup != "sqlite direct":
+            made.start()
+        with open_db(made.path) as db:
+            db.jobs.add(Job(name="before", command="true"))  # imports what is imported late
+        for number in range(8):
+            job, error = Job(name=f"late{number}", command="true"), None
+            with open_db(made.path) as db:
+                try:
+                    with few_descriptors(number):
+                        Jobs(Hurried(db.transport, 0.5)).add(job)
+                except BalsamError as err:
+                    error = err
+                assert db.jobs.where(name=job.name).count() == (error is None), number
+            if error:
+                said = "didn't answer" if made.dir.db_type == "sqlite" else "too many open files"
+                assert isinstance(error, Unavailable), error
+                assert re.search(f"(?i)too many open files|{said}", str(error)), (number, error)
+                errors += 1
+    assert errors
+    verdict("T44", f"{setup}: no descriptors left for a connection", "said so, nothing was changed")

@@ -11,12 +11,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+import pytest
 import zmq
 from amounts import at_most
 from curve_peers import Peer, status
 from exact import check, rows_by_api, writers
-from resources import is_alive, usage
+from resources import is_alive, take_descriptors, usage
 
+from balsam_core import Job, open_db
+from balsam_core.errors import Unavailable
 from balsam_core.proxy.protocol import StatusRequest
 from balsam_core.testing.tools import wait_until
 
@@ -107,6 +111,21 @@ def test_thousands_of_clients_are_served(served, amount, verdict):
         f"{good}/{processes * number} connected, encrypted and wrote within {worst:.1f} s; RSS {alone.rss / MB:.0f} MB"
         f" (with its readers {all_of_it.rss / MB:.0f} MB)",
     )
+
+
+def test_no_descriptors_left_for_a_late_import(served, verdict):
+    """The server has no descriptor for the modules of its first write: an outage, not an error of its own (T25)."""
+    with open_db(served.path) as db:
+        assert db.jobs.count() == 0
+        give_back = take_descriptors(psutil.Process(served.server))
+        assert give_back is not None
+        with pytest.raises(Unavailable, match="too many open files"):
+            db.jobs.add(Job(name="late", command="true"))
+        give_back()
+        db.jobs.add(Job(name="later", command="true"))
+        assert [job.name for job in db.jobs] == ["later"]
+    assert served.lease.restarts == 0
+    verdict("T25", "no descriptors for the server's first write", "said so, nothing was changed")
 
 
 def test_no_descriptors_left(served, tmp_path, amount, verdict):

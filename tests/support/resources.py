@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import time
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -11,7 +15,7 @@ import psutil
 from balsam_core.testing.tools import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 @dataclass
@@ -87,3 +91,21 @@ def wait_for_end(pids: Iterable[int], *, seconds: float = 20) -> None:
     """Wait until none of these processes runs."""
     pids = list(pids)
     wait_until(lambda: not any(map(is_alive, pids)), f"the end of the processes {pids}", seconds=seconds)
+
+
+def take_descriptors(process: psutil.Process) -> Callable[[], None] | None:
+    """Let a process open nothing more; returns what gives it back, and to the children that it has got."""
+    try:
+        _, hard = before = process.rlimit(resource.RLIMIT_NOFILE)
+        used = {int(file.name) for file in Path(f"/proc/{process.pid}/fd").iterdir()}
+        unused = (number for number in count() if number not in used)
+        process.rlimit(resource.RLIMIT_NOFILE, (next(unused), hard))
+    except (psutil.NoSuchProcess, FileNotFoundError, ValueError):
+        return None
+
+    def give_back() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in [process, *process.children(recursive=True)]:
+                one.rlimit(resource.RLIMIT_NOFILE, before)
+
+    return give_back

@@ -21,7 +21,7 @@ from balsam_core.testing import tools
 from balsam_core.watchdog import control
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import psutil
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.lease import Lease
     from balsam_core.testing.cli import Result
 
-__all__ = ["ServedDB", "listens"]
+__all__ = ["ADDRESS_DAMAGES", "ServedDB", "listens"]
 
 
 class ServedDB:
@@ -168,3 +168,26 @@ def listens(where: Address) -> bool:
     except ConnectionRefusedError:
         return False
     return True
+
+
+def _swap(file: Path, content: Callable[[bytes], bytes]) -> None:
+    """Change a file in place, as no program of ours does."""
+    file.write_bytes(content(file.read_bytes()))
+
+
+def _link(file: Path) -> None:
+    """Put a symbolic link in its place."""
+    file.unlink()
+    file.symlink_to("/dev/null")
+
+
+ADDRESS_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "deleted": lambda file: file.unlink(),
+    "emptied": lambda file: _swap(file, lambda _: b""),
+    "cut": lambda file: _swap(file, lambda data: data[: len(data) // 2]),
+    "garbled": lambda file: _swap(file, lambda data: bytes(255 - byte for byte in data)),
+    "zeroed": lambda file: _swap(file, lambda data: bytes(len(data))),
+    "without a state": lambda file: _swap(file, lambda _: b"{}"),
+    "a link": _link,
+}
+"""How ``dbwriter_address`` may be lost or damaged: functions of the file."""

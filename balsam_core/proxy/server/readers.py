@@ -23,7 +23,7 @@ import msgspec
 from balsam_core.errors import BalsamError, TooLarge
 from balsam_core.model.codec import encode
 from balsam_core.proxy.protocol import LARGEST_REPLY, OPERATIONS, CallRequest
-from balsam_core.proxy.server.writer import Answer, error_answer
+from balsam_core.proxy.server.writer import Answer, error_answer, lacks
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
@@ -197,6 +197,8 @@ def _answer_all(pipe: Connection, db: DBDir, single: SingleWriter) -> None:
             answer = error_answer(err)
         except MemoryError:
             answer = error_answer(TooLarge(f"{request.operation}: the answer is too large for the server's memory"))
+        except OSError as err:
+            answer = error_answer(lacks(request.operation, err))
         except Exception as err:  # no call may end the server
             logger.exception("%s failed", request.operation)
             answer = error_answer(BalsamError(f"{request.operation} failed in the server ({err!r}); see its log"))

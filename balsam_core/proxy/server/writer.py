@@ -31,6 +31,7 @@ from balsam_core.operations.writer_cache import WriterCache
 from balsam_core.schema.tables import meta
 from balsam_core.schema.version import check
 from balsam_core.system.failpoints import failpoint
+from balsam_core.system.files import reason
 from balsam_core.transport.driver_errors import blame_schema, driver_text, to_balsam_error
 
 if TYPE_CHECKING:
@@ -238,6 +239,8 @@ class GroupWriter:
             return otherwise if otherwise and isinstance(err, OutcomeUnknown) else error_answer(err)
         except SQLAlchemyError:
             raise
+        except OSError as err:
+            return error_answer(OutcomeUnknown(f"the database can't say whether it has the write: {reason(err)}"))
         except Exception as err:  # noqa: BLE001  (see _unexpected)
             return self._unexpected(write.kind, err)
 
@@ -284,6 +287,8 @@ class GroupWriter:
         """Return the answer to an error that the operation did not foresee; no call may end the server."""
         if isinstance(err, OverflowError):
             return error_answer(InvalidInput(f"a number is out of the database's range: {err}"))
+        if isinstance(err, OSError):
+            return error_answer(lacks(kind.operation(), err))
         logger.error("%s failed", kind.operation(), exc_info=err)
         return error_answer(BalsamError(f"{kind.operation()} failed in the server ({err!r}); see its log"))
 
@@ -409,6 +414,11 @@ class GroupWriter:
 
 
 _SAVEPOINTS = "the engine's savepoints don't work, and its backend doesn't say savepoints=False in its SingleWriter"
+
+
+def lacks(operation: str, err: OSError) -> Unavailable:
+    """Return the error for a call that met a lack, e.g. of descriptors for a module that is imported late."""
+    return Unavailable(f"{operation} failed in the server ({reason(err)}); nothing was changed, repeat it")
 
 
 def _expired(write: PendingWrite) -> Answer:

@@ -76,9 +76,11 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
             if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 connection.execute("PRAGMA journal_mode=WAL")
         except BaseException as err:
-            connection.close()
             # Unlike a server that doesn't answer, a file that can't be opened won't open by repeating.
-            if isinstance(err, sqlite3.Error) and not is_retryable(err) and (fault := translate(err)):
+            permanent = isinstance(err, sqlite3.Error) and not is_retryable(err)
+            fault = translate(err) if permanent else None  # before the files are closed, since it may look for room
+            connection.close()
+            if fault:
                 raise fault from err
             raise
         return connection

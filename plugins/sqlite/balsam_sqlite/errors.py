@@ -5,9 +5,10 @@ Every command loads this module, so sqlite3 is imported only when there is an er
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from balsam_core.plugin import BackendError, Corrupt, Unavailable
+from balsam_core.plugin import BackendError, Corrupt, Unavailable, reason
 
 if TYPE_CHECKING:
     from balsam_core.plugin import BalsamError
@@ -51,7 +52,8 @@ def translate(error: BaseException) -> BalsamError | None:
         case sqlite3.SQLITE_FULL:
             return Unavailable(f"the disk is full ({text}): nothing was written; make room and repeat")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
-            return Unavailable(f"the database file can't be written ({text}): check the directory's permissions")
+            denied = Unavailable(f"the database file can't be written ({text}): check the directory's permissions")
+            return shortage_of_descriptors() or denied
         case sqlite3.SQLITE_IOERR:
             return Unavailable(f"the disk reports an error ({text}): check it and repeat")
     # Not its extended codes, which mean that the same statement may succeed.
@@ -60,6 +62,15 @@ def translate(error: BaseException) -> BalsamError | None:
             f"the database refuses a statement of Balsam's ({text}): a table or a column is missing, or this SQLite "
             f"doesn't fit; repeating won't help"
         )
+    return None
+
+
+def shortage_of_descriptors() -> Unavailable | None:
+    """Return the error for a file that can't be opened because nothing can; SQLite doesn't tell the reason."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as err:
+        return Unavailable(f"the database file can't be opened: {reason(err)}")
     return None
 
 

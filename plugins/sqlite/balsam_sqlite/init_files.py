@@ -26,6 +26,7 @@ from balsam_core.plugin import (
     reason,
     shown,
 )
+from balsam_sqlite.errors import shortage_of_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,6 +173,8 @@ def _read_header(file: Path, *, has_log: bool) -> dict[str, int] | None:
             raise Corrupt(f"{name} is no SQLite database: {_REMEDY}") from None
         if code == sqlite3.SQLITE_CORRUPT:
             raise Corrupt(f"{name} is damaged or cut short ({err}): {_REMEDY}") from None
+        if code == sqlite3.SQLITE_CANTOPEN and (shortage := shortage_of_descriptors()):
+            raise shortage from None
         raise DBDirError(f"{name} can't be read ({err}): check its permissions, and its disk") from None
 
 
