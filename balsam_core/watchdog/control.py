@@ -262,16 +262,15 @@ def paused(db: DBDir, *, always: bool = False) -> Iterator[Pause]:
     if not always and not has_server(db):
         yield pause
         return
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(_stopped(db))
-        try:
+    server = None
+    try:
+        with _stopped(db) as server:
             yield pause
-        except BaseException:
-            stack.close()
-            if server is not None:
-                with contextlib.suppress(BalsamError, OSError):
-                    start(db, server)
-            raise
+    except BaseException:
+        if server is not None:
+            with contextlib.suppress(BalsamError, OSError):
+                start(db, server)
+        raise
     if server is not None:
         pause.restarted = start(DBDir.open(db.path), server).address
 

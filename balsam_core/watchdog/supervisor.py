@@ -294,13 +294,17 @@ class Supervisor:
         self._published_at = monotonic()
 
     def _keep_address(self, now: float) -> None:
-        """Look from time to time whether the address is still published, and publish it again where it isn't."""
+        """Look from time to time whether the address is still published, and publish it again where it isn't.
+
+        It may name this server by another host or port: an operator's, of a tunnel or another network.
+        """
         if now < self._next_address_look_at:
             return
         self._next_address_look_at = now + ADDRESS_POLL
         fault = "it says something else"
         try:
-            if address.read(self._db) == self._published:
+            found = address.read(self._db)
+            if found and _names_same_server(found, self._published):
                 self._address_fault = ""
                 return
         except BalsamError as err:
@@ -410,3 +414,7 @@ class Supervisor:
             self._publish_failure(type(error) if isinstance(error, BalsamError) else BalsamError, describe_error(error))
         else:
             address.withdraw(self._db)
+
+
+def _names_same_server(one: Address, other: Address) -> bool:
+    return msgspec.structs.replace(one, host=other.host, port=other.port) == other

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from balsam_core.admin.initialise import initialise
 from balsam_core.backends import registry
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.errors import Corrupt, SchemaMismatch, Unavailable
+from balsam_core.errors import BackendError, Corrupt, SchemaMismatch, Unavailable
 from balsam_core.model.calls import GetApps
 from balsam_sqlite.engine import make_engine
 from balsam_sqlite.errors import is_retryable, translate
@@ -358,8 +358,9 @@ def test_other_errors_are_not_repeated(db):
     with closing(sqlite3.connect(database_file(db))) as connection:
         error = driver_error(lambda: connection.execute("SELECT * FROM nothing"))
     assert not is_retryable(error)
-    assert translate(error) is None
+    assert isinstance(translate(error), BackendError)
     assert not is_retryable(ValueError("x"))
+    assert translate(ValueError("x")) is None
 
 
 def test_full_disk_and_read_only_file_are_unavailable(db):

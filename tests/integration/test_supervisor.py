@@ -153,6 +153,18 @@ def test_a_lost_address_is_published_again(drive, db, content):
     assert driven.held.lease.restarts == 0
 
 
+def test_an_address_that_names_the_server_by_another_way_stays(drive, db):
+    driven = drive()
+    first = driven.until_published()
+    tunnel = msgspec.structs.replace(first, host="gateway.example.org", port=4321)
+    address.write(db, tunnel)
+    deadline = time.monotonic() + 3 * supervisor.ADDRESS_POLL
+    driven.until(lambda: time.monotonic() > deadline)
+    assert driven.address() == tunnel
+    address.write(db, msgspec.structs.replace(first, pid=first.pid + 1))
+    driven.until(lambda: driven.address() == first)
+
+
 def test_an_address_that_can_not_be_written_again_does_not_end_the_server(drive, db, caplog):
     driven = drive()
     first = driven.until_published()
