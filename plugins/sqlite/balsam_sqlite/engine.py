@@ -11,11 +11,12 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from sqlalchemy import create_engine, event
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerNotRunning, filesystem_type, is_network, shown
 from balsam_sqlite.errors import is_retryable, translate
-from balsam_sqlite.init_files import check_file, check_locks, database_file
+from balsam_sqlite.init_files import check_file, check_locks, database_file, file_identity
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -30,8 +31,16 @@ CACHE_SIZE = 16 * 1024  # KiB per connection
 WAL_SIZE_LIMIT = 64 * 1024 * 1024  # bytes that the log keeps after a big write
 
 
+class _FileConnection(sqlite3.Connection):
+    """A connection that knows which file it has opened."""
+
+    opened: tuple[int, int] | None = None
+
+
 def make_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine on the database file; the file is checked now and before each new connection.
+
+    A connection to a file that was replaced meanwhile is not used again.
 
     ``owner`` (``balsam init``) and ``server`` may open the file on a network file system: as the only process, with
     exclusive locks, without shared memory. The other roles share the file, so it must be on a local one.
@@ -39,6 +48,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
     Raises:
         ServerNotRunning: The file is on a network file system.
         Corrupt: The file is damaged or another program's; it was not opened.
+        Conflict: It belongs to another DB directory.
         DBDirError: The file system has no locks.
         SchemaMismatch: A newer balsam-sqlite made it.
     """
@@ -61,15 +71,20 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         *(["query_only=ON"] if role == "reader" else []),
     ]
 
-    def connect() -> sqlite3.Connection:
+    file = str(database_file(db))
+
+    def connect() -> _FileConnection:
+        opened = file_identity(file)
         check_file(db)  # SQLite would also make a missing file anew
         # A plain path, never a URI: it may hold ? and %.
         connection = sqlite3.connect(
-            database_file(db),
+            file,
             timeout={"owner": OWNER_BUSY_TIMEOUT, "server": SERVER_BUSY_TIMEOUT}.get(role, BUSY_TIMEOUT),
             isolation_level=None,
             check_same_thread=False,
+            factory=_FileConnection,
         )
+        connection.opened = opened
         try:
             for pragma in pragmas:
                 connection.execute(f"PRAGMA {pragma}")
@@ -91,6 +106,11 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         reads = role == "reader" or conn.get_execution_options().get("balsam_reads", False)
         conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
+    def refuse_replaced(connection: _FileConnection, *_: object) -> None:
+        if connection.opened != file_identity(file):
+            raise InvalidatePoolError
+
+    event.listen(engine, "checkout", refuse_replaced)
     if role != "server":  # the write server begins its transactions by itself
         event.listen(engine, "begin", begin)
     return engine
