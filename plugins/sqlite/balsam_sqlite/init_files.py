@@ -27,6 +27,7 @@ from balsam_core.plugin import (
     option_choice,
     reason,
     shown,
+    who_may,
 )
 
 if TYPE_CHECKING:
@@ -194,7 +195,10 @@ def _read_header(file: Path, *, has_log: bool) -> tuple[dict[str, int], str | No
             raise Corrupt(f"{name} is no SQLite database: {_REMEDY}") from None
         if code == sqlite3.SQLITE_CORRUPT:
             raise Corrupt(f"{name} is damaged or cut short ({err}): {_REMEDY}") from None
-        raise DBDirError(f"{name} can't be read ({err}): check its permissions, and its disk") from None
+        # Not by opening it: closing it again would drop the locks of this process.
+        if not os.access(file, os.R_OK, effective_ids=True):
+            raise DBDirError(f"{name} can't be read: permission denied; {who_may(file)}") from None
+        raise DBDirError(f"{name} can't be read ({err}): check its disk") from None
 
 
 def _make_file(db: DBDir) -> None:
