@@ -39,7 +39,7 @@ def single_writer(db: DBDir) -> SingleWriter:
     def is_replaced() -> bool:
         from balsam_sqlite.init_files import file_identity
 
-        return opened != file_identity(file)
+        return opened is not None and opened != file_identity(file)
 
     def secure() -> None:
         from balsam_sqlite.init_files import force_log_to_disk
