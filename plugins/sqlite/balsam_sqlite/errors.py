@@ -51,7 +51,10 @@ def translate(error: BaseException) -> BalsamError | None:
         case sqlite3.SQLITE_FULL:
             return Unavailable(f"the disk is full ({text}): nothing was written; make room and repeat")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
-            return Unavailable(f"the database file can't be written ({text}): check the directory's permissions")
+            return Unavailable(
+                f"the database file can't be written ({text}): check the directory's permissions, and whether "
+                f"it is on a read-only file system"
+            )
         case sqlite3.SQLITE_IOERR:
             return Unavailable(f"the disk reports an error ({text}): check it and repeat")
     # Not its extended codes, which mean that the same statement may succeed.
