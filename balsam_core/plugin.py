@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from balsam_core.system.files import atomic_write, force_to_disk, reason, rename_new, shown
     from balsam_core.system.filesystems import filesystem_type, is_network
     from balsam_core.system.network import local_host
+    from balsam_core.system.permissions import who_may
     from balsam_core.system.private_files import private_file, write_private
     from balsam_core.system.server_accounts import ServerAccount, failure_reason
     from balsam_core.transport.base import ServerStatus, Transport
@@ -95,6 +96,7 @@ __all__ = [
     "server_not_running",
     "shown",
     "store_password",
+    "who_may",
     "write_private",
     "write_server_plan",
 ]
@@ -111,6 +113,7 @@ _MODULES = {
     "balsam_core.system.files": ("atomic_write", "force_to_disk", "reason", "rename_new", "shown"),
     "balsam_core.system.filesystems": ("filesystem_type", "is_network"),
     "balsam_core.system.network": ("local_host",),
+    "balsam_core.system.permissions": ("who_may",),
     "balsam_core.system.private_files": ("private_file", "write_private"),
     "balsam_core.system.server_accounts": ("ServerAccount", "failure_reason"),
     "balsam_core.transport.connector": ("ServerConnector",),

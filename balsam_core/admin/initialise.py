@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -19,10 +20,10 @@ from balsam_core.dbdir.directory import CONFIG_NAME, DBDir, make_tree, write_con
 from balsam_core.errors import AddressError, BackendError, BalsamError, Conflict, DBDirError, InvalidInput, Unavailable
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system.files import expand, force_to_disk, reason, shown
+from balsam_core.system.permissions import is_refusal, who_may
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from balsam_core.admin.archive import Backup
     from balsam_core.backends.registry import Backend
@@ -300,4 +301,5 @@ def _as_db_dir_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as err:
         file = f" ({shown(err.filename)})" if isinstance(err.filename, str) else ""
-        raise DBDirError(f"{shown(target)} can't be made a DB: {reason(err)}{file}") from err
+        remedy = f"; {who_may(Path(err.filename or target))}" if is_refusal(err) else ""
+        raise DBDirError(f"{shown(target)} can't be made a DB: {reason(err)}{file}{remedy}") from err

@@ -141,13 +141,13 @@ def _read_cache() -> dict[str, _CachedReport]:
     try:
         data = read_regular(_cache_file(), limit=LARGEST_CACHE)
         return msgspec.json.decode(data, type=dict[str, _CachedReport])
-    except (OSError, ValueError, BalsamError):
+    except (OSError, ValueError, BalsamError, RuntimeError):  # the last where the user has no home directory
         return {}
 
 
 def _write_cache(reports: dict[str, _CachedReport]) -> None:
-    file = _cache_file()
-    with contextlib.suppress(OSError, ValueError):  # then each listing probes again
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # then each listing probes again
+        file = _cache_file()
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, msgspec.json.encode(reports))
 

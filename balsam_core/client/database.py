@@ -168,6 +168,7 @@ def open_db(path: str | Path | None = None) -> Database:
 
     Raises:
         DBDirError: The directory is no usable DB.
+        Conflict: Its database belongs to another DB directory.
         BackendError: The plugin of its db type is missing or broken.
         ServerNotRunning: This db type needs its server.
         SchemaMismatch: Program and database speak different versions.

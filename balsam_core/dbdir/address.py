@@ -14,6 +14,7 @@ import msgspec
 
 from balsam_core.errors import AddressError, BackendError, BalsamError, Corrupt, DBDirError, SchemaMismatch
 from balsam_core.system.files import atomic_write, read_regular, reason, shown
+from balsam_core.system.permissions import is_refusal, who_may
 from balsam_core.system.processes import is_alive, this_machine
 
 if TYPE_CHECKING:
@@ -243,6 +244,7 @@ def _read_file(db: DBDir) -> Address:
     except FileNotFoundError:
         raise AddressError(f"{name} is missing; {remedy}") from None
     except OSError as err:
+        remedy = who_may(db.address_file) if is_refusal(err) else remedy
         raise AddressError(f"{name} can't be read: {reason(err)}; {remedy}") from None
     try:
         address = _decode(data)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from balsam_core.errors import DBDirError, InvalidInput, SchemaMismatch
 from balsam_core.plugin_types import DB_TYPE_NAME
 from balsam_core.system.files import atomic_write, expand, read_regular, reason, shown
+from balsam_core.system.permissions import permission_error
 
 if TYPE_CHECKING:
     import os
@@ -88,16 +89,18 @@ class DBDir:
 
 def _explain_unreadable(path: Path, err: OSError) -> str:
     name = shown(path)
+    if refused := permission_error(err, path / CONFIG_NAME):
+        return refused.message
     try:
         if not path.exists():
             return f"{name} does not exist: create a DB there with: balsam init {name}"
         if not path.is_dir():
             return f"{name} is a file, not a DB directory: name the directory that holds {CONFIG_NAME}"
     except OSError as denied:
-        return f"{name} can't be looked at: {reason(denied)}; check the path and its permissions"
+        return f"{name} can't be looked at: {reason(denied)}; check the path"
     if isinstance(err, FileNotFoundError):
         return f"{name} is no Balsam DB (it has no {CONFIG_NAME}): create one with: balsam init {name}"
-    return f"{name}/{CONFIG_NAME} can't be read: {reason(err)}; check its permissions or restore it from a backup"
+    return f"{name}/{CONFIG_NAME} can't be read: {reason(err)}; restore it from a backup"
 
 
 def _parse_config(path: Path, data: bytes) -> DBDir:

@@ -6,6 +6,7 @@ user's data directory. Knows nothing about the inside of a DB directory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,7 @@ from balsam_core.errors import DBDirError, SettingsError
 from balsam_core.system.files import expand, read_regular, reason, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 DB_PATH_VARIABLE = "BALSAM_DB_PATH"
@@ -41,17 +43,37 @@ class ResolvedPath:
 
 
 def settings_file() -> Path:
-    """Return the path of the user's ``settings.toml``; it need not exist."""
+    """Return the path of the user's ``settings.toml``; it need not exist.
+
+    Raises:
+        SettingsError: The user has no home directory.
+    """
     from platformdirs import user_config_path
 
-    return user_config_path("balsam", appauthor=False) / "settings.toml"
+    with _home_needed():
+        return user_config_path("balsam", appauthor=False) / "settings.toml"
 
 
 def default_balsamdb() -> Path:
-    """Return the path of the DB that is created on first use, in the user's data directory."""
+    """Return the path of the DB that is created on first use, in the user's data directory.
+
+    Raises:
+        SettingsError: The user has no home directory.
+    """
     from platformdirs import user_data_path
 
-    return user_data_path("balsam", appauthor=False) / "default_balsamdb"
+    with _home_needed():
+        return user_data_path("balsam", appauthor=False) / "default_balsamdb"
+
+
+@contextlib.contextmanager
+def _home_needed() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:  # of pathlib and platformdirs
+        raise SettingsError(
+            f"this user has no home directory: set HOME, or name a DB with --db or {DB_PATH_VARIABLE}"
+        ) from None
 
 
 def default_db_path() -> Path | None:

@@ -33,6 +33,8 @@ class SingleWriter:
         translate: The plugin's mapping of a driver's error to one of ours, None for an error that it doesn't know.
         is_fatal: Whether after a driver's error nobody knows what was written, or the engine can't be trusted any more.
             The server then ends without answering, and is started again. Without it every failed COMMIT is fatal.
+        is_replaced: Whether other files are there than those that the engine of the role ``server`` has opened. Called
+            inside each transaction of the server, which then ends, and is started again on those that are there.
         secure: Called inside the server's first transaction: forces to disk what an earlier server, ended by an error
             of the disk, may have left in the system's cache only. Without it, everything counts as on disk.
         version: A statement whose answer changes when another connection has changed the database. Without it a server
@@ -48,6 +50,7 @@ class SingleWriter:
     begin: str = "BEGIN"
     translate: Callable[[BaseException], BalsamError | None] | None = None
     is_fatal: Callable[[BaseException], bool] | None = None
+    is_replaced: Callable[[], bool] | None = None
     secure: Callable[[], None] | None = None
     version: str = ""
     shared: bool = True

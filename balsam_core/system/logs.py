@@ -60,7 +60,11 @@ def configure(
 
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, folder)
-        os.close(opener(str(path), os.O_WRONLY | os.O_CREAT))
+        try:
+            os.close(opener(str(path), os.O_WRONLY | os.O_CREAT))
+        except OSError as err:
+            err.filename = str(path)
+            raise
         handler = _make_handler(path, opener, stack.pop_all().close)
     handler.setFormatter(_OneLine(context))
     close()

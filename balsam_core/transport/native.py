@@ -31,6 +31,7 @@ R = TypeVar("R")
 FIRST_PAUSE = 0.002  # seconds before the first repetition
 LONGEST_PAUSE = 0.5
 SILENCE = 5.0  # seconds without the database, after which the user is told why a call waits
+_CHECKED = "balsam_checked"  # in SQLAlchemy's notes on a connection of the driver
 MOST_KEY_CONFLICTS = 3  # repetitions after another client inserted the same key at the same moment
 
 
@@ -75,7 +76,6 @@ class NativeTransport(EncodedTransport):
         self._guard = guard
         self._clock = DatabaseClock()
         self._deadlines = DeadlineEnforcer()
-        self._version_checked = False
 
     def perform(self, kind: type[Call[R]], data: bytes, request_id: RequestId | None, deadline: float) -> bytes:
         """Run an encoded call; see :meth:`EncodedTransport.perform`."""
@@ -134,19 +134,19 @@ class NativeTransport(EncodedTransport):
             yield conn
 
     def _check_database(self, conn: Connection) -> None:
-        """Check at the first connection that this is the right database, of the right version."""
+        """Check in the first transaction of each connection that this is the right database, of the right version."""
         if self._guard:
             self._guard()
-        if not self._version_checked:
+        if _CHECKED not in conn.info:
             from balsam_core.schema.version import check
 
             check(conn, self.db.id if self.db else "")
-            self._version_checked = True
+            conn.info[_CHECKED] = True
 
     def _look_again(self, deadline: float) -> None:
         """Check whether this still is the right database, of the right version: somebody may have changed it."""
-        self._version_checked = False
         with self._connect(deadline) as conn, conn.begin():
+            conn.info.pop(_CHECKED, None)
             self._check_database(conn)
 
     def _explain(self, err: BaseException) -> BalsamError:

@@ -68,7 +68,7 @@ class Failure(NamedTuple):
 def explain_error(error: Exception) -> Failure:
     """Return the failure to start or to ask a server."""
     reason = one_line(f"failed: {error}")
-    kind = next((kind for kind in (DBDirError, SchemaMismatch, BackendError) if isinstance(error, kind)), None)
+    kind = next((kind for kind in _PERMANENT.values() if isinstance(error, kind)), None)
     return Failure(reason, kind, passes=kind is None or _speaks_of_shortage(reason))
 
 

@@ -26,6 +26,7 @@ from balsam_core.errors import BalsamError, Conflict, InvalidInput, Unavailable,
 from balsam_core.plugin_types import ServerPolicy
 from balsam_core.system import logs
 from balsam_core.system.files import describe_error, shown
+from balsam_core.system.permissions import permission_error
 from balsam_core.system.signals import StopRequests
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.server_process import adopt_orphans
@@ -126,8 +127,9 @@ def main(argv: Sequence[str]) -> int:
         early = f"the server of {shown(db.path)} was stopped before it was ready"
         send_report(Report(code=Unavailable.code, message=early))
     except BaseException as err:
-        code = err.code if isinstance(err, BalsamError) else "error"
-        send_report(Report(code=code, message=describe_error(err)))
+        told = permission_error(err) or err
+        code = told.code if isinstance(told, BalsamError) else "error"
+        send_report(Report(code=code, message=describe_error(told)))
         if not isinstance(err, (BalsamError, OSError)):
             logger.exception("the watchdog ends because of an internal error")
         return 1

@@ -172,7 +172,7 @@ def test_damage_deep_in_the_file_is_told_when_it_is_met(db):
     for page in pages:
         overwrite(file, (page - 1) * 4096, bytes(4096))
     before = file.read_bytes()
-    with registry.load("sqlite").open_transport(db) as transport, pytest.raises(Corrupt, match="damaged"):
+    with pytest.raises(Corrupt, match="damaged"), registry.load("sqlite").open_transport(db) as transport:
         transport.run(GetApps())
     assert file.read_bytes() == before
 
@@ -356,7 +356,7 @@ def test_busy_is_worth_repeating(db):
 
 def test_other_errors_are_not_repeated(db):
     with closing(sqlite3.connect(database_file(db))) as connection:
-        error = driver_error(lambda: connection.execute("SELECT * FROM nothing"))
+        error = driver_error(lambda: connection.execute("SELECT * FROM nowhere"))
     assert not is_retryable(error)
     assert isinstance(translate(error), BackendError)
     assert not is_retryable(ValueError("x"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balsam_core.cli.command import Session, command, pass_session
+from balsam_core.system.permissions import told_as_db_dir_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,11 +68,13 @@ def dbserver(
         raise click.UsageError("--takeover is for starting a server, and for --stop")
     session.db = path if session.db is None else session.db
     if stop:
-        _stop_server(session, takeover=takeover)
+        with told_as_db_dir_errors():
+            _stop_server(session, takeover=takeover)
     elif status:
         _show_status(session)
     elif reset:
-        _reset_server(session)
+        with told_as_db_dir_errors():
+            _reset_server(session)
     else:
         from balsam_core.system.network import listening_host
         from balsam_core.watchdog.options import ServerOptions
@@ -79,7 +82,8 @@ def dbserver(
         listen = listening_host(host) if host else ServerOptions.host
         options = ServerOptions(host=listen, port=port or 0, takeover=takeover, tls=not no_tls)
         if foreground:
-            _serve_in_foreground(session, options)
+            with told_as_db_dir_errors():
+                _serve_in_foreground(session, options)
         else:
             _start_server(session, options, chosen=host is not None or port is not None)
 

@@ -66,6 +66,7 @@ def launcher(
     from balsam_core.launcher.options import LauncherOptions, available_cores
     from balsam_core.launcher.progress import Progress, progress_on
     from balsam_core.system import logs
+    from balsam_core.system.permissions import told_as_db_dir_errors
 
     options = LauncherOptions(
         slots=max_ranks_per_node or available_cores(),
@@ -77,12 +78,13 @@ def launcher(
     with session.open_db() as db:
         if only is not None:
             check_exist(db, only)
-        logs.configure(
-            db.directory.log,
-            "launcher",
-            level=logging.DEBUG if session.verbose else logging.INFO,
-            context=f"db={db.path}",
-        )
+        with told_as_db_dir_errors():
+            logs.configure(
+                db.directory.log,
+                "launcher",
+                level=logging.DEBUG if session.verbose else logging.INFO,
+                context=f"db={db.path}",
+            )
         try:
             result = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else Progress()).run()
         finally:

@@ -142,6 +142,8 @@ class GroupWriter:
             self.epoch = self._take_epoch()
         except SQLAlchemyError as err:
             raise self._to_error(err) from err
+        except BatchLostError as err:
+            raise err.error from None
         except HeldError as err:
             raise Busy("another program holds the database, so that the server can't begin") from err
 
@@ -316,6 +318,7 @@ class GroupWriter:
 
         Raises:
             HeldError: It still does.
+            BatchLostError: The database was replaced by another one; nothing was written.
         """
         until = time.monotonic() + timeout
         while True:
@@ -327,8 +330,10 @@ class GroupWriter:
                 if time.monotonic() >= until:
                     raise HeldError from err
             else:
-                return
+                break
             time.sleep(PAUSE)
+        if self._single.is_replaced and self._single.is_replaced():
+            raise BatchLostError(Unavailable("its file was replaced while the server had it open"))
 
     def _begin_as_newest(self) -> None:
         """Begin a transaction, unless a newer server has taken over.

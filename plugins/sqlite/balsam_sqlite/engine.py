@@ -7,15 +7,17 @@ BEGIN, which gives them one snapshot and never waits.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import TYPE_CHECKING
 
 from sqlalchemy import create_engine, event
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerNotRunning, filesystem_type, is_network, shown
 from balsam_sqlite.errors import is_retryable, translate
-from balsam_sqlite.init_files import check_file, check_locks, database_file
+from balsam_sqlite.init_files import check_file, check_locks, database_file, file_identity
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -30,8 +32,29 @@ CACHE_SIZE = 16 * 1024  # KiB per connection
 WAL_SIZE_LIMIT = 64 * 1024 * 1024  # bytes that the log keeps after a big write
 
 
+def _is_frozen(db: DBDir) -> bool:
+    """Say whether the file is on a read-only file system, and no log goes with it."""
+    try:
+        has_log = os.stat(f"{database_file(db)}-wal").st_size > 0  # noqa: PTH116  (before each connection)
+    except OSError:
+        has_log = False
+    return not has_log and bool(os.statvfs(db.path).f_flag & os.ST_RDONLY)
+
+
+class _FileConnection(sqlite3.Connection):
+    """A connection that knows which file it has opened."""
+
+    opened: tuple[int, int] | None = None
+    is_frozen = False
+
+
 def make_engine(db: DBDir, role: EngineRole) -> Engine:
     """Return an engine on the database file; the file is checked now and before each new connection.
+
+    A connection to a file that was replaced meanwhile is not used again.
+
+    On a read-only file system, SQLite can't make the files that go with its log. Without a log, the file is opened as
+    one that doesn't change, for each transaction anew, since another host or mount may write to it.
 
     ``owner`` (``balsam init``) and ``server`` may open the file on a network file system: as the only process, with
     exclusive locks, without shared memory. The other roles share the file, so it must be on a local one.
@@ -39,6 +62,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
     Raises:
         ServerNotRunning: The file is on a network file system.
         Corrupt: The file is damaged or another program's; it was not opened.
+        Conflict: It belongs to another DB directory.
         DBDirError: The file system has no locks.
         SchemaMismatch: A newer balsam-sqlite made it.
     """
@@ -61,19 +85,26 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         *(["query_only=ON"] if role == "reader" else []),
     ]
 
-    def connect() -> sqlite3.Connection:
+    file = str(database_file(db))
+
+    def connect() -> _FileConnection:
+        is_frozen = _is_frozen(db)
+        opened = file_identity(file)
         check_file(db)  # SQLite would also make a missing file anew
-        # A plain path, never a URI: it may hold ? and %.
+        # A plain path, since it may hold ? and %, which a URI quotes.
         connection = sqlite3.connect(
-            database_file(db),
+            f"{database_file(db).as_uri()}?mode=ro&immutable=1" if is_frozen else file,
+            uri=is_frozen,
             timeout={"owner": OWNER_BUSY_TIMEOUT, "server": SERVER_BUSY_TIMEOUT}.get(role, BUSY_TIMEOUT),
             isolation_level=None,
             check_same_thread=False,
+            factory=_FileConnection,
         )
+        connection.opened, connection.is_frozen = opened, is_frozen
         try:
             for pragma in pragmas:
                 connection.execute(f"PRAGMA {pragma}")
-            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            if not is_frozen and connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 connection.execute("PRAGMA journal_mode=WAL")
         except BaseException as err:
             # Unlike a server that doesn't answer, a file that can't be opened won't open by repeating.
@@ -93,6 +124,13 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         reads = role == "reader" or conn.get_execution_options().get("balsam_reads", False)
         conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
+    def refuse_replaced(connection: _FileConnection, *_: object) -> None:
+        if connection.opened != file_identity(file):
+            raise InvalidatePoolError
+        if connection.is_frozen:
+            connection.opened = None  # the next time
+
+    event.listen(engine, "checkout", refuse_replaced)
     if role != "server":  # the write server begins its transactions by itself
         event.listen(engine, "begin", begin)
     return engine

@@ -52,7 +52,10 @@ def translate(error: BaseException) -> BalsamError | None:
         case sqlite3.SQLITE_FULL:
             return Unavailable(f"the disk is full ({text}): nothing was written; make room and repeat")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
-            denied = Unavailable(f"the database file can't be written ({text}): check the directory's permissions")
+            denied = Unavailable(
+                f"the database file can't be written ({text}): check the directory's permissions, and whether it is on "
+                f"a read-only file system"
+            )
             return shortage_of_descriptors() or denied
         case sqlite3.SQLITE_IOERR:
             return Unavailable(f"the disk reports an error ({text}): check it and repeat")

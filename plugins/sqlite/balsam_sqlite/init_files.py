@@ -17,6 +17,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from balsam_core.plugin import (
+    BalsamError,
+    Conflict,
     Corrupt,
     DBDirError,
     SchemaMismatch,
@@ -25,6 +27,7 @@ from balsam_core.plugin import (
     option_choice,
     reason,
     shown,
+    who_may,
 )
 from balsam_sqlite.errors import shortage_of_descriptors
 
@@ -59,6 +62,7 @@ def init_files(db: DBDir, options: Mapping[str, str]) -> dict[str, str]:
     Raises:
         InvalidInput: An option has a wrong value.
         DBDirError: The file can't be made, is damaged or another program's; see :func:`check_file`.
+        Conflict: It belongs to another DB directory.
     """
     durability = option_choice(db, options, "durability", ("full", "relaxed"))
     check_locks(db)
@@ -74,6 +78,7 @@ def check_file(db: DBDir) -> None:
 
     Raises:
         Corrupt: It is missing, empty, cut short, damaged or no database of Balsam's.
+        Conflict: It belongs to another DB directory.
         DBDirError: It can't be read.
         SchemaMismatch: A newer balsam-sqlite made it.
     """
@@ -81,8 +86,8 @@ def check_file(db: DBDir) -> None:
     for attempt in range(1, _MOST_CHECKS + 1):
         before = _file_state(file)
         try:
-            _check_once(file, *before)
-        except (DBDirError, SchemaMismatch):
+            _check_once(file, db.id, *before)
+        except BalsamError:
             # A fault counts only if nobody wrote meanwhile.
             if attempt == _MOST_CHECKS or _file_state(file) == before:
                 raise
@@ -127,7 +132,16 @@ def _file_state(file: Path) -> tuple[os.stat_result | None, int]:
         return None, log_size
 
 
-def _check_once(file: Path, status: os.stat_result | None, log_size: int) -> None:
+def file_identity(file: str) -> tuple[int, int] | None:
+    """Return what differs between a file and one that is put in its place; None where there is none."""
+    try:
+        status = os.stat(file)  # noqa: PTH116  (it is called in each transaction)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _check_once(file: Path, db_id: str, status: os.stat_result | None, log_size: int) -> None:
     name = shown(file)
     if status is None:
         raise Corrupt(f"{name} is missing: {_REMEDY}")
@@ -137,22 +151,29 @@ def _check_once(file: Path, status: os.stat_result | None, log_size: int) -> Non
         raise Corrupt(f"{name} is empty, though it once held a database: {_REMEDY}")
     if status.st_size < _LEAST_PAGE:
         raise Corrupt(f"{name} has only {status.st_size} bytes and is no SQLite database: {_REMEDY}")
-    header = _read_header(file, has_log=log_size > 0)
-    if header is None:
+    found = _read_header(file, has_log=log_size > 0)
+    if found is None:
         return
+    header, owner = found
     if header["application_id"] != APPLICATION_ID:
         raise Corrupt(f"{name} is an SQLite database of another program: move it away and {_REMEDY}")
     if header["user_version"] > FILE_FORMAT:
         raise SchemaMismatch(f"{name} was made by a newer balsam-sqlite: upgrade with pip install -U balsam-sqlite")
+    if owner is not None and owner != db_id:
+        raise Conflict(
+            f"{name} belongs to another DB directory (id {owner}, not {db_id}): move it back there, and restore this "
+            f"one from a backup"
+        )
     expected = header["page_count"] * header["page_size"]
     if status.st_size < expected and not log_size:
         raise Corrupt(f"{name} is cut short, {status.st_size} of {expected} bytes are left: {_REMEDY}")
 
 
-def _read_header(file: Path, *, has_log: bool) -> dict[str, int] | None:
-    """Return the header's numbers, after reading the list of tables.
+def _read_header(file: Path, *, has_log: bool) -> tuple[dict[str, int], str | None] | None:
+    """Return the header's numbers, after reading the list of tables, and the id of the DB directory, if there is one.
 
-    With a log, which may hold what the file lacks, damage gives None: SQLite itself will find it.
+    The id is never changed, so it is that of the file, whatever a log holds that perhaps belongs to another file. With
+    a log, which may hold what the file lacks, damage gives None: SQLite itself will find it.
     """
     import sqlite3
 
@@ -161,8 +182,10 @@ def _read_header(file: Path, *, has_log: bool) -> dict[str, int] | None:
         with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             wanted = ("application_id", "user_version", "page_count", "page_size")
             header = {one: int(connection.execute(f"PRAGMA {one}").fetchone()[0]) for one in wanted}
-            connection.execute("SELECT name FROM sqlite_master").fetchall()
-            return header
+            tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+            query = "SELECT value FROM meta WHERE name = 'db_id'"
+            owner = connection.execute(query).fetchone() if ("meta",) in tables else None
+            return header, owner and owner[0]
     except (sqlite3.Error, UnicodeDecodeError) as err:
         # The driver fails to decode a message of SQLite's that quotes damaged text.
         is_garbled = isinstance(err, UnicodeDecodeError)
@@ -175,7 +198,10 @@ def _read_header(file: Path, *, has_log: bool) -> dict[str, int] | None:
             raise Corrupt(f"{name} is damaged or cut short ({err}): {_REMEDY}") from None
         if code == sqlite3.SQLITE_CANTOPEN and (shortage := shortage_of_descriptors()):
             raise shortage from None
-        raise DBDirError(f"{name} can't be read ({err}): check its permissions, and its disk") from None
+        # Not by opening it: closing it again would drop the locks of this process.
+        if not os.access(file, os.R_OK, effective_ids=True):
+            raise DBDirError(f"{name} can't be read: permission denied; {who_may(file)}") from None
+        raise DBDirError(f"{name} can't be read ({err}): check its disk") from None
 
 
 def _make_file(db: DBDir) -> None:

@@ -24,11 +24,22 @@ def server_plan(db: DBDir, host: str, port: int) -> ServerPlan:
 
 def single_writer(db: DBDir) -> SingleWriter:
     """Return how the database is opened; SQLAlchemy is imported only then."""
+    file = str(db.path / "db.sqlite3")
+    opened: tuple[int, int] | None = None
 
     def open_engine(role: EngineRole) -> Engine:
         from balsam_sqlite.engine import make_engine
+        from balsam_sqlite.init_files import file_identity
 
+        nonlocal opened
+        if role == "server":
+            opened = file_identity(file)
         return make_engine(db, role)
+
+    def is_replaced() -> bool:
+        from balsam_sqlite.init_files import file_identity
+
+        return opened is not None and opened != file_identity(file)
 
     def secure() -> None:
         from balsam_sqlite.init_files import force_log_to_disk
@@ -36,6 +47,7 @@ def single_writer(db: DBDir) -> SingleWriter:
         force_log_to_disk(db)
 
     return SingleWriter(
+        is_replaced=is_replaced,
         open_engine=open_engine,
         begin="BEGIN IMMEDIATE",
         is_retryable=is_retryable,
