@@ -9,8 +9,9 @@ import os
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from balsam_core.errors import BalsamError, Busy, Conflict, InvalidInput, OutcomeUnknown, Unavailable
+from balsam_core.errors import BalsamError, Busy, Conflict, InvalidInput, NoResources, OutcomeUnknown, Unavailable
 from balsam_core.model.codec import decode_call, encode
+from balsam_core.system.shortages import shortage
 from balsam_core.transport.base import ClientSession, EncodedTransport
 from balsam_core.transport.deadlines import DeadlineEnforcer, bounded
 from balsam_core.transport.driver_errors import blame_schema, driver_text, to_balsam_error
@@ -32,6 +33,7 @@ FIRST_PAUSE = 0.002  # seconds before the first repetition
 LONGEST_PAUSE = 0.5
 SILENCE = 5.0  # seconds without the database, after which the user is told why a call waits
 _CHECKED = "balsam_checked"  # in SQLAlchemy's notes on a connection of the driver
+SHORTAGE_PATIENCE = 5.0  # seconds to wait for file descriptors or memory, which only others may give back
 MOST_KEY_CONFLICTS = 3  # repetitions after another client inserted the same key at the same moment
 
 
@@ -127,7 +129,7 @@ class NativeTransport(EncodedTransport):
 
         try:
             conn = self.engine.connect()
-        except (DBAPIError, BalsamError) as err:
+        except (DBAPIError, BalsamError, OSError, ImportError) as err:
             raise _NotConnectedError from err
         # Outermost, since closing a connection waits for the server, too.
         with self._deadlines.watching(conn.connection.driver_connection, deadline), conn:
@@ -161,14 +163,23 @@ class NativeTransport(EncodedTransport):
         pause = FIRST_PAUSE
         conflicts = 0
         tell_at = time.monotonic() + SILENCE
+        patience = min(deadline, time.monotonic() + SHORTAGE_PATIENCE)
         while True:
             try:
                 return attempt()
             except OverflowError as err:  # from a driver that checks before it asks the database
                 raise InvalidInput(f"a number is out of the database's range: {err}") from err
-            except (SQLAlchemyError, _NotConnectedError) as err:
+            except (SQLAlchemyError, _NotConnectedError, OSError, ImportError) as err:
                 connected = not isinstance(err, _NotConnectedError)
                 cause = err if connected else err.__cause__ or err
+                lack = cause if isinstance(cause, NoResources) else shortage(cause)
+                if lack or isinstance(cause, (OSError, ImportError)):
+                    commit.unknown = commit.unknown or (connected and commit.sent)
+                    if not lack or time.monotonic() + pause > patience:
+                        raise (_outcome_unknown(cause) if commit.unknown else lack or cause) from cause
+                    time.sleep(pause)
+                    pause = min(pause * 2, LONGEST_PAUSE)
+                    continue
                 if isinstance(cause, BalsamError):  # from a plugin or connector: no repetition helps
                     if not commit.unknown:
                         raise cause from cause.__cause__

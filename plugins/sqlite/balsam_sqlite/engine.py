@@ -16,7 +16,7 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import ServerNotRunning, filesystem_type, is_network, shown
-from balsam_sqlite.errors import is_retryable, translate
+from balsam_sqlite.errors import is_retryable, refuse_without_descriptors, translate
 from balsam_sqlite.init_files import check_file, check_locks, database_file, file_identity
 
 if TYPE_CHECKING:
@@ -92,14 +92,18 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
         opened = file_identity(file)
         check_file(db)  # SQLite would also make a missing file anew
         # A plain path, since it may hold ? and %, which a URI quotes.
-        connection = sqlite3.connect(
-            f"{database_file(db).as_uri()}?mode=ro&immutable=1" if is_frozen else file,
-            uri=is_frozen,
-            timeout={"owner": OWNER_BUSY_TIMEOUT, "server": SERVER_BUSY_TIMEOUT}.get(role, BUSY_TIMEOUT),
-            isolation_level=None,
-            check_same_thread=False,
-            factory=_FileConnection,
-        )
+        try:
+            connection = sqlite3.connect(
+                f"{database_file(db).as_uri()}?mode=ro&immutable=1" if is_frozen else file,
+                uri=is_frozen,
+                timeout={"owner": OWNER_BUSY_TIMEOUT, "server": SERVER_BUSY_TIMEOUT}.get(role, BUSY_TIMEOUT),
+                isolation_level=None,
+                check_same_thread=False,
+                factory=_FileConnection,
+            )
+        except sqlite3.Error as err:
+            refuse_without_descriptors(err)
+            raise
         connection.opened, connection.is_frozen = opened, is_frozen
         try:
             for pragma in pragmas:
@@ -108,6 +112,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
                 connection.execute("PRAGMA journal_mode=WAL")
         except BaseException as err:
             connection.close()
+            refuse_without_descriptors(err)
             # Unlike a server that doesn't answer, a file that can't be opened won't open by repeating.
             if isinstance(err, sqlite3.Error) and not is_retryable(err) and (fault := translate(err)):
                 raise fault from err

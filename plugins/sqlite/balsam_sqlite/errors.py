@@ -5,6 +5,8 @@ Every command loads this module, so sqlite3 is imported only when there is an er
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 from balsam_core.plugin import BackendError, Corrupt, Unavailable
@@ -64,6 +66,28 @@ def translate(error: BaseException) -> BalsamError | None:
             f"doesn't fit; repeating won't help"
         )
     return None
+
+
+def refuse_without_descriptors(error: BaseException) -> None:
+    """Raise the system's OSError where a file could not be opened for want of descriptors, which SQLite doesn't tell.
+
+    A database and its log need three, so a few may be free.
+    """
+    import sqlite3
+
+    if _primary_code(error) not in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}:
+        return
+    taken: list[int] = []
+    try:
+        for _ in range(3):
+            taken.append(os.open("/", os.O_RDONLY | os.O_CLOEXEC))  # noqa: PERF401  (those before an error)
+    except OSError as err:
+        if err.errno in {errno.EMFILE, errno.ENFILE}:
+            err.filename = None
+            raise
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
 
 
 def _primary_code(error: BaseException) -> int | None:

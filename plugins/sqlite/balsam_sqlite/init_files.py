@@ -29,6 +29,7 @@ from balsam_core.plugin import (
     shown,
     who_may,
 )
+from balsam_sqlite.errors import refuse_without_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -195,6 +196,7 @@ def _read_header(file: Path, *, has_log: bool) -> tuple[dict[str, int], str | No
             raise Corrupt(f"{name} is no SQLite database: {_REMEDY}") from None
         if code == sqlite3.SQLITE_CORRUPT:
             raise Corrupt(f"{name} is damaged or cut short ({err}): {_REMEDY}") from None
+        refuse_without_descriptors(err)
         # Not by opening it: closing it again would drop the locks of this process.
         if not os.access(file, os.R_OK, effective_ids=True):
             raise DBDirError(f"{name} can't be read: permission denied; {who_may(file)}") from None
