@@ -20,6 +20,7 @@ __all__ = [
     "Expired",
     "InvalidInput",
     "JobsFailed",
+    "NoResources",
     "NotFound",
     "OutcomeUnknown",
     "PartlyDone",
@@ -107,6 +108,12 @@ class Expired(Unavailable):
     """The call reached the database after its deadline; nothing was changed."""
 
     code = "expired"
+
+
+class NoResources(Unavailable):
+    """The system lacks file descriptors or memory, or a disk fails; nothing was changed, and it may work later."""
+
+    code = "no-resources"
 
 
 class OutcomeUnknown(BalsamError):

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from balsam_core.plugin_types import DB_TYPE_NAME, PLUGIN_API, DBType, ServerPolicy
+from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +85,7 @@ def load_plugin(
 
     Raises:
         PluginError: It can't be used; none of its hooks is registered.
+        NoResources: It can't be imported now.
     """
     entry_point = entry_points[0]
     _check_entry_points(name, entry_points)
@@ -94,6 +96,7 @@ def load_plugin(
     except BaseException as err:
         if is_ctrl_c(err):
             raise
+        _refuse_shortage(err)
         remedy = f"repair it with: pip install --force-reinstall {entry_point.package}"
         if not isinstance(err, ModuleNotFoundError):
             remedy = tell
@@ -111,6 +114,12 @@ def load_plugin(
     plugin = _with_current_hooks(module)
     _register(name, plugin, identity, manager, tell)
     return identity, plugin
+
+
+def _refuse_shortage(err: BaseException) -> None:
+    """Raise NoResources where an import failed for want of descriptors or memory: that is no fault of the plugin."""
+    if lack := shortage(err):
+        raise lack from err
 
 
 def _remedy_of_a_bug(package: str) -> str:
@@ -143,6 +152,7 @@ def check_driver(identity: DBType, package: str, *, load: bool) -> None:
     except BaseException as err:
         if is_ctrl_c(err):
             raise
+        _refuse_shortage(err)
         detail = f"the driver {identity.driver}: {describe_exception(err)}"
         raise PluginError("broken", detail, remedy, identity) from err
     if not is_found:
@@ -176,6 +186,7 @@ def check_modules(identity: DBType, package: str, entry: str) -> None:
     except BaseException as err:
         if is_ctrl_c(err):
             raise
+        _refuse_shortage(err)
         remedy = f"upgrade with: pip install -U balsam-core {package}, or tell its authors"
         raise PluginError("broken", f"its module {name}: {describe_exception(err)}", remedy, identity) from err
 

@@ -28,9 +28,10 @@ import msgspec
 
 from balsam_core.backends.discovery import EntryPoint
 from balsam_core.backends.loading import PluginError, check_driver, check_modules, load_plugin, new_manager
-from balsam_core.errors import BalsamError
+from balsam_core.errors import BalsamError, NoResources
 from balsam_core.system.files import atomic_write, read_regular
 from balsam_core.system.processes import descendants, send_signal
+from balsam_core.system.shortages import PASSING, shortage
 from balsam_core.system.tether import become_subreaper
 from balsam_core.version import __version__
 
@@ -44,6 +45,7 @@ LOAD_TIMEOUT = 10.0  # seconds that one plugin may take
 AT_ONCE = 4  # plugins that are loaded at the same time
 START_TIMEOUT = 60.0  # seconds for all that is not the loading of plugins
 CACHE_NAME = "plugins.json"
+LACKS_RESOURCES = 75  # exit code, EX_TEMPFAIL: no file descriptors or memory
 LARGEST_CACHE = 16 * 1024 * 1024  # bytes
 
 
@@ -157,8 +159,18 @@ def _write_cache(reports: dict[str, _CachedReport]) -> None:
 
 def _run_child(task: _Task) -> Iterator[tuple[str, ProbeReport]]:
     """Give the reports of a new interpreter, which finds the same modules as this one."""
-    command = "import json, sys; task = json.load(sys.stdin); sys.path[:] = task['sys_path']; "
-    command += f"from {__name__} import main; main(task)"
+    command = f"""
+try:
+    import json, sys
+    task = json.load(sys.stdin)
+    sys.path[:] = task["sys_path"]
+    from {__name__} import main
+except (OSError, ImportError) as err:
+    if any(text in str(err) for text in {[os.strerror(number) for number in sorted(PASSING)]!r}):
+        sys.exit({LACKS_RESOURCES})
+    raise
+main(task)
+"""
     question = json.dumps(
         {**task._asdict(), "plugins": {name: [*map(asdict, points)] for name, points in task.plugins.items()}}
     )
@@ -174,6 +186,8 @@ def _run_child(task: _Task) -> Iterator[tuple[str, ProbeReport]]:
             for pid, start in descendants(child.pid):
                 send_signal(pid, start, signal.SIGKILL)
             child.kill()
+    if child.returncode == LACKS_RESOURCES:
+        raise NoResources("plugins can't be looked at now: too few files may be open, or memory is short (ulimit -a)")
     for line in output.splitlines():
         with contextlib.suppress(ValueError):  # what was printed at the start of the interpreter
             yield msgspec.json.decode(line, type=tuple[str, ProbeReport])
@@ -181,13 +195,22 @@ def _run_child(task: _Task) -> Iterator[tuple[str, ProbeReport]]:
 
 def main(question: dict[str, Any]) -> None:
     """Answer one task: a line on stdout for each plugin."""
-    from multiprocessing import get_context
-
     task = _Task(**question)
     plugins = {name: [EntryPoint(**point) for point in points] for name, points in question["plugins"].items()}
     become_subreaper()
     results = os.dup(1)
     os.dup2(2, 1)
+    try:
+        _answer(task, plugins, results)
+    except (OSError, BalsamError) as err:
+        if shortage(err):
+            sys.exit(LACKS_RESOURCES)
+        raise
+
+
+def _answer(task: _Task, plugins: dict[str, list[EntryPoint]], results: int) -> None:
+    from multiprocessing import get_context
+
     for line in _probe_each(get_context("fork"), task._replace(plugins=plugins), results):
         with contextlib.suppress(BrokenPipeError):  # the program that asked has ended
             os.write(results, b"\n" + msgspec.json.encode(line) + b"\n")
@@ -228,6 +251,8 @@ def _probe_each(context: ForkContext, task: _Task, results: int) -> Iterator[tup
             process.kill()
             process.join()
             late = f"still loading after {task.timeout:g} s"
+            if report is None and process.exitcode == LACKS_RESOURCES:
+                raise NoResources("a plugin can't be loaded now")
             yield name, report or _crashed(_describe_end(process.exitcode) if ended else late, task.plugins[name])
 
 
@@ -255,7 +280,11 @@ def _probe_one(pipe: Connection, name: str, task: _Task, results: int) -> None:
     """Load one plugin and report, in a process of its own."""
     os.setpgid(0, 0)
     os.close(results)
-    pipe.send_bytes(msgspec.json.encode(_report(name, task.plugins[name], with_driver=task.with_driver)))
+    try:
+        report = _report(name, task.plugins[name], with_driver=task.with_driver)
+    except NoResources:
+        os._exit(LACKS_RESOURCES)
+    pipe.send_bytes(msgspec.json.encode(report))
     os._exit(0)  # whatever the plugin has left behind
 
 

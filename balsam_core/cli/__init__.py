@@ -7,6 +7,28 @@ adds ``--db``, ``-o`` and ``-v``. Errors of :mod:`balsam_core.errors` become one
 
 from __future__ import annotations
 
-from balsam_core.cli.invocation import main
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["main"]
+
+NO_RESOURCES = 6  # exit code of errors.NoResources, which perhaps can't be imported
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; ``args`` follow ``balsam``, None for those of this process."""
+    try:
+        from balsam_core.cli.invocation import main as run
+
+        return run(args)
+    except (OSError, ImportError) as err:
+        texts = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)]
+        if not any(text in str(err) for text in texts):
+            raise
+        sys.stderr.write(f"Error: the program can't be loaded ({str(err).lower()}): check its limits (ulimit -a)\n")
+        return NO_RESOURCES

@@ -16,6 +16,7 @@ import click
 from balsam_core.cli.command import FORMATS, OUTPUT_VARIABLE, Session
 from balsam_core.cli.stdout import STDOUT, discard_output_of
 from balsam_core.errors import BalsamError, InvalidInput
+from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,8 @@ def _describe_exception(err: Exception) -> tuple[str, str, int]:
             described = "error", err.format_message(), err.exit_code
         case click.Abort():
             described = "aborted", "aborted", 1
+        case _ if lack := shortage(err):
+            described = lack.code, lack.message, lack.exit_code
         case OSError():
             described = "system", _describe_os_error(err), 1
         case UnicodeEncodeError():

@@ -15,6 +15,7 @@ from balsam_core.errors import DBDirError, InvalidInput, SchemaMismatch
 from balsam_core.plugin_types import DB_TYPE_NAME
 from balsam_core.system.files import atomic_write, expand, read_regular, reason, shown
 from balsam_core.system.permissions import permission_error
+from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
     import os
@@ -77,12 +78,15 @@ class DBDir:
 
         Raises:
             DBDirError: No such directory, a file, no Balsam DB, or an unreadable or damaged ``balsam.toml``.
+            NoResources: It can't be read now.
             SchemaMismatch: A newer Balsam made it.
         """
         directory = expand(path)
         try:
             data = read_regular(directory / CONFIG_NAME, limit=_MAX_CONFIG_BYTES)
         except OSError as err:
+            if lack := shortage(err):
+                raise type(lack)(f"{shown(directory / CONFIG_NAME)} can't be read now: {lack.message}") from None
             raise DBDirError(_explain_unreadable(directory, err)) from None
         return _parse_config(directory, data)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from typing import TYPE_CHECKING
 
-from balsam_core.errors import DBDirError, Unavailable
+from balsam_core.errors import DBDirError
 from balsam_core.system.files import atomic_write, read_with_status, reason, shown
+from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_BYTES = 64 * 1024
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}  # errors that say nothing of the file
 
 
 def private_file(path: Path) -> bytes:
@@ -22,7 +21,7 @@ def private_file(path: Path) -> bytes:
 
     Raises:
         DBDirError: It is missing, can't be read, is a symbolic link, belongs to another user, or is open to others.
-        Unavailable: It can't be read now; a repetition may succeed.
+        NoResources: It can't be read now; a repetition may succeed.
     """
     name = shown(path)
     try:
@@ -30,8 +29,8 @@ def private_file(path: Path) -> bytes:
     except FileNotFoundError:
         raise DBDirError(f"{name} is missing") from None
     except OSError as err:
-        if err.errno in _PASSING:
-            raise Unavailable(f"{name} can't be read now: {reason(err)}") from None
+        if lack := shortage(err):
+            raise type(lack)(f"{name} can't be read now: {lack.message}") from None
         raise DBDirError(f"{name} can't be read ({reason(err)}): only its owner may") from None
     if status.st_uid != os.geteuid() != 0:
         raise DBDirError(f"{name} belongs to another user, who would know it")

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from balsam_core.system.shortages import shortage
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -41,16 +43,28 @@ class Machine(NamedTuple):
 
 @cache
 def this_machine() -> Machine:
-    """Return where this process runs."""
+    """Return where this process runs.
+
+    Raises:
+        NoResources: The system can't tell now.
+    """
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:  # macOS
+    except OSError as err:  # macOS
+        _refuse_shortage(err)
         boot_id = ""
     try:
         namespace = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
+    except OSError as err:
+        _refuse_shortage(err)
         namespace = 0
     return Machine(platform.node()[:255], boot_id[:64], namespace)
+
+
+def _refuse_shortage(err: OSError) -> None:
+    """Raise NoResources where the system can't tell now: a process that can't be looked at is not dead."""
+    if lack := shortage(err):
+        raise lack from err
 
 
 def start_of(pid: int) -> float | None:
@@ -161,10 +175,15 @@ def children_of(pid: int) -> list[int]:
 
 
 def _read_stat(pid: int) -> list[bytes] | None:
-    """Return the fields of ``/proc/PID/stat`` from the state on; None when no such process is visible."""
+    """Return the fields of ``/proc/PID/stat`` from the state on; None when no such process is visible.
+
+    Raises:
+        NoResources: The system can't tell now.
+    """
     try:
         data = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    except OSError as err:
+        _refuse_shortage(err)
         return None
     return data.rpartition(b")")[2].split()  # the name before it may hold anything
 

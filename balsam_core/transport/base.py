@@ -16,9 +16,10 @@ from datetime import datetime  # noqa: TC003  (msgspec reads the annotation)
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
-from balsam_core.errors import Busy, Unavailable
+from balsam_core.errors import Busy, OutcomeUnknown, Unavailable
 from balsam_core.model.calls import WINDOW, RequestId
 from balsam_core.model.codec import decode_result, encode_call
+from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,10 +139,18 @@ class EncodedTransport(Transport):
         kind = type(call)
         deadline = time.monotonic() + (DEFAULT_TIMEOUT if timeout is None else timeout)
         data = encode_call(call)
-        if not call.writes:
-            return decode_result(kind, self.perform(kind, data, None, deadline))
-        with self._session.new_request_id(deadline) as request_id:
-            return decode_result(kind, self.perform(kind, data, request_id, deadline))
+        try:
+            if not call.writes:
+                return decode_result(kind, self.perform(kind, data, None, deadline))
+            with self._session.new_request_id(deadline) as request_id:
+                return decode_result(kind, self.perform(kind, data, request_id, deadline))
+        except (OSError, ImportError, MemoryError) as err:  # modules are also imported when they are first needed
+            lack = shortage(err)
+            if lack is None:
+                raise
+            if not call.writes:
+                raise lack from err
+            raise OutcomeUnknown(f"{lack}; the write may or may not have been applied") from err
 
     def check_open(self) -> None:
         """Raise Unavailable where this transport is closed, or was carried over a fork."""

@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 SETUPS = {"sqlite direct": "sqlite", "sqlite served": "sqlite", "postgres": "postgres", "mysql": "mysql"}
 WRITER = Path(__file__).with_name("random_writer.py")
 PATIENCE = 240  # seconds for what must happen at last, on a busy machine
-SHORTAGES_PASS = False
-"""Whether a program outlives a lack of descriptors whatever it is doing. Until it does, one that had none may end and
-say so: some modules are imported at their first use."""
-
 GOOD_CODES = {0, 6, 7, 143, -15}
 """How programs may end: done, no database, unknown outcome, or by the SIGTERM at the end of a run."""
 
@@ -144,7 +140,6 @@ class Program:
                 argv, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env={**os.environ, **env}
             )
         self.killed = False
-        self.lacked_descriptors = False
 
     @property
     def ended(self) -> bool:
@@ -257,8 +252,7 @@ class Run:
             self._write(f"{program.name} ended: {code}")
             said = (self.directory / f"{program.name}.said").read_text(errors="replace")
             tracebacks = said.count("Traceback") - said.count(_LOGGED_BY_SQLALCHEMY)
-            excused = program.lacked_descriptors and "too many open files" in said.lower() and not SHORTAGES_PASS
-            if (code not in GOOD_CODES or tracebacks) and not excused:
+            if code not in GOOD_CODES or tracebacks:
                 self.problems.append(f"{program.name} ended with {code}: {said[-2000:]}")
 
     def _close_launchers(self, timeout: float) -> None:
@@ -314,8 +308,6 @@ class Run:
                 _signal(signal.SIGSTOP, victims)
                 heal = partial(_signal, signal.SIGCONT, victims)
             else:
-                for program in [*self._writers, *self._launchers]:
-                    program.lacked_descriptors |= program.process.pid == victim.pid
                 heal = take_descriptors(victim)
         elif fault.kind == "disk full":
             self._disk.set(errno.ENOSPC, path=self._full_path, calls=["write", "truncate", "open"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.plugin import Corrupt, Unavailable, filesystem_type, is_network, shown
 from balsam_sqlite.engine import make_engine
+from balsam_sqlite.errors import translate
 from balsam_sqlite.init_files import APPLICATION_ID, check_file, database_file
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def backup(db: DBDir, target: Path) -> None:
     """Write the database, as it is at one moment, into a new file. Neither readers nor writers wait for it.
 
     Raises:
-        Unavailable: The file is on a network file system, where only one process may open it.
+        Corrupt: The database is damaged.
+        Unavailable: The file is on a network file system, where only one process may open it; or a disk is full.
     """
     if is_network(db.path):
         raise Unavailable(
@@ -35,14 +37,21 @@ def backup(db: DBDir, target: Path) -> None:
         with contextlib.closing(engine.raw_connection()) as pooled, contextlib.closing(_new_file(target)) as copy:
             source = pooled.driver_connection
             assert isinstance(source, sqlite3.Connection)  # noqa: S101  (for mypy)
-            # A read transaction holds one snapshot; without it SQLite starts again whenever somebody has written.
-            source.execute("BEGIN")
-            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            # Python handles signals only when it runs Python code, so a function is called after each part.
-            source.backup(copy, pages=PAGES, progress=lambda *_: None)
-            source.execute("ROLLBACK")
+            try:
+                _copy(source, copy)
+            except sqlite3.Error as err:
+                raise translate(err) or err from None  # before the files are closed: it looks for room
     finally:
         engine.dispose()
+
+
+def _copy(source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+    # A read transaction holds one snapshot; without it SQLite starts again whenever somebody has written.
+    source.execute("BEGIN")
+    source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # Python handles signals only when it runs Python code, so a function is called after each part.
+    source.backup(copy, pages=PAGES, progress=lambda *_: None)
+    source.execute("ROLLBACK")
 
 
 def restore(db: DBDir, source: Path) -> None:
@@ -66,6 +75,8 @@ def restore(db: DBDir, source: Path) -> None:
             # The directory is renamed later, without this connection's log.
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.DatabaseError as err:
+        if (known := translate(err)) and not isinstance(known, Corrupt):  # a full disk says nothing of the backup
+            raise known from None
         raise Corrupt(f"the database in the backup is damaged ({err}): use another backup") from None
     check_file(db)
 
