@@ -73,15 +73,18 @@ def parameters(option: str, texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _json_or_text(text: str) -> object:
-    """Return the value of a JSON text if a command gets just this text for it, else the text."""
+    """Return the value of a JSON text if it can be stored and a command gets just this text for it, else the text."""
     import msgspec
 
+    from balsam_core.errors import InvalidInput
     from balsam_core.model.command import rendered
+    from balsam_core.model.text import check_document
 
     try:
         value = msgspec.json.decode(text)
+        check_document("", value)
         return value if rendered(value) == text else text
-    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+    except (msgspec.MsgspecError, InvalidInput, RecursionError, UnicodeEncodeError):
         return text
 
 
