@@ -169,7 +169,7 @@ def test_a_wrong_settings_file_is_named(tmp_path):
         (["job", "--command", "true", "--priority", "3000000000"], 2, "--priority"),
         (["job", "--command", "true", "--param", "x"], 2, "KEY=VALUE"),
         (["job", "--command", "true", "--param", "x=1", "-p", "x=2"], 2, "twice"),
-        (["job", "--command", "true", "--param", "x=99999999999999999999"], 5, "64-bit"),
+        (["job", "--command", "true", "--data", '{"x": 99999999999999999999}'], 5, "64-bit"),
         (["job", "--command", "true", "--data", "[1]"], 2, "JSON object"),
         (["job", "--command", "true", "--env", "=x"], 2, "KEY=VALUE"),
         (["job", "--command", "true", "--parent", "99"], 3, "no job 99"),
