@@ -222,9 +222,10 @@ class GetRows(Read[list[list[Any]]], frozen=True, kw_only=True):
 
 
 class CountJobs(Read[int], frozen=True, kw_only=True):
-    """Count jobs."""
+    """Count jobs, up to ``limit`` where there is one."""
 
     where: Where = EVERYTHING
+    limit: Limit | None = None
 
 
 class CountStates(Read[dict[str, dict[str, int]]], frozen=True, kw_only=True):
@@ -279,6 +280,47 @@ class GetEdges(Read[list[Edge]], frozen=True, kw_only=True):
 
     jobs: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)]
     children_of: bool = False
+
+
+class JobState(msgspec.Struct, frozen=True, array_like=True):
+    """A job and where it stands."""
+
+    id: int
+    state: State
+
+
+class Blockers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What keeps a job from running, as far as jobs do: for one that has failed or was killed, what ended it.
+
+    Attributes:
+        claimable: Whether a launcher may take the job now.
+        parents: The first parents that have not finished, or, for an ended job, that have ended badly.
+        parent_count: How many there are.
+        causes: The first ancestors of this kind that wait for no other one: all the rest follows from them.
+        cause_count: How many there are.
+    """
+
+    claimable: bool
+    parents: list[JobState] = []
+    parent_count: int = 0
+    causes: list[JobState] = []
+    cause_count: int = 0
+
+
+class GetBlockers(Read[Blockers], frozen=True, kw_only=True):
+    """Ask which jobs keep a job from running; ``limit`` bounds the lists, not the counts."""
+
+    job: int
+    limit: Limit = 5
+
+
+class GetRootFailures(Read[dict[int, int]], frozen=True, kw_only=True):
+    """Ask which FAILED jobs did not fail because of a parent, and how many jobs failed because of each.
+
+    A job with several failed parents counts once, as failed because of the parent with the lowest id.
+    """
+
+    where: Where = EVERYTHING
 
 
 # ---- changing jobs
@@ -474,7 +516,19 @@ class CountWaiting(Read[dict[Waiting, int]], frozen=True, kw_only=True):
 
 
 class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A launcher that has not ended."""
+    """A launcher that has not ended.
+
+    Attributes:
+        id: Its id.
+        host: Its machine.
+        pid: Its process there.
+        workflow: The only workflow whose jobs it runs; empty for all.
+        started_at: When it started.
+        seen_at: When it was last heard of.
+        alive: Whether its lease is not over.
+        jobs: How many jobs it holds.
+        lease_until: When its lease is over, unless it renews it.
+    """
 
     id: int
     host: str
@@ -484,6 +538,7 @@ class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     seen_at: datetime
     alive: bool
     jobs: int
+    lease_until: datetime | None = None
 
 
 class GetLaunchers(Read[list[LauncherInfo]], frozen=True, kw_only=True):

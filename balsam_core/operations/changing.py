@@ -10,6 +10,7 @@ from balsam_core.errors import Conflict
 from balsam_core.model.calls import Changed, KillJobs, RemovedJob, RemoveJobs, RetryJobs
 from balsam_core.model.filters import NoneOf
 from balsam_core.model.states import ACTIVE, UNSUCCESSFUL, State
+from balsam_core.operations.blockers import HAS_UNSUCCESSFUL_PARENT
 from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, restart
 from balsam_core.operations.events import not_before, record_where
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
 
 MOST_NAMED = 10  # children in a message
 MOST_GENERATIONS = 300  # in one transaction; each costs two statements
-
-_parents = jobs.alias("parents")
-_HAS_UNSUCCESSFUL_PARENT = exists(
-    select(job_edges.c.child_id)
-    .join(_parents, _parents.c.id == job_edges.c.parent_id)
-    .where(job_edges.c.child_id == jobs.c.id, _parents.c.state.in_(list(UNSUCCESSFUL)))
-    .correlate(jobs)
-)
-"""Whether a parent of the job has failed or been killed."""
 
 
 def _lock_first(tx: Tx, limit: int | None, *conditions: ColumnElement[bool]) -> list[int]:
@@ -70,7 +62,7 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
         held = tx.execute(select(func.count()).select_from(jobs).where(still_held)).scalar_one()
     roots: list[int] = []
     if not call.rest and last_root >= 0:
-        free = or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents)
+        free = or_(~HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents)
         roots = _lock_first(tx, call.limit, ended, chosen, free, jobs.c.id > last_root)
         last_root = roots[-1] if len(roots) == call.limit else -1
         if is_first and not roots:
@@ -79,7 +71,7 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
             if blocked is not None:
                 raise Conflict(f"job {blocked} can't run again before its failed or killed parent; retry the parent")
         _set_waiting(tx, roots)
-    follows = and_(ended, jobs.c.wait_for_parents, or_(chosen, _ENDED_BY_PARENT), ~_HAS_UNSUCCESSFUL_PARENT)
+    follows = and_(ended, jobs.c.wait_for_parents, or_(chosen, _ENDED_BY_PARENT), ~HAS_UNSUCCESSFUL_PARENT)
     generation = call.rest or roots
     descendants: dict[int, bool] = {}  # whether they are chosen themselves
     # Each generation is made to wait at once, so that the next one may follow; the rest is done for all together.

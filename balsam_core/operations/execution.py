@@ -39,6 +39,7 @@ BULK_ROWS = 50  # from which a bulk insert pays
 OPERATION_MODULES = (
     "adding",
     "apps",
+    "blockers",
     "changing",
     "claiming",
     "dependencies",

@@ -107,7 +107,7 @@ def get_launchers(tx: Tx, call: GetLaunchers) -> list[LauncherInfo]:  # noqa: AR
     """List launchers."""
     held = select(func.count()).select_from(jobs).where(jobs.c.launcher_id == launchers.c.id).scalar_subquery()
     alive = launchers.c.lease_until >= tx.now
-    known = [launchers.c[name] for name in ("id", "host", "pid", "workflow", "started_at", "seen_at")]
+    known = [launchers.c[name] for name in ("id", "host", "pid", "workflow", "started_at", "seen_at", "lease_until")]
     query = select(*known, alive.label("alive"), held.label("jobs")).where(launchers.c.ended_at.is_(None))
     return [LauncherInfo(**row) for row in tx.execute(query.order_by(launchers.c.id)).mappings()]
 

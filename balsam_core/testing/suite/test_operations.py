@@ -212,6 +212,20 @@ def test_update_jobs(db: Database) -> None:
     assert db.jobs.get(job.id).state == "STAGED_IN"
 
 
+def test_get_blockers(db: Database) -> None:
+    parent = one(db)
+    child = one(db, parents=[parent])
+    waits = calls.JobState(parent, State.READY)
+    found = calls.Blockers(claimable=False, parents=[waits], parent_count=1, causes=[waits], cause_count=1)
+    assert db.run(calls.GetBlockers(job=child)) == found
+    assert db.run(calls.GetBlockers(job=parent)) == calls.Blockers(claimable=True)
+
+
+def test_get_root_failures(db: Database) -> None:
+    one(db)
+    assert db.run(calls.GetRootFailures()) == {}
+
+
 def test_count_waiting(db: Database) -> None:
     one(db)
     one(db, num_nodes=2)
