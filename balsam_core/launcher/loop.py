@@ -15,16 +15,19 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from balsam_core.dbdir import launcher_file
 from balsam_core.errors import BalsamError, Unavailable
 from balsam_core.launcher import options as constants
+from balsam_core.launcher import presence
 from balsam_core.launcher.claim_queue import ClaimQueue
 from balsam_core.launcher.counters import Counters
+from balsam_core.launcher.display import Display
 from balsam_core.launcher.event_dispatcher import open_dispatcher
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.job.commands import base_environment
 from balsam_core.launcher.job_runner import JobRunner
 from balsam_core.launcher.options import LauncherResult
-from balsam_core.launcher.progress import Progress, Snapshot
+from balsam_core.launcher.progress import Progress
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
 from balsam_core.model.calls import (
@@ -41,6 +44,8 @@ from balsam_core.system.processes import started_at, this_machine
 from balsam_core.system.signals import StopRequests
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from balsam_core.client.database import Database
     from balsam_core.launcher.job.claimed_job import ClaimedJob
     from balsam_core.launcher.job_runner import RunningJob
@@ -54,12 +59,19 @@ _COUNTED_AS = {State.JOB_FINISHED: "finished", State.FAILED: "failed"}  # else "
 class Launcher:
     """Runs jobs of a database on this machine until none is left."""
 
-    def __init__(self, db: Database, options: LauncherOptions, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        options: LauncherOptions,
+        progress: Progress | None = None,
+        on_registered: Callable[[int], None] | None = None,
+    ) -> None:
         self.counters = Counters()
         self._db = db
         self._options = options
-        self._progress = progress or Progress()
+        self._on_registered = on_registered or (lambda _launcher: None)
         self._client = RetryingClient(db, self.counters)
+        self._display = Display(progress or Progress(), self._client.run, options)
         self._started_at = monotonic()
         self._time_limit_at = inf if options.time_limit is None else self._started_at + options.time_limit
         self._counts = dict.fromkeys(("finished", "failed", "killed", "again"), 0)
@@ -74,7 +86,7 @@ class Launcher:
         self._signals_seen = 0
         self._over = False
         self._renew_at = self._started_at + constants.RENEW_EVERY
-        self._ask_killed_at = self._promote_at = self._show_at = self._check_end_at = 0.0
+        self._ask_killed_at = self._promote_at = self._check_end_at = 0.0
 
     # ---- the run as a whole
 
@@ -100,10 +112,10 @@ class Launcher:
                 failed = True
                 raise
             finally:
-                with suppress(OSError, ValueError):  # the terminal is gone
-                    self._progress.close()
+                self._display.close()
                 if runner.processes.close(grace=constants.KILL_GRACE) and failed and not self._client.outage:
                     self._give_lease_back()
+                launcher_file.remove(self._db.directory, self._launcher_id)
                 logger.info("launcher %s ended; seconds by kind of work: %s", self._launcher_id, self.counters)
 
     def _register_launcher(self) -> None:
@@ -119,7 +131,13 @@ class Launcher:
                 workflow=self._options.workflow,
             )
         )
+        try:
+            self._on_registered(self._launcher_id)
+        except BaseException:
+            self._give_lease_back()
+            raise
         logger.info("launcher %s: %s", self._launcher_id, self._options)
+        presence.announce(self._db.directory, self._launcher_id, self._options, self._resources())
         context = LauncherContext(
             directory=self._db.directory,
             environment=base_environment(self._db.directory, self._launcher_id),
@@ -150,7 +168,7 @@ class Launcher:
         return self._signed_off
 
     def _sign_off(self) -> LauncherResult:
-        self._show_progress(now=True)
+        self._show_progress(last=True)
         if self._refusal is not None:
             left = "all that its jobs did is recorded"
             if self._reporter.jobs:
@@ -199,7 +217,7 @@ class Launcher:
             self._runner.collect(self._seconds_until_due(longest_wait))
 
     def _seconds_until_due(self, longest_wait: float) -> float:
-        times = [monotonic() + longest_wait, self._show_at]
+        times = [monotonic() + longest_wait, self._display.due]
         if (overdue := self._runner.processes.kill_overdue()) is not None:
             times.append(overdue)
         if not self._end_reason:
@@ -262,6 +280,7 @@ class Launcher:
             if now >= self._promote_at:
                 self._promote_at = now + constants.PROMOTE_EVERY
                 self._queue.promote()
+            self._display.count_if_due(self._counts)
             self._check_for_end()
 
     def _claim_jobs(self) -> int:
@@ -392,26 +411,13 @@ class Launcher:
 
     # ---- progress
 
-    def _show_progress(self, *, now: bool = False) -> None:
-        if not now and monotonic() < self._show_at:
+    def _show_progress(self, *, last: bool = False) -> None:
+        if not last and monotonic() < self._display.due:
             return
-        self._show_at = monotonic() + self._progress.every
         remark = self._end_reason
         if self._client.outage:
             remark = f"the database can't be reached, {len(self._reporter.jobs)} changes are kept"
         elif self._runner.blocked:
             remark = "this machine can't start more processes"
-        snapshot = Snapshot(
-            seconds=monotonic() - self._started_at,
-            running=len(self._runner.jobs),
-            queued=len(self._queue.jobs),
-            remark=remark,
-            finished=self._counts["finished"],
-            failed=self._counts["failed"],
-            killed=self._counts["killed"],
-        )
-        try:
-            self._progress.show(snapshot)
-        except (OSError, ValueError):  # the terminal or pipe is gone, which must not end any job
-            logger.info("nobody reads the progress any more", exc_info=True)
-            self._progress = Progress()
+        running, queued = len(self._runner.jobs), len(self._queue.jobs)
+        self._display.show(self._counts, running=running, queued=queued, remark=remark, last=last)

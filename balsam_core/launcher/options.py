@@ -17,6 +17,8 @@ FLUSH_AFTER = 0.05  # seconds that a change waits for others to share its write
 FLUSH_AT = 400  # changed jobs that are written at once
 FLUSH_SHARE = 6  # while slots are busy, the next write waits this many times the duration of the last one
 
+LOG_EVERY = 60.0  # seconds between two lines of progress in the log
+
 # ---- claiming
 FIRST_POLL = 0.1  # seconds between claims while no job is ready
 LONGEST_POLL = 1.0
@@ -42,12 +44,14 @@ class LauncherOptions:
         workflow: Only jobs of this workflow; empty for all.
         only: Only these jobs; None for all.
         time_limit: Seconds until the launcher stops; None for no limit.
+        background: Whether it was detached from the program that started it.
     """
 
     slots: int
     workflow: str = ""
     only: tuple[int, ...] | None = None
     time_limit: float | None = None
+    background: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

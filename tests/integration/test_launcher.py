@@ -300,7 +300,8 @@ def test_a_workflow_is_run_alone(db, path):
     db.jobs.add([Job(command="true", name=name, workflow=name) for name in ("a", "b")])
     assert launch(path, "--wf-name", "a")["finished"] == 1
     assert states(db) == {"a": "JOB_FINISHED", "b": "READY"}
-    assert launch(path, "--wf-name", "unknown")["finished"] == 0
+    refusal = here.refused("launcher", "--wf-name", "unknown", db=path, code=3)
+    assert refusal == "there are no jobs in workflow 'unknown'; 'balsam ls wf' lists the workflows"
 
 
 def test_listed_jobs_are_run_alone(db, path, tmp_path):
@@ -339,9 +340,9 @@ def test_people_are_told_how_it_went(db, path):
     db.jobs.add([sh("true", name="good"), sh("exit 1", name="bad")])
     done = here.good("launcher", "--consume-all", db=path)
     assert done.out.startswith("1 finished, 1 failed in ")
-    assert "balsam ls --state FAILED" in done.out
+    assert "balsam ls --root-failures" in done.out
     assert "1 finished, 1 failed, 0 running" in done.err
-    (log,) = (path / "log").glob("launcher_*.log")
+    (log,) = (path / "log").glob("launcher-1.log")
     assert "(bad) failed: exit code 1" in log.read_text()
 
 
@@ -441,7 +442,7 @@ def test_a_second_ctrl_c_kills_at_once(db, start):
     launcher = start()
     pids = pids_of(db, [job], ("pid", "child"))
     launcher.process.send_signal(signal.SIGINT)
-    (log,) = (db.path / "log").glob("launcher_*.log")
+    (log,) = (db.path / "log").glob("launcher-1.log")
     wait_until(lambda: "ends: stopped by SIGINT" in log.read_text(), what="the first request")
     begin = time.monotonic()
     launcher.process.send_signal(signal.SIGINT)
