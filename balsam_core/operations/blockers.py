@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exists, func, not_, or_, select
 
@@ -15,7 +15,7 @@ from balsam_core.operations.execution import operation
 from balsam_core.schema.tables import job_edges, jobs
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Select
 
     from balsam_core.operations.execution import Tx
 
@@ -64,22 +64,29 @@ def get_blockers(tx: Tx, call: GetBlockers) -> Blockers:
         .correlate(tree)
     )
     causes = select(tree.c.id, tree.c.state).where(tree.c.id != call.job, or_(not_(tree.c.waits), not_(blocked)))
-    found = tx.execute(causes.order_by(tree.c.id)).all()
-    if not found:
+    found, cause_count = _first_of(tx, causes, tree.c.id, call.limit)
+    if not cause_count:
         return Blockers(claimable=row.claim_class is not None)
     direct = (
         select(_parents.c.id, _parents.c.state)
         .join(job_edges, job_edges.c.parent_id == _parents.c.id)
         .where(job_edges.c.child_id == call.job, blocks(_parents.c.state))
     )
-    parents = tx.execute(direct.order_by(_parents.c.id)).all()
+    parents, parent_count = _first_of(tx, direct, _parents.c.id, call.limit)
     return Blockers(
         claimable=row.claim_class is not None,
-        parents=[JobState(job, stored_state(job, state)) for job, state in parents[: call.limit]],
-        parent_count=len(parents),
-        causes=[JobState(job, stored_state(job, state)) for job, state in found[: call.limit]],
-        cause_count=len(found),
+        parents=parents,
+        parent_count=parent_count,
+        causes=found,
+        cause_count=cause_count,
     )
+
+
+def _first_of(tx: Tx, query: Select[Any], job: ColumnElement[int], limit: int) -> tuple[list[JobState], int]:
+    """Return the first jobs of a query for id and state, and how many it has."""
+    counted = query.add_columns(func.count().over()).order_by(job).limit(max(1, limit))
+    rows = tx.execute(counted).all()
+    return [JobState(row[0], stored_state(row[0], row[1])) for row in rows[:limit]], rows[0][2] if rows else 0
 
 
 @operation(GetRootFailures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,7 +44,7 @@ def names(jobs: Jobs, found: list[calls.JobState]) -> list[tuple[str, str]]:
 def chain(length: int) -> list[Job]:
     made = [Job(command="x", name="0")]
     made += [Job(command="x", name=str(number)) for number in range(1, length)]
-    for before, after in zip(made, made[1:], strict=False):
+    for before, after in pairwise(made):
         after.parents = [before]
     return made
 
