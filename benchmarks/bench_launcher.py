@@ -34,6 +34,7 @@ DATABASE = {
     "GetKilledJobs",
     "Prune",
     "CountHeldByOthers",
+    "CountJobs",
     "CountWaiting",
 }
 DATABASE |= {"CloseLauncher", "RenewLease"}

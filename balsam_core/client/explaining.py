@@ -85,7 +85,7 @@ class _Explainer:
             return self._explain_ended_by(job, blockers) if blockers.causes else self._explain_ended(job)
         if job.state is State.AWAITING_PARENTS and blockers.causes:
             return self._explain_waiting(job, blockers)
-        return self._explain_claimable(job) if blockers.claimable else self._explain_parked(job)
+        return self._explain_claimable(job) if blockers.claimable else self._explain_parked(job, staged=blockers.staged)
 
     @cached_property
     def _launchers(self) -> list[KnownLauncher]:
@@ -133,9 +133,9 @@ class _Explainer:
             lines.append(f"'balsam log {job.id}' shows what it printed")
         return _made(job, reason, *lines, fix=f"balsam retry {job.id}")
 
-    def _explain_parked(self, job: Job) -> Explanation:
-        if job.state is State.CREATED:
-            text = f"job {job.id} was added by a program that ended before it was READY: the next launcher makes it so"
+    def _explain_parked(self, job: Job, *, staged: bool) -> Explanation:
+        if staged or job.state is State.CREATED:
+            text = f"job {job.id} is being added, or its program has ended too early: launchers look for such jobs"
             return _made(job, "created", text, fix=ANY_LAUNCHER)
         text = f"job {job.id} is {job.state}, but no launcher may take it{_because(self._last_message(job))}"
         return _made(job, "parked", text, fix=f"balsam kill {job.id} && balsam retry {job.id}")

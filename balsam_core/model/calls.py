@@ -294,6 +294,7 @@ class Blockers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         claimable: Whether a launcher may take the job now.
+        staged: Whether it is part of a staged insert that is published, but not promoted yet.
         parents: The first parents that have not finished, or, for an ended job, that have ended badly.
         parent_count: How many there are.
         causes: The first ancestors of this kind that wait for no other one: all the rest follows from them.
@@ -301,6 +302,7 @@ class Blockers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     claimable: bool
+    staged: bool = False
     parents: list[JobState] = []
     parent_count: int = 0
     causes: list[JobState] = []

@@ -12,7 +12,7 @@ from balsam_core.model.calls import Blockers, GetBlockers, GetRootFailures, JobS
 from balsam_core.model.states import UNSUCCESSFUL, State, stored_state
 from balsam_core.operations.conditions import condition, visible
 from balsam_core.operations.execution import operation
-from balsam_core.schema.tables import job_edges, jobs
+from balsam_core.schema.tables import job_edges, jobs, staged_inserts
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Select
@@ -38,7 +38,9 @@ def get_blockers(tx: Tx, call: GetBlockers) -> Blockers:
     Raises:
         NotFound: There is no such job.
     """
-    of_job = select(jobs.c.state, jobs.c.claim_class).where(jobs.c.id == call.job, visible())
+    staged = exists(select(staged_inserts.c.id).where(staged_inserts.c.id == jobs.c.staged_insert_id)).correlate(jobs)
+    of_job = select(jobs.c.state, jobs.c.claim_class, staged.label("staged"))
+    of_job = of_job.where(jobs.c.id == call.job, visible())
     row = tx.execute(of_job).first()
     if row is None:
         raise NotFound(f"there is no job {call.job}")
@@ -65,8 +67,9 @@ def get_blockers(tx: Tx, call: GetBlockers) -> Blockers:
     )
     causes = select(tree.c.id, tree.c.state).where(tree.c.id != call.job, or_(not_(tree.c.waits), not_(blocked)))
     found, cause_count = _first_of(tx, causes, tree.c.id, call.limit)
+    claimable, is_staged = row.claim_class is not None, bool(row.staged)
     if not cause_count:
-        return Blockers(claimable=row.claim_class is not None)
+        return Blockers(claimable=claimable, staged=is_staged)
     direct = (
         select(_parents.c.id, _parents.c.state)
         .join(job_edges, job_edges.c.parent_id == _parents.c.id)
@@ -74,7 +77,8 @@ def get_blockers(tx: Tx, call: GetBlockers) -> Blockers:
     )
     parents, parent_count = _first_of(tx, direct, _parents.c.id, call.limit)
     return Blockers(
-        claimable=row.claim_class is not None,
+        claimable=claimable,
+        staged=is_staged,
         parents=parents,
         parent_count=parent_count,
         causes=found,

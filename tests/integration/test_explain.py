@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
+import sqlite3
 import subprocess
 import time
 
@@ -15,7 +17,16 @@ from served_db import ServedDB
 from balsam_core import Job, open_db
 from balsam_core.dbdir import launcher_file
 from balsam_core.dbdir.launcher_file import LauncherFile
-from balsam_core.model.calls import ClaimJobs, CloseLauncher, KillJobs, RegisterLauncher, Resources
+from balsam_core.model.calls import (
+    AddJobs,
+    ClaimJobs,
+    CloseLauncher,
+    KillJobs,
+    OpenStagedInsert,
+    PublishStagedInsert,
+    RegisterLauncher,
+    Resources,
+)
 from balsam_core.model.filters import Compare
 from balsam_core.system.processes import Machine, start_of, this_machine
 from balsam_core.testing.tools import wait_until
@@ -249,6 +260,25 @@ def test_a_real_launcher_says_what_it_offers(db, path):
 
 
 # ---- the rest
+
+
+def test_a_job_whose_adder_ended_too_early_is_left_to_the_next_launcher(db, path):
+    batch = db.run(OpenStagedInsert())
+    db.run(AddJobs(jobs=[Job(command="true")], staged_insert=batch))
+    assert "there is no job 1" in here.refused("explain", 1, db=path, code=3)
+    db.run(PublishStagedInsert(staged_insert=batch))
+    assert explained(path, 1)["reason"] == "created"
+    launch(path)
+    assert explained(path, 1)["reason"] == "finished"
+
+
+def test_a_job_that_may_not_be_claimed_is_parked(db, path):
+    db.jobs.add(Job(command="true"))
+    with contextlib.closing(sqlite3.connect(path / "db.sqlite3")) as connection:
+        connection.execute("UPDATE jobs SET claim_class = NULL")
+        connection.commit()
+    found = explained(path, 1)
+    assert (found["reason"], found["fix"]) == ("parked", "balsam kill 1 && balsam retry 1")
 
 
 def test_python_explains_too(db):
