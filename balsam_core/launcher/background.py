@@ -54,7 +54,7 @@ def start(command: Sequence[str], only: Iterable[int] | None, folder: Path) -> S
         OSError: It can't be started.
     """
     read_end, write_end = os.pipe()
-    with tempfile.TemporaryFile() as stdin, open(read_end, "rb") as report:  # noqa: PTH123  (a descriptor)
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as errors, os.fdopen(read_end, "rb") as report:
         stdin.write("\n".join(map(str, only or ())).encode())
         stdin.seek(0)
         try:
@@ -62,7 +62,7 @@ def start(command: Sequence[str], only: Iterable[int] | None, folder: Path) -> S
                 [*command, str(write_end)],
                 stdin=subprocess.DEVNULL if only is None else stdin,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=errors,
                 cwd=folder,
                 pass_fds=[write_end],
                 start_new_session=True,
@@ -70,11 +70,12 @@ def start(command: Sequence[str], only: Iterable[int] | None, folder: Path) -> S
         finally:
             os.close(write_end)
         told = report.read()  # until it is registered, or has ended
-    if told:
-        process.returncode = 0  # it is not ours to wait for
-        return Started(json.loads(told), process.pid, b"", 0)
-    _, errors = process.communicate()
-    return Started(None, process.pid, errors, process.returncode)
+        if told:
+            process.returncode = 0  # it is not ours to wait for
+            return Started(json.loads(told), process.pid, b"", 0)
+        process.wait()
+        errors.seek(0)
+        return Started(None, process.pid, errors.read(), process.returncode)
 
 
 def report(descriptor: int, launcher: int, log: Path) -> None:

@@ -19,8 +19,10 @@ from resources import is_alive
 
 from balsam_core import App, Job, open_db
 from balsam_core.errors import Conflict, OutcomeUnknown
+from balsam_core.launcher import display as display_module
 from balsam_core.launcher import loop as loop_module
 from balsam_core.launcher import options as constants
+from balsam_core.launcher import progress as progress_module
 from balsam_core.launcher.loop import Launcher
 from balsam_core.launcher.options import LauncherOptions
 from balsam_core.launcher.progress import PlainProgress
@@ -344,6 +346,17 @@ def test_people_are_told_how_it_went(db, path):
     assert "1 finished, 1 failed, 0 running" in done.err
     (log,) = (path / "log").glob("launcher-1.log")
     assert "(bad) failed: exit code 1" in log.read_text()
+
+
+def test_a_quiet_run_says_something_now_and_then(db, path, monkeypatch):
+    monkeypatch.setattr(progress_module, "PLAIN_EVERY", 0.2)
+    monkeypatch.setattr(display_module, "LOG_EVERY", 0.2)
+    monkeypatch.setattr(PlainProgress, "every", 0.05)
+    db.jobs.add([sh("sleep 2", name="long"), sh("true", workflow="other"), Job(command="true", num_nodes=2)])
+    done = here.good("launcher", "--wf-name", "default", db=path)
+    same = [line for line in done.err.splitlines() if line.startswith("0 of 2 done, 0 finished, 0 failed, 1 running,")]
+    assert len(same) > 3
+    assert (path / "log" / "launcher-1.log").read_text().count("0 of 2 done") > 3
 
 
 def test_jobs_run_on_when_nobody_can_be_told(db, path):

@@ -25,7 +25,9 @@ def start(db, path):
     """Start launchers in the background, which are stopped after the test."""
 
     def run(*words, **settings):
-        return child.good("launcher", *words, "--daemon", "-o", "json", db=path, **settings).json
+        done = child.good("launcher", *words, "--daemon", "-o", "json", db=path, **settings)
+        assert done.err == ""
+        return done.json
 
     yield run
     for found in launcher_file.read_all(db.directory):
