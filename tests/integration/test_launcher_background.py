@@ -69,9 +69,11 @@ def test_listed_jobs_and_options_reach_it(db, path, start):
     db.jobs.add([Job(command="true", name=str(number)) for number in range(3)])
     start("--job-file", "-", "--time-limit-minutes", "0.5", stdin="1 3\n")
     wait_until(lambda: [str(job.state) for job in db.jobs] == ["JOB_FINISHED", "READY", "JOB_FINISHED"], what="them")
-    start("--wf-name", "default")
+    start("--wf-name", "default", "--max-ranks-per-node", 7)
     wait_until(lambda: db.jobs.get(2).state == "JOB_FINISHED", what="the workflow's jobs")
-    assert "Options(slots=" in (path / "log" / "launcher-2.log").read_text()
+    first, second = ((path / "log" / f"launcher-{number}.log").read_text() for number in (1, 2))
+    assert "only=(1, 3), time_limit=30.0" in first
+    assert "slots=7, workflow='default', only=None, time_limit=None" in second
 
 
 def test_what_keeps_it_from_starting_is_told(path, db):

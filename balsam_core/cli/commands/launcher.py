@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.text import quote
 from balsam_core.cli.values import MINUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from balsam_core.client.database import Database
     from balsam_core.dbdir.directory import DBDir
@@ -100,7 +101,7 @@ def launcher(
         _check_selection(db, options)
         if not daemon:
             return _run(session, db, options, report_to)
-    return _start(session, db.directory, options)
+    return _start(session, db.directory, options.only)
 
 
 def _check_selection(db: Database, options: LauncherOptions) -> None:
@@ -146,32 +147,15 @@ def _run(session: Session, db: Database, options: LauncherOptions, report_to: in
     return 0 if result.signal is None else 128 + result.signal
 
 
-def _start(session: Session, db: DBDir, options: LauncherOptions) -> int:
+def _start(session: Session, db: DBDir, only: Sequence[int] | None) -> int:
     """Start a launcher in the background."""
     from balsam_core.dbdir.launcher_file import log_file
     from balsam_core.launcher import background
 
-    words = [
-        sys.executable,
-        "-m",
-        "balsam_core.cli",
-        "--db",
-        str(db.path),
-        "-o",
-        session.format,
-        *(["-v"] if session.verbose else []),
-        "launcher",
-    ]
-    words += [f"--max-ranks-per-node={options.slots}"]
-    if options.workflow:
-        words += [f"--wf-name={options.workflow}"]
-    if options.only is not None:
-        words += ["--job-file=-"]
-    if not (options.workflow or options.only):
-        words += ["--consume-all"]
-    if options.time_limit is not None:
-        words += [f"--time-limit-minutes={options.time_limit / 60}"]
-    started = background.start([*words, "--report-to"], options.only, db.path)
+    words = [sys.executable, "-m", "balsam_core.cli", "--db", str(db.path), "-o", session.format]
+    words += ["-v"] if session.verbose else []
+    words += ["launcher", *_given_options(), *([] if only is None else ["--job-file=-"])]
+    started = background.start([*words, "--report-to"], only, db.path)
     if started.launcher is None:
         sys.stderr.write(started.errors.decode(errors="replace"))
         return started.exit_code or 1
@@ -179,6 +163,16 @@ def _start(session: Session, db: DBDir, options: LauncherOptions) -> int:
     text = f"Launcher {started.launcher} runs in the background (pid {started.pid}): balsam log launcher -f follows it"
     session.printer().one(record, text)
     return 0
+
+
+def _given_options() -> Iterator[str]:
+    """Give the options of this command line that decide what a launcher does, but for the job file."""
+    ctx = click.get_current_context()
+    for option in ctx.command.params:
+        name, value = option.name or "", ctx.params.get(option.name or "")
+        is_given = value not in {None, False} and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_given and name not in {"daemon", "job_file"}:
+            yield option.opts[0] if value is True else f"{option.opts[0]}={value}"
 
 
 def _stop(session: Session, which: str) -> int:
