@@ -1,4 +1,4 @@
-"""The running jobs: each takes its slots, has at most one process, and is led through its lifecycle.
+"""The running jobs: each takes its place on the node, has at most one process, and is led through its lifecycle.
 
 Knows processes and lifecycles, not the database: two callbacks tell what happened to a job.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from balsam_core.launcher.counters import Counters
+    from balsam_core.launcher.placement import Node, Place
     from balsam_core.launcher.processes import Process
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class RunningJob:
 
     Attributes:
         claimed: The job.
-        slots: How many it takes.
+        place: Its processors and GPUs.
         lifecycle: Its steps; sent how each process ended.
         process: Its process now; None while this machine can't start it.
         spec: The process that this machine could not start; None where the job didn't get as far as that.
@@ -38,7 +39,7 @@ class RunningJob:
     """
 
     claimed: ClaimedJob
-    slots: int
+    place: Place
     lifecycle: Generator[ProcessSpec, ProcessResult, None]
     process: Process[RunningJob] | None = None
     spec: ProcessSpec | None = None
@@ -47,7 +48,7 @@ class RunningJob:
 
 
 class JobRunner:
-    """Runs jobs in a number of slots.
+    """Runs jobs on a node.
 
     Attributes:
         jobs: The running jobs by id.
@@ -57,7 +58,7 @@ class JobRunner:
         blocked: Running jobs that this machine could not go on with; they wait for :meth:`retry_blocked`.
 
     Args:
-        slots: How many jobs of one slot run at the same time.
+        node: Where they run.
         counters: Counts where the time goes.
         on_change: Called when a job reached a state that others should see soon.
         on_done: Called when a job doesn't run any more.
@@ -65,7 +66,7 @@ class JobRunner:
 
     def __init__(
         self,
-        slots: int,
+        node: Node,
         counters: Counters,
         *,
         on_change: Callable[[ClaimedJob], None],
@@ -76,8 +77,7 @@ class JobRunner:
         self.stopping = False
         self.fault = ""
         self.blocked: list[RunningJob] = []
-        self._slots = slots
-        self._used_slots = 0
+        self._node = node
         self._counters = counters
         self._on_change = on_change
         self._on_done = on_done
@@ -85,18 +85,18 @@ class JobRunner:
     @property
     def free_slots(self) -> int:
         """Slots without a job; none while this machine can't start what the running jobs need."""
-        return 0 if self.stopping or self.fault or self.blocked else self._slots - self._used_slots
+        return 0 if self.stopping or self.fault or self.blocked else self._node.free_slots
 
-    def fits(self, claimed: ClaimedJob) -> bool:
-        """Whether the job's slots are free; one that wants more than there are takes them all."""
-        return min(claimed.slots, self._slots) <= self.free_slots
-
-    def start(self, claimed: ClaimedJob) -> None:
-        """Start a job."""
-        running = RunningJob(claimed, min(claimed.slots, self._slots), claimed.lifecycle())
+    def start(self, claimed: ClaimedJob) -> bool:
+        """Start a job if there is a place for it now; returns whether there was."""
+        place = self._node.take(claimed.need) if self.free_slots else None
+        if place is None:
+            return False
+        claimed.place = place
+        running = RunningJob(claimed, place, claimed.lifecycle())
         self.jobs[claimed.id] = running
-        self._used_slots += running.slots
         self._advance_job(running, None)
+        return True
 
     def retry_blocked(self) -> None:
         """Try again to start what this machine could not start."""
@@ -175,6 +175,7 @@ class JobRunner:
                     env=spec.env,
                     stdout=spec.stdout,
                     stderr=spec.stderr,
+                    cores=spec.cores,
                     owner=running,
                 )
         except ShortageError as err:
@@ -208,5 +209,5 @@ class JobRunner:
         if running in self.blocked:
             self.blocked.remove(running)
         del self.jobs[running.claimed.id]
-        self._used_slots -= running.slots
+        self._node.give_back(running.place)
         self._on_done(running)

@@ -24,6 +24,7 @@ from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.job.commands import base_environment
 from balsam_core.launcher.job_runner import JobRunner
 from balsam_core.launcher.options import LauncherResult
+from balsam_core.launcher.placement import Node
 from balsam_core.launcher.progress import Progress, Snapshot
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
@@ -124,22 +125,26 @@ class Launcher:
             directory=self._db.directory,
             environment=base_environment(self._db.directory, self._launcher_id),
             counters=self.counters,
+            mpi=self._options.mpi,
         )
         on_recorded = self._dispatcher.add if self._dispatcher else None
         self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded)
         self._queue = ClaimQueue(self._client.run, self._launcher_id, self._options, context, self._resources)
-        self._runner = JobRunner(
-            self._options.slots, self.counters, on_change=self._reporter.add, on_done=self._on_job_done
-        )
+        options = self._options
+        node = Node(options.cores, slots=options.slots, gpus=options.gpus, most_jobs=options.most_jobs)
+        self._runner = JobRunner(node, self.counters, on_change=self._reporter.add, on_done=self._on_job_done)
         try:
             self._client.run(Prune())
         except (*OUTAGES, *REFUSALS) as err:
             logger.warning("pruning is left to other launchers: %s", err)
 
     def _resources(self) -> Resources:
-        if self._time_limit_at == inf:
-            return Resources()
-        return Resources(minutes_left=max(0.0, self._time_limit_at - monotonic()) / 60)
+        options = self._options
+        return Resources(
+            ranks_per_node=options.slots if options.mpi else 1,
+            gpus_per_node=len(options.gpus),
+            minutes_left=None if self._time_limit_at == inf else max(0.0, self._time_limit_at - monotonic()) / 60,
+        )
 
     def _give_lease_back(self) -> bool:
         """Let others have our jobs now, where the database takes that; returns whether it did."""
@@ -221,8 +226,8 @@ class Launcher:
         queued, runner = self._queue.jobs, self._runner
         if runner.blocked:
             runner.retry_blocked()
-        while queued and runner.fits(queued[0]):
-            runner.start(queued.popleft())
+        while queued and runner.start(queued[0]):
+            queued.popleft()
 
     def _on_job_done(self, running: RunningJob) -> None:
         claimed = running.claimed

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from balsam_core.system.hardware import usable_cores
+
+if TYPE_CHECKING:
+    from balsam_core.launcher.mpi import MPI
 
 # ---- the database
 LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
@@ -38,16 +43,24 @@ class LauncherOptions:
     """What to run, and with what.
 
     Attributes:
-        slots: Most processes at the same time: cores, on this one node.
+        slots: Most ranks of one thread at the same time, on this one node.
         workflow: Only jobs of this workflow; empty for all.
         only: Only these jobs; None for all.
         time_limit: Seconds until the launcher stops; None for no limit.
+        most_jobs: Most jobs at the same time; None for as many as fit.
+        cores: Numbers of the processors.
+        gpus: Names of the GPUs.
+        mpi: What starts jobs of several ranks; None for no such jobs.
     """
 
     slots: int
     workflow: str = ""
     only: tuple[int, ...] | None = None
     time_limit: float | None = None
+    most_jobs: int | None = None
+    cores: tuple[int, ...] = field(default_factory=usable_cores)
+    gpus: tuple[str, ...] = ()
+    mpi: MPI | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +88,3 @@ class LauncherResult:
     reason: str = ""
     signal: int | None = None
     spent: Mapping[str, float] = field(default_factory=dict)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1

@@ -87,7 +87,15 @@ class Processes(Generic[T]):
         self._selector.register(descriptor, selectors.EVENT_READ, drain)
 
     def start(
-        self, argv: list[str], *, cwd: Path, env: Mapping[str, str], stdout: str, stderr: str, owner: T
+        self,
+        argv: list[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdout: str,
+        stderr: str,
+        owner: T,
+        cores: Sequence[int] = (),
     ) -> Process[T]:
         """Start a command in its own session, with an empty standard input.
 
@@ -98,6 +106,7 @@ class Processes(Generic[T]):
             stdout: Name of a file in ``cwd`` for its output; emptied if it exists.
             stderr: The same for its errors; may be the same file.
             owner: Kept with the process.
+            cores: Numbers of the processors that it is bound to; empty for those of this process.
 
         Raises:
             OSError: The directory, an output file or the program can't be used; the message says which and why.
@@ -111,7 +120,8 @@ class Processes(Generic[T]):
             opened.append(opened[0] if stderr == stdout else _open_output(stderr))
             if self.running and opened[-1] >= self._most_descriptors:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            pid = self._spawn_process(argv, env, opened)
+            with _affinity(cores):
+                pid = self._spawn_process(argv, env, opened)
         except OSError as err:
             if is_shortage(err):
                 raise ShortageError(err.strerror) from err
@@ -235,6 +245,23 @@ class Processes(Generic[T]):
         if self._old_sigchld is not None:
             signal.signal(signal.SIGCHLD, self._old_sigchld)
         return all_ended
+
+
+@contextlib.contextmanager
+def _affinity(cores: Sequence[int]) -> Iterator[None]:
+    """Bind this thread, and so what it starts meanwhile, to some processors."""
+    if not cores:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError as err:
+        raise OSError(err.errno, f"can't bind to the processors {','.join(map(str, cores))}: {reason(err)}") from err
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def _signal_group(pid: int, number: int) -> None:

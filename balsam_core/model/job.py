@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import astuple, fields
 
 from balsam_core.errors import InvalidInput
+from balsam_core.model.cores import check_affinity
 from balsam_core.model.fields import Field, default
 from balsam_core.model.filters import Column
 from balsam_core.model.states import State
@@ -71,8 +72,9 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         threads_per_rank: Threads per process.
         threads_per_core: Threads per core.
         gpus_per_rank: GPUs per process; may be a fraction.
-        node_packing_count: How many such jobs share one node.
-        cpu_affinity: Binding of processes to cores; empty for none.
+        node_packing_count: Most jobs of its kind that run on one node at the same time; 0 for as many as fit.
+        cpu_affinity: The processors that its processes are bound to: ``depth`` for as many of its own as it has
+            threads, a list such as ``0,2,8-11``; ``none`` or empty for no binding.
         key: Unique over the database; a job whose key exists is not added again.
         data: Any JSON object of the user's own, stored like ``parameters``.
         id: The job's id, given by the database.
@@ -113,7 +115,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
     threads_per_rank: Field[Count] = default(1)
     threads_per_core: Field[Count] = default(1)
     gpus_per_rank: Field[Share] = default(0.0)
-    node_packing_count: Field[Count] = default(1)
+    node_packing_count: Field[Size] = default(0)
     cpu_affinity: Field[str] = default("")
     key: Field[str | None] = default(None)
     data: Field[dict[str, Any]] = default({})
@@ -199,6 +201,7 @@ def _checks() -> dict[str, Callable[[str, Any], None]]:
         "key": _check_key,
         "command": _check_command,
         "environ": check_environ,
+        "cpu_affinity": check_affinity,
     }
     by_type: dict[Any, Callable[[str, Any], None]] = {str: check_text, dict: check_document, list: check_document}
     for info in field_infos():

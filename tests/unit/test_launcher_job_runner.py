@@ -14,6 +14,7 @@ from balsam_core.launcher import processes as processes_module
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
 from balsam_core.launcher.job_runner import JobRunner
+from balsam_core.launcher.placement import Node
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
 
@@ -31,7 +32,9 @@ class Watched:
         self.dropped = []
         self.changed = []
         self.most = 0
-        self.runner = JobRunner(slots, self.context.counters, on_change=self.changed.append, on_done=self._on_done)
+        self.runner = JobRunner(
+            Node(range(slots)), self.context.counters, on_change=self.changed.append, on_done=self._on_done
+        )
 
     def _on_done(self, running):
         (self.dropped if running.dropped else self.done).append(running.claimed)
@@ -52,9 +55,9 @@ class Watched:
             assert time.monotonic() < deadline, "the condition did not come true"
             if self.runner.blocked:
                 self.runner.retry_blocked()
-            while queue and self.runner.fits(queue[0]):
-                self.runner.start(queue.pop(0))
-                self.most = max(self.most, sum(running.slots for running in self.runner.jobs.values()))
+            while queue and self.runner.start(queue[0]):
+                queue.pop(0)
+                self.most = max(self.most, sum(len(running.place.slots) for running in self.runner.jobs.values()))
             self.runner.collect(0.1)
             self.runner.processes.kill_overdue()
 
@@ -118,7 +121,7 @@ def test_nothing_is_started_after_stopping(watched):
     watched.runner.start(watched.job(1, "sh -c 'trap \"exit 0\" TERM; sleep 600 & wait'", postprocess="touch started"))
     watched.runner.stop("stopped", grace=DEADLINE)
     watched.until(lambda: not watched.runner.jobs)
-    assert not watched.runner.fits(watched.job(2, "true"))
+    assert not watched.runner.start(watched.job(2, "true"))
     assert not (watched.done[0].workdir / "started").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,26 @@ if TYPE_CHECKING:
     "--max-ranks-per-node",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="Run so many processes at the same time (default: the cores that may be used).",
+    help="Run so many ranks at the same time (default: the processors that may be used).",
+)
+@click.option("--num-workers", type=click.IntRange(1, 100_000), metavar="N", help="Run at most so many jobs at a time.")
+@click.option(
+    "--gpus-per-node",
+    type=click.IntRange(0, 1000),
+    metavar="N",
+    help="Use the first N GPUs (default: those that are found, or that CUDA_VISIBLE_DEVICES and the like grant).",
+)
+@click.option(
+    "--job-mode",
+    type=click.Choice(["serial", "mpi"]),
+    default="mpi",
+    help="serial: only jobs of one rank; mpi (default): those of several, too.",
+)
+@click.option(
+    "--mpi",
+    metavar="HOW",
+    help="How jobs of several ranks start: a kind such as openmpi, mpich or srun, an MPI program, or a command line "
+    "such as 'mpirun -n {ranks}' (default: mpi in settings.toml, else what is found).",
 )
 @click.option("--time-limit-minutes", type=MINUTES, metavar="M", help="Stop after M minutes, e.g. 55 or 0.5.")
 @pass_session
@@ -44,6 +64,10 @@ def launcher(
     wf_name: str | None,
     job_file: str | None,
     max_ranks_per_node: int | None,
+    num_workers: int | None,
+    gpus_per_node: int | None,
+    job_mode: str,
+    mpi: str | None,
     time_limit_minutes: float | None,
 ) -> int:
     """Run jobs on this machine until none is left.
@@ -62,17 +86,25 @@ def launcher(
     only = None if job_file is None else _read_ids(job_file)
 
     from balsam_core.cli.selectors import check_exist
+    from balsam_core.dbdir.settings import mpi_setting
     from balsam_core.launcher.loop import Launcher
-    from balsam_core.launcher.options import LauncherOptions, available_cores
+    from balsam_core.launcher.mpi import find_mpi
+    from balsam_core.launcher.options import LauncherOptions
     from balsam_core.launcher.progress import Progress, progress_on
     from balsam_core.system import logs
+    from balsam_core.system.hardware import usable_cores
     from balsam_core.system.permissions import told_as_db_dir_errors
 
+    cores = usable_cores()
     options = LauncherOptions(
-        slots=max_ranks_per_node or available_cores(),
+        slots=max_ranks_per_node or len(cores),
         workflow=wf_name or "",
         only=only,
         time_limit=None if time_limit_minutes is None else time_limit_minutes * 60,
+        most_jobs=num_workers,
+        cores=cores,
+        gpus=_choose_gpus(gpus_per_node),
+        mpi=None if job_mode == "serial" else find_mpi(mpi or mpi_setting()),
     )
     printer = session.printer()
     with session.open_db() as db:
@@ -92,6 +124,16 @@ def launcher(
     record = {name: value for name, value in vars(result).items() if name != "signal"}
     printer.one(record, _format_lines(result))
     return 0 if result.signal is None else 128 + result.signal
+
+
+def _choose_gpus(count: int | None) -> tuple[str, ...]:
+    """Return the names of the GPUs to use: the first ``count`` of those that are granted; else simply numbers."""
+    from balsam_core.system.hardware import visible_gpus
+
+    found = visible_gpus(os.environ)
+    if count is None:
+        return found
+    return found[:count] if len(found) >= count else tuple(map(str, range(count)))
 
 
 def _format_lines(result: LauncherResult) -> Iterator[str]:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from balsam_core.dbdir.workdirs import make_workdir, output_name
 from balsam_core.errors import BalsamError, DBDirError
-from balsam_core.launcher.job.commands import hook_argv, job_argv, job_environment
+from balsam_core.launcher.job.commands import bound_cores, hook_argv, job_argv, job_environment, ranks_started
 from balsam_core.launcher.job.dataflow import link_parents, stage_in_command, stage_out_commands
 from balsam_core.launcher.job.failures import DiskFullError, describe_error, describe_exit, is_disk_full, last_line
+from balsam_core.launcher.placement import Need
 from balsam_core.launcher.processes import ShortageError, is_shortage
 from balsam_core.model.states import END, State
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.launcher.counters import Counters
+    from balsam_core.launcher.mpi import MPI
+    from balsam_core.launcher.placement import Place
     from balsam_core.model.app import App
     from balsam_core.model.calls import ParentRef
     from balsam_core.model.job import Job
@@ -48,6 +51,7 @@ class ProcessSpec(NamedTuple):
         stdout: File for its output, in the working directory.
         stderr: File for its errors; may be the same.
         started_state: The state that the job reaches when the process has started; None for none.
+        cores: Numbers of the processors that it is bound to; empty for no binding.
     """
 
     argv: list[str]
@@ -55,6 +59,7 @@ class ProcessSpec(NamedTuple):
     stdout: str
     stderr: str
     started_state: State | None = None
+    cores: tuple[int, ...] = ()
 
 
 class ProcessResult(NamedTuple):
@@ -77,11 +82,13 @@ class LauncherContext:
         directory: The DB directory.
         environment: Environment variables of every process.
         counters: Counts where the time goes.
+        mpi: What starts jobs of several ranks; None where nothing can.
     """
 
     directory: DBDir
     environment: dict[str, str]
     counters: Counters
+    mpi: MPI | None = None
 
 
 class ClaimedJob:
@@ -96,10 +103,12 @@ class ClaimedJob:
         return_code: Exit code of the run, once it ran.
         released: Whether the launcher gives it back unfinished.
         workdir: Its working directory; set once it is made.
-        slots: Cores that it takes.
+        need: What it takes of a node.
+        place: What it has been given; None until it is started.
     """
 
     workdir: Path
+    place: Place | None = None
 
     def __init__(self, job: Job, app: App | None, parents: list[ParentRef], context: LauncherContext) -> None:
         self.job = job
@@ -110,7 +119,7 @@ class ClaimedJob:
         self.message = ""
         self.return_code: int | None = None
         self.released = False
-        self.slots = max(1, job.ranks_per_node * -(-job.threads_per_rank // job.threads_per_core))
+        self.need = Need.of(job)
         self._app = app
         self._parents = parents
         self._context = context
@@ -193,13 +202,16 @@ class ClaimedJob:
         self.reach(_S.STAGED_IN)
 
     def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
-        result = yield ProcessSpec(
-            job_argv(self.job, self._app),
-            self._environment,
-            output_name(self.job, ".out"),
-            output_name(self.job, ".err"),
-            _S.RUNNING,
-        )
+        argv = job_argv(self.job, self._app)
+        with ranks_started(self.job, argv, self._environment, self._context.mpi) as (argv, env):
+            result = yield ProcessSpec(
+                argv,
+                env,
+                output_name(self.job, ".out"),
+                output_name(self.job, ".err"),
+                _S.RUNNING,
+                bound_cores(self.job, self.place),
+            )
         self.return_code = result.exit_code
         if result.stop_reason:
             self.reach(_S.RUN_TIMEOUT, result.stop_reason)
@@ -263,7 +275,7 @@ class ClaimedJob:
 
     @cached_property
     def _environment(self) -> dict[str, str]:
-        return job_environment(self._context.environment, self.job, self._app)
+        return job_environment(self._context.environment, self.job, self._app, self.place)
 
     def _describe_failure(self, result: ProcessResult, errors: str) -> str:
         line = last_line(self.workdir / errors)
