@@ -30,8 +30,8 @@ from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
 from balsam_core.model.calls import (
     CloseLauncher,
-    CountWaiting,
     GetKilledJobs,
+    GetUnfit,
     Prune,
     RegisterLauncher,
     RenewLease,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from balsam_core.launcher.job.claimed_job import ClaimedJob
     from balsam_core.launcher.job_runner import RunningJob
     from balsam_core.launcher.options import LauncherOptions
+    from balsam_core.model.calls import Unfit
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +130,11 @@ class Launcher:
         )
         on_recorded = self._dispatcher.add if self._dispatcher else None
         self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded)
-        self._queue = ClaimQueue(self._client.run, self._launcher_id, self._options, context, self._resources)
         options = self._options
         node = Node(options.cores, slots=options.slots, gpus=options.gpus, most_jobs=options.most_jobs)
+        self._queue = ClaimQueue(
+            self._client.run, self._launcher_id, options, context, self._resources, lambda: node.free_gpus
+        )
         self._runner = JobRunner(node, self.counters, on_change=self._reporter.add, on_done=self._on_job_done)
         try:
             self._client.run(Prune())
@@ -168,11 +171,11 @@ class Launcher:
                 f"the last changes of {len(self._reporter.jobs)} jobs could not be written "
                 f"({self._client.outage or 'time was over'}); they run again when this launcher's lease is over"
             )
-        unfit = 0
+        unfit: list[Unfit] = []
         try:
             if not self._end_reason and self._options.only is None:
-                waiting = CountWaiting(resources=self._resources(), workflow=self._options.workflow)
-                unfit = self._client.run(waiting)["does not fit"]
+                query = GetUnfit(resources=self._resources(), workflow=self._options.workflow)
+                unfit = self._client.run(query)
             self._client.run(CloseLauncher(launcher=self._launcher_id))
         except OUTAGES:
             logger.warning("the launcher could not sign off; its lease ends by itself")
@@ -180,6 +183,7 @@ class Launcher:
             **self._counts,
             seconds=monotonic() - self._started_at,
             unfit=unfit,
+            resources=self._resources(),
             reason=self._end_reason,
             signal=self._stop_requests.number,
             spent=self.counters.seconds,
@@ -228,6 +232,16 @@ class Launcher:
             runner.retry_blocked()
         while queued and runner.start(queued[0]):
             queued.popleft()
+        if queued and queued[0].need.slots <= runner.free_slots:  # it waits for GPUs, or for others of its kind
+            self._start_behind_first()
+
+    def _start_behind_first(self) -> None:
+        """Start claimed jobs behind one that waits for what only some jobs need; of these none may pass it."""
+        for claimed in list(self._queue.jobs):
+            if not claimed.need.is_special:
+                if not self._runner.start(claimed):
+                    return
+                self._queue.jobs.remove(claimed)
 
     def _on_job_done(self, running: RunningJob) -> None:
         claimed = running.claimed

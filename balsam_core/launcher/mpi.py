@@ -35,13 +35,13 @@ class MPI:
     Attributes:
         name: What ``--mpi`` and settings call it.
         template: The words that stand before the job's command line.
-        version: What ``--version`` prints if the first word is this kind; empty where only the name tells.
+        versions: Texts of which ``--version`` prints one if the program is of this kind; none where the name tells.
         environment: Variables that its runs get, where the job doesn't set them.
     """
 
     name: str
     template: tuple[str, ...]
-    version: str = ""
+    versions: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def wrap(self, argv: list[str], job: Job) -> list[str]:
@@ -64,16 +64,16 @@ KINDS = {
             name="openmpi",
             # The launcher counts the processors; Open MPI would count its own slots, too, and refuse.
             template=("mpirun", "-n", "{ranks}", "--bind-to", "none", "--oversubscribe"),
-            version="Open MPI",
+            versions=("Open MPI", "OpenRTE", "PRRTE"),
             environment={"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
         ),
         MPI(
             name="intelmpi",
             template=("mpirun", "-n", "{ranks}"),
-            version="Intel(R) MPI",
+            versions=("Intel(R) MPI",),
             environment={"I_MPI_PIN": "off"},
         ),
-        MPI(name="mpich", template=("mpiexec.hydra", "-n", "{ranks}", "-bind-to", "none"), version="HYDRA"),
+        MPI(name="mpich", template=("mpiexec.hydra", "-n", "{ranks}", "-bind-to", "none"), versions=("HYDRA",)),
         MPI(
             name="srun",
             template=(
@@ -136,11 +136,13 @@ def _detect() -> MPI | None:
 
 
 def _check_program(kind: MPI, wish: str) -> MPI:
-    programs = ("mpirun", "mpiexec", f"mpirun.{wish}", f"mpiexec.{wish}", kind.template[0]) if kind.version else (wish,)
+    programs = (
+        ("mpirun", "mpiexec", f"mpirun.{wish}", f"mpiexec.{wish}", kind.template[0]) if kind.versions else (wish,)
+    )
     for program in programs:
-        if not kind.version and shutil.which(program):
+        if not kind.versions and shutil.which(program):
             return kind
-        if kind.version and (found := _identify(program)) and found.name == kind.name:
+        if kind.versions and (found := _identify(program)) and found.name == kind.name:
             return found
     raise SettingsError(f"mpi: there is no program of {wish} in PATH ({', '.join(dict.fromkeys(programs))})")
 
@@ -165,7 +167,7 @@ def _identify(program: str) -> MPI | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     text = done.stdout.decode(errors="replace")
-    kind = next((one for one in KINDS.values() if one.version and one.version in text), None)
+    kind = next((one for one in KINDS.values() if any(version in text for version in one.versions)), None)
     return None if kind is None or done.returncode else _with_program(kind, program)
 
 

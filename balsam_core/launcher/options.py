@@ -6,10 +6,12 @@ from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from balsam_core.model.calls import Resources
 from balsam_core.system.hardware import usable_cores
 
 if TYPE_CHECKING:
     from balsam_core.launcher.mpi import MPI
+    from balsam_core.model.calls import Unfit
 
 # ---- the database
 LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
@@ -73,7 +75,8 @@ class LauncherResult:
         killed: Jobs that the user killed while they were ours.
         again: Jobs given back, to be run again after an error or because the launcher stopped.
         seconds: How long it took.
-        unfit: Waiting jobs that need more than this launcher has; counted up to a limit.
+        unfit: Waiting jobs that need more than this launcher has, by shape; counted up to a limit.
+        resources: What this launcher had at its end.
         reason: Why it ended though something was left; empty where nothing was.
         signal: The signal that asked it to stop; None where none did.
         spent: Seconds by kind of work.
@@ -84,7 +87,8 @@ class LauncherResult:
     killed: int = 0
     again: int = 0
     seconds: float = 0.0
-    unfit: int = 0
+    unfit: list[Unfit] = field(default_factory=list)
+    resources: Resources = field(default_factory=Resources)
     reason: str = ""
     signal: int | None = None
     spent: Mapping[str, float] = field(default_factory=dict)

@@ -37,6 +37,16 @@ class Need(NamedTuple):
     gpus_per_rank: float = 0.0
     packing: int = 0
 
+    @property
+    def slots(self) -> int:
+        """Processors of all its ranks."""
+        return self.ranks * self.cores_per_rank
+
+    @property
+    def is_special(self) -> bool:
+        """Whether it may have to wait though enough processors are free."""
+        return bool(self.gpus_per_rank or self.packing)
+
     @classmethod
     def of(cls, job: Job) -> Need:
         """Return what a job needs on each of its nodes."""
@@ -97,12 +107,17 @@ class Node:
         """How many slots are free; none where no more jobs may run."""
         return 0 if self._jobs == self._most_jobs else len(self._free)
 
+    @property
+    def free_gpus(self) -> float:
+        """How many GPUs are free, with parts of shared ones."""
+        return sum(self._free_gpus)
+
     def take(self, need: Need) -> Place | None:
         """Give a job its place; None while too little is free.
 
         A job of more threads than there are processors gets all of them.
         """
-        count = min(need.ranks * need.cores_per_rank, self.size)
+        count = min(need.slots, self.size)
         share = Fraction(1, need.packing) if need.packing else 0
         if count > self.free_slots or self._used_share + share > 1:
             return None

@@ -423,6 +423,15 @@ class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
     """Take jobs that fit; no job is ever given to two launchers.
 
     The highest priority goes first; among equals the resource class with the oldest job, and its oldest jobs, go first.
+
+    Attributes:
+        launcher: Who takes them.
+        limit: Most jobs; fewer where they need several processors each, since it is the number of free ones, too.
+        resources: What they must fit.
+        workflow: Only jobs of this workflow; empty for all.
+        only: Only these jobs; None for all.
+        free_gpus: So many GPUs are free: no more jobs are taken than can share these, but at least one; None for no
+            such limit.
     """
 
     launcher: int
@@ -430,6 +439,7 @@ class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
     resources: Resources
     workflow: str = ""
     only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None
+    free_gpus: float | None = None
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -462,11 +472,33 @@ class UpdateJobs(Write[dict[int, str]], frozen=True, kw_only=True):
     updates: Annotated[list[Update], msgspec.Meta(max_length=MOST_JOBS)]
 
 
-Waiting = Literal["fits", "does not fit"]
+class Unfit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Claimable jobs of one shape that need more than a launcher has.
+
+    Attributes:
+        jobs: How many.
+        first: Their lowest id.
+        last: Their highest id.
+        nodes: Nodes that each needs.
+        ranks_per_node: Its processes on one node.
+        gpus_per_node: Its GPUs on one node.
+        minutes: How long it may take; 0 for unknown.
+    """
+
+    jobs: int
+    first: int
+    last: int
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_node: float = 0
+    minutes: int = 0
 
 
-class CountWaiting(Read[dict[Waiting, int]], frozen=True, kw_only=True):
-    """Count claimable jobs by whether they fit a launcher's resources, each up to ``limit``."""
+class GetUnfit(Read[list[Unfit]], frozen=True, kw_only=True):
+    """Tell which claimable jobs don't fit a launcher's resources, by shape, the first jobs first.
+
+    ``limit`` is how many jobs are looked at.
+    """
 
     resources: Resources
     workflow: str = ""

@@ -28,7 +28,6 @@ from balsam_core.model.calls import (
     ClaimJobs,
     CountHeldByOthers,
     CountJobs,
-    CountWaiting,
     GetApps,
     GetEdges,
     GetHistory,
@@ -36,6 +35,7 @@ from balsam_core.model.calls import (
     GetJobs,
     GetKilledJobs,
     GetRows,
+    GetUnfit,
     KillJobs,
     OpenStagedInsert,
     Order,
@@ -66,7 +66,7 @@ READS = [
     GetHistory(jobs=[1, 2]),
     GetEdges(jobs=[1], children_of=True),
     GetKilledJobs(launcher=1),
-    CountWaiting(resources=Resources(minutes_left=1.5)),
+    GetUnfit(resources=Resources(minutes_left=1.5)),
     CountHeldByOthers(launcher=1),
 ]
 WRITES = [
@@ -255,7 +255,7 @@ HOSTILE = [
     run(1, "get_rows", encode_call(GetRows(fields=["id"], where=Compare("id", "eq", math.nan)))),
     run(1, "get_rows", encode_call(GetRows(fields=["id"], where=AllOf([Compare("id", "eq", 1)] * 5000)))),
     run(1, "get_history", encode_call(GetHistory(jobs=[2**63]))),
-    run(1, "count_waiting", encode_call(CountWaiting(resources=Resources(nodes=2**63, minutes_left=math.inf)))),
+    run(1, "get_unfit", encode_call(GetUnfit(resources=Resources(nodes=2**63, minutes_left=math.inf)))),
     run(1, "count_jobs", encode_call(CountJobs()), deadline=math.inf),
     run(1, "no_such_operation", b"\xc0"),
     run(1, "call", b"\xc0"),

@@ -280,7 +280,7 @@ def test_jobs_that_do_not_fit_are_counted_and_keep_nobody(db, path):
     large = Job(command="true", name="large", num_nodes=2)
     db.jobs.add([large, Job(command="true", name="child", parents=[large]), Job(command="true", name="small")])
     done = launch(path)
-    assert (done["finished"], done["unfit"]) == (1, 1)
+    assert (done["finished"], done["unfit"][0]["jobs"]) == (1, 1)
     assert states(db) == {"large": "READY", "child": "AWAITING_PARENTS", "small": "JOB_FINISHED"}
     said = here.good("launcher", "--consume-all", db=path).out
     assert "more nodes" in said
@@ -289,7 +289,7 @@ def test_jobs_that_do_not_fit_are_counted_and_keep_nobody(db, path):
 def test_a_job_that_cannot_end_in_time_is_not_started(db, path):
     db.jobs.add([Job(command="true", name="long", wall_time_minutes=60), Job(command="true", name="short")])
     done = launch(path, "--time-limit-minutes", "5")
-    assert (done["finished"], done["unfit"], done["reason"]) == (1, 1, "")
+    assert (done["finished"], done["unfit"][0]["jobs"], done["reason"]) == (1, 1, "")
     assert states(db) == {"long": "READY", "short": "JOB_FINISHED"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from math import floor, inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from balsam_core.launcher.options import LauncherResult
+    from balsam_core.model.calls import Resources, Unfit
 
 
 @command(
@@ -121,8 +123,13 @@ def launcher(
             result = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else Progress()).run()
         finally:
             logs.close()
-    record = {name: value for name, value in vars(result).items() if name != "signal"}
-    printer.one(record, _format_lines(result))
+    record = {name: value for name, value in vars(result).items() if name not in {"signal", "resources"}}
+    why_no_ranks = ""
+    if options.mpi is None:
+        why_no_ranks = (
+            "has no MPI (see --mpi)" if job_mode == "mpi" else "runs jobs of one rank only (--job-mode serial)"
+        )
+    printer.one(record, _format_lines(result, why_no_ranks))
     return 0 if result.signal is None else 128 + result.signal
 
 
@@ -136,7 +143,7 @@ def _choose_gpus(count: int | None) -> tuple[str, ...]:
     return found[:count] if len(found) >= count else tuple(map(str, range(count)))
 
 
-def _format_lines(result: LauncherResult) -> Iterator[str]:
+def _format_lines(result: LauncherResult, why_no_ranks: str) -> Iterator[str]:
     """Give the lines for people."""
     ended = result.finished + result.failed
     parts = [f"{result.finished} finished", f"{result.failed} failed"]
@@ -149,8 +156,29 @@ def _format_lines(result: LauncherResult) -> Iterator[str]:
     if result.reason:
         left = f"; given back to run again: {result.again}" if result.again else ""
         yield f"Ended early: {result.reason}{left}"
-    if result.unfit:
-        yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {result.unfit}"
+    for unfit in result.unfit:
+        yield f"Not run: {_describe_unfit(unfit, result.resources, why_no_ranks)}"
+
+
+def _describe_unfit(unfit: Unfit, had: Resources, why_no_ranks: str) -> str:
+    """Return which jobs a launcher couldn't run, and what each lacks."""
+    needs, has = [], []
+    for needed, available, what in (
+        (unfit.nodes, had.nodes, "node{s}"),
+        (unfit.ranks_per_node, had.ranks_per_node, "rank{s} per node"),
+        (unfit.gpus_per_node, had.gpus_per_node, "GPU{s} per node"),
+        (unfit.minutes, inf if had.minutes_left is None else floor(had.minutes_left), "minute{s}"),
+    ):
+        if needed > available:
+            needs.append(f"{needed:g} {what.format(s='' if needed == 1 else 's')}")
+            left = " left" if what.startswith("minute") else ""
+            has.append(why_no_ranks if what.startswith("rank") and why_no_ranks else f"has {available:g}{left}")
+    verb = "needs" if unfit.jobs == 1 else "need"
+    ids = f"id {unfit.first}" if unfit.jobs == 1 else f"ids {unfit.first}-{unfit.last}"
+    if unfit.last - unfit.first >= unfit.jobs:
+        ids = f"ids from {unfit.first} to {unfit.last}"
+    jobs = "job" if unfit.jobs == 1 else "jobs"
+    return f"{unfit.jobs} {jobs} {verb} {' and '.join(needs)} ({ids}); this launcher {' and '.join(has)}"
 
 
 def _read_ids(name: str) -> tuple[int, ...]:

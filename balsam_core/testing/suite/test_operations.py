@@ -212,10 +212,12 @@ def test_update_jobs(db: Database) -> None:
     assert db.jobs.get(job.id).state == "STAGED_IN"
 
 
-def test_count_waiting(db: Database) -> None:
+def test_get_unfit(db: Database) -> None:
     one(db)
-    one(db, num_nodes=2)
-    assert db.run(calls.CountWaiting(resources=Resources())) == {"fits": 1, "does not fit": 1}
+    first, last = one(db, num_nodes=2, threads_per_rank=2), one(db, num_nodes=2)
+    expected = calls.Unfit(jobs=2, first=first, last=last, nodes=2)
+    assert db.run(calls.GetUnfit(resources=Resources())) == [expected]
+    assert db.run(calls.GetUnfit(resources=Resources(), workflow="none")) == []
 
 
 def test_get_launchers(db: Database) -> None:
