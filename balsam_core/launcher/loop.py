@@ -209,8 +209,8 @@ class Launcher:
 
     def _seconds_until_due(self, longest_wait: float) -> float:
         times = [monotonic() + longest_wait, self._show_at]
-        if (overdue := self._runner.processes.kill_overdue()) is not None:
-            times.append(overdue)
+        if (held_until := self._runner.held_until()) is not None:
+            times.append(held_until)
         if not self._end_reason:
             times.append(self._time_limit_at)
         if self._runner.blocked:

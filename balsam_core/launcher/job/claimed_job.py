@@ -22,7 +22,7 @@ from balsam_core.launcher.job.commands import bound_cores, hook_argv, job_argv, 
 from balsam_core.launcher.job.dataflow import link_parents, stage_in_command, stage_out_commands
 from balsam_core.launcher.job.failures import DiskFullError, describe_error, describe_exit, is_disk_full, last_line
 from balsam_core.launcher.placement import Need
-from balsam_core.launcher.processes import ShortageError, is_shortage
+from balsam_core.launcher.process_events import ShortageError, is_shortage
 from balsam_core.model.states import END, State
 
 if TYPE_CHECKING:
@@ -68,10 +68,24 @@ class ProcessResult(NamedTuple):
     Attributes:
         exit_code: Exit code, negative for a signal.
         stop_reason: Why the launcher stopped it; empty where it ended by itself.
+        is_lost: Whether nobody wanted it to end: what keeps it was lost, as ``stop_reason`` says.
+        ended_at: When it ended, by the monotonic clock; None for now.
+        left_behind: Processes that it had left running, and that were ended.
     """
 
     exit_code: int
     stop_reason: str = ""
+    is_lost: bool = False
+    ended_at: float | None = None
+    left_behind: int = 0
+
+    @property
+    def remark(self) -> str:
+        """What else the history should say of it; mostly nothing."""
+        count = self.left_behind
+        if not count:
+            return ""
+        return "1 process left behind was ended" if count == 1 else f"{count} processes left behind were ended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +138,16 @@ class ClaimedJob:
         self._parents = parents
         self._context = context
 
-    def reach(self, state: State, reason: str = "") -> None:
-        """Note that the job reached a state."""
+    def reach(self, state: State, reason: str = "", at: float | None = None) -> None:
+        """Note that the job reached a state, now or at a moment of the monotonic clock."""
         self.state = state
-        self.transitions.append((state, monotonic()))
-        if reason:
-            self.message = f"{self.message}; {reason}" if self.message else reason
+        self.transitions.append((state, monotonic() if at is None else at))
+        self.remark(reason)
+
+    def remark(self, text: str) -> None:
+        """Note something for the history; nothing where the text is empty."""
+        if text:
+            self.message = f"{self.message}; {text}" if self.message else text
 
     def give_back(self) -> None:
         """Drop what happened and release the job as the database knows it: it wasn't started, or was killed."""
@@ -214,13 +232,17 @@ class ClaimedJob:
             )
         self.return_code = result.exit_code
         if result.stop_reason:
-            self.reach(_S.RUN_TIMEOUT, result.stop_reason)
-            if self.job.post_timeout_handler:
+            self.reach(_S.RUN_TIMEOUT, result.stop_reason, result.ended_at)
+            if result.is_lost:
+                self._mark_for_restart("")
+            elif self.job.post_timeout_handler:
                 self.released = True  # this launcher is about to end; the next one runs the handler
         elif result.exit_code:
-            self.reach(_S.RUN_ERROR, self._describe_failure(result, output_name(self.job, ".err")))
+            why = self._describe_failure(result, output_name(self.job, ".err"))
+            self.reach(_S.RUN_ERROR, why, result.ended_at)
         else:
-            self.reach(_S.RUN_DONE)
+            self.reach(_S.RUN_DONE, at=result.ended_at)
+        self.remark(result.remark)
 
     def _stage_out(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if not (self.job.stage_out and self.job.stage_out_files):
@@ -267,6 +289,8 @@ class ClaimedJob:
         """Run a process beside the job's main one, with a log of this stem; return whether the lifecycle may go on."""
         log = output_name(self.job, ".log", stem=stem)
         result = yield ProcessSpec(argv, env or self._environment, log, log)
+        if result.remark:
+            self.remark(f"{what or stem}: {result.remark}")
         if result.stop_reason:
             self.released = True  # the next launcher does this step again
         elif result.exit_code:
