@@ -283,7 +283,7 @@ def test_jobs_that_do_not_fit_are_counted_and_keep_nobody(db, path):
     assert (done["finished"], done["unfit"][0]["jobs"]) == (1, 1)
     assert states(db) == {"large": "READY", "child": "AWAITING_PARENTS", "small": "JOB_FINISHED"}
     said = here.good("launcher", "--consume-all", db=path).out
-    assert "more nodes" in said
+    assert "1 job needs 2 nodes (id 1); this launcher has 1" in said
 
 
 def test_a_job_that_cannot_end_in_time_is_not_started(db, path):
