@@ -23,7 +23,7 @@ from balsam_core.cli.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container, Mapping
 
     from balsam_core.cli.command import Session
     from balsam_core.client.database import Database
@@ -116,7 +116,8 @@ def add_job(session: Session, options: dict[str, Any]) -> int | None:
         parents = choose(db, parse(options["parents"])).ids()
         fields = {name: value for name, value in options.items() if value is not None} | {"parents": parents}
         job = Job(**fields)
-        warn_of_operators(**{name: options.get(name) for name in ("command", "args", "preprocess", "postprocess")})
+        commands = {name: options.get(name) for name in ("command", "args", "preprocess", "postprocess")}
+        warn_of_operators(commands, filled=job.parameters)
         added = db.jobs.add(job, if_exists=if_exists)
         record = {"id": added[0]} if printer.format in {"table", "ids"} else job_record(_stored(db, job))
     outcome = added.existing.get(added[0], "added")
@@ -134,16 +135,19 @@ _EXISTED = {
 }
 
 
-def warn_of_operators(**commands: str | None) -> None:
-    """Tell on stderr of shell operators in command lines, by the names of their options."""
+def warn_of_operators(commands: Mapping[str, str | None], *, filled: Container[str] | None) -> None:
+    """Tell on stderr of what only a shell understands in command lines, by the names of their options.
+
+    ``filled`` names the parameters that are filled in; None for whatever stands in braces.
+    """
     from balsam_core.model.command import shell_operator
 
     for option, text in commands.items():
-        if text and (operator := shell_operator(text)):
+        if text and (operator := shell_operator(text, filled)):
             what = operator if operator.startswith("a ") else repr(operator)
             click.echo(
                 f"Warning: no shell sees --{option}, so {what} is passed to the program: if a shell is meant, use "
-                f"sh -c '...', else quote it",
+                f"sh -c '...', else put it in single quotes",
                 err=True,
             )
 

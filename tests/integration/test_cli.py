@@ -446,3 +446,11 @@ def test_a_url_is_no_path_and_its_password_is_not_shown(words, tmp_path, monkeyp
     assert "is a URL" in done.err
     assert "secret" not in done.err + done.out
     assert list(tmp_path.iterdir()) == []
+def test_an_expansion_of_a_shell_is_told_unless_it_is_a_parameter(db):
+    done = here("job", "--command", "echo ${x} $HOME", "-p", "x=1", db=db)
+    assert "no shell sees --command, so '$HOME' is passed to the program" in done.err
+    assert "Warning" not in here("job", "--command", "echo ${x}", "-p", "x=1", db=db).err
+    assert "Warning" not in here("app", "--name", "y", "--executable", "echo ${x}", db=db).err
+    assert "'`date`'" in here("app", "--name", "z", "--executable", 'echo "`date`"', db=db).err
+
+
