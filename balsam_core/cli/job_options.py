@@ -16,6 +16,7 @@ from balsam_core.cli.values import (
     LARGEST,
     SHARE,
     converted,
+    full_path,
     json_object,
     mapping,
     parameters,
@@ -52,12 +53,20 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "multiple": True, "metavar": "PATTERNS", "callback": converted(patterns),
         "help": "Patterns of the parents' files to link into the working directory, e.g. '*.xyz out.*'.",
     }),
-    (("--stage-in",), {"metavar": "PATH", "help": "Copy this directory or file into the working directory first."}),
-    (("--stage-out",), {"metavar": "PATH", "help": "Copy results to this directory at the end."}),
+    (("--stage-in",), {
+        "metavar": "PATH", "callback": converted(full_path),
+        "help": "Copy this directory or file into the working directory first. A relative path is one from here.",
+    }),
+    (("--stage-out",), {
+        "metavar": "PATH", "callback": converted(full_path), "help": "Copy results to this directory at the end.",
+    }),
     (("--stage-out-files",), {
         "multiple": True, "metavar": "PATTERNS", "callback": converted(patterns), "help": "Which files to copy there.",
     }),
-    (("--user-workdir",), {"metavar": "PATH", "help": "Run here instead of in a working directory of its own."}),
+    (("--user-workdir",), {
+        "metavar": "PATH", "callback": converted(full_path),
+        "help": "Run in this directory instead of in a working directory of its own.",
+    }),
     (("--env", "environ"), {
         "multiple": True, "metavar": "KEY=VALUE", "callback": converted(mapping),
         "help": "Environment variable. May be repeated.",

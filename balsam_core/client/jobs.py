@@ -21,7 +21,8 @@ from balsam_core.model.calls import (
     RemoveJobs,
     RetryJobs,
 )
-from balsam_core.model.filters import AllOf, AnyOf, Column, Compare, NoneOf
+from balsam_core.model.filters import AllOf, AnyOf, Column, Compare, NoneOf, compared
+from balsam_core.model.text import shortened, typed
 from balsam_core.model.job import FIELDS, Job
 
 if TYPE_CHECKING:
@@ -57,22 +58,23 @@ class JobQuery:
         parts: list[Where] = []
         for condition in conditions:
             if not isinstance(condition, CONDITIONS):
-                raise InvalidInput(f"{condition!r} is no condition; write one like Job.state == 'FAILED'")
+                raise InvalidInput(f"{shortened(condition)} is no condition; write one like Job.state == 'FAILED'")
             parts.append(condition)
         for name, value in equal.items():
             if name not in FIELDS:
                 raise InvalidInput(f"a job has no field {name!r}; fields are: {', '.join(FIELDS)}")
-            parts.append(Compare(name, "eq", value))
+            parts.append(compared(name, "eq", value))
         inner = self._where.parts if isinstance(self._where, AllOf) else [self._where]
         return JobQuery(self._transport, AllOf([*inner, *parts]), order=self._order, limit=self._limit)
 
     def order_by(self, field: Column | str, *, descending: bool = False) -> JobQuery:
         """Sort by a field instead of by id."""
-        name = field.name if isinstance(field, Column) else field
-        return JobQuery(self._transport, self._where, order=Order(name, descending), limit=self._limit)
+        return JobQuery(self._transport, self._where, order=Order(_name_of(field), descending), limit=self._limit)
 
-    def limit(self, most: int) -> JobQuery:
-        """Take at most so many jobs."""
+    def limit(self, most: int | None) -> JobQuery:
+        """Take at most so many jobs; None for all."""
+        if most is not None and (type(most) is not int or most < 0):
+            raise InvalidInput(f"limit() takes a number of jobs, 0 or more, not {shortened(most)}")
         return JobQuery(self._transport, self._where, order=self._order, limit=most)
 
     # ---- reading
@@ -85,7 +87,7 @@ class JobQuery:
 
     def rows(self, *fields: Column | str) -> Iterator[list[Any]]:
         """Read only some fields: a list of their values for each job."""
-        names = [field.name if isinstance(field, Column) else field for field in fields]
+        names = [_name_of(field) for field in fields]
         wanted = names if "id" in names else [*names, "id"]
         id_index = wanted.index("id")
         rows = self._read_pages(
@@ -251,7 +253,7 @@ class Jobs(JobQuery):
         Raises:
             NotFound: There is no such job.
         """
-        found = self._transport.run(GetJobs(where=Compare("id", "eq", job_id), limit=1))
+        found = self._transport.run(GetJobs(where=Compare("id", "eq", added_id(job_id)), limit=1))
         if not found:
             raise NotFound(f"there is no job {job_id}")
         return found[0]
@@ -274,9 +276,18 @@ def added_id(job: int | Job) -> int:
     """Return the id of a job that was added.
 
     Raises:
-        InvalidInput: It was not added.
+        InvalidInput: It was not added, or is neither a job nor an id.
     """
     job_id = job.id if isinstance(job, Job) else job
-    if job_id is None:
+    if job_id is None and isinstance(job, Job):
         raise InvalidInput(f"{job!r} is not added yet: it has no id")
     return job_id
+    if type(job_id) is not int or abs(job_id) >= 2**63:
+        raise InvalidInput(f"{typed(job)} is no job: give a Job or an id, which is an int of at most 64 bits")
+
+
+def _name_of(field: Column | str) -> str:
+    name = field.name if isinstance(field, Column) else field
+    if name not in FIELDS:
+        raise InvalidInput(f"a job has no field {shortened(name)}; fields are: {', '.join(FIELDS)}")
+    return name
