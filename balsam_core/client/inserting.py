@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, get_args
 
 from msgspec.structs import astuple, replace
 
-from balsam_core.client.slices import REPEAT
+from balsam_core.client.slices import told_how_far
 from balsam_core.errors import (
     BalsamError,
     Conflict,
     InvalidInput,
     NotFound,
     OutcomeUnknown,
-    PartlyDone,
     TooLarge,
     Unavailable,
 )
 from balsam_core.model.calls import (
     MOST_JOBS,
-    UNCHANGED,
     AbandonStagedInsert,
     AddJobs,
     IfExists,
@@ -66,10 +64,10 @@ def insert(transport: Transport, jobs: Iterable[Job], if_exists: IfExists = "err
     In a sequence parents may come after their children. An iterator is read as it goes, so that memory stays flat but
     for the ids; there a parent must come before its children.
     """
-    _check_iterable(jobs)
-    adding = AddJobs(jobs=[], if_exists=if_exists)
     if if_exists not in get_args(IfExists):
         raise InvalidInput(f"if_exists is {if_exists!r}; it can be one of: {', '.join(get_args(IfExists))}")
+    _check_iterable(jobs)
+    adding = AddJobs(jobs=[], if_exists=if_exists)
     if not isinstance(jobs, Sequence):
         return _insert_in_order(transport, jobs, adding)
     adding = replace(adding, of=len(jobs))
@@ -128,16 +126,11 @@ def _update(transport: Transport, jobs: list[Job]) -> None:
         PartlyDone: An error came after the new jobs were published.
     """
     updated = AddedIds()
-    try:
+    adding = AddJobs(jobs=[], if_exists="update")
+    with told_how_far("added all new jobs and updated", updated, "existing job", begun=True):
         for chunk in _chunks(iter(jobs)):
-            for _ in _split_to_fit(transport, chunk, updated, AddJobs(jobs=[], if_exists="update")):
+            for _ in _split_to_fit(transport, chunk, updated, adding):
                 pass
-    except (BalsamError, KeyboardInterrupt) as err:
-        count = f"all new jobs are added and {len(updated)} of {len(jobs)} existing ones updated"
-        if isinstance(err, KeyboardInterrupt):
-            err.add_note(f"{count} before it was interrupted; {REPEAT}")
-            raise
-        raise PartlyDone(f"{count}, then it failed: {err.message.removesuffix('; ' + UNCHANGED)}; {REPEAT}") from err
 
 
 def _chunks(stream: Iterator[Job]) -> Iterator[list[Job]]:

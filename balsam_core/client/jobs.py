@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from balsam_core.client.slices import REPEAT, RETRY_REST, changes, removed_jobs, removed_with_descendants, told_how_far
-from balsam_core.errors import InvalidInput, NotFound
+from balsam_core.client.slices import REPEAT, RETRY_REST, changes, removed_children_first, removed_jobs, told_how_far
+from balsam_core.errors import Conflict, InvalidInput, NotFound
 from balsam_core.model.calls import (
     MOST_JOBS,
     AddEdge,
@@ -18,12 +18,11 @@ from balsam_core.model.calls import (
     GetRows,
     KillJobs,
     Order,
-    RemoveJobs,
     RetryJobs,
 )
 from balsam_core.model.filters import AllOf, AnyOf, Column, Compare, NoneOf, compared
-from balsam_core.model.text import shortened, typed
 from balsam_core.model.job import FIELDS, Job
+from balsam_core.model.text import shortened, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +36,7 @@ T = TypeVar("T")
 
 CONDITIONS: tuple[type, ...] = (Compare, AllOf, AnyOf, NoneOf)
 UNLIMITED = 2**31 - 1  # jobs
+CASCADE = "cascade=True"
 
 
 class JobQuery:
@@ -166,36 +166,43 @@ class JobQuery:
     def kill(self, message: str = "") -> int:
         """Kill the jobs that have not ended; waiting descendants become PARENT_KILLED. Returns how many changed.
 
+        It works in slices of at most 2,000 jobs, each a transaction: others see some killed before the others are.
+
         Raises:
-            PartlyDone: An error came after some were killed.
+            PartlyDone: An error came after some were killed, which stay so; the message says how many.
         """
         return self._change("killed", KillJobs(where=self._stable_condition(), message=message), REPEAT)
 
     def retry(self) -> int:
         """Start failed or killed jobs again; returns how many changed.
 
-        A killed job that its launcher has not ended yet stays as it is.
+        Other jobs stay as they are, as do a killed job that its launcher has not ended yet, and one whose failed or
+        killed parent is not started again with it. It works in slices of at most 2,000 jobs, each a transaction.
 
         Raises:
-            PartlyDone: An error came after some were started.
+            Conflict: No job could be started, but one has failed or been killed; the message says what keeps it.
+            PartlyDone: An error came after some were started, which stay so; the message says how many.
         """
         return self._change("retried", RetryJobs(where=self._stable_condition()), RETRY_REST)
 
     def remove(self, *, cascade: bool = False) -> list[RemovedJob]:
         """Remove the jobs from the database; their working directories stay. Returns the removed jobs.
 
+        All are looked at first. Then it works in slices of at most 500 jobs, each a transaction.
+
         Args:
             cascade: Whether to remove all jobs that depend on them, too.
 
         Raises:
             Conflict: A launcher holds a job, or another job that has not finished depends on one; none was removed.
-            PartlyDone: An error came after some were removed.
+            PartlyDone: An error came after some were removed, such as a launcher that took a job meanwhile; the message
+                says how many, and the rest is still there.
         """
         runner = self._transport
         if cascade:
-            slices = removed_with_descendants(runner, self.ids())
+            slices = removed_children_first(runner, self.ids(), cascade=CASCADE, descendants=True)
         else:
-            slices = removed_jobs(runner, RemoveJobs(where=self._stable_condition()))
+            slices = removed_jobs(runner, self._stable_condition(), cascade=CASCADE)
         removed: list[RemovedJob] = []
         with told_how_far("removed", removed):
             for some in slices:
@@ -204,9 +211,13 @@ class JobQuery:
 
     def _change(self, verb: str, call: Call[Changed], rest: str) -> int:
         ids: list[int] = []
+        why = ""
         with told_how_far(verb, ids, rest=rest):
             for changed in changes(self._transport, call):
                 ids += changed.ids
+                why = changed.why
+        if why and not ids:
+            raise Conflict(why)
         return len(ids)
 
 
@@ -281,9 +292,9 @@ def added_id(job: int | Job) -> int:
     job_id = job.id if isinstance(job, Job) else job
     if job_id is None and isinstance(job, Job):
         raise InvalidInput(f"{job!r} is not added yet: it has no id")
-    return job_id
     if type(job_id) is not int or abs(job_id) >= 2**63:
         raise InvalidInput(f"{typed(job)} is no job: give a Job or an id, which is an int of at most 64 bits")
+    return job_id
 
 
 def _name_of(field: Column | str) -> str:

@@ -305,7 +305,10 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         ids: Jobs that changed (relatives that follow them are not named).
         more: Whether a further slice may change more.
-        held: How many chosen jobs can't be retried before a launcher says that their processes have ended.
+        held: How many chosen jobs can't be retried before a launcher says that their processes have ended. This and
+            the next two are known after the last slice.
+        blocked: How many chosen jobs can't be retried before their parents, which were not chosen.
+        why: What keeps one of those from being retried.
         last_root: Where the next slice of a retry goes on; -1 for no more jobs than those of ``rest``.
         rest: Jobs whose descendants are the next slice.
     """
@@ -313,6 +316,8 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ids: list[int]
     more: bool = False
     held: int = 0
+    blocked: int = 0
+    why: str = ""
     last_root: int = 0
     rest: list[int] = []
 
@@ -343,6 +348,17 @@ class RemovedJob(msgspec.Struct, frozen=True, array_like=True):
     id: int
     workflow: str
     name: str
+
+
+class CheckRemoval(Read[list[Edge]], frozen=True, kw_only=True):
+    """Look for what forbids the removal of jobs; Conflict where a launcher holds one.
+
+    Returns dependencies of one of the jobs on which other jobs that have not finished rely; none with ``cascade``,
+    which removes those, too.
+    """
+
+    where: Where
+    cascade: bool = False
 
 
 class RemoveJobs(Write[list[RemovedJob]], frozen=True, kw_only=True):
