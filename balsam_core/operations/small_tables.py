@@ -122,11 +122,16 @@ def app_needs(tx: Tx, names: Iterable[str]) -> dict[str, AppNeeds]:
             row = tx.run_prepared(_APP_BY_NAME, {"wanted": name}).fetchone()
             if row is None:
                 raise unknown_app(tx, name)
-            needs = AppNeeds(row[0], *(placeholders(split(text or "", what=f"app {name!r}")) for text in row[1:]))
+            needs = needs_of(*row)
             if tx.cache is not None:
                 tx.cache.put(("apps", name), needs)
         found[name] = needs
     return found
+
+
+def needs_of(app_id: int, *templates: str | None) -> AppNeeds:
+    """Return what the templates of an app ask for: executable, preprocess, postprocess."""
+    return AppNeeds(app_id, *(placeholders(split(text or "", what="app")) for text in templates))
 
 
 _APP_BY_NAME = Prepared(
