@@ -111,7 +111,7 @@ def add_job(session: Session, options: dict[str, Any]) -> int | None:
     The options are values by the names of the job's fields; None is the field's default. Parents are selectors.
 
     Raises:
-        click.UsageError: It is said what to do if the job exists, but no key is given.
+        click.UsageError: An option is given without the one that it needs.
     """
     from balsam_core.cli.records import job_record
     from balsam_core.cli.selectors import choose, parse
@@ -121,6 +121,8 @@ def add_job(session: Session, options: dict[str, Any]) -> int | None:
     if_exists: IfExists = options.pop("if_exists") or "error"
     if if_exists != "error" and options["key"] is None:
         raise click.UsageError("--if-exists is about jobs with the same key: give one by --key")
+    if bool(options["stage_out"]) != bool(options["stage_out_files"]):
+        raise click.UsageError("--stage-out and --stage-out-files go together: one alone copies nothing")
     with session.open_db() as db:
         parents = choose(db, parse(options["parents"])).ids()
         fields = {name: value for name, value in options.items() if value is not None} | {"parents": parents}

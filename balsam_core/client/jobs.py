@@ -228,7 +228,8 @@ class Jobs(JobQuery):
         """Add jobs: all of them or none, visible to others at once; their ``id`` is filled in.
 
         In a list, parents and children may have any order. An iterator is read as it goes; memory stays flat but for
-        the ids.
+        the ids. After an error the jobs of a list have no ids, as before; those that an iterator gave may keep one, so
+        make them anew.
 
         A job whose ``key`` exists is not added again, so that a program may be run again and adds what is missing. Its
         content is every field that its user gives, and its parents. Dependencies that were added later

@@ -369,7 +369,7 @@ def test_retry_says_what_it_left_alone_and_why(db):
 
 def test_relative_paths_are_those_of_the_user(db, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["--stage-in", "in", "--stage-out", "../out", "--user-workdir", "~/here"]
+    words = ["--stage-in", "in", "--stage-out", "../out", "--stage-out-files", "*", "--user-workdir", "~/here"]
     here.good("job", "--command", "true", *words, db=db)
     got = here.good("show", "last", "-o", "json", db=db).json
     assert [got[name] for name in ("stage_in", "stage_out", "user_workdir")] == [

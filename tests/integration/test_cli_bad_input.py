@@ -165,6 +165,8 @@ def test_a_wrong_settings_file_is_named(tmp_path):
         (["job", "--command", "echo", "--postprocess", "'a"], 5, "postprocess: can't split"),
         (["job", "--command", "true", "--input-files", "../*.x"], 5, "input_files: the pattern '../*.x' holds a slash"),
         (["job", "--command", "true", "--stage-out-files", "'a"], 2, "--stage-out-files: a quotation"),
+        (["job", "--command", "true", "--stage-out", "/o"], 2, "--stage-out and --stage-out-files go together"),
+        (["job", "--command", "true", "--stage-out-files", "*"], 2, "--stage-out and --stage-out-files go together"),
         (["job", "--command", "true", "--env", "A"], 2, "KEY=VALUE"),
         (["job", "--command", "true", "--data", '{"x": NaN}'], 2, "JSON object"),
         (["job", "--command", "true", "--num-nodes", "0"], 2, "--num-nodes"),
