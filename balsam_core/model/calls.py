@@ -17,6 +17,7 @@ from balsam_core.model.app import App
 from balsam_core.model.filters import AllOf, Condition
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
+from balsam_core.model.text import shortened, title
 
 R = TypeVar("R")
 
@@ -154,11 +155,25 @@ class AddJobs(Write[Added], frozen=True, kw_only=True):
     A parent is an id, or ``-(index + 1)`` of an earlier job in the same call. With ``staged_insert`` the jobs stay
     invisible until the staged insert is published. ``if_exists`` is for jobs whose key exists: "error" refuses other
     content than the stored, "keep" doesn't look at it, and "update" changes the stored job if it has not started.
+    For messages, ``places`` are the jobs' places in what the user gave, from 1, if others than 1, 2, ..., and ``of`` is
+    how many those are in all, if that is known.
     """
 
     jobs: SomeJobs
     staged_insert: int = 0
     if_exists: IfExists = "error"
+    places: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] = []
+    of: int = 0
+
+    def called(self, index: int) -> str:
+        """Return what messages call a job: by its name or key, else by its place in what the user gave."""
+        job = self.jobs[index]
+        if job.name or not (job.key or self.of != 1):
+            return title("job", str(job.name or ""))
+        if job.key:
+            return f"the job with the key {shortened(job.key)}"
+        place = self.places[index] if index < len(self.places) else index + 1
+        return f"job {place} of {self.of}" if self.of else f"the given job number {place}"
 
 
 class OpenStagedInsert(Write[int], frozen=True, kw_only=True):
@@ -290,7 +305,10 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         ids: Jobs that changed (relatives that follow them are not named).
         more: Whether a further slice may change more.
-        held: How many chosen jobs can't be retried before a launcher says that their processes have ended.
+        held: How many chosen jobs can't be retried before a launcher says that their processes have ended. This and
+            the next two are known after the last slice.
+        blocked: How many chosen jobs can't be retried before their parents, which were not chosen.
+        why: What keeps one of those from being retried.
         last_root: Where the next slice of a retry goes on; -1 for no more jobs than those of ``rest``.
         rest: Jobs whose descendants are the next slice.
     """
@@ -298,6 +316,8 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ids: list[int]
     more: bool = False
     held: int = 0
+    blocked: int = 0
+    why: str = ""
     last_root: int = 0
     rest: list[int] = []
 
@@ -328,6 +348,17 @@ class RemovedJob(msgspec.Struct, frozen=True, array_like=True):
     id: int
     workflow: str
     name: str
+
+
+class CheckRemoval(Read[list[Edge]], frozen=True, kw_only=True):
+    """Look for what forbids the removal of jobs; Conflict where a launcher holds one.
+
+    Returns dependencies of one of the jobs on which other jobs that have not finished rely; none with ``cascade``,
+    which removes those, too.
+    """
+
+    where: Where
+    cascade: bool = False
 
 
 class RemoveJobs(Write[list[RemovedJob]], frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ OPERATION_MODULES = (
     "launchers",
     "reading",
     "recording",
+    "removing",
     "staged_inserts",
     "upkeep",
 )

@@ -25,6 +25,7 @@ from balsam_core.model.calls import (
     AddApp,
     AddEdge,
     AddJobs,
+    CheckRemoval,
     ClaimJobs,
     CountHeldByOthers,
     CountJobs,
@@ -68,6 +69,7 @@ READS = [
     GetKilledJobs(launcher=1),
     GetUnfit(resources=Resources(minutes_left=1.5)),
     CountHeldByOthers(launcher=1),
+    CheckRemoval(where=SOME),
 ]
 WRITES = [
     AddApp(app=App(name="a", executable="true"), replace=True),

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from balsam_core.errors import Conflict
 from balsam_core.model import calls
 from balsam_core.model.app import App
 from balsam_core.model.calls import Call, Edge, Order, Resources, Update
@@ -161,6 +164,18 @@ def test_retry_jobs(db: Database) -> None:
     db.jobs.kill()
     assert len(db.run(calls.RetryJobs(where=calls.EVERYTHING)).ids) == 2
     assert db.jobs.states() == {"READY": 2}
+
+
+def test_check_removal(db: Database) -> None:
+    first = one(db)
+    second = one(db, parents=[first])
+    assert db.run(calls.CheckRemoval(where=Compare("id", "eq", first))) == [Edge(first, second)]
+    assert db.run(calls.CheckRemoval(where=Compare("id", "eq", first), cascade=True)) == []
+    assert db.run(calls.CheckRemoval(where=Compare("id", "eq", second))) == []
+    assert db.run(calls.CheckRemoval(where=calls.EVERYTHING)) == []
+    assert [job.id for job in claim(db, register(db))] == [first]
+    with pytest.raises(Conflict, match=f"job {first} is held by a launcher"):
+        db.run(calls.CheckRemoval(where=calls.EVERYTHING))
 
 
 def test_remove_jobs(db: Database) -> None:
