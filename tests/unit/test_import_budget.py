@@ -61,6 +61,22 @@ def test_light_commands_load_nothing_heavy(arguments):
     assert heavy(modules) == []
 
 
+def test_a_plugin_of_ours_is_not_looked_at_before_it_is_used(tmp_path):
+    modules = loaded_by(COMMAND, json.dumps(["init", str(tmp_path / "db")]))
+    assert "balsam_sqlite" in modules
+    assert not modules & {"balsam_core.backends.reports", "balsam_core.backends.probe"}
+
+
+def test_another_plugin_that_was_looked_at_costs_no_second_look(tmp_path, site, monkeypatch):
+    site.add("toy")
+    for name, value in {**site.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    loaded_by(COMMAND, json.dumps(["init", str(tmp_path / "db"), "--db-type", "toy"]))
+    modules = loaded_by(COMMAND, json.dumps(["ls", "--db", str(tmp_path / "db")]))
+    assert "balsam_core.backends.reports" in modules
+    assert "balsam_core.backends.probe" not in modules
+
+
 @pytest.mark.parametrize("module", ["balsam_core", "balsam_core.plugin", "balsam_core.errors", "balsam_core.cli"])
 def test_public_modules_load_nothing_heavy(module):
     modules = loaded_by(IMPORT, module)
