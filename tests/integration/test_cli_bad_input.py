@@ -308,7 +308,9 @@ def test_ls_into_head_is_quiet(made, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("words", [["ls"], ["ls", "-o", "csv"], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["ls"], ["ls", "-o", "csv"], ["ls", "-o", "ids"], ["show", "1"], ["--help"]], ids=" ".join
+)
 def test_a_full_disk_under_the_output_is_one_line(words, made):
     with Path("/dev/full").open("wb") as full:
         running = program(*words, db=made, stdout=full)
@@ -317,6 +319,38 @@ def test_a_full_disk_under_the_output_is_one_line(words, made):
     assert message.startswith("Error: ")
     assert "no space left" in message.lower()
     assert message.count("\n") == 1
+
+
+CHANGES = {
+    "app": (["app", "--name", "new", "--executable", "true"], "app 'new' is defined"),
+    "job": (["job", "--name", "x", "--command", "true"], "Job 3 is added"),
+    "job json": (["job", "--name", "x", "--command", "true", "-o", "json"], "Job 3 is added"),
+    "run": (["run", "--", "true"], "Job 3 is added"),
+    "dep": (["dep", "1", "2"], "job 2 waited for job 1 already"),
+    "kill": (["kill", "all"], "killed 2 jobs"),
+    "retry": (["retry", "all"], "retried no job"),
+    "rm": (["rm", "2", "--yes"], "removed 1 job"),
+    "rm apps": (["rm", "apps", "sim", "--yes"], "removed 1 app"),
+    "launcher": (["launcher", "--consume-all"], "2 finished, 0 failed"),
+    "init": (["init", "new"], "created "),
+    "backup": (["backup", "saved"], "saved "),
+    "restore": (["restore", "earlier", "new"], "restored "),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_whose_answer_can_not_be_printed_says_that_it_is_made(name, db, tmp_path):
+    words, text = CHANGES[name]
+    here.good("backup", tmp_path / "earlier", db=db)
+    with Path("/dev/full").open("wb") as full:
+        running = program(*words, db=db, stdout=full, cwd=tmp_path)
+        message = running.communicate(timeout=TIMEOUT)[1].decode().splitlines()[-1]
+    assert running.returncode == 7, message
+    assert text in message
+    assert "; only the answer can't be printed: no space left on device" in message
+    if words[0] in {"job", "run"}:
+        assert len(jobs(db)) == 3
 
 
 def test_closed_standard_streams_harm_nothing(made, tmp_path):

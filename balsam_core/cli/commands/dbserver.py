@@ -98,7 +98,8 @@ def _start_server(session: Session, options: ServerOptions, *, chosen: bool) -> 
     server = started.address
     printer = session.printer()
     verb = "already running at" if started.already else "running at"
-    printer.one(_address_record(directory, server) | {"already": started.already}, f"{verb} {server.endpoint}")
+    text = f"{verb} {server.endpoint}"
+    printer.one(_address_record(directory, server) | {"already": started.already}, text, done=f"the server is {text}")
     if server.details.get("tls") == "off" and not is_loopback(server.host):
         printer.note("Warning: connections from other hosts are not encrypted")
     lease = LeaseObserver(directory).observe().lease if started.already else None
@@ -131,7 +132,7 @@ def _stop_server(session: Session, *, takeover: bool) -> None:
         "cleaned": f"the server{where} had died; what it left is removed",
         "none": f"no server{where} runs",
     }[done]
-    session.printer().one({"path": None if directory is None else str(directory.path), "result": done}, text)
+    session.printer().one({"path": None if directory is None else str(directory.path), "result": done}, text, done=text)
 
 
 def _find_served(session: Session) -> DBDir | None:
@@ -173,7 +174,7 @@ def _reset_server(session: Session) -> None:
     directory = session.directory()
     reset(directory)
     text = f"reset: no server of {printable(str(directory.path))} is published"
-    session.printer().one({"path": str(directory.path), "result": "reset"}, text)
+    session.printer().one({"path": str(directory.path), "result": "reset"}, text, done=text)
 
 
 def status_record(directory: DBDir, state: ServerState, transport: Transport | None = None) -> dict[str, object]:

@@ -90,7 +90,8 @@ def launcher(
         finally:
             logs.close()
     record = {name: value for name, value in vars(result).items() if name != "signal"}
-    printer.one(record, _format_lines(result))
+    lines = list(_format_lines(result))
+    printer.one(record, lines, done="; ".join(lines))
     return 0 if result.signal is None else 128 + result.signal
 
 
