@@ -25,6 +25,24 @@ def shown(path: str | os.PathLike[str]) -> str:
     return text if text.isprintable() and text else repr(text)
 
 
+def pasted(path: str | os.PathLike[str]) -> str:
+    """Return the path as one printable word for a shell, which a user copies from a message."""
+    import shlex
+
+    text = os.fspath(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (
+        f"\\{char}"
+        if char in "\\'"
+        else char
+        if char.isprintable()
+        else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+        for char in text
+    )
+    return f"$'{''.join(escaped)}'"
+
+
 def reason(err: Exception) -> str:
     """Return the text of an error in lower case; of an OSError the system's text, without number and path."""
     return (getattr(err, "strerror", None) or str(err) or type(err).__name__).lower()
@@ -97,6 +115,11 @@ def read_with_status(path: Path, *, limit: int, follow: bool = True) -> tuple[by
     return data, status
 
 
+def is_directory(path: Path) -> bool:
+    """Say whether a directory is where a file should be, which a file can't replace; a link to one is none."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def force_to_disk(directory: Path) -> None:
     """Make the names in a directory durable, as far as its file system can do that."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -151,10 +174,10 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         write_new(temporary, data, mode=mode)
         temporary.replace(path)
     except BaseException as err:
-        if isinstance(err, OSError):
-            err.filename = os.fspath(path)
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(err, OSError):
+            raise type(err)(err.errno, err.strerror, os.fspath(path)) from None
         raise
     force_to_disk(path.parent)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -123,6 +124,33 @@ def test_a_garbage_address_is_refused(text, db):
     assert status.code == 6
     assert f"balsam init {db}" in status.out
     assert contents(db) == before
+
+
+def test_a_directory_in_place_of_the_address_is_refused_and_left_alone(db):
+    place = db / "dbwriter_address"
+    place.unlink()
+    place.mkdir()
+    (place / "mine").touch()
+    assert f"{place} can't be read" in here.refused("ls", code=6, db=db)
+    status = here("status", db=db)
+    assert (status.code, "move it away" in status.out) == (6, True)
+    for words in (["dbserver"], ["dbserver", "--stop"], ["dbserver", "--reset"], ["init", db]):
+        line = child.refused(*words, code=8, db=None if words[0] == "init" else db)
+        assert line.count(str(place)) == 1
+        assert "move it away" in line
+    assert (place / "mine").exists()
+    shutil.rmtree(place)
+    here.good("init", db)
+    assert len(jobs(db)) == 2
+
+
+def test_a_pipe_in_place_of_the_address_is_replaced(db):
+    place = db / "dbwriter_address"
+    place.unlink()
+    os.mkfifo(place)
+    assert f"{place} can't be read: is no regular file" in here.refused("ls", code=6, db=db)
+    here.good("init", db)
+    assert len(jobs(db)) == 2
 
 
 def test_a_newer_schema_is_refused(db):
@@ -267,6 +295,26 @@ def test_hostile_paths_are_shown_on_one_line(tmp_path):
     assert here.good("init", path).out.count("\n") == 1
     assert here.good("run", "--", "true", db=path).ids == [1]
     assert here.good("status", db=path).out.count("\n") == 5
+
+
+ODD_NAMES = [b"a b", b"it's", b"$(touch x)", b"\xff\\'\n", "\u00e9\u0301 \u202e".encode(), b"\xe9a1"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_what_a_message_says_can_be_pasted_into_a_shell(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    line = child.refused("ls", code=8, db=path)
+    assert line.isprintable()
+    words = line.partition("with: balsam ")[2]
+    argv = " ".join(map(shlex.quote, BALSAM))
+    subprocess.run(["bash", "-c", f"{argv} {words}"], check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL)
+    assert (path / "balsam.toml").exists()
+    (path / "dbwriter_address").unlink()
+    words = (
+        child.refused("ls", code=6, db=path).partition("; if that lasts, balsam ")[2].removesuffix(" writes it again")
+    )
+    subprocess.run(["bash", "-c", f"{argv} {words}"], check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL)
+    assert child.good("ls", "-o", "ids", db=path).ids == []
 
 
 # ---- output that nobody reads

@@ -183,14 +183,15 @@ def status_record(directory: DBDir, state: ServerState, transport: Transport | N
     The server is asked through the transport; without one, a transport is opened for that.
     """
     lease, server = state.lease, state.address
+    lives = state.state != "stale"
     record: dict[str, object] = {
         "state": state.state,
         "path": str(directory.path),
         "host": server.host if server else None,
         "port": server.port if server else None,
         "protocol": server.protocol if server else None,
-        "pid": server.pid if server else (lease.child_pid or None if lease else None),
-        "watchdog_pid": lease.pid if lease else None,
+        "pid": (server.pid if server else (lease.child_pid or None if lease else None)) if lives else None,
+        "watchdog_pid": lease.pid if lease and lives else None,
         "node": lease.node if lease else server.node if server else None,
         "since": state.since,
         "generation": server.generation if server else None,
@@ -231,7 +232,7 @@ def _format_lines(record: dict[str, object], state: ServerState) -> Iterator[str
 
     yield f"DB        {printable(str(record['path']))}"
     yield f"server    {describe_state(state)}"
-    if state.state in {"stopped", "failed"}:
+    if state.state in {"stopped", "failed", "stale"}:
         return
     if record["node"]:
         pids = f"server pid {record['pid'] or 'none'}, watchdog pid {record['watchdog_pid'] or 'unknown'}"
@@ -247,6 +248,7 @@ def describe_state(state: ServerState) -> str:
     from balsam_core.dbdir.lease import restarted
 
     place = state.address.endpoint if state.address else "no address"
+    kept = f"{place} is published, but nothing keeps it"
     failure = restarted(state.lease)
     lost = f"running, but {state.fault}; its watchdog publishes it again within seconds"
     return {
@@ -255,7 +257,7 @@ def describe_state(state: ServerState) -> str:
         "starting": lost if state.fault else f"starting, not ready yet{failure}",
         "stopping": "stopping",
         "failed": f"failed: {state.fault}",
-        "stale": f"dead: {place} is published, but nothing keeps it; start it again with balsam dbserver",
+        "stale": f"dead: {state.fault or kept}; start it again with balsam dbserver",
         "unwatched": f"{place}, without a watchdog",
         "unknown": f"unknown: {state.fault}",
     }[state.state]
