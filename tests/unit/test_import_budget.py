@@ -11,6 +11,9 @@ import sys
 
 import pytest
 
+from balsam_core.admin.initialise import initialise
+from balsam_core.errors import BackendError
+
 # The libraries that cost, and the parts of Balsam that need them. SQLAlchemy alone costs more than all else together.
 HEAVY = {
     "MySQLdb",
@@ -93,3 +96,21 @@ def test_every_name_of_the_public_modules_opens():
     opened = "import {0}, sys; [getattr({0}, name) for name in {0}.__all__]"
     for module in ("balsam_core", "balsam_core.plugin"):
         subprocess.run([sys.executable, "-c", opened.format(module)], check=True, timeout=60)
+
+
+def test_a_stopped_server_is_told_before_anything_heavy_is_loaded(tmp_path):
+    pytest.importorskip("psycopg")
+    try:
+        initialise(tmp_path / "db", "postgres")
+    except BackendError as lacking:
+        pytest.skip(str(lacking))
+    code = f"""
+import json, sys
+from balsam_core import open_db
+from balsam_core.errors import ServerNotRunning
+try:
+    open_db({str(tmp_path / "db")!r})
+except ServerNotRunning:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+    assert heavy(loaded_by(code)) == []
