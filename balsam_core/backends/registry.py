@@ -26,6 +26,7 @@ from balsam_core.backends.loading import (
 )
 from balsam_core.errors import BackendError, BalsamError
 from balsam_core.plugin_types import ServerPlan, ServerPolicy
+from balsam_core.system.files import names_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,6 +293,8 @@ class Registry:
             raise BackendError(
                 f"the db type {name} is not installed (installed: {installed}): pip install {OFFICIAL[name]}"
             )
+        if names_server(name):
+            raise BackendError(f"the db type is a URL or the like: name one of {installed}; a URL goes with --url")
         missing = [package for official, package in OFFICIAL.items() if official not in self._entry_points]
         more = f"; to install others: pip install {' '.join(missing)}" if missing else ""
         raise BackendError(f"there is no db type {name!a} (installed: {installed}){more}")
