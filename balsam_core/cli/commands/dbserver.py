@@ -64,6 +64,8 @@ def dbserver(
         raise click.UsageError("use one of --stop, --status, --reset and --foreground at a time")
     if (stop or status or reset) and (host is not None or port is not None or no_tls):
         raise click.UsageError("--host, --port and --no-tls are for starting a server")
+    if host is not None and not host.strip():
+        raise click.UsageError("--host is empty: name an address of this machine, or leave the option out")
     if takeover and (status or reset):
         raise click.UsageError("--takeover is for starting a server, and for --stop")
     session.db = path if session.db is None else session.db
@@ -85,26 +87,31 @@ def dbserver(
             with told_as_db_dir_errors():
                 _serve_in_foreground(session, options)
         else:
-            _start_server(session, options, chosen=host is not None or port is not None)
+            _start_server(session, options, named_host=host is not None)
 
 
-def _start_server(session: Session, options: ServerOptions, *, chosen: bool) -> None:
+def _start_server(session: Session, options: ServerOptions, *, named_host: bool) -> None:
     from balsam_core.dbdir.lease import LeaseObserver
     from balsam_core.dbdir.publication import is_loopback
+    from balsam_core.errors import Conflict
+    from balsam_core.system.files import pasted
     from balsam_core.watchdog.control import start
 
     directory = session.directory(create=True)
     started = start(directory, options)
     server = started.address
+    lease = LeaseObserver(directory).observe().lease if started.already else None
+    if lease and ((named_host and lease.listen != options.host) or options.port not in {0, server.port}):
+        raise Conflict(
+            f"the server runs already at {server.endpoint}, started with other options than these: to change them, "
+            f"stop it first with balsam dbserver --stop --path={pasted(directory.path)}"
+        )
     printer = session.printer()
     verb = "already running at" if started.already else "running at"
     text = f"{verb} {server.endpoint}"
     printer.one(_address_record(directory, server) | {"already": started.already}, text, done=f"the server is {text}")
     if server.details.get("tls") == "off" and not is_loopback(server.host):
         printer.note("Warning: connections from other hosts are not encrypted")
-    lease = LeaseObserver(directory).observe().lease if started.already else None
-    if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
-        printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")
 
 
 def _serve_in_foreground(session: Session, options: ServerOptions) -> None:
