@@ -82,8 +82,8 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--key",), {"help": "Unique key: if the same job exists under it, none is added and its id is printed."}),
     (("--if-exists",), {
         "type": click.Choice(["error", "keep", "update"]),
-        "help": "What to do where another job exists under the key: refuse, keep it as it is, or change it if it has "
-        "not started.  [default: error]",
+        "help": "What to do where another job exists under the key. error: refuse; keep: leave it as it is; update: "
+        "give it this content, if it has not started.  [default: error]",
     }),
     (("--data",), {"metavar": "JSON", "callback": converted(json_object), "help": "A JSON object of your own."}),
 )  # fmt: skip
