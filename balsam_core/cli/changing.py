@@ -77,4 +77,4 @@ def report_changed(printer: Printer, verb: str, ids: list[int], *, why_none: str
     """Print which jobs were ``killed``, ``removed`` or the like, for people also why there may be none."""
     ids = sorted(ids)
     text = f"{verb} {counted(len(ids), 'job')}" if ids else f"{verb} no job: {why_none}"
-    printer.one({verb: len(ids), "ids": ids}, text, ids=ids)
+    printer.one({verb: len(ids), "ids": ids}, text, ids=ids, done=text)

@@ -91,8 +91,8 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--key",), {"help": "Unique key: if the same job exists under it, none is added and its id is printed."}),
     (("--if-exists",), {
         "type": click.Choice(["error", "keep", "update"]),
-        "help": "What to do where another job exists under the key: refuse, keep it as it is, or change it if it has "
-        "not started.  [default: error]",
+        "help": "What to do where another job exists under the key. error: refuse; keep: leave it as it is; update: "
+        "give it this content, if it has not started.  [default: error]",
     }),
     (("--data",), {"metavar": "JSON", "callback": converted(json_object), "help": "A JSON object of your own."}),
 )  # fmt: skip
@@ -132,14 +132,16 @@ def add_job(session: Session, options: dict[str, Any]) -> int | None:
         added = db.jobs.add(job, if_exists=if_exists)
         record = {"id": added[0]} if printer.format in {"table", "ids"} else job_record(_stored(db, job))
     outcome = added.existing.get(added[0], "added")
-    printer.one(record | {"outcome": outcome}, str(added[0]))
+    done = _OUTCOMES[outcome].format(added[0])
+    printer.one(record | {"outcome": outcome}, str(added[0]), done=done.rstrip("."))
     if outcome == "added":
         return added[0]
-    printer.note(_EXISTED[outcome].format(added[0]))
+    printer.note(done)
     return None
 
 
-_EXISTED = {
+_OUTCOMES = {
+    "added": "Job {} is added.",
     "same": "Job {} exists already with this key and the same content; nothing was added.",
     "kept": "Job {} exists already with this key; it was kept as it is, and nothing was added.",
     "updated": "Job {} existed already with this key; its content was changed.",

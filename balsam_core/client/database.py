@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from balsam_core.backends.registry import Backend
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Call, Info
     from balsam_core.transport.base import Transport
@@ -187,7 +189,20 @@ def open_db(path: str | Path | None = None) -> Database:
 
     directory = open_directory(path, create=True)
     backend = registry.load(directory.db_type)
+    _refuse_stopped(backend, directory)
     return Database(directory, backend.open_transport(directory))
+
+
+def _refuse_stopped(backend: Backend, directory: DBDir) -> None:
+    """Raise ServerNotRunning for a DB that needs its server while none is published: before drivers are imported."""
+    from balsam_core.dbdir.publication import published_address, server_not_running
+    from balsam_core.errors import AddressError
+    from balsam_core.plugin_types import ServerPolicy
+
+    if backend.server_policy(directory) is ServerPolicy.REQUIRED:
+        with contextlib.suppress(AddressError):  # it is waited for
+            if published_address(directory) is None:
+                raise server_not_running(directory)
 
 
 def open_directory(path: str | Path | None, *, create: bool) -> DBDir:

@@ -470,6 +470,46 @@ def test_an_expansion_of_a_shell_is_told_unless_it_is_a_parameter(db):
     assert "'`date`'" in here("app", "--name", "z", "--executable", 'echo "`date`"', db=db).err
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mysql+pymysql://me:secret@h/db",
+        " postgresql://me:secret@h/db",
+        "jdbc:postgresql://h/db?password=secret",
+        "postgresql:me:secret@h/db",
+        "postgres:/me:secret@h/db",
+        "postgresql%3A//me:secret@h/db",
+        "//me:secret@h/db",
+        "me:secret@h:5432/db",
+        "host=h password=secret dbname=db",
+        "host = 'h' user = 'secret'",
+        "password=secret",
+        "Server=h;Database=db;Uid=me;Pwd=secret;",
+    ],
+)
+def test_the_address_of_a_server_is_no_path_and_is_not_shown(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, code in (
+        (["init", address], 8),
+        (["ls", "--db", address], 8),
+        (["init", "x", "--db-type", address], 12),
+    ):
+        done = here(*words)
+        assert done.code == code, done
+        assert "is a URL or the like" in done.err
+        assert "secret" not in (done.err + done.out).lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["host=h", "a:b", "me@h:x", "x=1 y=2", "postgres", "sqlite-db", "user=me/host=h", "a b"]
+)
+def test_a_directory_may_have_a_name_with_signs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here.good("init", name)
+    assert (tmp_path / name / "balsam.toml").exists()
+
+
 @pytest.mark.parametrize("words", [["init"], ["ls", "--db"], ["status", "--db"]])
 def test_a_url_is_no_path_and_its_password_is_not_shown(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -33,7 +33,8 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.operations import execution
-from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter, PendingWrite
+from balsam_core.proxy.server.answers import PendingWrite
+from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter
 from balsam_sqlite.server import single_writer
 
 CLIENT = "c" * 32

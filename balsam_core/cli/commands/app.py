@@ -45,4 +45,5 @@ def app(session: Session, /, *, replace: bool, **fields: Any) -> None:  # noqa: 
     with session.open_db() as db:
         db.apps.add(new, replace=replace)
     record = {field: getattr(new, field) for field in App.__struct_fields__}
-    session.printer().one(record, f"app {new.name!r} is defined")
+    text = f"app {new.name!r} is defined"
+    session.printer().one(record, text, done=text)

@@ -129,7 +129,8 @@ def launcher(
         why_no_ranks = (
             "has no MPI (see --mpi)" if job_mode == "mpi" else "runs jobs of one rank only (--job-mode serial)"
         )
-    printer.one(record, _format_lines(result, why_no_ranks))
+    lines = list(_format_lines(result, why_no_ranks))
+    printer.one(record, lines, done="; ".join(lines))
     return 0 if result.signal is None else 128 + result.signal
 
 

@@ -62,7 +62,8 @@ def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes:
             for name in unique:
                 db.apps.remove(name)
                 removed.append(name)
-        printer.one({"removed": len(unique), "names": unique}, f"removed {counted(len(unique), 'app')}", ids=unique)
+        text = f"removed {counted(len(unique), 'app')}"
+        printer.one({"removed": len(unique), "names": unique}, text, ids=unique, done=text)
 
 
 def _remove_jobs(
