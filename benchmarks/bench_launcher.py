@@ -35,7 +35,7 @@ DATABASE = {
     "Prune",
     "CountHeldByOthers",
     "CountJobs",
-    "CountWaiting",
+    "GetUnfit",
 }
 DATABASE |= {"CloseLauncher", "RenewLease"}
 

@@ -46,6 +46,7 @@ OPERATION_MODULES = (
     "launchers",
     "reading",
     "recording",
+    "removing",
     "staged_inserts",
     "upkeep",
 )

@@ -102,13 +102,15 @@ def _make_handler(path: Path, opener: Callable[[str, int], int], on_close: Calla
 
     class File(RotatingFileHandler):
         def _open(self) -> TextIOWrapper:
-            return open(self.baseFilename, "a", encoding=self.encoding, opener=opener)
+            return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=opener)
 
         def close(self) -> None:
             super().close()
             on_close()
 
-    return File(path, maxBytes=_MAX_BYTES, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
+    return File(
+        path, maxBytes=_MAX_BYTES, backupCount=_KEPT_FILES, encoding="utf-8", errors="backslashreplace", delay=True
+    )
 
 
 def _remove_old_files(log_dir: Path, name: str, keep: int) -> None:

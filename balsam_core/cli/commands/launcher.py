@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from math import floor, inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from balsam_core.client.database import Database
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.launcher.options import LauncherOptions, LauncherResult
+    from balsam_core.model.calls import Resources, Unfit
 
 
 logger = logging.getLogger(__name__)
@@ -43,7 +46,26 @@ ALL = "all"  # of --stop
     "--max-ranks-per-node",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="Run so many processes at the same time (default: the cores that may be used).",
+    help="Run so many ranks at the same time (default: the processors that may be used).",
+)
+@click.option("--num-workers", type=click.IntRange(1, 100_000), metavar="N", help="Run at most so many jobs at a time.")
+@click.option(
+    "--gpus-per-node",
+    type=click.IntRange(0, 1000),
+    metavar="N",
+    help="Use the first N GPUs (default: those that are found, or that CUDA_VISIBLE_DEVICES and the like grant).",
+)
+@click.option(
+    "--job-mode",
+    type=click.Choice(["serial", "mpi"]),
+    default="mpi",
+    help="serial: only jobs of one rank; mpi (default): those of several, too.",
+)
+@click.option(
+    "--mpi",
+    metavar="HOW",
+    help="How jobs of several ranks start: a kind such as openmpi, mpich or srun, an MPI program, or a command line "
+    "such as 'mpirun -n {ranks}' (default: mpi in settings.toml, else what is found).",
 )
 @click.option("--time-limit-minutes", type=MINUTES, metavar="M", help="Stop after M minutes, e.g. 55 or 0.5.")
 @click.option("--daemon", is_flag=True, help="Run in the background, without this terminal.")
@@ -63,6 +85,10 @@ def launcher(
     wf_name: str | None,
     job_file: str | None,
     max_ranks_per_node: int | None,
+    num_workers: int | None,
+    gpus_per_node: int | None,
+    job_mode: str,
+    mpi: str | None,
     time_limit_minutes: float | None,
     daemon: bool,
     stop: str | None,
@@ -88,19 +114,27 @@ def launcher(
     if not (consume_all or wf_name or job_file):
         raise click.UsageError("say which jobs to run: --consume-all, --wf-name NAME or --job-file FILE")
 
-    from balsam_core.launcher.options import LauncherOptions, available_cores
+    from balsam_core.dbdir.settings import mpi_setting
+    from balsam_core.launcher.mpi import find_mpi
+    from balsam_core.launcher.options import LauncherOptions
+    from balsam_core.system.hardware import usable_cores
 
+    cores = usable_cores()
     options = LauncherOptions(
-        slots=max_ranks_per_node or available_cores(),
+        slots=max_ranks_per_node or len(cores),
         workflow=wf_name or "",
         only=None if job_file is None else _read_ids(job_file),
         time_limit=None if time_limit_minutes is None else time_limit_minutes * 60,
+        most_jobs=num_workers,
+        cores=cores,
+        gpus=_choose_gpus(gpus_per_node),
+        mpi=None if job_mode == "serial" else find_mpi(mpi or mpi_setting()),
         background=report_to is not None,
     )
     with session.open_db() as db:
         _check_selection(db, options)
         if not daemon:
-            return _run(session, db, options, report_to)
+            return _run(session, db, options, job_mode, report_to)
     return _start(session, db.directory, options.only)
 
 
@@ -118,7 +152,7 @@ def _check_selection(db: Database, options: LauncherOptions) -> None:
         check_exist(db, options.only)
 
 
-def _run(session: Session, db: Database, options: LauncherOptions, report_to: int | None) -> int:
+def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str, report_to: int | None) -> int:
     """Run a launcher to its end."""
     from balsam_core.launcher import background
     from balsam_core.launcher.loop import Launcher
@@ -138,12 +172,13 @@ def _run(session: Session, db: Database, options: LauncherOptions, report_to: in
     shown = printer.for_people and not options.background
     try:
         result = Launcher(db, options, progress_on(sys.stderr) if shown else Progress(), open_log).run()
-        for line in _format_lines(result):
+        lines = list(_format_lines(result, _why_no_ranks(options, job_mode)))
+        for line in lines:
             logger.info("%s", line)
     finally:
         logs.close()
-    record = {name: value for name, value in vars(result).items() if name != "signal"}
-    printer.one(record, _format_lines(result))
+    record = {name: value for name, value in vars(result).items() if name not in {"signal", "resources"}}
+    printer.one(record, lines, done="; ".join(lines))
     return 0 if result.signal is None else 128 + result.signal
 
 
@@ -193,7 +228,24 @@ def _stop(session: Session, which: str) -> int:
     return 0
 
 
-def _format_lines(result: LauncherResult) -> Iterator[str]:
+def _why_no_ranks(options: LauncherOptions, job_mode: str) -> str:
+    """Return why a launcher runs no jobs of several ranks; empty where it does."""
+    if options.mpi is not None:
+        return ""
+    return "has no MPI (see --mpi)" if job_mode == "mpi" else "runs jobs of one rank only (--job-mode serial)"
+
+
+def _choose_gpus(count: int | None) -> tuple[str, ...]:
+    """Return the names of the GPUs to use: the first ``count`` of those that are granted; else simply numbers."""
+    from balsam_core.system.hardware import visible_gpus
+
+    found = visible_gpus(os.environ)
+    if count is None:
+        return found
+    return found[:count] if len(found) >= count else tuple(map(str, range(count)))
+
+
+def _format_lines(result: LauncherResult, why_no_ranks: str) -> Iterator[str]:
     """Give the lines for people."""
     ended = result.finished + result.failed
     parts = [f"{result.finished} finished", f"{result.failed} failed"]
@@ -206,8 +258,29 @@ def _format_lines(result: LauncherResult) -> Iterator[str]:
     if result.reason:
         left = f"; given back to run again: {result.again}" if result.again else ""
         yield f"Ended early: {result.reason}{left}"
-    if result.unfit:
-        yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {result.unfit}"
+    for unfit in result.unfit:
+        yield f"Not run: {_describe_unfit(unfit, result.resources, why_no_ranks)}"
+
+
+def _describe_unfit(unfit: Unfit, had: Resources, why_no_ranks: str) -> str:
+    """Return which jobs a launcher couldn't run, and what each lacks."""
+    needs, has = [], []
+    for needed, available, what in (
+        (unfit.nodes, had.nodes, "node{s}"),
+        (unfit.ranks_per_node, had.ranks_per_node, "rank{s} per node"),
+        (unfit.gpus_per_node, had.gpus_per_node, "GPU{s} per node"),
+        (unfit.minutes, inf if had.minutes_left is None else floor(had.minutes_left), "minute{s}"),
+    ):
+        if needed > available:
+            needs.append(f"{needed:g} {what.format(s='' if needed == 1 else 's')}")
+            left = " left" if what.startswith("minute") else ""
+            has.append(why_no_ranks if what.startswith("rank") and why_no_ranks else f"has {available:g}{left}")
+    verb = "needs" if unfit.jobs == 1 else "need"
+    ids = f"id {unfit.first}" if unfit.jobs == 1 else f"ids {unfit.first}-{unfit.last}"
+    if unfit.last - unfit.first >= unfit.jobs:
+        ids = f"ids from {unfit.first} to {unfit.last}"
+    jobs = "job" if unfit.jobs == 1 else "jobs"
+    return f"{unfit.jobs} {jobs} {verb} {' and '.join(needs)} ({ids}); this launcher {' and '.join(has)}"
 
 
 def _read_ids(name: str) -> tuple[int, ...]:

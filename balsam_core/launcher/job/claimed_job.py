@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from balsam_core.dbdir.workdirs import make_workdir, output_name
 from balsam_core.errors import BalsamError, DBDirError
-from balsam_core.launcher.job.commands import hook_argv, job_argv, job_environment
+from balsam_core.launcher.job.commands import bound_cores, hook_argv, job_argv, job_environment, ranks_started
 from balsam_core.launcher.job.dataflow import link_parents, stage_in_command, stage_out_commands
 from balsam_core.launcher.job.failures import DiskFullError, describe_error, describe_exit, is_disk_full, last_line
-from balsam_core.launcher.processes import ShortageError, is_shortage
+from balsam_core.launcher.placement import Need
+from balsam_core.launcher.process_events import ShortageError, is_shortage
 from balsam_core.model.states import END, State
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.launcher.counters import Counters
+    from balsam_core.launcher.mpi import MPI
+    from balsam_core.launcher.placement import Place
     from balsam_core.model.app import App
     from balsam_core.model.calls import ParentRef
     from balsam_core.model.job import Job
@@ -48,6 +51,7 @@ class ProcessSpec(NamedTuple):
         stdout: File for its output, in the working directory.
         stderr: File for its errors; may be the same.
         started_state: The state that the job reaches when the process has started; None for none.
+        cores: Numbers of the processors that it is bound to; empty for no binding.
     """
 
     argv: list[str]
@@ -55,6 +59,7 @@ class ProcessSpec(NamedTuple):
     stdout: str
     stderr: str
     started_state: State | None = None
+    cores: tuple[int, ...] = ()
 
 
 class ProcessResult(NamedTuple):
@@ -63,10 +68,24 @@ class ProcessResult(NamedTuple):
     Attributes:
         exit_code: Exit code, negative for a signal.
         stop_reason: Why the launcher stopped it; empty where it ended by itself.
+        is_lost: Whether nobody wanted it to end: what keeps it was lost, as ``stop_reason`` says.
+        ended_at: When it ended, by the monotonic clock; None for now.
+        left_behind: Processes that it had left running, and that were ended.
     """
 
     exit_code: int
     stop_reason: str = ""
+    is_lost: bool = False
+    ended_at: float | None = None
+    left_behind: int = 0
+
+    @property
+    def remark(self) -> str:
+        """What else the history should say of it; mostly nothing."""
+        count = self.left_behind
+        if not count:
+            return ""
+        return "1 process left behind was ended" if count == 1 else f"{count} processes left behind were ended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +96,13 @@ class LauncherContext:
         directory: The DB directory.
         environment: Environment variables of every process.
         counters: Counts where the time goes.
+        mpi: What starts jobs of several ranks; None where nothing can.
     """
 
     directory: DBDir
     environment: dict[str, str]
     counters: Counters
+    mpi: MPI | None = None
 
 
 class ClaimedJob:
@@ -96,10 +117,12 @@ class ClaimedJob:
         return_code: Exit code of the run, once it ran.
         released: Whether the launcher gives it back unfinished.
         workdir: Its working directory; set once it is made.
-        slots: Cores that it takes.
+        need: What it takes of a node.
+        place: What it has been given; None until it is started.
     """
 
     workdir: Path
+    place: Place | None = None
 
     def __init__(self, job: Job, app: App | None, parents: list[ParentRef], context: LauncherContext) -> None:
         self.job = job
@@ -110,17 +133,21 @@ class ClaimedJob:
         self.message = ""
         self.return_code: int | None = None
         self.released = False
-        self.slots = max(1, job.ranks_per_node * -(-job.threads_per_rank // job.threads_per_core))
+        self.need = Need.of(job)
         self._app = app
         self._parents = parents
         self._context = context
 
-    def reach(self, state: State, reason: str = "") -> None:
-        """Note that the job reached a state."""
+    def reach(self, state: State, reason: str = "", at: float | None = None) -> None:
+        """Note that the job reached a state, now or at a moment of the monotonic clock."""
         self.state = state
-        self.transitions.append((state, monotonic()))
-        if reason:
-            self.message = f"{self.message}; {reason}" if self.message else reason
+        self.transitions.append((state, monotonic() if at is None else at))
+        self.remark(reason)
+
+    def remark(self, text: str) -> None:
+        """Note something for the history; nothing where the text is empty."""
+        if text:
+            self.message = f"{self.message}; {text}" if self.message else text
 
     def give_back(self) -> None:
         """Drop what happened and release the job as the database knows it: it wasn't started, or was killed."""
@@ -193,22 +220,29 @@ class ClaimedJob:
         self.reach(_S.STAGED_IN)
 
     def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
-        result = yield ProcessSpec(
-            job_argv(self.job, self._app),
-            self._environment,
-            output_name(self.job, ".out"),
-            output_name(self.job, ".err"),
-            _S.RUNNING,
-        )
+        argv = job_argv(self.job, self._app)
+        with ranks_started(self.job, argv, self._environment, self._context.mpi) as (argv, env):
+            result = yield ProcessSpec(
+                argv,
+                env,
+                output_name(self.job, ".out"),
+                output_name(self.job, ".err"),
+                _S.RUNNING,
+                bound_cores(self.job, self.place),
+            )
         self.return_code = result.exit_code
         if result.stop_reason:
-            self.reach(_S.RUN_TIMEOUT, result.stop_reason)
-            if self.job.post_timeout_handler:
+            self.reach(_S.RUN_TIMEOUT, result.stop_reason, result.ended_at)
+            if result.is_lost:
+                self._mark_for_restart("")
+            elif self.job.post_timeout_handler:
                 self.released = True  # this launcher is about to end; the next one runs the handler
         elif result.exit_code:
-            self.reach(_S.RUN_ERROR, self._describe_failure(result, output_name(self.job, ".err")))
+            why = self._describe_failure(result, output_name(self.job, ".err"))
+            self.reach(_S.RUN_ERROR, why, result.ended_at)
         else:
-            self.reach(_S.RUN_DONE)
+            self.reach(_S.RUN_DONE, at=result.ended_at)
+        self.remark(result.remark)
 
     def _stage_out(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if not (self.job.stage_out and self.job.stage_out_files):
@@ -255,6 +289,8 @@ class ClaimedJob:
         """Run a process beside the job's main one, with a log of this stem; return whether the lifecycle may go on."""
         log = output_name(self.job, ".log", stem=stem)
         result = yield ProcessSpec(argv, env or self._environment, log, log)
+        if result.remark:
+            self.remark(f"{what or stem}: {result.remark}")
         if result.stop_reason:
             self.released = True  # the next launcher does this step again
         elif result.exit_code:
@@ -263,7 +299,7 @@ class ClaimedJob:
 
     @cached_property
     def _environment(self) -> dict[str, str]:
-        return job_environment(self._context.environment, self.job, self._app)
+        return job_environment(self._context.environment, self.job, self._app, self.place)
 
     def _describe_failure(self, result: ProcessResult, errors: str) -> str:
         line = last_line(self.workdir / errors)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.dbdir import workdirs
 from balsam_core.errors import InvalidInput
+from balsam_core.model.text import check_patterns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -45,11 +46,8 @@ class Patterns:
 
     def __init__(self, patterns: Sequence[str], *, what: str) -> None:
         self._tests: list[tuple[re.Pattern[str], bool, bool]] = []
+        check_patterns(what, patterns)
         for pattern in patterns:
-            if "/" in pattern:
-                raise InvalidInput(
-                    f"{what}: the pattern {pattern!r} holds a slash; patterns match names in the working directory"
-                )
             named = any(c.isalnum() for c in pattern)
             self._tests.append((re.compile(translate(pattern)), pattern.startswith("."), named))
 
