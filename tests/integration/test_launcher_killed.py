@@ -150,6 +150,26 @@ if not go.exists():
 """
 
 
+@pytest.mark.parametrize("verb", ["status", "kill", "retry", "rm"])
+def test_verbs_need_no_launcher_to_free_the_jobs_of_a_dead_one(db, start, path, verb):
+    job = Job(command="sleep 600", name="long")
+    db.jobs.add(job)
+    first = start()
+    wait_until(lambda: db.jobs.get(job.id).state == "RUNNING", "the job's start")
+    if verb == "retry":
+        db.jobs.where(id=job.id).kill()
+    first.kill()
+    first.wait()
+    words = {"status": [], "kill": [str(job.id)], "retry": [str(job.id)], "rm": [str(job.id), "-y"]}[verb]
+    done = here.good(verb, *words, db=path)
+    assert f"Launcher 1 (host {os.uname().nodename}, pid {first.pid}) was lost" in done.err
+    if verb == "status":
+        assert "launchers  0 alive" in done.out
+    state = {"status": "RESTART_READY", "kill": "USER_KILLED", "retry": "READY"}.get(verb)
+    assert [(str(one.state), one.launcher_id) for one in db.jobs] == ([(state, None)] if state else [])
+    assert db.run(GetLaunchers()) == []
+
+
 def test_a_launcher_that_ends_well_leaves_no_journal(db, path):
     db.jobs.add(Job(command="true"))
     here.good("launcher", "--consume-all", db=path)
