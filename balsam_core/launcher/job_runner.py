@@ -10,7 +10,6 @@ stopped and has not failed.
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Generator  # noqa: TC003
 from dataclasses import dataclass
 from time import monotonic
@@ -22,10 +21,12 @@ from balsam_core.launcher.options import FIRST_POLL
 from balsam_core.launcher.process_events import Command, Ended, Refused, ShortageError, Started
 from balsam_core.launcher.processes import Processes
 from balsam_core.model.states import State
+from balsam_core.system.signals import BATCH_EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from balsam_core.dbdir.launcher_journal import OwnJournal
     from balsam_core.launcher.counters import Counters
     from balsam_core.launcher.placement import Node, Place
     from balsam_core.launcher.process_events import Process
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HOLD = 2.0  # seconds that an end by a signal of batch systems and terminals is held
-_BATCH_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
-_HELD_CODES = {code for number in _BATCH_SIGNALS for code in (-number, 128 + number)}  # a shell passes on the latter
 _LOST = {
     "lease": "its launcher could not renew its lease in time",
     "guardian": "its launcher's guardian was lost",
@@ -85,7 +84,7 @@ class JobRunner:
         counters: Counts where the time goes.
         on_change: Called when a job has something that others should see soon.
         on_done: Called when a job doesn't run any more.
-        journal: File for the ends of runs; -1 for none.
+        journal: File for the ends of runs; None for none.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class JobRunner:
         *,
         on_change: Callable[[ClaimedJob], None],
         on_done: Callable[[RunningJob], None],
-        journal: int = -1,
+        journal: OwnJournal | None = None,
     ) -> None:
         self.jobs: dict[int, RunningJob] = {}
         self.processes: Processes[RunningJob] = Processes(journal)
@@ -216,7 +215,7 @@ class JobRunner:
             ended_at=event.ended_at,
             left_behind=event.left_behind,
         )
-        if event.why or event.exit_code not in _HELD_CODES:
+        if event.why or event.exit_code not in BATCH_EXIT_CODES:
             self._advance_job(running, result)
             return
         running.held, running.held_until = result, monotonic() + HOLD

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # ---- the database
 LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
 RENEW_EVERY = 60.0  # seconds
+LEASE_MARGIN = 30.0  # seconds before the lease's end in which all processes are ended; a third of a short lease
+LOOK_FOR_DEAD_EVERY = 3.0  # seconds between looks for launchers that have died
 CALL_TIMEOUT = 5.0  # seconds that a call may block the loop; it is repeated later
 FIRST_BACK_OFF = 0.25  # seconds after the database could not be reached
 LONGEST_BACK_OFF = 10.0

@@ -450,9 +450,10 @@ class GetKilledJobs(Read[list[int]], frozen=True, kw_only=True):
 
 
 class CloseLauncher(Write[None], frozen=True, kw_only=True):
-    """End a launcher: jobs that it still holds become claimable again."""
+    """End a launcher: jobs that it still holds become claimable again; ``why`` is for the histories of running ones."""
 
     launcher: int
+    why: str = ""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):

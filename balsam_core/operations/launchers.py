@@ -102,7 +102,7 @@ def close_launcher(tx: Tx, call: CloseLauncher) -> None:
     """End a launcher and make the jobs that it still holds claimable again."""
     row = tx.execute(select(launchers).where(launchers.c.id == call.launcher).with_for_update()).first()
     if row is not None and row.ended_at is None:
-        _give_up(tx, call.launcher, f"launcher {call.launcher} ended")
+        _give_up(tx, call.launcher, call.why or f"launcher {call.launcher} ended")
 
 
 @operation(RenewLease, default_reply=Heartbeat(killed=[]))

@@ -25,15 +25,17 @@ def status(session: Session) -> int:
     """Show which DB is used and how it stands.
 
     Shows the DB directory and who chose it, the database type, the server, the jobs by state, the launchers, and what
-    makes writes less safe than promised. Where a published server turns out to be dead, to die again and again, or was
-    given up, or its address can't be read, that is all that can be shown, and the exit code is that of an error.
+    makes writes less safe than promised. Launchers that are proved dead give their jobs back first. Where a published
+    server turns out to be dead, to die again and again, or was given up, or its address can't be read, that is all that
+    can be shown, and the exit code is that of an error.
     """
     from balsam_core.backends import registry
+    from balsam_core.cli.changing import free_of_dead_launchers
     from balsam_core.cli.commands.dbserver import describe_state, status_record
     from balsam_core.dbdir.address import failure as failure_of
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.settings import resolve_db_path
-    from balsam_core.errors import DBDirError, Unavailable
+    from balsam_core.errors import BalsamError, DBDirError, Unavailable
     from balsam_core.model.calls import CountStates
     from balsam_core.watchdog.control import describe
 
@@ -47,6 +49,8 @@ def status(session: Session) -> int:
             failure = failure_of(directory)
             return Unavailable.exit_code if failure is None else failure.exit_code
     with session.open_db() as db:
+        with contextlib.suppress(BalsamError):  # what can only be read can be shown
+            free_of_dead_launchers(db, session.printer())
         info = db.info()
         state = describe(db.directory)
         server = status_record(db.directory, state, db.transport)
