@@ -39,8 +39,10 @@ BULK_ROWS = 50  # from which a bulk insert pays
 OPERATION_MODULES = (
     "adding",
     "apps",
+    "attempts",
     "changing",
     "claiming",
+    "delays",
     "dependencies",
     "launchers",
     "reading",
