@@ -134,7 +134,7 @@ def test_a_job_with_every_option_is_stored_as_said(db):
     computed = {"id": 2, "state": "READY", "return_code": None, "workdir": "/here", "children": []}
     expected = {**given, **others, **computed}
     assert {name: got[name] for name in expected} == expected
-    assert set(got) == {*FIELDS, "children", "workdir", "history"}
+    assert set(got) == {*FIELDS, "children", "workdir", "attempts", "history"}
 
 
 def test_options_left_out_leave_the_defaults(db):
