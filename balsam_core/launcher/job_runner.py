@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator  # noqa: TC003
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from balsam_core.launcher.job.claimed_job import ClaimedJob, ProcessResult, ProcessSpec
 from balsam_core.launcher.job.failures import DiskFullError, is_disk_full
+from balsam_core.launcher.options import KILL_GRACE
 from balsam_core.launcher.processes import Processes, ShortageError
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class RunningJob:
         process: Its process now; None while this machine can't start it.
         spec: The process that this machine could not start; None where the job didn't get as far as that.
         stop_reason: Why the launcher asked it to end; empty where it didn't.
+        over_limit: Whether that was because its time limit was over.
         dropped: Whether its result doesn't count: the user killed it, or it isn't ours any more.
     """
 
@@ -43,6 +46,7 @@ class RunningJob:
     process: Process[RunningJob] | None = None
     spec: ProcessSpec | None = None
     stop_reason: str = ""
+    over_limit: bool = False
     dropped: bool = False
 
 
@@ -78,6 +82,7 @@ class JobRunner:
         self.blocked: list[RunningJob] = []
         self._slots = slots
         self._used_slots = 0
+        self._limits: dict[RunningJob, float] = {}  # when processes with a time limit are to be ended
         self._counters = counters
         self._on_change = on_change
         self._on_done = on_done
@@ -117,10 +122,11 @@ class JobRunner:
             ended = list(self.processes.wait(timeout))
         for running, exit_code in ended:
             running.process = None
+            self._limits.pop(running, None)
             if running.dropped:
                 self._remove_job(running)
             else:
-                self._advance_job(running, ProcessResult(exit_code, running.stop_reason))
+                self._advance_job(running, ProcessResult(exit_code, running.stop_reason, running.over_limit))
 
     def stop(self, reason: str, *, grace: float) -> None:
         """Start nothing more, and ask all processes to end; kill them after ``grace`` seconds."""
@@ -132,6 +138,20 @@ class JobRunner:
             else:
                 running.stop_reason = running.stop_reason or reason
                 self.processes.terminate(running.process, grace=grace)
+
+    def stop_overdue(self) -> float | None:
+        """Ask processes to end whose time limit is over; returns when the next one's is."""
+        if self._limits and min(self._limits.values()) <= monotonic():
+            self.collect(0.0)  # a process that has ended already was not stopped by us
+            for running, limit_at in list(self._limits.items()):
+                if limit_at <= monotonic() and running.process is not None:
+                    del self._limits[running]
+                    if not running.stop_reason and not running.dropped:
+                        minutes = running.claimed.job.time_limit_minutes
+                        running.stop_reason = f"its time limit of {minutes:g} minutes was over"
+                        running.over_limit = True
+                        self.processes.terminate(running.process, grace=KILL_GRACE)
+        return min(self._limits.values(), default=None)
 
     def drop(self, running: RunningJob, *, grace: float) -> None:
         """End a job's process without using its result."""
@@ -190,6 +210,8 @@ class JobRunner:
                 except StopIteration:
                     self._remove_job(running)
         else:
+            if spec.time_limit is not None:
+                self._limits[running] = monotonic() + spec.time_limit
             if spec.started_state is not None:
                 claimed.reach(spec.started_state)
                 self._on_change(claimed)

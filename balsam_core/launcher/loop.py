@@ -126,7 +126,7 @@ class Launcher:
             counters=self.counters,
         )
         on_recorded = self._dispatcher.add if self._dispatcher else None
-        self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded)
+        self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded, machine.node)
         self._queue = ClaimQueue(self._client.run, self._launcher_id, self._options, context, self._resources)
         self._runner = JobRunner(
             self._options.slots, self.counters, on_change=self._reporter.add, on_done=self._on_job_done
@@ -200,8 +200,8 @@ class Launcher:
 
     def _seconds_until_due(self, longest_wait: float) -> float:
         times = [monotonic() + longest_wait, self._show_at]
-        if (overdue := self._runner.processes.kill_overdue()) is not None:
-            times.append(overdue)
+        overdue = (self._runner.processes.kill_overdue(), self._runner.stop_overdue())
+        times += [time for time in overdue if time is not None]
         if not self._end_reason:
             times.append(self._time_limit_at)
         if self._runner.blocked:
@@ -219,6 +219,7 @@ class Launcher:
 
     def _start_claimed(self) -> None:
         queued, runner = self._queue.jobs, self._runner
+        self._queue.resume(self._reporter.jobs)
         if runner.blocked:
             runner.retry_blocked()
         while queued and runner.fits(queued[0]):
@@ -230,6 +231,10 @@ class Launcher:
             self._keep_until_released(claimed)
             return
         self._reporter.add(claimed)
+        if claimed.paused and not self._end_reason:
+            self._queue.paused[claimed.id] = claimed
+            return
+        claimed.released = claimed.released or claimed.paused
         self._unrecorded[claimed.id] = claimed
         if claimed.state is State.FAILED:
             logger.info("job %s (%.80s) failed: %s", claimed.id, claimed.job.name, claimed.message)
@@ -248,9 +253,11 @@ class Launcher:
         due = self._reporter.due()
         now = monotonic()
         idle = self._runner.free_slots > 0 and not self._queue.jobs
-        if due is not None and (due <= now or idle) and self._write_changes():
-            self._queue.poll_soon()
-            self._claim_jobs()
+        if due is not None and (due <= now or idle):
+            if self._write_changes():
+                self._queue.poll_soon()
+                self._claim_jobs()
+            self._start_claimed()
         if now >= self._renew_at:
             answer = self._client.run(RenewLease(launcher=self._launcher_id, lease_seconds=constants.LEASE_SECONDS))
             self._renew_at = now + constants.RENEW_EVERY
@@ -260,8 +267,7 @@ class Launcher:
             self._end_killed(self._client.run(GetKilledJobs(launcher=self._launcher_id)))
         if not self._end_reason:
             if now >= self._promote_at:
-                self._promote_at = now + constants.PROMOTE_EVERY
-                self._queue.promote()
+                self._promote_at = now + self._queue.promote()
             self._check_for_end()
 
     def _claim_jobs(self) -> int:
@@ -294,6 +300,7 @@ class Launcher:
             running = self._runner.jobs.get(claimed.id)
             if running is None:
                 self._unrecorded.pop(claimed.id, None)
+                self._queue.paused.pop(claimed.id, None)
                 self._keep_until_released(claimed)
             elif not running.dropped:
                 self._runner.drop(running, grace=constants.KILL_GRACE)
@@ -379,6 +386,10 @@ class Launcher:
             claimed = self._queue.jobs.pop()
             claimed.give_back()
             self._reporter.add(claimed)
+        for claimed in self._queue.paused.values():
+            claimed.released = True
+        self._unrecorded |= self._queue.paused
+        self._queue.paused.clear()
 
     def _check_last_writes(self) -> None:
         """See whether all changes are written, or there is no more time to write them."""
@@ -401,6 +412,8 @@ class Launcher:
             remark = f"the database can't be reached, {len(self._reporter.jobs)} changes are kept"
         elif self._runner.blocked:
             remark = "this machine can't start more processes"
+        elif not self._runner.jobs and not self._end_reason:
+            remark = self._queue.waits_for
         snapshot = Snapshot(
             seconds=monotonic() - self._started_at,
             running=len(self._runner.jobs),

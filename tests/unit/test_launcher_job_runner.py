@@ -27,6 +27,7 @@ class Watched:
         (path / "db" / "data").mkdir(parents=True)
         directory = DBDir(path=path / "db", db_type="sqlite", id="0" * 32)
         self.context = LauncherContext(directory=directory, environment=dict(os.environ), counters=Counters())
+        self.queue = []
         self.done = []
         self.dropped = []
         self.changed = []
@@ -34,6 +35,12 @@ class Watched:
         self.runner = JobRunner(slots, self.context.counters, on_change=self.changed.append, on_done=self._on_done)
 
     def _on_done(self, running):
+        claimed = running.claimed
+        if claimed.paused and not running.dropped and not self.runner.stopping:
+            claimed.paused = False
+            claimed.transitions.clear()  # they are on record now
+            self.queue.insert(0, claimed)
+            return
         (self.dropped if running.dropped else self.done).append(running.claimed)
 
     def job(self, job_id, command, **fields):
@@ -42,11 +49,12 @@ class Watched:
 
     def run(self, *jobs):
         """Run the jobs to their end."""
-        queue = list(jobs)
-        self.until(lambda: not queue and not self.runner.jobs, queue)
+        self.queue += jobs
+        self.until(lambda: not self.queue and not self.runner.jobs)
         return {job.id: job.state for job in self.done}
 
-    def until(self, condition, queue=()):
+    def until(self, condition):
+        queue = self.queue
         deadline = time.monotonic() + DEADLINE
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true"
@@ -129,8 +137,24 @@ def test_what_ended_by_itself_was_not_stopped(watched):
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     watched.runner.stop("stopped", grace=DEADLINE)
     watched.until(lambda: not watched.runner.jobs)
-    (job,) = watched.done
-    assert (job.state, job.released, job.return_code) == (State.RUN_DONE, True, 0)
+    (job,) = watched.queue
+    assert (job.state, job.return_code) == (State.RUN_DONE, 0)
+
+
+def test_a_run_over_its_limit_is_ended_and_no_other(watched):
+    over = watched.job(1, "sleep 600", time_limit_minutes=0.005)
+    watched.runner.start(over)
+    watched.runner.start(watched.job(2, "sleep 0.6", time_limit_minutes=5))
+
+    def ended():
+        watched.runner.stop_overdue()
+        return not watched.runner.jobs
+
+    watched.until(ended)
+    assert [(job.id, job.state) for job in watched.done] == [(1, State.FAILED), (2, State.JOB_FINISHED)]
+    assert over.message == "its time limit of 0.005 minutes was over"
+    assert over.elapsed < 5
+    assert watched.runner.stop_overdue() is None
 
 
 def test_the_result_of_a_dropped_job_does_not_count(watched):

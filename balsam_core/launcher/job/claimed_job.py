@@ -4,8 +4,11 @@ A lifecycle is a generator. It does itself what is quick (directories, links, de
 for each process that must run, and is sent the :class:`ProcessResult`. It notes each state as the job reaches it.
 Whatever goes wrong for this job ends here, as a failure with a reason; no error reaches the other jobs.
 
-After an error a job first uses its automatic retries; when none are left the error handler may save it. After a timeout
-the handler, which the user has to ask for, comes before the automatic retry, which is on by default.
+A process may only start when the step before it is on record, so that it isn't done again if the launcher is lost: the
+lifecycle then ends with :attr:`ClaimedJob.paused`, and goes on in a new one when the database has the states so far.
+Only jobs with hooks or stage-out cost such a write of their own.
+
+What comes after an error or a timeout is in docs/reference/job-states.md.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from balsam_core.dbdir.workdirs import make_workdir, output_name
 from balsam_core.errors import BalsamError, DBDirError
 from balsam_core.launcher.job.commands import hook_argv, job_argv, job_environment
 from balsam_core.launcher.job.dataflow import link_parents, stage_in_command, stage_out_commands
-from balsam_core.launcher.job.failures import DiskFullError, describe_error, describe_exit, is_disk_full, last_line
+from balsam_core.launcher.job.failures import DiskFullError, describe_error, describe_exit, is_disk_full, last_words
+from balsam_core.launcher.job.outputs import keep_earlier_outputs
 from balsam_core.launcher.processes import ShortageError, is_shortage
 from balsam_core.model.states import END, State
 
@@ -38,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 _S = State
 
+LONGEST_DELAY = 86_400.0  # seconds between two attempts
+
 
 class ProcessSpec(NamedTuple):
     """A process that a job needs now.
@@ -48,6 +54,7 @@ class ProcessSpec(NamedTuple):
         stdout: File for its output, in the working directory.
         stderr: File for its errors; may be the same.
         started_state: The state that the job reaches when the process has started; None for none.
+        time_limit: Seconds after which it is to be ended; None for no limit.
     """
 
     argv: list[str]
@@ -55,6 +62,7 @@ class ProcessSpec(NamedTuple):
     stdout: str
     stderr: str
     started_state: State | None = None
+    time_limit: float | None = None
 
 
 class ProcessResult(NamedTuple):
@@ -63,10 +71,16 @@ class ProcessResult(NamedTuple):
     Attributes:
         exit_code: Exit code, negative for a signal.
         stop_reason: Why the launcher stopped it; empty where it ended by itself.
+        over_limit: Whether that was because its time limit was over.
+        cpu_seconds: Processor time, user and system, in seconds; None for unknown.
+        max_memory: The most memory that it used, in bytes; None for unknown.
     """
 
     exit_code: int
     stop_reason: str = ""
+    over_limit: bool = False
+    cpu_seconds: float | None = None
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +109,13 @@ class ClaimedJob:
         message: The reasons, for the history.
         return_code: Exit code of the run, once it ran.
         released: Whether the launcher gives it back unfinished.
+        paused: Whether it goes on when its transitions are on record.
+        delay: Seconds that it may not be claimed after it is given back.
+        remarks: Messages for the histories of other jobs, by id.
+        begun_at: When its first process was asked for, by the monotonic clock; None before.
+        elapsed: Duration of its run in seconds; None before its end.
+        cpu_seconds: Processor time of its run in seconds; None for unknown.
+        max_memory: The most memory that its run used, in bytes; None for unknown.
         workdir: Its working directory; set once it is made.
         slots: Cores that it takes.
     """
@@ -110,6 +131,15 @@ class ClaimedJob:
         self.message = ""
         self.return_code: int | None = None
         self.released = False
+        self.paused = False
+        self.delay = 0.0
+        self.remarks: dict[int, str] = {}
+        self.begun_at: float | None = None
+        self.elapsed: float | None = None
+        self.cpu_seconds: float | None = None
+        self.max_memory: int | None = None
+        self._running_since = 0.0
+        self._is_over_limit = False
         self.slots = max(1, job.ranks_per_node * -(-job.threads_per_rank // job.threads_per_core))
         self._app = app
         self._parents = parents
@@ -118,9 +148,16 @@ class ClaimedJob:
     def reach(self, state: State, reason: str = "") -> None:
         """Note that the job reached a state."""
         self.state = state
-        self.transitions.append((state, monotonic()))
+        at = monotonic()
+        self.transitions.append((state, at))
+        if state is _S.RUNNING:
+            self._running_since = at
         if reason:
-            self.message = f"{self.message}; {reason}" if self.message else reason
+            self.note(reason)
+
+    def note(self, reason: str) -> None:
+        """Note what is to be said in the history."""
+        self.message = f"{self.message}; {reason}" if self.message else reason
 
     def give_back(self) -> None:
         """Drop what happened and release the job as the database knows it: it wasn't started, or was killed."""
@@ -157,22 +194,23 @@ class ClaimedJob:
         if self.state is _S.RUNNING:
             self.reach(_S.RUN_TIMEOUT, "its launcher was lost while it ran")
             self.reach(_S.RESTART_READY)
-        if self.state is _S.READY:
-            yield from self._stage_in()
-        if self.state is _S.STAGED_IN and not self.released:
-            yield from self._run_hook("preprocess", _S.PREPROCESSED)
-        if self.state in {_S.PREPROCESSED, _S.RESTART_READY} and not self.released:
-            yield from self._run_main_process()
-        if self.state is _S.RUN_DONE and not self.released:
-            yield from self._stage_out()
-        if self.state is _S.RUN_DONE and not self.released:
-            yield from self._run_hook("postprocess", _S.POSTPROCESSED)
-        if self.state is _S.RUN_ERROR:
-            yield from self._handle_error()
-        if self.state is _S.RUN_TIMEOUT and not self.released:
-            yield from self._handle_timeout()
-        if self.state is _S.POSTPROCESSED:
-            self.reach(_S.JOB_FINISHED)
+        steps = {
+            _S.READY: self._stage_in,
+            _S.STAGED_IN: self._preprocess,
+            _S.PREPROCESSED: self._run_main_process,
+            _S.RESTART_READY: self._run_main_process,
+            _S.RUN_DONE: self._postprocess,
+            _S.RUN_ERROR: self._handle_error,
+            _S.RUN_TIMEOUT: self._handle_timeout,
+            _S.POSTPROCESSED: self._stage_out,
+        }
+        while self.state in steps and not self.released and not self.paused:
+            yield from steps[self.state]()
+
+    def _pause(self) -> bool:
+        """End this lifecycle where something is not yet on record; returns whether it does."""
+        self.paused = bool(self.transitions)
+        return self.paused
 
     def _make_workdir(self) -> None:
         try:
@@ -192,39 +230,50 @@ class ClaimedJob:
                 link_parents(self._context.directory, self.job, self.workdir, self._parents)
         self.reach(_S.STAGED_IN)
 
+    def _preprocess(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        argv = hook_argv(self.job, self._app, "preprocess")
+        if not argv:
+            self.reach(_S.PREPROCESSED)
+        elif not self._pause() and (yield from self._run_step(argv, "preprocess")):
+            self.reach(_S.PREPROCESSED)
+            self._pause()
+
     def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
-        result = yield ProcessSpec(
-            job_argv(self.job, self._app),
-            self._environment,
-            output_name(self.job, ".out"),
-            output_name(self.job, ".err"),
-            _S.RUNNING,
+        out, err = output_name(self.job, ".out"), output_name(self.job, ".err")
+        argv = job_argv(self.job, self._app)
+        result = yield from self._run_process(
+            ProcessSpec(argv, self._environment, out, err, _S.RUNNING, self.job.time_limit_minutes * 60 or None)
         )
         self.return_code = result.exit_code
+        self.elapsed = monotonic() - self._running_since
+        self.cpu_seconds, self.max_memory = result.cpu_seconds, result.max_memory
         if result.stop_reason:
             self.reach(_S.RUN_TIMEOUT, result.stop_reason)
-            if self.job.post_timeout_handler:
-                self.released = True  # this launcher is about to end; the next one runs the handler
+            self._is_over_limit = result.over_limit
+            # A launcher that stops it is about to end: the next one runs the handler.
+            self.released = self.job.post_timeout_handler and not result.over_limit
         elif result.exit_code:
-            self.reach(_S.RUN_ERROR, self._describe_failure(result, output_name(self.job, ".err")))
+            self.reach(_S.RUN_ERROR, self._describe_failure(result, err, out))
         else:
             self.reach(_S.RUN_DONE)
 
-    def _stage_out(self) -> Generator[ProcessSpec, ProcessResult, None]:
-        if not (self.job.stage_out and self.job.stage_out_files):
-            return
-        for argv in stage_out_commands(self.job, self.workdir):
-            if not (yield from self._run_step(argv, "stage_out")):
-                return
+    def _postprocess(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        argv = hook_argv(self.job, self._app, "postprocess")
+        if not argv or (not self._pause() and (yield from self._run_step(argv, "postprocess"))):
+            self.reach(_S.POSTPROCESSED)
 
-    def _run_hook(self, hook: str, done_state: State) -> Generator[ProcessSpec, ProcessResult, None]:
-        argv = hook_argv(self.job, self._app, hook)
-        if not argv or (yield from self._run_step(argv, hook)):
-            self.reach(done_state)
+    def _stage_out(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        if self.job.stage_out and self.job.stage_out_files:
+            if self._pause():
+                return
+            for argv in stage_out_commands(self.job, self.workdir):
+                if not (yield from self._run_step(argv, "stage_out")):
+                    return
+        self.reach(_S.JOB_FINISHED)
 
     def _handle_error(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if self.job.retries < self.job.max_retries:
-            self._mark_for_restart(f"retry {self.job.retries + 1} of {self.job.max_retries}")
+            self._retry_after_error()
         elif self.job.post_error_handler:
             yield from self._run_handler("BALSAM_JOB_ERROR")
         else:
@@ -233,8 +282,9 @@ class ClaimedJob:
     def _handle_timeout(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if self.job.post_timeout_handler:
             yield from self._run_handler("BALSAM_JOB_TIMEOUT")
-        elif self.job.auto_timeout_retry:
-            self._mark_for_restart("")
+        elif self.job.auto_timeout_retry and not self._is_over_limit:
+            self.reach(_S.RESTART_READY)
+            self.released = True
         else:
             self.reach(_S.FAILED)
 
@@ -243,9 +293,18 @@ class ClaimedJob:
         if not argv:
             self._fail("there is no postprocess that could handle it")
             return
+        if self._pause():
+            return
         env = {**self._environment, variable: "TRUE"}
         if (yield from self._run_step(argv, "postprocess", what="the handler (postprocess)", env=env)):
             self.reach(_S.POSTPROCESSED, "handled by postprocess")
+
+    def _retry_after_error(self) -> None:
+        count = self.job.retries + 1
+        self.delay = min(self.job.retry_delay_seconds * 2.0 ** min(count - 1, 60), LONGEST_DELAY)
+        when = f" in {self.delay:g} s" if self.delay else ""
+        self.reach(_S.RESTART_READY, f"retry {count} of {self.job.max_retries}{when}")
+        self.released = True
 
     # ---- parts of it
 
@@ -254,25 +313,29 @@ class ClaimedJob:
     ) -> Generator[ProcessSpec, ProcessResult, bool]:
         """Run a process beside the job's main one, with a log of this stem; return whether the lifecycle may go on."""
         log = output_name(self.job, ".log", stem=stem)
-        result = yield ProcessSpec(argv, env or self._environment, log, log)
+        result = yield from self._run_process(ProcessSpec(argv, env or self._environment, log, log))
         if result.stop_reason:
             self.released = True  # the next launcher does this step again
+            self.note(f"{what or stem}: {result.stop_reason}")
         elif result.exit_code:
             self._fail(f"{what or stem}: {self._describe_failure(result, log)}")
         return not result.stop_reason and not result.exit_code
+
+    def _run_process(self, spec: ProcessSpec) -> Generator[ProcessSpec, ProcessResult, ProcessResult]:
+        if self.attempt > 1:
+            keep_earlier_outputs(self.job, self.workdir, {spec.stdout, spec.stderr})
+        if self.begun_at is None:
+            self.begun_at = monotonic()
+        return (yield spec)
 
     @cached_property
     def _environment(self) -> dict[str, str]:
         return job_environment(self._context.environment, self.job, self._app)
 
-    def _describe_failure(self, result: ProcessResult, errors: str) -> str:
-        line = last_line(self.workdir / errors)
-        return describe_exit(result.exit_code) + (f": {line}" if line else "")
+    def _describe_failure(self, result: ProcessResult, *outputs: str) -> str:
+        said = last_words(*(self.workdir / name for name in outputs))
+        return describe_exit(result.exit_code) + (f": {said}" if said else "")
 
     def _fail(self, reason: str) -> None:
         if self.state not in END:
             self.reach(_S.FAILED, reason)
-
-    def _mark_for_restart(self, reason: str) -> None:
-        self.reach(_S.RESTART_READY, reason)
-        self.released = True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.dbdir import workdirs
 from balsam_core.errors import InvalidInput
+from balsam_core.launcher.job.outputs import is_log, log_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
     from balsam_core.model.job import Job
 
 MOST_ARGUMENTS = 500  # files that one `cp` gets
-LOG_STEMS = ("preprocess", "postprocess", "stage_in", "stage_out")
-
-
-def log_names(job: Job | ParentRef) -> set[str]:
-    """Return the names of all files that a launcher may write into a job's working directory."""
-    outputs = {workdirs.output_name(job, ".out"), workdirs.output_name(job, ".err")}
-    return outputs | {workdirs.output_name(job, ".log", stem=stem) for stem in LOG_STEMS}
 
 
 class Patterns:
@@ -53,10 +47,10 @@ class Patterns:
             named = any(c.isalnum() for c in pattern)
             self._tests.append((re.compile(translate(pattern)), pattern.startswith("."), named))
 
-    def match(self, name: str, logs: Iterable[str] = ()) -> bool:
+    def match(self, name: str, logs: set[str] = frozenset()) -> bool:  # type: ignore[assignment]
         """Whether a file is wanted; ``logs`` are the names of files that a launcher wrote."""
         hidden = name.startswith(".")
-        log = name in logs
+        log = is_log(name, logs)
         return any(
             (dotted or not hidden) and (named or not log) and test.match(name) is not None
             for test, dotted, named in self._tests
