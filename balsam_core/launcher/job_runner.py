@@ -217,7 +217,7 @@ class JobRunner:
                 self._on_change(claimed)
 
     def _stop_on_full_disk(self, running: RunningJob, err: Exception) -> None:
-        self.fault = self.fault or f"the disk is full: {err}"
+        self.fault = self.fault or str(err)
         self._give_back(running)
 
     def _give_back(self, running: RunningJob) -> None:

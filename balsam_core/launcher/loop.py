@@ -64,6 +64,7 @@ class Launcher:
         self._time_limit_at = inf if options.time_limit is None else self._started_at + options.time_limit
         self._counts = dict.fromkeys(("finished", "failed", "killed", "again"), 0)
         self._unrecorded: dict[int, ClaimedJob] = {}  # done, but the database doesn't know yet
+        self._changed_parents: list[int] = []
         self._unreleased: dict[int, ClaimedJob] = {}  # dropped, but the database may still name us as their holder
         self._claim_in_doubt = False  # a claim got no answer: the database may have given us jobs that we don't know of
         self._refusal: BalsamError | None = None  # why the database will not take our calls again
@@ -175,6 +176,8 @@ class Launcher:
             **self._counts,
             seconds=monotonic() - self._started_at,
             unfit=unfit,
+            changed_parents=tuple(self._changed_parents),
+            fault=bool(self._runner.fault),
             reason=self._end_reason,
             signal=self._stop_requests.number,
             spent=self.counters.seconds,
@@ -231,6 +234,9 @@ class Launcher:
             self._keep_until_released(claimed)
             return
         self._reporter.add(claimed)
+        if claimed.changed_parents:
+            self._changed_parents.append(claimed.id)
+            claimed.changed_parents = False
         if claimed.paused and not self._end_reason:
             self._queue.paused[claimed.id] = claimed
             return

@@ -61,6 +61,8 @@ class LauncherResult:
         again: Jobs given back, to be run again after an error or because the launcher stopped.
         seconds: How long it took.
         unfit: Waiting jobs that need more than this launcher has; counted up to a limit.
+        changed_parents: Ids of jobs that have links to files of their parents that changed while they ran.
+        fault: Whether it ended because no job could be started any more.
         reason: Why it ended though something was left; empty where nothing was.
         signal: The signal that asked it to stop; None where none did.
         spent: Seconds by kind of work.
@@ -72,6 +74,8 @@ class LauncherResult:
     again: int = 0
     seconds: float = 0.0
     unfit: int = 0
+    changed_parents: tuple[int, ...] = ()
+    fault: bool = False
     reason: str = ""
     signal: int | None = None
     spent: Mapping[str, float] = field(default_factory=dict)

@@ -273,6 +273,58 @@ def test_a_job_that_does_not_wait_takes_the_files_that_are_there(db: Database) -
     assert "a" in text(db, taker, "taker.out").split()
 
 
+# ---- files from parents
+
+
+def test_a_parents_file_that_changes_through_a_link_is_told_everywhere(db: Database) -> None:
+    parent = sh("echo step0 > state", name="parent")
+    links = sh("echo changed > state", name="links", parents=[parent], input_files=["state"], postprocess="true")
+    db.jobs.add([parent, links])
+    out = here("launcher", "--consume-all", db=db.path).out
+    assert f"changed while these jobs ran, which have links to them: {links.id} (balsam show ID)" in out
+    assert f"state of job {parent.id} (--input-mode copy gives a job copies)" in messages(db, links)
+    assert f"changed while job {links.id} ran, which has links to them: state" in messages(db, parent)
+    copies = sh("echo mine > state; exit 1", name="copies", parents=[parent], input_files=["state"], input_mode="copy")
+    db.jobs.add(copies)
+    done = launch(db)
+    assert (done["failed"], done["changed_parents"]) == (1, [])
+    assert (text(db, parent, "state"), text(db, copies, "state")) == ("changed\n", "mine\n")
+    db.jobs.where(name="copies").retry()
+    db.jobs.where(name="copies").kill()
+    db.jobs.where(name="copies").retry()
+    launch(db)
+    assert "changed while" not in messages(db, copies)
+
+
+def test_a_missing_input_fails_the_job_and_an_idle_wildcard_is_remarked(db: Database) -> None:
+    parent = sh("touch equil.restart", name="parent")
+    typo = sh("touch ran", name="typo", parents=[parent], input_files=["equil.restrat"])
+    idle = sh("true", name="idle", parents=[parent], input_files=["*.restart", "*.xyz"])
+    db.jobs.add([parent, typo, idle])
+    launch(db)
+    assert states(db) == {"parent": "JOB_FINISHED", "typo": "FAILED", "idle": "JOB_FINISHED"}
+    assert "input_files: no parent has the file 'equil.restrat'" in messages(db, typo)
+    assert transitions(db, typo)[-2:] == ["READY", "FAILED"]
+    assert not (db.workdir(typo) / "ran").exists()
+    assert "input_files: no file of a parent matches '*.xyz'" in messages(db, idle)
+
+
+def test_25000_parents(db: Database) -> None:
+    count = 25_000
+    parents = db.jobs.add(Job(command="true", name="p", num_nodes=2) for _ in range(count))
+    some = db.jobs.get(parents[-1])
+    place = db.workdir(some)
+    place.mkdir(parents=True)
+    (place / "x.1").write_text("x")
+    child = sh('wc -l < "$BALSAM_PARENT_IDS_FILE"; echo ${BALSAM_PARENT_IDS-unset}; cat x.1; ls', name="child")
+    child.parents, child.wait_for_parents, child.input_files = list(parents), False, ["x.*"]
+    db.jobs.add(child)
+    launch(db)
+    assert text(db, child, "child.out").split() == [
+        *(str(count), "unset", "xchild.err", "child.out", "parent_ids.txt", "x.1"),
+    ]
+
+
 # ---- jobs that change the workflow while they run
 
 

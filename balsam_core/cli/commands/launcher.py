@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from balsam_core.launcher.options import LauncherResult
 
+MOST_NAMED = 10  # jobs in a line
+
 
 @command(
     examples=[
@@ -51,7 +53,8 @@ def launcher(
     Jobs run in their working directories, several at a time, each when its parents have finished. Ctrl-C or SIGTERM
     stops cleanly: what runs is asked to end and will be run again by the next launcher. A second Ctrl-C kills at once.
 
-    The exit code is 0 when nothing was left to do or the time limit was reached, whatever became of the jobs.
+    The exit code is 0 when nothing was left to do or the time limit was reached, whatever became of the jobs; it is 6
+    when working directories could not be made any more, e.g. on a full disk.
     """
     if consume_all and (wf_name or job_file):
         raise click.UsageError("--consume-all means all jobs; leave out --wf-name and --job-file, or leave it out")
@@ -62,6 +65,7 @@ def launcher(
     only = None if job_file is None else _read_ids(job_file)
 
     from balsam_core.cli.selectors import check_exist
+    from balsam_core.errors import NoResources
     from balsam_core.launcher.loop import Launcher
     from balsam_core.launcher.options import LauncherOptions, available_cores
     from balsam_core.launcher.progress import Progress, progress_on
@@ -91,7 +95,9 @@ def launcher(
             logs.close()
     record = {name: value for name, value in vars(result).items() if name != "signal"}
     printer.one(record, _format_lines(result))
-    return 0 if result.signal is None else 128 + result.signal
+    if result.signal is not None:
+        return 128 + result.signal
+    return NoResources.exit_code if result.fault else 0
 
 
 def _format_lines(result: LauncherResult) -> Iterator[str]:
@@ -107,6 +113,10 @@ def _format_lines(result: LauncherResult) -> Iterator[str]:
     if result.reason:
         left = f"; given back to run again: {result.again}" if result.again else ""
         yield f"Ended early: {result.reason}{left}"
+    if result.changed_parents:
+        ids = result.changed_parents
+        named = ", ".join(map(str, ids[:MOST_NAMED])) + (f" and {len(ids) - MOST_NAMED} more" * (len(ids) > MOST_NAMED))
+        yield f"Files of their parents changed while these jobs ran, which have links to them: {named} (balsam show ID)"
     if result.unfit:
         yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {result.unfit}"
 

@@ -22,9 +22,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from balsam_core.dbdir.workdirs import make_workdir, output_name
 from balsam_core.errors import BalsamError, DBDirError
 from balsam_core.launcher.job.commands import hook_argv, job_argv, job_environment
-from balsam_core.launcher.job.dataflow import link_parents, stage_in_command, stage_out_commands
-from balsam_core.launcher.job.failures import DiskFullError, describe_error, describe_exit, is_disk_full, last_words
+from balsam_core.launcher.job.dataflow import LinkedFiles, change_remarks, copy_commands, find_inputs, link_inputs
+from balsam_core.launcher.job.failures import (
+    DiskFullError,
+    describe_error,
+    describe_exit,
+    is_about,
+    is_data_unusable,
+    is_disk_full,
+    is_no_space_left,
+    last_words,
+)
 from balsam_core.launcher.job.outputs import keep_earlier_outputs
+from balsam_core.launcher.job.staging import stage_in_command, stage_out_commands
 from balsam_core.launcher.processes import ShortageError, is_shortage
 from balsam_core.model.states import END, State
 
@@ -112,6 +122,7 @@ class ClaimedJob:
         paused: Whether it goes on when its transitions are on record.
         delay: Seconds that it may not be claimed after it is given back.
         remarks: Messages for the histories of other jobs, by id.
+        changed_parents: Whether files of its parents, which it has links to, changed while it ran.
         begun_at: When its first process was asked for, by the monotonic clock; None before.
         elapsed: Duration of its run in seconds; None before its end.
         cpu_seconds: Processor time of its run in seconds; None for unknown.
@@ -134,6 +145,7 @@ class ClaimedJob:
         self.paused = False
         self.delay = 0.0
         self.remarks: dict[int, str] = {}
+        self.changed_parents = False
         self.begun_at: float | None = None
         self.elapsed: float | None = None
         self.cpu_seconds: float | None = None
@@ -172,7 +184,7 @@ class ClaimedJob:
         """Go through the states that are left; see the module's docstring.
 
         Raises:
-            DiskFullError: There is no room for this job, nor for any other; the job is to be given back.
+            DiskFullError: No files can be made for this job, nor for any other; the job is to be given back.
             ShortageError: Too many open files or too little memory; a new lifecycle may go on later.
         """
         try:
@@ -181,6 +193,9 @@ class ClaimedJob:
             self.released = True
             raise
         except (BalsamError, OSError, ValueError) as err:  # ValueError: an argument that no program can be given
+            if is_disk_full(err) and is_about(err, self._context.directory.path):
+                self.released = True
+                raise DiskFullError(describe_error(err)) from err
             if is_shortage(err) or is_shortage(err.__cause__):
                 raise ShortageError(describe_error(err)) from err
             self._fail(describe_error(err))
@@ -216,7 +231,7 @@ class ClaimedJob:
         try:
             self.workdir = make_workdir(self._context.directory, self.job)
         except DBDirError as err:
-            if not self.job.user_workdir and is_disk_full(err.__cause__):
+            if not self.job.user_workdir and is_data_unusable(err.__cause__):
                 raise DiskFullError(err.message) from err
             raise
 
@@ -225,10 +240,18 @@ class ClaimedJob:
             argv = stage_in_command(self.job, self.workdir)
             if not (yield from self._run_step(argv, "stage_in")):
                 return
-        if self.job.input_files and self._parents:
+        remark = ""
+        if self.job.input_files:
             with self._context.counters.timed("links"):
-                link_parents(self._context.directory, self.job, self.workdir, self._parents)
-        self.reach(_S.STAGED_IN)
+                inputs = find_inputs(self._context.directory, self.job, self.workdir, self._parents)
+                if self.job.input_mode == "link":
+                    link_inputs(self.job, self.workdir, inputs)
+            if self.job.input_mode == "copy":
+                for argv in copy_commands(self.job, self.workdir, inputs):
+                    if not (yield from self._run_step(argv, "input_files")):
+                        return
+            remark = inputs.remark
+        self.reach(_S.STAGED_IN, remark)
 
     def _preprocess(self) -> Generator[ProcessSpec, ProcessResult, None]:
         argv = hook_argv(self.job, self._app, "preprocess")
@@ -241,9 +264,16 @@ class ClaimedJob:
     def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
         out, err = output_name(self.job, ".out"), output_name(self.job, ".err")
         argv = job_argv(self.job, self._app)
+        linked = None
+        if self.job.input_files and self._parents and self.job.input_mode == "link":
+            linked = LinkedFiles(self._context.directory, self.job, self.workdir, self._parents)
         result = yield from self._run_process(
             ProcessSpec(argv, self._environment, out, err, _S.RUNNING, self.job.time_limit_minutes * 60 or None)
         )
+        if linked is not None and (changed := linked.changed()):
+            self.changed_parents = True
+            own, self.remarks = change_remarks(self.job, changed)
+            self.note(own)
         self.return_code = result.exit_code
         self.elapsed = monotonic() - self._running_since
         self.cpu_seconds, self.max_memory = result.cpu_seconds, result.max_memory
@@ -252,6 +282,11 @@ class ClaimedJob:
             self._is_over_limit = result.over_limit
             # A launcher that stops it is about to end: the next one runs the handler.
             self.released = self.job.post_timeout_handler and not result.over_limit
+        elif result.exit_code and not self.job.user_workdir and is_no_space_left(self.workdir):
+            failure = f"{self._describe_failure(result, err, out)} (no space left in {str(self.workdir)!r})"
+            self.reach(_S.RUN_TIMEOUT, failure)
+            self.reach(_S.RESTART_READY)
+            raise DiskFullError(f"job {self.id}: {failure}")
         elif result.exit_code:
             self.reach(_S.RUN_ERROR, self._describe_failure(result, err, out))
         else:
@@ -330,7 +365,7 @@ class ClaimedJob:
 
     @cached_property
     def _environment(self) -> dict[str, str]:
-        return job_environment(self._context.environment, self.job, self._app)
+        return job_environment(self._context.environment, self.job, self._app, self.workdir)
 
     def _describe_failure(self, result: ProcessResult, *outputs: str) -> str:
         said = last_words(*(self.workdir / name for name in outputs))

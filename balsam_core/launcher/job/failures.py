@@ -6,12 +6,9 @@ import errno
 import os
 import re
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from balsam_core.errors import DBDirError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MOST_LINES = 3  # of a program's output that go into the history
 LONGEST_WORDS = 300  # characters of them
@@ -19,12 +16,35 @@ TAIL = 4096  # bytes at the end of an output that are looked at
 
 
 class DiskFullError(Exception):
-    """The file system of the DB directory is full: no job's fault, and no job can run."""
+    """The DB directory's file system is full or can't be written any more: no job's fault, and no job can run."""
+
+
+_DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE})
 
 
 def is_disk_full(err: BaseException | None) -> bool:
-    """Whether an error means that the file system or the user's quota is full."""
-    return isinstance(err, OSError) and err.errno in {errno.ENOSPC, errno.EDQUOT}
+    """Whether an error means that a file system is full, over quota, read-only or broken."""
+    return isinstance(err, OSError) and err.errno in _DISK_FAULTS
+
+
+def is_data_unusable(err: BaseException | None) -> bool:
+    """Whether an error means that no directory can be made in ``data/``, by whatever job."""
+    return is_disk_full(err) or (isinstance(err, OSError) and err.errno in {errno.EACCES, errno.EPERM})
+
+
+def is_about(err: Exception, directory: Path) -> bool:
+    """Whether an error of the system names a file in a directory."""
+    names = (getattr(err, "filename", None), getattr(err, "filename2", None))
+    return any(isinstance(name, (str, os.PathLike)) and Path(name).is_relative_to(directory) for name in names)
+
+
+def is_no_space_left(directory: Path) -> bool:
+    """Whether nothing more can be written to the file system of a directory."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return False
+    return not found.f_bavail or (found.f_files > 0 and not found.f_favail)
 
 
 def describe_exit(code: int) -> str:

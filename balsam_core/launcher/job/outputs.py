@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -13,23 +13,38 @@ from balsam_core.errors import DBDirError
 from balsam_core.system.files import atomic_write, read_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from balsam_core.model.calls import ParentRef
     from balsam_core.model.job import Job
 
-LARGEST_REGISTER = 64 * 1024  # bytes
-LOG_STEMS = ("preprocess", "postprocess", "stage_in", "stage_out")
+LARGEST_REGISTER = 64 * 1024 * 1024  # bytes
+LOG_STEMS = ("preprocess", "postprocess", "stage_in", "input_files", "stage_out")
+PARENT_IDS = "parent_ids"
+
+V = TypeVar("V")
 
 
 def log_names(job: Job | ParentRef) -> set[str]:
     """Return the names of all files that a launcher may write, as the last attempt has them."""
     outputs = {output_name(job, ".out"), output_name(job, ".err")}
-    return outputs | {output_name(job, ".log", stem=stem) for stem in LOG_STEMS}
+    outputs |= {output_name(job, ".log", stem=stem) for stem in LOG_STEMS}
+    return outputs | {output_name(job, ".txt", stem=PARENT_IDS)}
 
 
-def is_log(name: str, logs: set[str]) -> bool:
+def write_parent_ids(job: Job, workdir: Path) -> Path:
+    """Write the ids of a job's parents to a file, one a line, and return its path.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    path = workdir / output_name(job, ".txt", stem=PARENT_IDS)
+    atomic_write(path, "".join(f"{parent}\n" for parent in job.parents).encode())
+    return path
+
+
+def is_log(name: str, logs: Collection[str]) -> bool:
     """Whether a file is one of ``logs``, or such a one of an earlier attempt: ``sim.out.2``."""
     stem, _, number = name.rpartition(".")
     return name in logs or (number.isdecimal() and stem in logs)
@@ -45,10 +60,7 @@ def keep_earlier_outputs(job: Job, workdir: Path, names: Iterable[str]) -> None:
         OSError: A file can't be renamed, or the hidden file not be written.
     """
     register = workdir / f".balsam_{job.id}.attempts"
-    written_by: dict[str, int] = {}
-    with suppress(OSError, DBDirError, msgspec.DecodeError):  # the first time; or the job made something else of it
-        stored = read_regular(register, limit=LARGEST_REGISTER, follow=False)
-        written_by = msgspec.json.decode(stored, type=dict[str, int])
+    written_by = read_register(register, int)
     for name in names:
         path = workdir / name
         try:
@@ -58,7 +70,23 @@ def keep_earlier_outputs(job: Job, workdir: Path, names: Iterable[str]) -> None:
         if not is_empty:
             os.rename(path, _free_name(f"{path}.{written_by.get(name, 1)}"))  # noqa: PTH104
         written_by[name] = job.attempt
-    atomic_write(register, msgspec.json.encode(written_by))
+    write_register(register, written_by)
+
+
+def read_register(path: Path, kind: type[V]) -> dict[str, V]:
+    """Return what a hidden file of ours says, by name; nothing where it isn't there, or a job has spoilt it."""
+    with suppress(OSError, DBDirError, msgspec.DecodeError):
+        return msgspec.json.decode(read_regular(path, limit=LARGEST_REGISTER, follow=False), type=dict[str, kind])  # type: ignore[valid-type]
+    return {}
+
+
+def write_register(path: Path, values: Mapping[str, object]) -> None:
+    """Write a hidden file for :func:`read_register`.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    atomic_write(path, msgspec.json.encode(values))
 
 
 def _free_name(path: str) -> str:
