@@ -71,11 +71,12 @@ def _field_values(
     small.update(_read_small_tables(tx, [field for field in fields if field not in small], rows))
     of_attempts = [field for field in fields if field in IN_ATTEMPTS]
     ended = _read_attempts(tx, of_attempts, rows) if of_attempts and "attempts" not in small else {}
+    none = [None] * len(rows)
     columns: list[list[Any]] = []
     for field in fields:
         if field in IN_ATTEMPTS:
             at = of_attempts.index(field)
-            columns.append([ended[job][at] if (job := row["id"]) in ended else None for row in rows])
+            columns.append([ended[job][at] if (job := row["id"]) in ended else None for row in rows] if ended else none)
         elif field == "parents":
             columns.append([[] for _ in rows] if field in small else _read_parents(tx, [row["id"] for row in rows]))
         elif field in small:
