@@ -103,7 +103,8 @@ class Reporter:
 
     def _forget_written(self, claimed: ClaimedJob, update: Update) -> None:
         del claimed.transitions[: len(update.transitions)]
-        claimed.message = claimed.message.removeprefix(update.message).removeprefix("; ")
+        rest = claimed.message.removeprefix(update.message).removeprefix("; ")
+        claimed.message = rest if len(update.message) < LONGEST_MESSAGE else ""
         claimed.remarks = {}
         if not claimed.transitions and claimed.released == update.release:
             self.jobs.pop(claimed.id, None)

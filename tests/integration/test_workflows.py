@@ -376,6 +376,9 @@ def test_a_job_kills_running_and_waiting_jobs(db: Database) -> None:
     }  # fmt: skip
     assert text(db, killer, "killer.out") == "1 1\n"
     assert "by a job" in messages(db, victim)
+    (attempt,) = db.jobs.attempts(victim)
+    assert attempt.outcome == "USER_KILLED"
+    assert attempt.elapsed
     assert not is_alive(int(text(db, victim, "pid")))
 
 

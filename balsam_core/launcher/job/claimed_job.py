@@ -173,6 +173,8 @@ class ClaimedJob:
 
     def give_back(self) -> None:
         """Drop what happened and release the job as the database knows it: it wasn't started, or was killed."""
+        if self.state is _S.RUNNING:
+            self.elapsed = monotonic() - self._running_since
         self.transitions.clear()
         self.message = ""
         self.return_code = None

@@ -44,7 +44,8 @@ def is_no_space_left(directory: Path) -> bool:
         found = os.statvfs(directory)
     except OSError:
         return False
-    return not found.f_bavail or (found.f_files > 0 and not found.f_favail)
+    # Some file systems don't know their size, or have no limit of files.
+    return (found.f_blocks > 0 and not found.f_bavail) or (found.f_files > 0 and not found.f_favail)
 
 
 def describe_exit(code: int) -> str:
