@@ -124,7 +124,7 @@ class OutcomeUnknown(BalsamError):
 
 
 class PartlyDone(BalsamError):
-    """A change that is made in steps failed after some of them, which stay; the message says how many."""
+    """A change failed after some of its steps, which stay, or only its answer can't be printed; the message says so."""
 
     code = "partly-done"
     exit_code = 7

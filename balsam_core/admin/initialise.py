@@ -302,4 +302,6 @@ def _as_db_dir_errors(target: Path) -> Iterator[None]:
     except OSError as err:
         file = f" ({shown(err.filename)})" if isinstance(err.filename, str) else ""
         remedy = f"; {who_may(Path(err.filename or target))}" if is_refusal(err) else ""
+        if isinstance(err, IsADirectoryError):
+            remedy = "; move it away"
         raise DBDirError(f"{shown(target)} can't be made a DB: {reason(err)}{file}{remedy}") from err

@@ -89,7 +89,7 @@ def load_plugin(
     """
     entry_point = entry_points[0]
     _check_entry_points(name, entry_points)
-    tell = _remedy_of_a_bug(entry_point.package)
+    tell = remedy_of_a_bug(entry_point.package)
     try:
         module = import_module(entry_point.module)
         identity: object = module.balsam_db_type()
@@ -122,7 +122,8 @@ def _refuse_shortage(err: BaseException) -> None:
         raise lack from err
 
 
-def _remedy_of_a_bug(package: str) -> str:
+def remedy_of_a_bug(package: str) -> str:
+    """Return what to do about a fault in a plugin's code, on one line."""
     return f"upgrade it with: pip install -U {package}, or tell its authors; balsam plugins check shows more"
 
 

@@ -2,10 +2,7 @@
 
 A plugin may end the process in which it is imported, crash it, never return, or change it. So a listing of all plugins
 starts one child process, which forks one process for each plugin; that process loads the plugin and reports. What a
-plugin prints goes to stderr.
-
-The report of a plugin that works is kept in the user's cache directory, with the times of all files that were read for
-it, and is used until one of them changes.
+plugin prints goes to stderr. A plugin that is not one of ours is looked at in this way before it is used, too.
 """
 
 from __future__ import annotations
@@ -26,49 +23,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from balsam_core.backends import reports
 from balsam_core.backends.discovery import EntryPoint
-from balsam_core.backends.loading import PluginError, check_driver, check_modules, load_plugin, new_manager
+from balsam_core.backends.loading import (
+    PluginError,
+    check_driver,
+    check_modules,
+    describe_exception,
+    load_plugin,
+    new_manager,
+    remedy_of_a_bug,
+)
+from balsam_core.backends.reports import ProbeReport
 from balsam_core.errors import BalsamError, NoResources
-from balsam_core.system.files import atomic_write, read_regular
 from balsam_core.system.processes import descendants, send_signal
 from balsam_core.system.shortages import PASSING, shortage
 from balsam_core.system.tether import become_subreaper
-from balsam_core.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkContext, ForkProcess
-    from pathlib import Path
 
-LOAD_TIMEOUT = 10.0  # seconds that one plugin may take
+LOAD_TIMEOUT = 20.0  # seconds that one plugin may take
 AT_ONCE = 4  # plugins that are loaded at the same time
 START_TIMEOUT = 60.0  # seconds for all that is not the loading of plugins
-CACHE_NAME = "plugins.json"
 LACKS_RESOURCES = 75  # exit code, EX_TEMPFAIL: no file descriptors or memory
-LARGEST_CACHE = 16 * 1024 * 1024  # bytes
-
-
-class ProbeReport(msgspec.Struct, kw_only=True):
-    """What is known about a plugin, or about one that can't be used.
-
-    Attributes:
-        status: ``ok`` or the kind of fault.
-        detail: Why, on one line; empty when ok.
-        remedy: What to do, on one line; empty when ok.
-        server: The server policy; empty where it is unknown.
-        api: The plugin API that it was written for, None where it is unknown.
-        traceback: Of the exception; empty when there is none.
-        files: The files that were read, with their times of change in ns.
-    """
-
-    status: str = "ok"
-    detail: str = ""
-    remedy: str = ""
-    server: str = ""
-    api: int | None = None
-    traceback: str = ""
-    files: dict[str, int | None] = {}
 
 
 class _Task(NamedTuple):
@@ -78,11 +58,6 @@ class _Task(NamedTuple):
     plugins: dict[str, list[EntryPoint]]
     with_driver: bool
     timeout: float
-
-
-class _CachedReport(msgspec.Struct):
-    key: list[str]
-    report: ProbeReport
 
 
 def probe(plugins: Mapping[str, list[EntryPoint]], *, with_driver: bool) -> dict[str, ProbeReport]:
@@ -95,63 +70,16 @@ def probe(plugins: Mapping[str, list[EntryPoint]], *, with_driver: bool) -> dict
     Returns:
         A report for each db type.
     """
-    known = {} if with_driver else _read_cache()
-    found = {name: known[name].report for name, points in plugins.items() if _is_current(known.get(name), points)}
+    found = {} if with_driver else reports.find(plugins)
     missing = {name: points for name, points in plugins.items() if name not in found}
     if missing:
         task = _Task(sys.path, missing, with_driver, LOAD_TIMEOUT)
-        found |= {name: _crashed("the probing process ended", points) for name, points in missing.items()}
-        found |= dict(_run_child(task))
+        new = {name: _crashed("the probing process ended", points) for name, points in missing.items()}
+        new |= dict(_run_child(task))
         if not with_driver:
-            _write_cache(
-                {name: _CachedReport(_key(plugins[name]), one) for name, one in found.items() if one.status == "ok"}
-            )
+            reports.keep(plugins, new)
+        found |= new
     return found
-
-
-# ---- the cache
-
-
-def _cache_file() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("balsam", appauthor=False) / CACHE_NAME
-
-
-def _key(points: list[EntryPoint]) -> list[str]:
-    """Return what tells a plugin apart, and what the finding of its modules depends on."""
-    folders = [f"{folder} {_changed(folder)}" for folder in sys.path]
-    return [__version__, sys.executable, sys.version, *map(repr, points), *folders]
-
-
-def _changed(path: str) -> int | None:
-    try:
-        return os.stat(path).st_mtime_ns  # noqa: PTH116  (hundreds of files)
-    except OSError:
-        return None
-
-
-def _is_current(cached: _CachedReport | None, points: list[EntryPoint]) -> bool:
-    return (
-        cached is not None
-        and cached.key == _key(points)
-        and all(_changed(file) == changed for file, changed in cached.report.files.items())
-    )
-
-
-def _read_cache() -> dict[str, _CachedReport]:
-    try:
-        data = read_regular(_cache_file(), limit=LARGEST_CACHE)
-        return msgspec.json.decode(data, type=dict[str, _CachedReport])
-    except (OSError, ValueError, BalsamError, RuntimeError):  # the last where the user has no home directory
-        return {}
-
-
-def _write_cache(reports: dict[str, _CachedReport]) -> None:
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # then each listing probes again
-        file = _cache_file()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, msgspec.json.encode(reports))
 
 
 # ---- the child process
@@ -298,6 +226,9 @@ def _report(name: str, points: Sequence[EntryPoint], *, with_driver: bool) -> Pr
             check_modules(identity, package, points[0].module)
     except PluginError as err:
         fault = err
+    except KeyboardInterrupt as err:  # nobody's Ctrl-C: this process is in a session of its own
+        fault = PluginError("broken", describe_exception(err), remedy_of_a_bug(package))
+        fault.__cause__ = err
     card = fault.identity if fault else identity
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     return ProbeReport(
@@ -307,7 +238,7 @@ def _report(name: str, points: Sequence[EntryPoint], *, with_driver: bool) -> Pr
         server=card.server.value if card else "",
         api=card.plugin_api if card else None,
         traceback=_text("".join(format_exception(fault.__cause__))) if fault and fault.__cause__ else "",
-        files={_text(file): _changed(file) for file in files if isinstance(file, str)},
+        files={_text(file): reports.changed(file) for file in files if isinstance(file, str)},
     )
 
 

@@ -1,7 +1,8 @@
 """The installed backends: finding them, isolating the broken ones, and calling the right one.
 
-An ordinary command loads one backend, by name, so a fault of another can't harm it. A fault is stored, and raised when
-that backend is used, as one line that names the distribution, its version and the remedy.
+An ordinary command loads one backend, by name, so a fault of another can't harm it. One that is not ours is loaded in
+another process first, unless that is known to work: it may end this one. A fault is stored, and raised when that
+backend is used, as one line that names the distribution, its version and the remedy.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from balsam_core.backends.loading import (
 )
 from balsam_core.errors import BackendError, BalsamError
 from balsam_core.plugin_types import ServerPlan, ServerPolicy
+from balsam_core.system.files import names_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from balsam_core.backends.discovery import EntryPoint
-    from balsam_core.backends.probe import ProbeReport
+    from balsam_core.backends.reports import ProbeReport
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Event
@@ -291,6 +293,8 @@ class Registry:
             raise BackendError(
                 f"the db type {name} is not installed (installed: {installed}): pip install {OFFICIAL[name]}"
             )
+        if names_server(name):
+            raise BackendError(f"the db type is a URL or the like: name one of {installed}; a URL goes with --url")
         missing = [package for official, package in OFFICIAL.items() if official not in self._entry_points]
         more = f"; to install others: pip install {' '.join(missing)}" if missing else ""
         raise BackendError(f"there is no db type {name!a} (installed: {installed}){more}")
@@ -299,12 +303,32 @@ class Registry:
         if name not in self._loaded:
             points = self._entry_points[name]
             try:
+                if normalized(points[0].package) != OFFICIAL.get(name):
+                    self._refuse_unsafe(name)
                 identity, module = load_plugin(name, points, self.manager)
                 check_driver(identity, points[0].package, load=False)
                 self._loaded[name] = Backend(identity, points[0], module, self.manager)
             except PluginError as err:
                 self._loaded[name] = err
         return self._loaded[name]
+
+    def _refuse_unsafe(self, name: str) -> None:
+        """Raise PluginError where a plugin can't be loaded in another process.
+
+        Raises:
+            PluginError: As :func:`load_plugin`, and where the process ended or the plugin took too long.
+            NoResources: It can't be loaded now.
+        """
+        from balsam_core.backends import reports
+
+        wanted = {name: self._entry_points[name]}
+        if name in reports.find(wanted):
+            return
+        from balsam_core.backends.probe import probe
+
+        report = probe(wanted, with_driver=False)[name]
+        if report.status != "ok":
+            raise PluginError(report.status, report.detail, report.remedy)
 
     def _probe(self, names: Sequence[str], *, with_driver: bool) -> list[BackendStatus]:
         from balsam_core.backends.probe import probe

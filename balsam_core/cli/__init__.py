@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+INTERRUPTED = 130  # as a shell counts: 128 + SIGINT
 NO_RESOURCES = 6  # exit code of errors.NoResources, which perhaps can't be imported
 
 
@@ -26,6 +27,8 @@ def main(args: Sequence[str] | None = None) -> int:
         from balsam_core.cli.invocation import main as run
 
         return run(args)
+    except KeyboardInterrupt:  # while the program is loaded
+        return INTERRUPTED
     except (OSError, ImportError) as err:
         texts = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)]
         if not any(text in str(err) for text in texts):

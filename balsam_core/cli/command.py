@@ -31,9 +31,11 @@ class Session:
         db: The path after ``--db``, None when it was not given.
         output: The format after ``-o``, None when it was not given.
         verbose: Whether tracebacks are wanted.
+        owns_process: Whether the process ends with the command.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, owns_process: bool = False) -> None:
+        self.owns_process = owns_process
         self.db: str | None = None
         self.output: str | None = None
         self.verbose = bool(os.environ.get(DEBUG_VARIABLE, "").strip("0 "))
@@ -122,8 +124,9 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (as click)
         """Run the command, unless the output format is wrong: it must not change anything then."""
-        _ = ctx.ensure_object(Session).format
-        with stdout_kept() if ctx.meta.get(KEEPS_STDOUT) else nullcontext():
+        session = ctx.ensure_object(Session)
+        _ = session.format
+        with stdout_kept(until_exit=session.owns_process) if ctx.meta.get(KEEPS_STDOUT) else nullcontext():
             return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

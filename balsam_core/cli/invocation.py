@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balsam_core.cli.command import FORMATS, OUTPUT_VARIABLE, Session
-from balsam_core.cli.stdout import STDOUT, discard_output_of
+from balsam_core.cli.stdout import STDOUT, OutputError, discard_output_of
 from balsam_core.errors import BalsamError, InvalidInput
 from balsam_core.system.shortages import shortage
 
@@ -32,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; ``args`` follow ``balsam``, None for those of this process."""
     _open_standard_streams()
     arguments = list(sys.argv[1:] if args is None else args)
-    session = Session()
+    session = Session(owns_process=args is None)
     code = _run_command(arguments, session)
     try:
         sys.stdout.flush()
@@ -56,7 +56,7 @@ def _run_command(arguments: list[str], session: Session) -> int:
         for note in getattr(err, "__notes__", ()):
             sys.stderr.write(f"Interrupted: {note}\n")
         return INTERRUPTED
-    except BrokenPipeError as err:
+    except (BrokenPipeError, OutputError) as err:
         return _handle_lost_output(err, session, arguments)
     except Exception as err:  # noqa: BLE001  (users see tracebacks on request only)
         return _report_error(err, session, arguments, *_describe_exception(err))

@@ -17,6 +17,7 @@ from balsam_core.cli.values import (
     LARGEST,
     SHARE,
     converted,
+    full_path,
     json_object,
     mapping,
     parameters,
@@ -24,7 +25,7 @@ from balsam_core.cli.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container, Mapping
 
     from balsam_core.cli.command import Session
     from balsam_core.client.database import Database
@@ -58,12 +59,20 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "help": "Whether these are links, through which the job could change its parents' files, or copies.  "
         "[default: link]",
     }),
-    (("--stage-in",), {"metavar": "PATH", "help": "Copy this directory or file into the working directory first."}),
-    (("--stage-out",), {"metavar": "PATH", "help": "Copy results to this directory at the end."}),
+    (("--stage-in",), {
+        "metavar": "PATH", "callback": converted(full_path),
+        "help": "Copy this directory or file into the working directory first. A relative path is one from here.",
+    }),
+    (("--stage-out",), {
+        "metavar": "PATH", "callback": converted(full_path), "help": "Copy results to this directory at the end.",
+    }),
     (("--stage-out-files",), {
         "multiple": True, "metavar": "PATTERNS", "callback": converted(patterns), "help": "Which files to copy there.",
     }),
-    (("--user-workdir",), {"metavar": "PATH", "help": "Run here instead of in a working directory of its own."}),
+    (("--user-workdir",), {
+        "metavar": "PATH", "callback": converted(full_path),
+        "help": "Run in this directory instead of in a working directory of its own.",
+    }),
     (("--env", "environ"), {
         "multiple": True, "metavar": "KEY=VALUE", "callback": converted(mapping),
         "help": "Environment variable. May be repeated.",
@@ -94,8 +103,8 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--key",), {"help": "Unique key: if the same job exists under it, none is added and its id is printed."}),
     (("--if-exists",), {
         "type": click.Choice(["error", "keep", "update"]),
-        "help": "What to do where another job exists under the key: refuse, keep it as it is, or change it if it has "
-        "not started.  [default: error]",
+        "help": "What to do where another job exists under the key. error: refuse; keep: leave it as it is; update: "
+        "give it this content, if it has not started.  [default: error]",
     }),
     (("--data",), {"metavar": "JSON", "callback": converted(json_object), "help": "A JSON object of your own."}),
 )  # fmt: skip
@@ -114,7 +123,7 @@ def add_job(session: Session, options: dict[str, Any]) -> int | None:
     The options are values by the names of the job's fields; None is the field's default. Parents are selectors.
 
     Raises:
-        click.UsageError: It is said what to do if the job exists, but no key is given.
+        click.UsageError: An option is given without the one that it needs.
     """
     from balsam_core.cli.records import job_record
     from balsam_core.cli.selectors import choose, parse
@@ -124,38 +133,46 @@ def add_job(session: Session, options: dict[str, Any]) -> int | None:
     if_exists: IfExists = options.pop("if_exists") or "error"
     if if_exists != "error" and options["key"] is None:
         raise click.UsageError("--if-exists is about jobs with the same key: give one by --key")
+    if bool(options["stage_out"]) != bool(options["stage_out_files"]):
+        raise click.UsageError("--stage-out and --stage-out-files go together: one alone copies nothing")
     with session.open_db() as db:
         parents = choose(db, parse(options["parents"])).ids()
         fields = {name: value for name, value in options.items() if value is not None} | {"parents": parents}
         job = Job(**fields)
-        warn_of_operators(**{name: options.get(name) for name in ("command", "args", "preprocess", "postprocess")})
+        commands = {name: options.get(name) for name in ("command", "args", "preprocess", "postprocess")}
+        warn_of_operators(commands, filled=job.parameters)
         added = db.jobs.add(job, if_exists=if_exists)
         record = {"id": added[0]} if printer.format in {"table", "ids"} else job_record(_stored(db, job))
     outcome = added.existing.get(added[0], "added")
-    printer.one(record | {"outcome": outcome}, str(added[0]))
+    done = _OUTCOMES[outcome].format(added[0])
+    printer.one(record | {"outcome": outcome}, str(added[0]), done=done.rstrip("."))
     if outcome == "added":
         return added[0]
-    printer.note(_EXISTED[outcome].format(added[0]))
+    printer.note(done)
     return None
 
 
-_EXISTED = {
+_OUTCOMES = {
+    "added": "Job {} is added.",
     "same": "Job {} exists already with this key and the same content; nothing was added.",
     "kept": "Job {} exists already with this key; it was kept as it is, and nothing was added.",
     "updated": "Job {} existed already with this key; its content was changed.",
 }
 
 
-def warn_of_operators(**commands: str | None) -> None:
-    """Tell on stderr of shell operators in command lines, by the names of their options."""
+def warn_of_operators(commands: Mapping[str, str | None], *, filled: Container[str] | None) -> None:
+    """Tell on stderr of what only a shell understands in command lines, by the names of their options.
+
+    ``filled`` names the parameters that are filled in; None for whatever stands in braces.
+    """
     from balsam_core.model.command import shell_operator
 
     for option, text in commands.items():
-        if text and (operator := shell_operator(text)):
+        if text and (operator := shell_operator(text, filled)):
             what = operator if operator.startswith("a ") else repr(operator)
             click.echo(
                 f"Warning: no shell sees --{option}, so {what} is passed to the program: if a shell is meant, use "
-                f"sh -c '...', else quote it",
+                f"sh -c '...', else put it in single quotes",
                 err=True,
             )
 

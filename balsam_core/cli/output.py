@@ -7,14 +7,17 @@ is an object; times are ISO 8601 in UTC.
 
 from __future__ import annotations
 
+import errno
 import sys
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from balsam_core.cli.stdout import results
+from balsam_core.cli.stdout import OutputError, results
 from balsam_core.cli.table import colours_wanted, lines, terminal_width
 from balsam_core.cli.text import flatten, printable
+from balsam_core.errors import PartlyDone
+from balsam_core.system.files import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,14 +52,31 @@ class Printer:
         write: Callable[[Sequence[str], Iterator[Sequence[object]]], None] = getattr(self, f"_write_{self.format}")
         write(names, source)
 
-    def one(self, result: Mapping[str, object], text: str | Iterable[str], *, ids: object = None) -> None:
+    def one(
+        self, result: Mapping[str, object], text: str | Iterable[str], *, ids: object = None, done: str = ""
+    ) -> None:
         """Write a single result.
 
         Args:
             result: Its values by name; for ``csv`` they become a header and a row.
             text: For people: a line or several.
             ids: What the format ``ids`` writes, one value or several; None for the first value of ``result``.
+            done: What the command has changed, in words; empty for a command that only reads.
+
+        Raises:
+            PartlyDone: The change is made, but the result can't be written.
+            OutputError: The result can't be written, or its reader went away.
         """
+        try:
+            self._write_one(result, text, ids)
+            if done:
+                results().flush()
+        except OutputError as err:
+            if not done or err.errno == errno.EPIPE:
+                raise
+            raise PartlyDone(f"{done}; only the answer can't be printed: {reason(err)}") from err
+
+    def _write_one(self, result: Mapping[str, object], text: str | Iterable[str], ids: object) -> None:
         if self.for_people:
             for line in [text] if isinstance(text, str) else text:
                 results().write(f"{line}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -10,9 +11,25 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _typeshed import ReadableBuffer
+
 STDOUT = 1  # the descriptor
 
 _results: TextIO | None = None
+
+
+class OutputError(OSError):
+    """The results can't be written."""
+
+
+class _Results(io.FileIO):
+    """A descriptor whose errors are told from those of other files."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as err:
+            raise OutputError(err.errno, err.strerror) from err
 
 
 def results() -> TextIO:
@@ -21,21 +38,25 @@ def results() -> TextIO:
 
 
 @contextlib.contextmanager
-def stdout_kept() -> Iterator[None]:
+def stdout_kept(*, until_exit: bool = False) -> Iterator[None]:
     """While the block runs, let only :func:`results` lead to stdout; both ``sys.stdout`` and its descriptor don't.
 
+    Args:
+        until_exit: Whether they stay so for the rest of the process: a plugin may print when that ends, too.
+
     Raises:
-        OSError: The results can't be written.
+        OutputError: The results can't be written.
     """
     global _results
-    before = sys.stdout, _results
+    before, after = (sys.stdout, _results), (sys.stderr, None)
     results().flush()
     descriptor = _copy_of_stdout()
     if descriptor is None:
         copy = results()
     else:
         os.dup2(2, STDOUT)
-        copy = open(descriptor, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: PTH123, SIM115
+        raw, encoding, errors = _Results(descriptor, "w"), sys.stdout.encoding, sys.stdout.errors
+        copy = io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=raw.isatty())
     sys.stdout, _results = sys.stderr, copy
     try:
         try:
@@ -46,9 +67,10 @@ def stdout_kept() -> Iterator[None]:
             raise
         copy.flush()
     finally:
-        sys.stdout, _results = before
+        sys.stdout, _results = after if until_exit and descriptor is not None else before
         if descriptor is not None:
-            os.dup2(descriptor, STDOUT)
+            if not until_exit:
+                os.dup2(descriptor, STDOUT)
             discard_output_of(descriptor)  # what could not be written
             copy.close()
 

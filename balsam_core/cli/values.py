@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,6 +88,11 @@ def _json_or_text(text: str) -> object:
         return value if rendered(value) == text else text
     except (msgspec.MsgspecError, InvalidInput, RecursionError, UnicodeEncodeError):
         return text
+
+
+def full_path(_option: str, text: str) -> str:
+    """Return a path in full, so that it means the same to a launcher; ``~`` stays."""
+    return os.path.abspath(text) if text and not text.startswith("~") else text  # noqa: PTH100
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:

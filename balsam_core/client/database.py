@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from balsam_core.client.jobs import Jobs, added_id
 from balsam_core.client.slices import told_how_far
-from balsam_core.errors import NotFound, TimedOut
+from balsam_core.errors import InvalidInput, NotFound, TimedOut
+from balsam_core.model.app import App
 from balsam_core.model.calls import MOST_JOBS, AddApp, GetApps, GetInfo, RemoveApp
 from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.model.states import END
+from balsam_core.model.text import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from balsam_core.backends.registry import Backend
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.model.app import App
     from balsam_core.model.calls import Call, Info
     from balsam_core.transport.base import Transport
 
@@ -40,9 +44,15 @@ class Apps:
             replace: Whether an app of the same name is redefined; jobs that have not started use the new one.
 
         Raises:
-            Conflict: An app of this name exists and differs.
+            InvalidInput: A value can't be right; none was defined.
+            Conflict: An app of this name exists and differs. Or, with ``replace``, its templates would ask for a
+                parameter that a job which has not started doesn't give.
             PartlyDone: An error came after some were defined.
         """
+        for app in apps:
+            if not isinstance(app, App):
+                raise InvalidInput(f"only App objects can be defined, not {shortened(app)}")
+            app.check()
         defined: list[str] = []
         with told_how_far("defined", defined, "app"):
             for app in apps:
@@ -112,6 +122,8 @@ class Database:
             TimedOut: Time is over and jobs are left.
             NotFound: A job was removed.
         """
+        if not isinstance(jobs, Iterable):
+            raise InvalidInput(f"as_completed() takes a list of jobs or ids, not {shortened(jobs)}")
         waiting = {added_id(job) for job in jobs}
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = 0.05
@@ -177,7 +189,20 @@ def open_db(path: str | Path | None = None) -> Database:
 
     directory = open_directory(path, create=True)
     backend = registry.load(directory.db_type)
+    _refuse_stopped(backend, directory)
     return Database(directory, backend.open_transport(directory))
+
+
+def _refuse_stopped(backend: Backend, directory: DBDir) -> None:
+    """Raise ServerNotRunning for a DB that needs its server while none is published: before drivers are imported."""
+    from balsam_core.dbdir.publication import published_address, server_not_running
+    from balsam_core.errors import AddressError
+    from balsam_core.plugin_types import ServerPolicy
+
+    if backend.server_policy(directory) is ServerPolicy.REQUIRED:
+        with contextlib.suppress(AddressError):  # it is waited for
+            if published_address(directory) is None:
+                raise server_not_running(directory)
 
 
 def open_directory(path: str | Path | None, *, create: bool) -> DBDir:

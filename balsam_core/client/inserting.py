@@ -5,26 +5,25 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, get_args
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
-from balsam_core.client.slices import REPEAT
+from balsam_core.client.slices import told_how_far
 from balsam_core.errors import (
     BalsamError,
     Conflict,
     InvalidInput,
     NotFound,
     OutcomeUnknown,
-    PartlyDone,
     TooLarge,
     Unavailable,
 )
 from balsam_core.model.calls import (
     MOST_JOBS,
-    UNCHANGED,
     AbandonStagedInsert,
     AddJobs,
     IfExists,
@@ -32,11 +31,11 @@ from balsam_core.model.calls import (
     PromoteStagedInsert,
     PublishStagedInsert,
 )
-from balsam_core.model.job import Job
-from balsam_core.model.text import title
+from balsam_core.model.job import FIELDS, Job
+from balsam_core.model.text import holds_set, shortened, title
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
     from balsam_core.model.calls import Added, Existing
     from balsam_core.transport.base import Transport
@@ -67,15 +66,31 @@ def insert(transport: Transport, jobs: Iterable[Job], if_exists: IfExists = "err
     """
     if if_exists not in get_args(IfExists):
         raise InvalidInput(f"if_exists is {if_exists!r}; it can be one of: {', '.join(get_args(IfExists))}")
+    _check_iterable(jobs)
+    adding = AddJobs(jobs=[], if_exists=if_exists)
     if not isinstance(jobs, Sequence):
-        return _insert_in_order(transport, jobs, if_exists)
+        return _insert_in_order(transport, jobs, adding)
+    adding = replace(adding, of=len(jobs))
+    _check_each(replace(adding, jobs=jobs))
     ordered = _parents_first(jobs)
-    ids = _insert_in_order(transport, ordered, if_exists)
-    return ids if ordered is jobs else AddedIds((job.id or 0 for job in jobs), ids.existing)
+    if ordered is jobs:
+        return _insert_in_order(transport, jobs, adding)
+    places = {id(job): place for place, job in enumerate(jobs, 1)}
+    adding = replace(adding, places=[places[id(job)] for job in ordered])
+    ids = _insert_in_order(transport, ordered, adding)
+    return AddedIds((job.id or 0 for job in jobs), ids.existing)
 
 
-def _insert_in_order(transport: Transport, jobs: Iterable[Job], if_exists: IfExists) -> AddedIds:
-    """Add jobs of which none comes before its parents; in one call, where they are few."""
+def _check_iterable(jobs: object) -> None:
+    if not isinstance(jobs, Iterable) or isinstance(jobs, (str, bytes, Mapping)):
+        raise InvalidInput(f"a Job or a list of Job objects can be added, not {shortened(jobs)}")
+
+
+def _insert_in_order(transport: Transport, jobs: Iterable[Job], adding: AddJobs) -> AddedIds:
+    """Add jobs of which none comes before its parents; in one call, where they are few.
+
+    ``adding`` is the call without jobs, with the places of all.
+    """
     ids = AddedIds()
     stream = iter(jobs)
     chunk = list(islice(stream, MOST_JOBS))
@@ -84,7 +99,7 @@ def _insert_in_order(transport: Transport, jobs: Iterable[Job], if_exists: IfExi
     rest = list(islice(stream, 1))
     if not rest:
         try:
-            _add_chunk(transport, chunk, ids, AddJobs(jobs=[], if_exists=if_exists))
+            _add_chunk(transport, chunk, ids, replace(adding, of=len(chunk)))
         except TooLarge:
             if len(chunk) == 1:
                 raise
@@ -92,7 +107,7 @@ def _insert_in_order(transport: Transport, jobs: Iterable[Job], if_exists: IfExi
             return ids
     staged_insert = transport.run(OpenStagedInsert())
     chunks = chain([chunk], _chunks(chain(rest, stream)))
-    adding = AddJobs(jobs=[], staged_insert=staged_insert, if_exists=if_exists)
+    adding = replace(adding, staged_insert=staged_insert)
     to_update = _add_and_publish(transport, adding, chunks, ids, keep=isinstance(jobs, Sequence))
     try:
         while transport.run(PromoteStagedInsert(staged_insert=staged_insert)):
@@ -111,16 +126,11 @@ def _update(transport: Transport, jobs: list[Job]) -> None:
         PartlyDone: An error came after the new jobs were published.
     """
     updated = AddedIds()
-    try:
+    adding = AddJobs(jobs=[], if_exists="update")
+    with told_how_far("added all new jobs and updated", updated, "existing job", begun=True):
         for chunk in _chunks(iter(jobs)):
-            for _ in _split_to_fit(transport, chunk, updated, AddJobs(jobs=[], if_exists="update")):
+            for _ in _split_to_fit(transport, chunk, updated, adding):
                 pass
-    except (BalsamError, KeyboardInterrupt) as err:
-        count = f"all new jobs are added and {len(updated)} of {len(jobs)} existing ones updated"
-        if isinstance(err, KeyboardInterrupt):
-            err.add_note(f"{count} before it was interrupted; {REPEAT}")
-            raise
-        raise PartlyDone(f"{count}, then it failed: {err.message.removesuffix('; ' + UNCHANGED)}; {REPEAT}") from err
 
 
 def _chunks(stream: Iterator[Job]) -> Iterator[list[Job]]:
@@ -205,15 +215,21 @@ def _split_to_fit(transport: Transport, chunk: list[Job], ids: AddedIds, adding:
 
 
 def _add_chunk(transport: Transport, chunk: list[Job], ids: AddedIds, adding: AddJobs) -> None:
-    """Run ``adding`` with these jobs, fill in their ids and append them to ``ids``."""
+    """Run ``adding`` with these jobs, fill in their ids and append them to ``ids``, which has those before."""
+    before = len(ids)
+    places = adding.places[before : before + len(chunk)]
+    if not places and before:
+        places = list(range(before + 1, before + 1 + len(chunk)))
+    call = replace(adding, jobs=chunk, places=places)
+    _check_each(call)
     try:
         with _garbage_collection_paused():
-            answer = transport.run(replace(adding, jobs=_resolve_parents(chunk)))
+            answer = transport.run(replace(call, jobs=_resolve_parents(call)))
     except TooLarge:
         raise
     except InvalidInput:
-        for job in chunk:
-            job.check()  # the codec, which refuses values of a wrong type, doesn't know the job and its field
+        for index, job in enumerate(chunk):
+            job.check(call.called(index))  # the codec, which refuses wrong types, doesn't know the job and its field
         raise
     new_ids = _ids_of(answer, len(chunk))
     for job, job_id in zip(chunk, new_ids, strict=True):
@@ -245,37 +261,57 @@ def _ids_of(answer: Added, count: int) -> list[int]:
     return [existing[index] if index in existing else next(new_ids) for index in range(count)]
 
 
-def _resolve_parents(chunk: list[Job]) -> list[Job]:
+def _check_each(call: AddJobs) -> None:
+    """Check that what is given are jobs that can be added, each given once, and that their parents are lists.
+
+    Raises:
+        InvalidInput: Something else is given.
+        Conflict: A job has an id or is given twice.
+    """
+    seen: set[int] = set()
+    for index, job in enumerate(call.jobs):
+        if type(job) is not Job:
+            raise InvalidInput(f"only Job objects can be added, not {shortened(job)}")
+        if id(job) in seen:
+            raise Conflict(f"{call.called(index)} is given twice; each Job object can be added once")
+        seen.add(id(job))
+        if job.id is not None:
+            raise Conflict(f"{call.called(index)} is added already, or was given before (id {job.id})")
+        if type(job.parents) is not list and not isinstance(job.parents, (tuple, set, frozenset)):
+            raise InvalidInput(f"{call.called(index)}: parents must be a list, not {shortened(job.parents)}")
+
+
+def _resolve_parents(call: AddJobs) -> list[Job]:
     """Return the jobs with their parents as the call takes them: ids, or positions of earlier jobs in this chunk."""
     positions: dict[int, int] = {}
     resolved = []
-    for position, job in enumerate(chunk):
-        if type(job) is not Job:
-            raise InvalidInput(f"only Job objects can be added, not {job!r}")
-        if job.id is not None:
-            raise Conflict(f"{title('job', job.name)} is added already (id {job.id})")
-        if id(job) in positions:
-            raise Conflict(f"{title('job', job.name)} is added already in this call")
+    for position, job in enumerate(call.jobs):
+        for document in _documents_of(astuple(job)):
+            if document and holds_set(document):
+                job.check(call.called(position))
         if job.parents:
-            resolved.append(replace(job, parents=[_parent_reference(job, parent, positions) for parent in job.parents]))
+            called = call.called(position)
+            resolved.append(replace(job, parents=[_parent_reference(called, one, positions) for one in job.parents]))
         else:
             resolved.append(job)
         positions[id(job)] = position
     return resolved
 
 
-def _parent_reference(job: Job, parent: Job | int, positions: dict[int, int]) -> int:
+_documents_of = itemgetter(*map(FIELDS.index, ("parameters", "data", "input_files", "stage_out_files")))
+
+
+def _parent_reference(called: str, parent: Job | int, positions: dict[int, int]) -> int:
     if isinstance(parent, Job):
         if parent.id is not None:
             return parent.id
         if id(parent) in positions:
             return -(positions[id(parent)] + 1)
         raise InvalidInput(
-            f"{title('job', job.name)}: its parent, {title('job', parent.name)}, is not added yet; add it before or in "
-            f"the same list"
+            f"{called}: its parent, {title('job', parent.name)}, is not added yet; add it before or in the same list"
         )
     if type(parent) is not int or not 0 < parent < 2**63:
-        raise InvalidInput(f"{title('job', job.name)}: a parent is a Job or a job's id, not {parent!r}")
+        raise InvalidInput(f"{called}: a parent is a Job or a job's id, not {shortened(parent)}")
     return parent
 
 
@@ -285,7 +321,7 @@ def _parents_first(jobs: Sequence[Job]) -> Sequence[Job]:
     Raises:
         InvalidInput: The jobs depend on each other in a circle.
     """
-    if not all(type(job) is Job for job in jobs) or not any(job.parents for job in jobs):
+    if not any(job.parents for job in jobs):
         return jobs
     members = {id(job) for job in jobs}
     ordered: list[Job] = []

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from balsam_core.client.slices import REPEAT, RETRY_REST, changes, removed_jobs, removed_with_descendants, told_how_far
-from balsam_core.errors import InvalidInput, NotFound
+from balsam_core.client.slices import REPEAT, RETRY_REST, changes, removed_children_first, removed_jobs, told_how_far
+from balsam_core.errors import Conflict, InvalidInput, NotFound
 from balsam_core.model.calls import (
     MOST_JOBS,
     AddEdge,
@@ -19,11 +19,11 @@ from balsam_core.model.calls import (
     GetRows,
     KillJobs,
     Order,
-    RemoveJobs,
     RetryJobs,
 )
-from balsam_core.model.filters import AllOf, AnyOf, Column, Compare, NoneOf
+from balsam_core.model.filters import AllOf, AnyOf, Column, Compare, NoneOf, compared
 from balsam_core.model.job import FIELDS, Job
+from balsam_core.model.text import shortened, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 CONDITIONS: tuple[type, ...] = (Compare, AllOf, AnyOf, NoneOf)
 UNLIMITED = 2**31 - 1  # jobs
+CASCADE = "cascade=True"
 
 
 class JobQuery:
@@ -58,22 +59,23 @@ class JobQuery:
         parts: list[Where] = []
         for condition in conditions:
             if not isinstance(condition, CONDITIONS):
-                raise InvalidInput(f"{condition!r} is no condition; write one like Job.state == 'FAILED'")
+                raise InvalidInput(f"{shortened(condition)} is no condition; write one like Job.state == 'FAILED'")
             parts.append(condition)
         for name, value in equal.items():
             if name not in FIELDS:
                 raise InvalidInput(f"a job has no field {name!r}; fields are: {', '.join(FIELDS)}")
-            parts.append(Compare(name, "eq", value))
+            parts.append(compared(name, "eq", value))
         inner = self._where.parts if isinstance(self._where, AllOf) else [self._where]
         return JobQuery(self._transport, AllOf([*inner, *parts]), order=self._order, limit=self._limit)
 
     def order_by(self, field: Column | str, *, descending: bool = False) -> JobQuery:
         """Sort by a field instead of by id."""
-        name = field.name if isinstance(field, Column) else field
-        return JobQuery(self._transport, self._where, order=Order(name, descending), limit=self._limit)
+        return JobQuery(self._transport, self._where, order=Order(_name_of(field), descending), limit=self._limit)
 
-    def limit(self, most: int) -> JobQuery:
-        """Take at most so many jobs."""
+    def limit(self, most: int | None) -> JobQuery:
+        """Take at most so many jobs; None for all."""
+        if most is not None and (type(most) is not int or most < 0):
+            raise InvalidInput(f"limit() takes a number of jobs, 0 or more, not {shortened(most)}")
         return JobQuery(self._transport, self._where, order=self._order, limit=most)
 
     # ---- reading
@@ -86,7 +88,7 @@ class JobQuery:
 
     def rows(self, *fields: Column | str) -> Iterator[list[Any]]:
         """Read only some fields: a list of their values for each job."""
-        names = [field.name if isinstance(field, Column) else field for field in fields]
+        names = [_name_of(field) for field in fields]
         wanted = names if "id" in names else [*names, "id"]
         id_index = wanted.index("id")
         rows = self._read_pages(
@@ -165,36 +167,43 @@ class JobQuery:
     def kill(self, message: str = "") -> int:
         """Kill the jobs that have not ended; waiting descendants become PARENT_KILLED. Returns how many changed.
 
+        It works in slices of at most 2,000 jobs, each a transaction: others see some killed before the others are.
+
         Raises:
-            PartlyDone: An error came after some were killed.
+            PartlyDone: An error came after some were killed, which stay so; the message says how many.
         """
         return self._change("killed", KillJobs(where=self._stable_condition(), message=message), REPEAT)
 
     def retry(self) -> int:
         """Start failed or killed jobs again; returns how many changed.
 
-        A killed job that its launcher has not ended yet stays as it is.
+        Other jobs stay as they are, as do a killed job that its launcher has not ended yet, and one whose failed or
+        killed parent is not started again with it. It works in slices of at most 2,000 jobs, each a transaction.
 
         Raises:
-            PartlyDone: An error came after some were started.
+            Conflict: No job could be started, but one has failed or been killed; the message says what keeps it.
+            PartlyDone: An error came after some were started, which stay so; the message says how many.
         """
         return self._change("retried", RetryJobs(where=self._stable_condition()), RETRY_REST)
 
     def remove(self, *, cascade: bool = False) -> list[RemovedJob]:
         """Remove the jobs from the database; their working directories stay. Returns the removed jobs.
 
+        All are looked at first. Then it works in slices of at most 500 jobs, each a transaction.
+
         Args:
             cascade: Whether to remove all jobs that depend on them, too.
 
         Raises:
             Conflict: A launcher holds a job, or another job that has not finished depends on one; none was removed.
-            PartlyDone: An error came after some were removed.
+            PartlyDone: An error came after some were removed, such as a launcher that took a job meanwhile; the message
+                says how many, and the rest is still there.
         """
         runner = self._transport
         if cascade:
-            slices = removed_with_descendants(runner, self.ids())
+            slices = removed_children_first(runner, self.ids(), cascade=CASCADE, descendants=True)
         else:
-            slices = removed_jobs(runner, RemoveJobs(where=self._stable_condition()))
+            slices = removed_jobs(runner, self._stable_condition(), cascade=CASCADE)
         removed: list[RemovedJob] = []
         with told_how_far("removed", removed):
             for some in slices:
@@ -203,9 +212,13 @@ class JobQuery:
 
     def _change(self, verb: str, call: Call[Changed], rest: str) -> int:
         ids: list[int] = []
+        why = ""
         with told_how_far(verb, ids, rest=rest):
             for changed in changes(self._transport, call):
                 ids += changed.ids
+                why = changed.why
+        if why and not ids:
+            raise Conflict(why)
         return len(ids)
 
 
@@ -216,7 +229,8 @@ class Jobs(JobQuery):
         """Add jobs: all of them or none, visible to others at once; their ``id`` is filled in.
 
         In a list, parents and children may have any order. An iterator is read as it goes; memory stays flat but for
-        the ids.
+        the ids. After an error the jobs of a list have no ids, as before; those that an iterator gave may keep one, so
+        make them anew.
 
         A job whose ``key`` exists is not added again, so that a program may be run again and adds what is missing. Its
         content is every field that its user gives, and its parents. Dependencies that were added later
@@ -252,7 +266,7 @@ class Jobs(JobQuery):
         Raises:
             NotFound: There is no such job.
         """
-        found = self._transport.run(GetJobs(where=Compare("id", "eq", job_id), limit=1))
+        found = self._transport.run(GetJobs(where=Compare("id", "eq", added_id(job_id)), limit=1))
         if not found:
             raise NotFound(f"there is no job {job_id}")
         return found[0]
@@ -279,9 +293,18 @@ def added_id(job: int | Job) -> int:
     """Return the id of a job that was added.
 
     Raises:
-        InvalidInput: It was not added.
+        InvalidInput: It was not added, or is neither a job nor an id.
     """
     job_id = job.id if isinstance(job, Job) else job
-    if job_id is None:
+    if job_id is None and isinstance(job, Job):
         raise InvalidInput(f"{job!r} is not added yet: it has no id")
+    if type(job_id) is not int or abs(job_id) >= 2**63:
+        raise InvalidInput(f"{typed(job)} is no job: give a Job or an id, which is an int of at most 64 bits")
     return job_id
+
+
+def _name_of(field: Column | str) -> str:
+    name = field.name if isinstance(field, Column) else field
+    if name not in FIELDS:
+        raise InvalidInput(f"a job has no field {shortened(name)}; fields are: {', '.join(FIELDS)}")
+    return name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from balsam_core.errors import AddressError, BackendError, BalsamError, Corrupt, DBDirError, SchemaMismatch
-from balsam_core.system.files import atomic_write, read_regular, reason, shown
+from balsam_core.system.files import atomic_write, is_directory, pasted, read_regular, reason, shown
 from balsam_core.system.permissions import is_refusal, who_may
 from balsam_core.system.processes import is_alive, this_machine
 
@@ -152,7 +152,7 @@ def _failure(db: DBDir, note: Address) -> BalsamError:
     see = shown(db.log / log if _WORD.fullmatch(log) and "/" not in log else db.log)
     return _FAILURES.get(details.get("code", ""), BackendError)(
         f"the server of {path} was given up: {why or 'nobody knows why'}; see {see}, then start it again with "
-        f"balsam dbserver --path={path}"
+        f"balsam dbserver --path={pasted(db.path)}"
     )
 
 
@@ -238,13 +238,16 @@ def withdraw(db: DBDir) -> None:
 
 def _read_file(db: DBDir) -> Address:
     name = shown(db.address_file)
-    remedy = f"if that lasts, balsam init {shown(db.path)} writes it again"
+    remedy = f"if that lasts, balsam init {pasted(db.path)} writes it again"
     try:
         data = read_regular(db.address_file, limit=_MAX_BYTES, follow=False)
     except FileNotFoundError:
         raise AddressError(f"{name} is missing; {remedy}") from None
     except OSError as err:
-        remedy = who_may(db.address_file) if is_refusal(err) else remedy
+        if is_refusal(err):
+            remedy = who_may(db.address_file)
+        elif is_directory(db.address_file):
+            remedy = "it is a directory: move it away"
         raise AddressError(f"{name} can't be read: {reason(err)}; {remedy}") from None
     try:
         address = _decode(data)

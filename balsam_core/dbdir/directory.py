@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.errors import DBDirError, InvalidInput, SchemaMismatch
 from balsam_core.plugin_types import DB_TYPE_NAME
-from balsam_core.system.files import atomic_write, expand, read_regular, reason, shown
+from balsam_core.system.files import atomic_write, expand, pasted, read_regular, reason, shown
 from balsam_core.system.permissions import permission_error
 from balsam_core.system.shortages import shortage
 
@@ -97,13 +97,13 @@ def _explain_unreadable(path: Path, err: OSError) -> str:
         return refused.message
     try:
         if not path.exists():
-            return f"{name} does not exist: create a DB there with: balsam init {name}"
+            return f"{name} does not exist: create a DB there with: balsam init {pasted(path)}"
         if not path.is_dir():
             return f"{name} is a file, not a DB directory: name the directory that holds {CONFIG_NAME}"
     except OSError as denied:
         return f"{name} can't be looked at: {reason(denied)}; check the path"
     if isinstance(err, FileNotFoundError):
-        return f"{name} is no Balsam DB (it has no {CONFIG_NAME}): create one with: balsam init {name}"
+        return f"{name} is no Balsam DB (it has no {CONFIG_NAME}): create one with: balsam init {pasted(path)}"
     return f"{name}/{CONFIG_NAME} can't be read: {reason(err)}; restore it from a backup"
 
 

@@ -125,7 +125,12 @@ class LeaseStatus:
     @property
     def is_available(self) -> bool:
         """Whether the lease may be taken."""
-        return self.state in {LeaseState.FREE, LeaseState.DEAD, LeaseState.EXPIRED}
+        return self.state is LeaseState.FREE or self.is_left_behind
+
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether its holder is dead, or given up as such."""
+        return self.state in {LeaseState.DEAD, LeaseState.EXPIRED}
 
 
 def lease_file(db: DBDir) -> Path:
@@ -259,7 +264,8 @@ def restarted(lease: Lease | None) -> str:
     if lease is None or not lease.failure:
         return ""
     failure = "".join(char if char.isprintable() else "?" for char in lease.failure)
-    return f"; it was started again {lease.restarts} times; last: it {failure}"
+    times = "once" if lease.restarts == 1 else f"{lease.restarts} times"
+    return f"; it was started again {times}; last: it {failure}"
 
 
 def lease_lock(db: DBDir) -> AbstractContextManager[None]:

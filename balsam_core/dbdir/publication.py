@@ -5,7 +5,6 @@ A call reads the file's status, and the file if it was replaced.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from balsam_core.dbdir import address
 from balsam_core.errors import AddressError, SchemaMismatch, ServerNotRunning, Unavailable
-from balsam_core.system.files import shown
+from balsam_core.system.files import pasted, shown
 from balsam_core.system.processes import this_machine
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
+    from balsam_core.dbdir.lease import LeaseStatus
 
 TROUBLE_AFTER = 3.0  # seconds of waiting, after which a waiting program says what the server died of
 RESTART_TIMEOUT = 8.0  # seconds for the watchdog to start a dead server again and publish it
@@ -94,36 +94,39 @@ class Publication:
 
         Raises:
             AddressError: It was not, and the deadline has passed, or no watchdog lives that would do it.
+            ServerNotRunning: The watchdog that would do it is dead.
             SchemaMismatch: A newer Balsam wrote the file.
         """
         began = None
         while True:
             try:
                 return self.current()
-            except AddressError:
+            except AddressError as err:
                 now = time.monotonic()
                 began = now if began is None else began
-                if now > deadline or (now - began > ABANDONED_TIMEOUT and self._is_abandoned()):
-                    raise
+                if now > deadline or now - began > ABANDONED_TIMEOUT:
+                    status = self._observe_lease()
+                    if status and status.is_left_behind:
+                        raise server_not_running(self.db) from err
+                    if now > deadline or (status and status.is_available):
+                        raise
             time.sleep(DAMAGED_POLL)
 
-    def _is_abandoned(self) -> bool:
-        """Say whether no watchdog is known or possible that would publish an address again."""
+    def _observe_lease(self) -> LeaseStatus | None:
+        """Return what is known of the watchdog; None where that can't be told."""
         from balsam_core.dbdir.lease import LeaseObserver
 
         try:
-            return LeaseObserver(self.db).observe().is_available
+            return LeaseObserver(self.db).observe()
         except (OSError, SchemaMismatch, AddressError):
-            return False
+            return None
 
     def trouble(self) -> str:
         """Return what the server died of lately, to be appended to a message; empty where its watchdog says nothing."""
-        from balsam_core.dbdir.lease import LeaseObserver, restarted
+        from balsam_core.dbdir.lease import restarted
 
-        with contextlib.suppress(OSError, SchemaMismatch, AddressError):
-            status = LeaseObserver(self.db).observe()
-            return "" if status.is_available else restarted(status.lease)
-        return ""
+        status = self._observe_lease()
+        return "" if status is None or status.is_available else restarted(status.lease)
 
     def tell_trouble(self) -> None:
         """Log once what the server died of, for whoever waits for it."""
@@ -138,7 +141,7 @@ class Publication:
             if published.node == this_machine().node:
                 raise Unavailable(
                     f"the server of {self.name} ran before this machine was restarted, and is not there any more: "
-                    f"start it with balsam dbserver --path={self.name}"
+                    f"start it with balsam dbserver --path={pasted(self.db.path)}"
                 )
             raise Unavailable(
                 f"the server of {self.name} listens only on its own host, {published.node}, and this is another one: "
@@ -148,8 +151,9 @@ class Publication:
 
 def server_not_running(db: DBDir) -> ServerNotRunning:
     """Return the error for a DB that needs its server while none is published; it says how to start it."""
-    path = shown(db.path)
-    return ServerNotRunning(f"the server of {path} is not running: start it with balsam dbserver --path={path}")
+    return ServerNotRunning(
+        f"the server of {shown(db.path)} is not running: start it with balsam dbserver --path={pasted(db.path)}"
+    )
 
 
 def refuse_while_served(db: DBDir) -> None:
@@ -160,9 +164,9 @@ def refuse_while_served(db: DBDir) -> None:
         AddressError: ``dbwriter_address`` is missing or damaged.
     """
     if published := address.read(db):
-        path = shown(db.path)
         raise Unavailable(
-            f"{path} is served at {published.endpoint}: stop the server first with balsam dbserver --stop --path={path}"
+            f"{shown(db.path)} is served at {published.endpoint}: stop the server first with "
+            f"balsam dbserver --stop --path={pasted(db.path)}"
         )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DB_PATH_VARIABLE = "BALSAM_DB_PATH"
+_KEYS = {"default_db_path": "the full path of a DB directory", "mpi": "a kind of MPI or a command line"}
 _MAX_SETTINGS_BYTES = 1024 * 1024
 
 
@@ -82,6 +83,29 @@ def default_db_path() -> Path | None:
     Raises:
         SettingsError: The file can't be read, is no TOML, or holds an unknown key or a wrong value.
     """
+    value = _read_settings().get("default_db_path")
+    if value is None:
+        return None
+    name = shown(settings_file())
+    if not value.startswith(("/", "~")):
+        raise SettingsError(f"{name}: default_db_path is {value!r}; write the full path of a DB directory")
+    try:
+        return expand(value)
+    except DBDirError as err:
+        raise SettingsError(f"{name}: default_db_path: {err}") from None
+
+
+def mpi_setting() -> str:
+    """Return what ``settings.toml`` says of how MPI jobs start; empty for nothing.
+
+    Raises:
+        SettingsError: As :func:`default_db_path`.
+    """
+    return _read_settings().get("mpi", "")
+
+
+def _read_settings() -> dict[str, str]:
+    """Return the content of ``settings.toml``; empty where there is none."""
     import tomllib
 
     file = settings_file()
@@ -89,7 +113,7 @@ def default_db_path() -> Path | None:
     try:
         data = read_regular(file, limit=_MAX_SETTINGS_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return {}
     except OSError as err:
         raise SettingsError(f"{name} can't be read: {reason(err)}; correct it or remove it") from None
     try:
@@ -97,18 +121,12 @@ def default_db_path() -> Path | None:
     except (ValueError, RecursionError) as err:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         why = " ".join(str(err).split())
         raise SettingsError(f"{name} can't be understood: {why}; correct it or remove it") from None
-    unknown = sorted(content.keys() - {"default_db_path"})
-    if unknown:
-        raise SettingsError(f"{name} has the unknown key {unknown[0]!r}; the only one is default_db_path")
-    value = content.get("default_db_path")
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value.startswith(("/", "~")):
-        raise SettingsError(f"{name}: default_db_path is {value!r}; write the full path of a DB directory in quotes")
-    try:
-        return expand(value)
-    except DBDirError as err:
-        raise SettingsError(f"{name}: default_db_path: {err}") from None
+    if unknown := sorted(content.keys() - set(_KEYS)):
+        raise SettingsError(f"{name} has the unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
+    for key, value in content.items():
+        if not isinstance(value, str):
+            raise SettingsError(f"{name}: {key} is {value!r}; write {_KEYS[key]} in quotes")
+    return content
 
 
 def resolve_db_path(explicit: str | os.PathLike[str] | None = None) -> ResolvedPath:

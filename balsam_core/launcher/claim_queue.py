@@ -10,6 +10,8 @@ from collections import deque
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
 from balsam_core.launcher.options import FIRST_POLL, LARGEST_CLAIM, LONGEST_POLL, PROMOTE_EVERY, QUEUE_SECONDS
 from balsam_core.model.calls import (
@@ -53,6 +55,7 @@ class ClaimQueue:
         options: LauncherOptions,
         context: LauncherContext,
         resources: Callable[[], Resources],
+        free_gpus: Callable[[], float],
     ) -> None:
         self.jobs: deque[ClaimedJob] = deque()
         self.paused: dict[int, ClaimedJob] = {}
@@ -65,6 +68,7 @@ class ClaimQueue:
         self._options = options
         self._context = context
         self._resources = resources
+        self._free_gpus = free_gpus
         self._poll_interval = FIRST_POLL
         self._ahead = 0  # jobs to hold beyond the free slots
         self._rate = 0.0  # jobs per second that the loop takes
@@ -77,7 +81,7 @@ class ClaimQueue:
         """Return how many jobs to claim now, 0 for none."""
         if self._ahead and monotonic() - self._last_claim_at > 4 * QUEUE_SECONDS:
             self._ahead, self._rate = 0, 0.0  # the jobs have become long
-        queued = len(self.jobs)
+        queued = sum(claimed.need.slots for claimed in self.jobs)
         if queued >= free_slots and (queued > self._ahead // 4 or not self._ahead):
             return 0
         if self.dry and monotonic() < self.poll_at:
@@ -91,7 +95,9 @@ class ClaimQueue:
             BalsamError: The call failed; nothing changed here.
         """
         got = 0
-        resources = self._resources()
+        resources, free_gpus = self._resources(), self._free_gpus()
+        if any(claimed.need.gpus_per_rank for claimed in self.jobs):
+            resources = replace(resources, gpus_per_node=0)  # one waits for GPUs already
         for ids in self._slices:
             claim = self._run(
                 ClaimJobs(
@@ -100,6 +106,7 @@ class ClaimQueue:
                     resources=resources,
                     workflow=self._options.workflow,
                     only=ids,
+                    free_gpus=free_gpus,
                 )
             )
             for job in claim.jobs:

@@ -1,11 +1,17 @@
-"""The running jobs: each takes its slots, has at most one process, and is led through its lifecycle.
+"""The running jobs: each takes its place on the node, has at most one process, and is led through its lifecycle.
 
 Knows processes and lifecycles, not the database: two callbacks tell what happened to a job.
+
+A batch system, and a terminal that is closed, send their signal to the launcher and to the processes of its jobs alike,
+in any order. So an end by such a signal is held for a moment: if the launcher is asked to stop meanwhile, the job was
+stopped and has not failed.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from collections.abc import Generator  # noqa: TC003
 from dataclasses import dataclass
 from time import monotonic
@@ -13,16 +19,29 @@ from typing import TYPE_CHECKING
 
 from balsam_core.launcher.job.claimed_job import ClaimedJob, ProcessResult, ProcessSpec
 from balsam_core.launcher.job.failures import DiskFullError, is_disk_full
-from balsam_core.launcher.options import KILL_GRACE
-from balsam_core.launcher.processes import Processes, ShortageError
+from balsam_core.launcher.options import FIRST_POLL, KILL_GRACE
+from balsam_core.launcher.process_events import Command, Ended, Refused, ShortageError, Started
+from balsam_core.launcher.processes import Processes
+from balsam_core.model.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from balsam_core.launcher.counters import Counters
-    from balsam_core.launcher.processes import Process
+    from balsam_core.launcher.placement import Node, Place
+    from balsam_core.launcher.process_events import Process
 
 logger = logging.getLogger(__name__)
+
+MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, in what the system says of ended processes
+HOLD = 2.0  # seconds that an end by a signal of batch systems and terminals is held
+_BATCH_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+_HELD_CODES = {code for number in _BATCH_SIGNALS for code in (-number, 128 + number)}  # a shell passes on the latter
+_LOST = {
+    "lease": "its launcher could not renew its lease in time",
+    "guardian": "its launcher's guardian was lost",
+    "keeper": "its keeper was lost",
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -31,27 +50,31 @@ class RunningJob:
 
     Attributes:
         claimed: The job.
-        slots: How many it takes.
+        place: Its processors and GPUs.
         lifecycle: Its steps; sent how each process ended.
-        process: Its process now; None while this machine can't start it.
-        spec: The process that this machine could not start; None where the job didn't get as far as that.
+        process: Its process now; None while this machine can't start it, and after its end.
+        spec: The process that it needs now; None where the job didn't get as far as that.
+        held: How its process ended, while that is held; None for no such process.
+        held_until: When it counts, by the monotonic clock.
         stop_reason: Why the launcher asked it to end; empty where it didn't.
         over_limit: Whether that was because its time limit was over.
         dropped: Whether its result doesn't count: the user killed it, or it isn't ours any more.
     """
 
     claimed: ClaimedJob
-    slots: int
+    place: Place
     lifecycle: Generator[ProcessSpec, ProcessResult, None]
     process: Process[RunningJob] | None = None
     spec: ProcessSpec | None = None
+    held: ProcessResult | None = None
+    held_until: float = 0.0
     stop_reason: str = ""
     over_limit: bool = False
     dropped: bool = False
 
 
 class JobRunner:
-    """Runs jobs in a number of slots.
+    """Runs jobs on a node.
 
     Attributes:
         jobs: The running jobs by id.
@@ -59,30 +82,36 @@ class JobRunner:
         stopping: Whether nothing is started any more.
         fault: Why no job can be started any more; empty while all is well.
         blocked: Running jobs that this machine could not go on with; they wait for :meth:`retry_blocked`.
+        stuck: Running jobs of which some processes can't be ended.
 
     Args:
-        slots: How many jobs of one slot run at the same time.
+        node: Where they run.
         counters: Counts where the time goes.
-        on_change: Called when a job reached a state that others should see soon.
+        on_change: Called when a job has something that others should see soon.
         on_done: Called when a job doesn't run any more.
+        journal: File for the ends of runs; -1 for none.
     """
 
     def __init__(
         self,
-        slots: int,
+        node: Node,
         counters: Counters,
         *,
         on_change: Callable[[ClaimedJob], None],
         on_done: Callable[[RunningJob], None],
+        journal: int = -1,
     ) -> None:
         self.jobs: dict[int, RunningJob] = {}
-        self.processes: Processes[RunningJob] = Processes()
+        self.processes: Processes[RunningJob] = Processes(journal)
         self.stopping = False
         self.fault = ""
         self.blocked: list[RunningJob] = []
-        self._slots = slots
-        self._used_slots = 0
+        self._node = node
         self._limits: dict[RunningJob, float] = {}  # when processes with a time limit are to be ended
+        self.stuck: set[RunningJob] = set()
+        self._held: list[RunningJob] = []
+        self._stop_reason = ""
+        self._retry_at = 0.0
         self._counters = counters
         self._on_change = on_change
         self._on_done = on_done
@@ -90,21 +119,23 @@ class JobRunner:
     @property
     def free_slots(self) -> int:
         """Slots without a job; none while this machine can't start what the running jobs need."""
-        return 0 if self.stopping or self.fault or self.blocked else self._slots - self._used_slots
+        return 0 if self.stopping or self.fault or self.blocked else self._node.free_slots
 
-    def fits(self, claimed: ClaimedJob) -> bool:
-        """Whether the job's slots are free; one that wants more than there are takes them all."""
-        return min(claimed.slots, self._slots) <= self.free_slots
-
-    def start(self, claimed: ClaimedJob) -> None:
-        """Start a job."""
-        running = RunningJob(claimed, min(claimed.slots, self._slots), claimed.lifecycle())
+    def start(self, claimed: ClaimedJob) -> bool:
+        """Start a job if there is a place for it now; returns whether there was."""
+        place = self._node.take(claimed.need) if self.free_slots else None
+        if place is None:
+            return False
+        claimed.place = place
+        running = RunningJob(claimed, place, claimed.lifecycle())
         self.jobs[claimed.id] = running
-        self._used_slots += running.slots
         self._advance_job(running, None)
+        return True
 
     def retry_blocked(self) -> None:
-        """Try again to start what this machine could not start."""
+        """Try again to start what this machine could not start, some time after the last try."""
+        if monotonic() < self._retry_at:
+            return
         waiting, self.blocked = self.blocked, []
         while waiting:
             running = waiting.pop(0)
@@ -117,27 +148,40 @@ class JobRunner:
                 return
 
     def collect(self, timeout: float) -> None:
-        """Wait at most ``timeout`` seconds for processes to end, and go on with their jobs."""
+        """Wait at most ``timeout`` seconds for news of processes, and go on with their jobs."""
         with self._counters.timed("wait"):
-            ended = list(self.processes.wait(timeout))
-        for running, exit_code in ended:
-            running.process = None
-            self._limits.pop(running, None)
-            if running.dropped:
-                self._remove_job(running)
+            events = list(self.processes.wait(timeout))
+        for event in events:
+            running = event.owner
+            if isinstance(event, Ended):
+                self._note_end(running, event)
+            elif isinstance(event, Refused):
+                self._note_refusal(running, event.error)
+            elif isinstance(event, Started):
+                self._note_start(running, event.at)
             else:
-                self._advance_job(running, ProcessResult(exit_code, running.stop_reason, running.over_limit))
+                self._note_stuck(running, event.pids)
+        now = monotonic()
+        while self._held and self._held[0].held_until <= now:
+            self._let_go(self._held[0])
+
+    def held_until(self) -> float | None:
+        """Return when the next held end counts, by the monotonic clock; None where none is held."""
+        return self._held[0].held_until if self._held else None
 
     def stop(self, reason: str, *, grace: float) -> None:
         """Start nothing more, and ask all processes to end; kill them after ``grace`` seconds."""
         self.collect(0.0)  # a process that has ended already was not stopped by us
         self.stopping = True
+        self._stop_reason = self._stop_reason or reason
         for running in list(self.jobs.values()):
-            if running.process is None:
+            if running.held is not None:
+                self._let_go(running)
+            elif running.process is None:
                 self._give_back(running)
             else:
                 running.stop_reason = running.stop_reason or reason
-                self.processes.terminate(running.process, grace=grace)
+                self.processes.end(running.process, grace=grace)
 
     def stop_overdue(self) -> float | None:
         """Ask processes to end whose time limit is over; returns when the next one's is."""
@@ -150,7 +194,7 @@ class JobRunner:
                         minutes = running.claimed.job.time_limit_minutes
                         running.stop_reason = f"its time limit of {minutes:g} minutes was over"
                         running.over_limit = True
-                        self.processes.terminate(running.process, grace=KILL_GRACE)
+                        self.processes.end(running.process, grace=KILL_GRACE)
         return min(self._limits.values(), default=None)
 
     def drop(self, running: RunningJob, *, grace: float) -> None:
@@ -159,7 +203,77 @@ class JobRunner:
         if running.process is None:
             self._remove_job(running)
         else:
-            self.processes.terminate(running.process, grace=grace)
+            self.processes.end(running.process, grace=grace)
+
+    # ---- news of processes
+
+    def _note_start(self, running: RunningJob, at: float) -> None:
+        spec = running.spec
+        if spec is not None and spec.time_limit is not None:
+            self._limits[running] = at + spec.time_limit
+        if spec is not None and spec.started_state is not None and not running.dropped:
+            running.claimed.reach(spec.started_state, at=at)
+            self._on_change(running.claimed)
+
+    def _note_stuck(self, running: RunningJob, pids: list[int]) -> None:
+        names = ", ".join(map(str, pids))
+        logger.error("job %s: processes that can't be ended: %s", running.claimed.id, names)
+        self.stuck.add(running)
+        if not running.dropped:
+            running.claimed.remark(f"it can't be given back, since these of its processes can't be ended: {names}")
+            self._on_change(running.claimed)
+
+    def _note_end(self, running: RunningJob, event: Ended[RunningJob]) -> None:
+        running.process = None
+        self._limits.pop(running, None)
+        self.stuck.discard(running)
+        if running.dropped:
+            self._remove_job(running)
+            return
+        reason = (running.stop_reason or _LOST.get(event.why, "")) if event.why else ""
+        result = ProcessResult(
+            event.exit_code,
+            reason,
+            is_lost=event.is_lost and not running.stop_reason,
+            ended_at=event.ended_at,
+            left_behind=event.left_behind,
+            over_limit=running.over_limit and event.why == "asked",
+            cpu_seconds=event.cpu,
+            max_memory=event.memory * MEMORY_UNIT,
+        )
+        if event.why or event.exit_code not in _HELD_CODES:
+            self._advance_job(running, result)
+            return
+        running.held, running.held_until = result, monotonic() + HOLD
+        self._held.append(running)
+        if self.stopping:
+            self._let_go(running)
+
+    def _let_go(self, running: RunningJob) -> None:
+        """Let the held end of a process count: as a stop where the launcher was asked to stop."""
+        self._held.remove(running)
+        result, running.held = running.held, None
+        if result is not None:
+            self._advance_job(running, result._replace(stop_reason=self._stop_reason))
+
+    def _note_refusal(self, running: RunningJob, err: Exception) -> None:
+        claimed = running.claimed
+        running.process = None
+        if running.dropped:
+            self._remove_job(running)
+        elif isinstance(err, ShortageError):
+            if self.stopping:
+                self._give_back(running)
+                return
+            logger.debug("job %s: this machine can't start its process now: %s", claimed.id, err)
+            self._block(running)
+        elif is_disk_full(err) and not claimed.job.user_workdir:
+            self._stop_on_full_disk(running, err)
+        else:  # the job's own fault, which fails it
+            try:
+                running.lifecycle.throw(err)
+            except StopIteration:
+                self._remove_job(running)
 
     # ---- one job
 
@@ -177,7 +291,8 @@ class JobRunner:
                 return
             logger.debug("job %s: this machine can't go on with it now: %s", running.claimed.id, err)
             running.lifecycle = running.claimed.lifecycle()  # goes on from the job's state
-            self.blocked.append(running)
+            running.spec = None
+            self._block(running)
         else:
             if self.stopping:
                 self._give_back(running)
@@ -186,35 +301,19 @@ class JobRunner:
 
     def _start_process(self, running: RunningJob, spec: ProcessSpec) -> None:
         claimed = running.claimed
-        running.spec = None
+        running.spec = spec
+        is_run = spec.started_state is State.RUNNING
+        label = f"{claimed.id} {claimed.attempt}" if is_run else ""
+        command = Command(spec.argv, claimed.workdir, spec.env, spec.stdout, spec.stderr, label, spec.cores)
         try:
             with self._counters.timed("spawn"):
-                running.process = self.processes.start(
-                    spec.argv,
-                    cwd=claimed.workdir,
-                    env=spec.env,
-                    stdout=spec.stdout,
-                    stderr=spec.stderr,
-                    owner=running,
-                )
-        except ShortageError as err:
-            logger.debug("job %s: this machine can't start its process now: %s", claimed.id, err)
-            running.spec = spec
-            self.blocked.append(running)
-        except (OSError, ValueError) as err:
-            if is_disk_full(err) and not claimed.job.user_workdir:
-                self._stop_on_full_disk(running, err)
-            else:  # the job's own fault, which fails it
-                try:
-                    running.lifecycle.throw(err)
-                except StopIteration:
-                    self._remove_job(running)
-        else:
-            if spec.time_limit is not None:
-                self._limits[running] = monotonic() + spec.time_limit
-            if spec.started_state is not None:
-                claimed.reach(spec.started_state)
-                self._on_change(claimed)
+                running.process = self.processes.start(command, running)
+        except (OSError, ValueError, ShortageError) as err:
+            self._note_refusal(running, err)
+
+    def _block(self, running: RunningJob) -> None:
+        self.blocked.append(running)
+        self._retry_at = monotonic() + FIRST_POLL
 
     def _stop_on_full_disk(self, running: RunningJob, err: Exception) -> None:
         self.fault = self.fault or str(err)
@@ -229,6 +328,8 @@ class JobRunner:
         running.lifecycle.close()
         if running in self.blocked:
             self.blocked.remove(running)
+        if running in self._held:
+            self._held.remove(running)
         del self.jobs[running.claimed.id]
-        self._used_slots -= running.slots
+        self._node.give_back(running.place)
         self._on_done(running)

@@ -24,13 +24,14 @@ from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.job.commands import base_environment
 from balsam_core.launcher.job_runner import JobRunner
 from balsam_core.launcher.options import LauncherResult
+from balsam_core.launcher.placement import Node
 from balsam_core.launcher.progress import Progress, Snapshot
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
 from balsam_core.model.calls import (
     CloseLauncher,
-    CountWaiting,
     GetKilledJobs,
+    GetUnfit,
     Prune,
     RegisterLauncher,
     RenewLease,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from balsam_core.launcher.job.claimed_job import ClaimedJob
     from balsam_core.launcher.job_runner import RunningJob
     from balsam_core.launcher.options import LauncherOptions
+    from balsam_core.model.calls import Unfit
 
 logger = logging.getLogger(__name__)
 
@@ -125,22 +127,28 @@ class Launcher:
             directory=self._db.directory,
             environment=base_environment(self._db.directory, self._launcher_id),
             counters=self.counters,
+            mpi=self._options.mpi,
         )
         on_recorded = self._dispatcher.add if self._dispatcher else None
         self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded, machine.node)
-        self._queue = ClaimQueue(self._client.run, self._launcher_id, self._options, context, self._resources)
-        self._runner = JobRunner(
-            self._options.slots, self.counters, on_change=self._reporter.add, on_done=self._on_job_done
+        options = self._options
+        node = Node(options.cores, slots=options.slots, gpus=options.gpus, most_jobs=options.most_jobs)
+        self._queue = ClaimQueue(
+            self._client.run, self._launcher_id, options, context, self._resources, lambda: node.free_gpus
         )
+        self._runner = JobRunner(node, self.counters, on_change=self._reporter.add, on_done=self._on_job_done)
         try:
             self._client.run(Prune())
         except (*OUTAGES, *REFUSALS) as err:
             logger.warning("pruning is left to other launchers: %s", err)
 
     def _resources(self) -> Resources:
-        if self._time_limit_at == inf:
-            return Resources()
-        return Resources(minutes_left=max(0.0, self._time_limit_at - monotonic()) / 60)
+        options = self._options
+        return Resources(
+            ranks_per_node=options.slots if options.mpi else 1,
+            gpus_per_node=len(options.gpus),
+            minutes_left=None if self._time_limit_at == inf else max(0.0, self._time_limit_at - monotonic()) / 60,
+        )
 
     def _give_lease_back(self) -> bool:
         """Let others have our jobs now, where the database takes that; returns whether it did."""
@@ -164,11 +172,11 @@ class Launcher:
                 f"the last changes of {len(self._reporter.jobs)} jobs could not be written "
                 f"({self._client.outage or 'time was over'}); they run again when this launcher's lease is over"
             )
-        unfit = 0
+        unfit: list[Unfit] = []
         try:
             if not self._end_reason and self._options.only is None:
-                waiting = CountWaiting(resources=self._resources(), workflow=self._options.workflow)
-                unfit = self._client.run(waiting)["does not fit"]
+                query = GetUnfit(resources=self._resources(), workflow=self._options.workflow)
+                unfit = self._client.run(query)
             self._client.run(CloseLauncher(launcher=self._launcher_id))
         except OUTAGES:
             logger.warning("the launcher could not sign off; its lease ends by itself")
@@ -176,6 +184,7 @@ class Launcher:
             **self._counts,
             seconds=monotonic() - self._started_at,
             unfit=unfit,
+            resources=self._resources(),
             changed_parents=tuple(self._changed_parents),
             fault=bool(self._runner.fault),
             reason=self._end_reason,
@@ -203,7 +212,7 @@ class Launcher:
 
     def _seconds_until_due(self, longest_wait: float) -> float:
         times = [monotonic() + longest_wait, self._show_at]
-        overdue = (self._runner.processes.kill_overdue(), self._runner.stop_overdue())
+        overdue = (self._runner.held_until(), self._runner.stop_overdue())
         times += [time for time in overdue if time is not None]
         if not self._end_reason:
             times.append(self._time_limit_at)
@@ -225,8 +234,18 @@ class Launcher:
         self._queue.resume(self._reporter.jobs)
         if runner.blocked:
             runner.retry_blocked()
-        while queued and runner.fits(queued[0]):
-            runner.start(queued.popleft())
+        while queued and runner.start(queued[0]):
+            queued.popleft()
+        if queued and queued[0].need.slots <= runner.free_slots:  # it waits for GPUs, or for others of its kind
+            self._start_behind_first()
+
+    def _start_behind_first(self) -> None:
+        """Start claimed jobs behind one that waits for what only some jobs need; of these none may pass it."""
+        for claimed in list(self._queue.jobs):
+            if not claimed.need.is_special:
+                if not self._runner.start(claimed):
+                    return
+                self._queue.jobs.remove(claimed)
 
     def _on_job_done(self, running: RunningJob) -> None:
         claimed = running.claimed

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from balsam_core.model.calls import Resources
+from balsam_core.system.hardware import usable_cores
+
+if TYPE_CHECKING:
+    from balsam_core.launcher.mpi import MPI
+    from balsam_core.model.calls import Unfit
 
 # ---- the database
 LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
@@ -38,16 +45,24 @@ class LauncherOptions:
     """What to run, and with what.
 
     Attributes:
-        slots: Most processes at the same time: cores, on this one node.
+        slots: Most ranks of one thread at the same time, on this one node.
         workflow: Only jobs of this workflow; empty for all.
         only: Only these jobs; None for all.
         time_limit: Seconds until the launcher stops; None for no limit.
+        most_jobs: Most jobs at the same time; None for as many as fit.
+        cores: Numbers of the processors.
+        gpus: Names of the GPUs.
+        mpi: What starts jobs of several ranks; None for no such jobs.
     """
 
     slots: int
     workflow: str = ""
     only: tuple[int, ...] | None = None
     time_limit: float | None = None
+    most_jobs: int | None = None
+    cores: tuple[int, ...] = field(default_factory=usable_cores)
+    gpus: tuple[str, ...] = ()
+    mpi: MPI | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +75,8 @@ class LauncherResult:
         killed: Jobs that the user killed while they were ours.
         again: Jobs given back, to be run again after an error or because the launcher stopped.
         seconds: How long it took.
-        unfit: Waiting jobs that need more than this launcher has; counted up to a limit.
+        unfit: Waiting jobs that need more than this launcher has, by shape; counted up to a limit.
+        resources: What this launcher had at its end.
         changed_parents: Ids of jobs that have links to files of their parents that changed while they ran.
         fault: Whether it ended because no job could be started any more.
         reason: Why it ended though something was left; empty where nothing was.
@@ -73,17 +89,10 @@ class LauncherResult:
     killed: int = 0
     again: int = 0
     seconds: float = 0.0
-    unfit: int = 0
+    unfit: list[Unfit] = field(default_factory=list)
+    resources: Resources = field(default_factory=Resources)
     changed_parents: tuple[int, ...] = ()
     fault: bool = False
     reason: str = ""
     signal: int | None = None
     spent: Mapping[str, float] = field(default_factory=dict)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1

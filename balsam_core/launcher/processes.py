@@ -1,9 +1,8 @@
-"""Child processes: started in their own sessions, watched without polling, ended with their whole process group.
+"""The processes of jobs, each with all that it starts: begun and ended by keepers, told as events.
 
-Processes are started by ``posix_spawn``: no ``preexec_fn``, no fork of this interpreter, 30 % less CPU time here than
-``subprocess.Popen``. It can't set the child's directory, so this process changes its own and changes back: no other
-thread may use relative paths meanwhile. A child's end makes its pidfd readable; where the system has no pidfd, SIGCHLD
-wakes the loop, which then polls each child.
+A guardian (:mod:`~balsam_core.launcher.guardian`) is started once, and a keeper for each process that runs at the same
+time; a keeper that has become idle takes the next command. Nothing here waits for a process: :meth:`Processes.start`
+and :meth:`Processes.end` send a message, and :meth:`Processes.wait` gives what the keepers answer.
 
 Knows nothing about jobs.
 """
@@ -12,258 +11,366 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import selectors
 import signal
+import socket
+import struct
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: TC003
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Callable, Iterator  # noqa: TC003
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
+from balsam_core.launcher import guardian
+from balsam_core.launcher.process_events import (
+    SHORTAGE_ERRORS,
+    Command,
+    Ended,
+    Event,
+    Process,
+    Refused,
+    ShortageError,
+    Started,
+    Stuck,
+)
 from balsam_core.launcher.programs import explain_failure, find_program
 from balsam_core.system.files import reason
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from balsam_core.system.processes import end_marked
 
 T = TypeVar("T")
 
+MARK = "BALSAM_LAUNCHER_MARK"
+"""Environment variable of the guardian, the keepers and all processes of jobs: which launcher they belong to."""
+
 SPARE_DESCRIPTORS = 16  # left to the database, the log and directories
+GUARDIAN_TIMEOUT = 5.0  # seconds that the guardian may take to end
 
-_OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
-_SHORTAGE_ERRORS = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-# Python ignores some, and so does the parent of a launcher that was started with nohup, or with & by a script.
-_DEFAULT_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-
-
-class ShortageError(Exception):
-    """This machine can't start another process now; nothing is wrong with the command."""
-
-
-def is_shortage(err: BaseException | None) -> bool:
-    """Whether an error means that this machine is out of processes, memory or descriptors for now."""
-    return isinstance(err, OSError) and err.errno in _SHORTAGE_ERRORS
+_FIRST_FREE = 10  # descriptor of the guardian
+_SEND_TIMEOUT = struct.pack("ll", 5, 0)  # seconds and microseconds: a keeper that somebody stopped must not stop us
 
 
 @dataclass(slots=True, eq=False)
-class Process(Generic[T]):
-    """A running child.
-
-    Attributes:
-        pid: Its process id, which is also the id of its session and process group.
-        pidfd: A descriptor that becomes readable when it ends; -1 where the system has none.
-        owner: The caller's object for this process.
-        kill_at: When it gets SIGKILL, by the monotonic clock; None while it was not asked to end.
-    """
-
-    pid: int
-    pidfd: int
-    owner: T
-    kill_at: float | None = None
+class _Keeper(Generic[T]):
+    channel: socket.socket
+    buffer: bytearray = field(default_factory=bytearray)
+    pid: int = 0  # 0 until it says that it is there
+    process: Process[T] | None = None
 
 
 class Processes(Generic[T]):
-    """The children of one launcher."""
+    """The commands of one launcher.
 
-    def __init__(self) -> None:
-        self.running: dict[int, Process[T]] = {}  # pid -> process
+    Attributes:
+        running: The commands that were started and have not ended.
+        mark: Which launcher all processes belong to; the value of :data:`MARK` in their environments.
+        lease: Until when commands may run.
+        guardian_pid: The guardian's process id; 0 while there is none.
+        on_guardian: Called when a guardian was started.
+    """
+
+    def __init__(self, journal: int = -1) -> None:
+        """Prepare to run commands; ``journal`` is a file for the ends of labelled ones, -1 for none."""
+        self.running: set[Process[T]] = set()
+        self.mark = os.urandom(16).hex()
+        self.guardian_pid = 0
+        self.on_guardian: Callable[[int], None] = lambda _: None
+        self._journal = journal
         self._selector = selectors.DefaultSelector()
         self._found_programs: dict[tuple[str, str], str] = {}
-        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._own_directory = _open_current_directory()
-        self._has_pidfd = _has_pidfd()
+        self._keepers: set[_Keeper[T]] = set()
+        self._idle: list[_Keeper[T]] = []
+        self._without_keeper: dict[int, Process[T]] = {}  # by the lost keeper's process id
+        self._gone: set[int] = set()  # lost keepers of which nothing is left
+        self._control: socket.socket | None = None
+        self._control_buffer = bytearray()
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most_descriptors = sys.maxsize if limit == resource.RLIM_INFINITY else limit - SPARE_DESCRIPTORS
-        self._old_sigchld = None if self._has_pidfd else signal.signal(signal.SIGCHLD, lambda *_: None)
         _keep_descriptors_private()
+        self._lease_file = _make_shared_memory()
+        self.lease = guardian.LeaseTime(self._lease_file)
+        self.lease.extend(float("inf"))
 
     def watch(self, descriptor: int, drain: Callable[[], None]) -> None:
-        """Also return from :meth:`wait` when this descriptor becomes readable; ``drain`` must read it empty.
-
-        On systems without pidfd it must be the one of :func:`signal.set_wakeup_fd`.
-        """
+        """Also return from :meth:`wait` when this descriptor becomes readable; ``drain`` must read it empty."""
         self._selector.register(descriptor, selectors.EVENT_READ, drain)
 
-    def start(
-        self, argv: list[str], *, cwd: Path, env: Mapping[str, str], stdout: str, stderr: str, owner: T
-    ) -> Process[T]:
-        """Start a command in its own session, with an empty standard input.
-
-        Args:
-            argv: The command line; its first word is searched in the ``PATH`` of ``env``.
-            cwd: Its working directory.
-            env: Its whole environment.
-            stdout: Name of a file in ``cwd`` for its output; emptied if it exists.
-            stderr: The same for its errors; may be the same file.
-            owner: Kept with the process.
+    def start(self, command: Command, owner: T) -> Process[T]:
+        """Start a command in its own session, with an empty standard input; :meth:`wait` tells how that went.
 
         Raises:
-            OSError: The directory, an output file or the program can't be used; the message says which and why.
-            ValueError: A word or a variable holds a NUL character.
+            OSError: The program can't be found; the message says so.
             ShortageError: Too many processes or open files, or too little memory.
         """
-        opened: list[int] = []
+        process = Process(owner, command)
+        while True:
+            keeper = self._idle.pop() if self._idle else self._add_keeper()
+            if self._send_command(keeper, process):
+                self.running.add(process)
+                return process
+
+    def _send_command(self, keeper: _Keeper[T], process: Process[T]) -> bool:
+        """Let a keeper start a command; say whether it is there."""
+        argv, cwd, env, stdout, stderr, label, cores = process.command
+        process.is_remembered = bool(self._found_programs)
         try:
-            _change_directory(cwd)
-            opened.append(_open_output(stdout))
-            opened.append(opened[0] if stderr == stdout else _open_output(stderr))
-            if self.running and opened[-1] >= self._most_descriptors:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            pid = self._spawn_process(argv, env, opened)
+            process.program, full_argv = find_program(argv, env, cwd, self._found_programs)
+        except OSError:
+            self._free_keeper(keeper)
+            raise
+        keeper.process = process
+        words = (process.program, full_argv, str(cwd), {**env, MARK: self.mark}, stdout, stderr, [*cores], label)
+        try:
+            guardian.send(keeper.channel, "start", *words)
+        except OSError:
+            keeper.process = None
+            self._drop_keeper(keeper)
+            return False
+        return True
+
+    def _add_keeper(self) -> _Keeper[T]:
+        try:
+            ours, theirs = socket.socketpair()
         except OSError as err:
-            if is_shortage(err):
-                raise ShortageError(err.strerror) from err
+            raise ShortageError(reason(err)) from err
+        with contextlib.ExitStack() as closing:
+            closing.callback(theirs.close)
+            unused = closing.enter_context(contextlib.ExitStack())
+            unused.callback(ours.close)
+            if self.running and theirs.fileno() >= self._most_descriptors:
+                raise ShortageError(os.strerror(errno.EMFILE).lower())
+            try:
+                control = self._control or self._start_guardian()
+                socket.send_fds(control, [b"k"], [theirs.fileno()])
+            except OSError as err:
+                raise ShortageError(f"the guardian can't be reached: {reason(err)}") from err
+            unused.pop_all()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+        keeper: _Keeper[T] = _Keeper(ours)
+        self._keepers.add(keeper)
+        self._selector.register(ours, selectors.EVENT_READ, keeper)
+        return keeper
+
+    def _start_guardian(self) -> socket.socket:
+        if self._keepers or self._without_keeper:
+            raise ShortageError("the guardian was killed, and its processes have not ended yet")
+        self._collect_guardian(GUARDIAN_TIMEOUT)
+        control, theirs = socket.socketpair()
+        numbers = [theirs.fileno(), self._lease_file, self._journal]
+        inherited = [fcntl.fcntl(one, fcntl.F_DUPFD, _FIRST_FREE) if one >= 0 else -1 for one in numbers]
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        errors = self._journal if self._journal >= 0 else nothing
+        try:
+            self.guardian_pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", guardian.__file__, *map(str, inherited)],
+                {**os.environ, MARK: self.mark},
+                setsid=True,
+                file_actions=[(os.POSIX_SPAWN_DUP2, one, at) for at, one in enumerate((nothing, nothing, errors))],
+            )
+        except BaseException:
+            control.close()
             raise
         finally:
-            os.fchdir(self._own_directory)
-            for descriptor in set(opened):
-                os.close(descriptor)
-        pidfd = -1
-        if self._has_pidfd:
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError as err:
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise ShortageError(err.strerror) from err
-        process = self.running[pid] = Process(pid, pidfd, owner)
-        if pidfd >= 0:
-            self._selector.register(pidfd, selectors.EVENT_READ, process)
-        return process
+            theirs.close()
+            for number in (nothing, *inherited):
+                if number >= 0:
+                    os.close(number)
+        self._control = control
+        self._control_buffer.clear()
+        self._selector.register(control, selectors.EVENT_READ, control)
+        self.on_guardian(self.guardian_pid)
+        return control
 
-    def _spawn_process(self, argv: list[str], env: Mapping[str, str], outputs: Sequence[int]) -> int:
-        searched_before = bool(self._found_programs)
-        program, full_argv = find_program(argv, env, self._found_programs)
-        try:
-            return os.posix_spawn(
-                program,
-                full_argv,
-                env,
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_DEFAULT_SIGNALS,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, self._null, 0),
-                    (os.POSIX_SPAWN_DUP2, outputs[0], 1),
-                    (os.POSIX_SPAWN_DUP2, outputs[1], 2),
-                ],
-            )
-        except OSError as err:
-            if err.errno in _SHORTAGE_ERRORS:
-                raise
-            if searched_before:  # it may have been moved since it was found
-                self._found_programs.clear()
-                return self._spawn_process(argv, env, outputs)
-            raise OSError(err.errno, explain_failure(program, err)) from err
+    # ---- events
 
-    def wait(self, timeout: float) -> Iterator[tuple[T, int]]:
-        """Wait until a child ends, a watched descriptor is readable, or time is over; give the ended children.
-
-        What is left of an ended child's process group is killed before the child is collected: until then no other
-        group can have its number.
-
-        Returns:
-            The owner and the exit code, negative for a signal, of each child that ended.
-        """
-        ready = self._selector.select(max(timeout, 0.0))
-        ended = [] if self._has_pidfd else self._poll_all()
-        for key, _ in ready:
-            if isinstance(key.data, Process):
-                ended.append(key.data)
-            else:
+    def wait(self, timeout: float) -> Iterator[Event[T]]:
+        """Wait until a keeper says something, a watched descriptor is readable, or time is over; give the events."""
+        for key, _ in self._selector.select(max(timeout, 0.0)):
+            if key.data in self._keepers:
+                yield from self._hear_keeper(key.data)
+            elif self._control is not None and key.data is self._control:
+                self._hear_guardian(self._control)
+            elif callable(key.data):
                 key.data()
-        for process in ended:
-            _signal_group(process.pid, signal.SIGKILL)
-            _, status = os.waitpid(process.pid, 0)
-            if process.pidfd >= 0:
-                self._selector.unregister(process.pidfd)
-                os.close(process.pidfd)
-            del self.running[process.pid]
-            yield process.owner, os.waitstatus_to_exitcode(status)
+        if self._without_keeper:
+            yield from self._end_lost()
 
-    def _poll_all(self) -> list[Process[T]]:
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return [process for pid, process in self.running.items() if os.waitid(os.P_PID, pid, options)]
-
-    def terminate(self, process: Process[T], *, grace: float) -> None:
-        """Ask a process group to end, and kill it after ``grace`` seconds; a second request can only shorten that."""
-        kill_at = time.monotonic() + grace
-        if process.kill_at is None:
-            _signal_group(process.pid, signal.SIGTERM)
-            _signal_group(process.pid, signal.SIGCONT)  # a stopped one could not react
-        process.kill_at = kill_at if process.kill_at is None else min(process.kill_at, kill_at)
-        self.kill_overdue()
-
-    def kill_overdue(self) -> float | None:
-        """Kill the groups whose grace is over; returns when the next one is due."""
-        if not self.running:
-            return None
-        now = time.monotonic()
-        next_at: float | None = None
-        for process in self.running.values():
-            if process.kill_at is None:
+    def _hear_keeper(self, keeper: _Keeper[T]) -> Iterator[Event[T]]:
+        try:
+            messages = guardian.receive(keeper.channel, keeper.buffer)
+        except EOFError:
+            yield from self._lose_keeper(keeper)
+            return
+        for kind, *rest in messages:
+            process = keeper.process
+            if kind == "ready":
+                keeper.pid = rest[0]
+            elif process is None:
                 continue
-            if process.kill_at <= now:
-                _signal_group(process.pid, signal.SIGKILL)
-                process.kill_at = now + 1.0  # again, should it hang in a system call
-            next_at = process.kill_at if next_at is None else min(next_at, process.kill_at)
-        return next_at
+            elif kind == "started":
+                yield _note_start(process, rest[0])
+            elif kind == "stuck":
+                yield Stuck(process.owner, rest[0])
+            elif kind == "refused":
+                yield from self._hear_refusal(keeper, process, *rest)
+            elif kind == "ended":
+                self._free_keeper(keeper)
+                if rest[1] == "guardian":
+                    self._close_control()  # no other keeper lives long
+                if not process.started_at:
+                    yield _note_start(process, rest[2])
+                yield Ended(process.owner, *rest)
+
+    def _free_keeper(self, keeper: _Keeper[T]) -> None:
+        if keeper.process is not None:
+            self.running.discard(keeper.process)
+        keeper.process = None
+        self._idle.append(keeper)
+
+    def _hear_refusal(
+        self, keeper: _Keeper[T], process: Process[T], step: str, number: int, text: str
+    ) -> Iterator[Refused[T]]:
+        if step == "exec" and process.is_remembered and number not in SHORTAGE_ERRORS:
+            self._found_programs.clear()  # it may have been moved since it was found
+            try:
+                if self._send_command(keeper, process):
+                    return
+                error: Exception = ShortageError("a keeper was killed")
+            except OSError as err:
+                error = err
+            self.running.discard(process)
+        else:
+            error = _explain_refusal(process, step, number, text)
+            self._free_keeper(keeper)
+        yield Refused(process.owner, error)
+
+    # ---- keepers and guardians that are lost
+
+    def _drop_keeper(self, keeper: _Keeper[T]) -> None:
+        self._selector.unregister(keeper.channel)
+        keeper.channel.close()
+        self._keepers.discard(keeper)
+        if keeper in self._idle:
+            self._idle.remove(keeper)
+
+    def _lose_keeper(self, keeper: _Keeper[T]) -> Iterator[Event[T]]:
+        """Note that a keeper is gone; its process has ended when the guardian says that nothing is left of it."""
+        self._drop_keeper(keeper)
+        process = keeper.process
+        if process is None:
+            return
+        if not keeper.pid:  # it never was there
+            self.running.discard(process)
+            yield Refused(process.owner, ShortageError("no keeper could be started"))
+            return
+        self._without_keeper[keeper.pid] = process
+
+    def _hear_guardian(self, control: socket.socket) -> None:
+        try:
+            for _, keepers in guardian.receive(control, self._control_buffer):
+                self._gone.update(keepers)
+        except EOFError:
+            self._close_control()
+
+    def _end_lost(self) -> Iterator[Event[T]]:
+        """Give the ends of processes whose keepers are lost, once nothing is left of them."""
+        if self._control is None and self._without_keeper and end_marked(MARK, self.mark):
+            self._gone.update(self._without_keeper)  # nobody else could end what they had left
+        for pid in self._gone & self._without_keeper.keys():
+            self._gone.discard(pid)
+            process = self._without_keeper.pop(pid)
+            self.running.discard(process)
+            now = time.monotonic()
+            if not process.started_at:
+                yield _note_start(process, now)
+            yield Ended(process.owner, -signal.SIGKILL, "keeper", process.started_at, now)
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._selector.unregister(self._control)
+            self._control.close()
+            self._control = None
+        for keeper in self._idle[:]:
+            self._drop_keeper(keeper)
+
+    def _collect_guardian(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self.guardian_pid:
+            with contextlib.suppress(ChildProcessError):
+                if not os.waitpid(self.guardian_pid, os.WNOHANG)[0]:
+                    if time.monotonic() >= until:
+                        return
+                    time.sleep(0.001)
+                    continue
+            self.guardian_pid = 0
+
+    # ---- the end
+
+    def end(self, process: Process[T], *, grace: float) -> None:
+        """Ask a process to end, and kill it after ``grace`` seconds; a later request can only shorten that."""
+        for keeper in self._keepers:
+            if keeper.process is process:
+                with contextlib.suppress(OSError):  # it is gone, which is told by the next wait
+                    guardian.send(keeper.channel, "end", grace)
 
     def close(self, *, grace: float = 0.0) -> bool:
-        """End all children, kill them after ``grace`` seconds, and release everything.
+        """End all processes, kill them after ``grace`` seconds, and release everything.
 
         Returns:
-            Whether all have ended; a child that hangs in the kernel is left to init.
+            Whether all have ended. The guardian goes on with those that have not.
         """
-        for process in list(self.running.values()):
-            self.terminate(process, grace=grace)
+        for process in list(self.running):
+            self.end(process, grace=grace)
         deadline = time.monotonic() + grace + 2.0
         while self.running and time.monotonic() < deadline:
-            self.kill_overdue()
             for _ in self.wait(0.1):
                 pass
         all_ended = not self.running
-        for process in self.running.values():
-            if process.pidfd >= 0:
-                os.close(process.pidfd)
-        self.running.clear()
+        for keeper in list(self._keepers):
+            self._drop_keeper(keeper)
+        self._close_control()
+        self._collect_guardian(GUARDIAN_TIMEOUT if all_ended else 0.0)
         self._selector.close()
-        os.close(self._null)
-        os.close(self._own_directory)
-        if self._old_sigchld is not None:
-            signal.signal(signal.SIGCHLD, self._old_sigchld)
+        self.lease.close()
+        os.close(self._lease_file)
         return all_ended
 
 
-def _signal_group(pid: int, number: int) -> None:
-    # No such group: all ended. Not permitted: what macOS says where only the uncollected child is left.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
+def _note_start(process: Process[T], at: float) -> Started[T]:
+    process.started_at = at
+    return Started(process.owner, at)
 
 
-def _open_current_directory() -> int:
-    options = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    try:
-        return os.open(".", options)
-    except OSError:  # removed, or no longer accessible
-        return os.open("/", options)
+def _explain_refusal(process: Process[T], step: str, number: int, text: str) -> Exception:
+    """Return the error of a command that was not started."""
+    command, why = process.command, reason(OSError(number, text))
+    if step == "lease" or number in SHORTAGE_ERRORS:
+        return ShortageError(why)
+    if step == "words":
+        return ValueError(text)
+    if step == "cwd":
+        return OSError(number, f"can't enter the working directory {str(command.cwd)!r}: {why}")
+    if step in {"stdout", "stderr"}:
+        name = command.stdout if step == "stdout" else command.stderr
+        why = {errno.ELOOP: "it is a symbolic link", errno.ENXIO: "it is a pipe"}.get(number, why)
+        return OSError(number, f"can't write {name}: {why}")
+    if step == "cores":
+        return OSError(number, f"can't bind to the processors {','.join(map(str, command.cores))}: {why}")
+    return OSError(number, explain_failure(process.program, command.cwd, OSError(number, text)))
 
 
-def _change_directory(directory: Path) -> None:
-    try:
-        os.chdir(directory)
-    except OSError as err:
-        raise OSError(err.errno, f"can't enter the working directory {str(directory)!r}: {reason(err)}") from err
-
-
-def _has_pidfd() -> bool:
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except (AttributeError, OSError):  # macOS; kernels before 5.3 and some sandboxes
-        return False
-    return True
+def _make_shared_memory() -> int:
+    if hasattr(os, "memfd_create"):
+        number = os.memfd_create("balsam-lease")
+    else:  # macOS
+        with tempfile.TemporaryFile() as file:
+            number = os.dup(file.fileno())
+    os.ftruncate(number, 8)
+    return number
 
 
 def _keep_descriptors_private() -> None:
@@ -276,16 +383,3 @@ def _keep_descriptors_private() -> None:
         if number > 2:  # noqa: PLR2004  (standard error)
             with contextlib.suppress(OSError):
                 os.set_inheritable(number, False)
-
-
-def _open_output(name: str) -> int:
-    try:
-        # Not blocking: a pipe without a reader under this name must not stop the launcher.
-        descriptor = os.open(name, _OUTPUT_FLAGS, 0o666)
-    except OSError as err:
-        if err.errno in _SHORTAGE_ERRORS:
-            raise
-        why = {errno.ELOOP: "it is a symbolic link", errno.ENXIO: "it is a pipe"}.get(err.errno or 0)
-        raise OSError(err.errno, f"can't write {name}: {why or reason(err)}") from err
-    os.set_blocking(descriptor, True)
-    return descriptor

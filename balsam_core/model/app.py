@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from balsam_core.errors import InvalidInput
-from balsam_core.model.text import check_environ, check_text, title
+from balsam_core.model.text import check_environ, check_text, shortened, title
 
 
 class App(msgspec.Struct, omit_defaults=True):
@@ -33,6 +33,10 @@ class App(msgspec.Struct, omit_defaults=True):
         from balsam_core.model.command import check_template, split
 
         try:
+            for field in self.__struct_fields__:
+                kind = dict if field == "environ" else str
+                if not isinstance(value := getattr(self, field), kind):
+                    raise InvalidInput(f"{field} can't be {shortened(value)}; it must be of type {kind.__name__}")
             check_text("name", self.name, longest=255, empty=False)
             for field in ("description", "executable", "preprocess", "postprocess"):
                 check_text(field, getattr(self, field))
@@ -42,4 +46,4 @@ class App(msgspec.Struct, omit_defaults=True):
                 check_template(getattr(self, field), what=field)
             check_environ("environ", self.environ)
         except InvalidInput as err:
-            raise InvalidInput(f"{title('app', self.name)}: {err}") from None
+            raise InvalidInput(f"{title('app', str(self.name))}: {err}") from None

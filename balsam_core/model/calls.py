@@ -17,6 +17,7 @@ from balsam_core.model.app import App
 from balsam_core.model.filters import AllOf, Condition
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
+from balsam_core.model.text import shortened, title
 
 R = TypeVar("R")
 
@@ -154,11 +155,25 @@ class AddJobs(Write[Added], frozen=True, kw_only=True):
     A parent is an id, or ``-(index + 1)`` of an earlier job in the same call. With ``staged_insert`` the jobs stay
     invisible until the staged insert is published. ``if_exists`` is for jobs whose key exists: "error" refuses other
     content than the stored, "keep" doesn't look at it, and "update" changes the stored job if it has not started.
+    For messages, ``places`` are the jobs' places in what the user gave, from 1, if others than 1, 2, ..., and ``of`` is
+    how many those are in all, if that is known.
     """
 
     jobs: SomeJobs
     staged_insert: int = 0
     if_exists: IfExists = "error"
+    places: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] = []
+    of: int = 0
+
+    def called(self, index: int) -> str:
+        """Return what messages call a job: by its name or key, else by its place in what the user gave."""
+        job = self.jobs[index]
+        if job.name or not (job.key or self.of != 1):
+            return title("job", str(job.name or ""))
+        if job.key:
+            return f"the job with the key {shortened(job.key)}"
+        place = self.places[index] if index < len(self.places) else index + 1
+        return f"job {place} of {self.of}" if self.of else f"the given job number {place}"
 
 
 class OpenStagedInsert(Write[int], frozen=True, kw_only=True):
@@ -337,7 +352,10 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         ids: Jobs that changed (relatives that follow them are not named).
         more: Whether a further slice may change more.
-        held: How many chosen jobs can't be retried before a launcher says that their processes have ended.
+        held: How many chosen jobs can't be retried before a launcher says that their processes have ended. This and
+            the next two are known after the last slice.
+        blocked: How many chosen jobs can't be retried before their parents, which were not chosen.
+        why: What keeps one of those from being retried.
         last_root: Where the next slice of a retry goes on; -1 for no more jobs than those of ``rest``.
         rest: Jobs whose descendants are the next slice.
     """
@@ -345,6 +363,8 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ids: list[int]
     more: bool = False
     held: int = 0
+    blocked: int = 0
+    why: str = ""
     last_root: int = 0
     rest: list[int] = []
 
@@ -375,6 +395,17 @@ class RemovedJob(msgspec.Struct, frozen=True, array_like=True):
     id: int
     workflow: str
     name: str
+
+
+class CheckRemoval(Read[list[Edge]], frozen=True, kw_only=True):
+    """Look for what forbids the removal of jobs; Conflict where a launcher holds one.
+
+    Returns dependencies of one of the jobs on which other jobs that have not finished rely; none with ``cascade``,
+    which removes those, too.
+    """
+
+    where: Where
+    cascade: bool = False
 
 
 class RemoveJobs(Write[list[RemovedJob]], frozen=True, kw_only=True):
@@ -470,6 +501,15 @@ class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
     """Take jobs that fit; no job is ever given to two launchers.
 
     The highest priority goes first; among equals the resource class with the oldest job, and its oldest jobs, go first.
+
+    Attributes:
+        launcher: Who takes them.
+        limit: Most jobs; fewer where they need several processors each, since it is the number of free ones, too.
+        resources: What they must fit.
+        workflow: Only jobs of this workflow; empty for all.
+        only: Only these jobs; None for all.
+        free_gpus: So many GPUs are free: no more jobs are taken than can share these, but at least one; None for no
+            such limit.
     """
 
     launcher: int
@@ -477,6 +517,7 @@ class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
     resources: Resources
     workflow: str = ""
     only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None
+    free_gpus: float | None = None
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -533,11 +574,33 @@ class UpdateJobs(Write[dict[int, str]], frozen=True, kw_only=True):
     updates: Annotated[list[Update], msgspec.Meta(max_length=MOST_JOBS)]
 
 
-Waiting = Literal["fits", "does not fit"]
+class Unfit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Claimable jobs of one shape that need more than a launcher has.
+
+    Attributes:
+        jobs: How many.
+        first: Their lowest id.
+        last: Their highest id.
+        nodes: Nodes that each needs.
+        ranks_per_node: Its processes on one node.
+        gpus_per_node: Its GPUs on one node.
+        minutes: How long it may take; 0 for unknown.
+    """
+
+    jobs: int
+    first: int
+    last: int
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_node: float = 0
+    minutes: int = 0
 
 
-class CountWaiting(Read[dict[Waiting, int]], frozen=True, kw_only=True):
-    """Count claimable jobs by whether they fit a launcher's resources, each up to ``limit``."""
+class GetUnfit(Read[list[Unfit]], frozen=True, kw_only=True):
+    """Tell which claimable jobs don't fit a launcher's resources, by shape, the first jobs first.
+
+    ``limit`` is how many jobs are looked at.
+    """
 
     resources: Resources
     workflow: str = ""

@@ -17,7 +17,7 @@ import msgspec
 from balsam_core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _TEMPLATE = re.compile(rf"\{{\{{|\}}\}}|{_PLACEHOLDER.pattern}")
@@ -35,17 +35,36 @@ def split(text: str, *, what: str) -> list[str]:
         raise InvalidInput(f"{what}: can't split {text!r} into words ({err}); close the quotation") from None
 
 
-def shell_operator(text: str) -> str:
-    """Return the first operator of a shell that stands unquoted in a command line; empty for none.
+def shell_operator(text: str, filled: Container[str] | None = None) -> str:
+    """Return the first part of a command line that only a shell would understand; empty for none.
 
-    No shell sees the line, so ``&&``, ``>`` or a second line would become words of the command. An ``&`` or ``;``
-    inside a word, as in a URL, is no operator here.
+    No shell sees the line, so ``&&``, ``>`` or a second line would become words of the command, and ``$NAME``,
+    ``$(...)`` and backticks would stay as they are. An ``&`` or ``;`` inside a word, as in a URL, is no operator here.
+    What is quoted is none, but in double quotes a shell expands, so there an expansion counts, unless a shell gets it
+    as in ``sh -c "..."``.
+
+    Args:
+        text: The command line.
+        filled: The names of the parameters that are filled in, so that ``${NAME}`` is none; None for all names.
     """
-    unquoted = _QUOTED.sub(lambda match: "_" * len(match[0]), text.strip())
-    found = _OPERATOR.search(unquoted)
-    return found[0].strip() or "a second line" if found else ""
+
+    def masked(match: re.Match[str]) -> str:
+        keep = match[0][0] == '"' and not for_shell
+        return _ESCAPED.sub("__", match[0]) if keep else "_" * len(match[0])
+
+    for_shell = True
+    if found := _OPERATOR.search(_QUOTED.sub(masked, text.strip())):
+        return found[0].strip() or "a second line"
+    for_shell = _SHELL.search(text) is not None
+    for found in _EXPANSION.finditer(_QUOTED.sub(masked, text)):
+        if found[1] is None or (filled is not None and found[1] not in filled):
+            return found[0]
+    return ""
 
 
+_EXPANSION = re.compile(r"\$\{(\w+)\}|\$\w+|\$\([^)]*\)|`[^`]*`")
+_SHELL = re.compile(r"(?:^|[\s/])(?:ba|da|k|z|c|tc)?sh\s(?:.*\s)?-\w*c\s", re.DOTALL)
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
 _QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", re.DOTALL)
 _OPERATOR = re.compile(r"\n|&&|\|\|?|[0-9]?>{1,2}|;(?=\s|$)|(?:^|(?<=\s))(?:;|&(?=\s|$)|<{1,2})")
 

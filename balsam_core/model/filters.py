@@ -6,12 +6,15 @@ A filter is data that travels in a call; the operations translate it to SQL. It 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from balsam_core.errors import InvalidInput
+from balsam_core.model.states import State
+from balsam_core.model.text import shortened, typed
 
 Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "contains", "startswith"]
 
@@ -63,6 +66,38 @@ class NoneOf(_Combinable, msgspec.Struct, frozen=True, tag="none", forbid_unknow
 Condition = Compare | AllOf | AnyOf | NoneOf
 
 
+def compared(field: str, op: Operator, value: object) -> Compare:
+    """Return a comparison of a field with a value, for ``in`` with an iterable of values.
+
+    Raises:
+        InvalidInput: It is no value that a field could have.
+    """
+    if op != "in":
+        _check_value(field, value)
+        return Compare(field, op, value)
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidInput(f"{field}: in_() takes a list of values, not {shortened(value)}")
+    values = list(value)
+    for one in values:
+        if type(one) is not str and not (type(one) is int and 0 <= one < 2**63):  # most are ids
+            _check_value(field, one)
+    return Compare(field, op, values)
+
+
+def _check_value(field: str, value: object) -> None:
+    if isinstance(value, (list, tuple, set, frozenset)):
+        raise InvalidInput(f"{field} can't be compared with {shortened(value)}; for one of several values use in_()")
+    if isinstance(value, datetime) and value.tzinfo is None:
+        raise InvalidInput(f"{field} can't be compared with {value!r}, which has no time zone; give it one (tzinfo)")
+    if value is not None and type(value) not in _SENT and not isinstance(value, (State, datetime)):
+        raise InvalidInput(f"{field} can't be compared with {typed(value)}; give text, an int, a float or a datetime")
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise InvalidInput(f"{field} can't be compared with {value}, which no 64-bit integer can be")
+
+
+_SENT = frozenset({str, int, float, bool, dict})  # a dict is refused with its field
+
+
 class Column:
     """A field of a job class, used to build conditions; on an instance it gives the instance's value."""
 
@@ -82,31 +117,31 @@ class Column:
         return f"Job.{self.name}"
 
     def __eq__(self, value: object) -> Compare:  # type: ignore[override]
-        return Compare(self.name, "eq", value)
+        return compared(self.name, "eq", value)
 
     def __ne__(self, value: object) -> Compare:  # type: ignore[override]
-        return Compare(self.name, "ne", value)
+        return compared(self.name, "ne", value)
 
     def __lt__(self, value: object) -> Compare:
-        return Compare(self.name, "lt", value)
+        return compared(self.name, "lt", value)
 
     def __le__(self, value: object) -> Compare:
-        return Compare(self.name, "le", value)
+        return compared(self.name, "le", value)
 
     def __gt__(self, value: object) -> Compare:
-        return Compare(self.name, "gt", value)
+        return compared(self.name, "gt", value)
 
     def __ge__(self, value: object) -> Compare:
-        return Compare(self.name, "ge", value)
+        return compared(self.name, "ge", value)
 
     def in_(self, values: Iterable[object]) -> Compare:
         """True where the field equals one of the values."""
-        return Compare(self.name, "in", list(values))
+        return compared(self.name, "in", values)
 
     def contains(self, text: str) -> Compare:
         """True where the field's text holds ``text``, in the same case."""
-        return Compare(self.name, "contains", text)
+        return compared(self.name, "contains", text)
 
     def startswith(self, text: str) -> Compare:
         """True where the field's text begins with ``text``, in the same case."""
-        return Compare(self.name, "startswith", text)
+        return compared(self.name, "startswith", text)

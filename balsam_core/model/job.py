@@ -10,10 +10,19 @@ import msgspec
 from msgspec.structs import astuple, fields
 
 from balsam_core.errors import InvalidInput
+from balsam_core.model.cores import check_affinity
 from balsam_core.model.fields import Field, default
 from balsam_core.model.filters import Column
 from balsam_core.model.states import State
-from balsam_core.model.text import check_document, check_environ, check_text, title
+from balsam_core.model.text import (
+    check_document,
+    check_environ,
+    check_path,
+    check_patterns,
+    check_text,
+    shortened,
+    title,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,15 +59,16 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         args: More words for the command line, split like a shell line, then filled from ``parameters``.
         command: A command line of the job's own, split like a shell line; ``{name}`` is a placeholder where ``name`` is
             among ``parameters``.
-        parameters: Values for the placeholders; any JSON object. Text is filled in as it is, all else as JSON. A set is
-            stored as a list; a Decimal, a UUID, a date or a datetime without a time zone as text.
+        parameters: Values for the placeholders; any JSON object. Text is filled in as it is, all else as JSON. See
+            below for other Python values.
         parents: Jobs that must finish first: :class:`Job` objects or ids.
         wait_for_parents: Whether the job waits for its parents or only takes their files.
         input_files: Names or shell patterns; matching files of the parents come into the working directory. A name that
             no parent has fails the job before it starts.
         input_mode: How they come: "link" (a symbolic link, through which the job could change its parent's file) or
             "copy" (a copy of its own, on file systems that can do it without using space).
-        stage_in: A local directory or file that is copied into the working directory before the job.
+        stage_in: A local directory or file that is copied into the working directory before the job; an absolute path,
+            or one that begins with ``~``, as all paths here.
         stage_out: A local directory that ``stage_out_files`` are copied to after the job.
         stage_out_files: Shell patterns for ``stage_out``.
         user_workdir: A directory to run in instead of one of the job's own.
@@ -79,8 +89,9 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         threads_per_rank: Threads per process.
         threads_per_core: Threads per core.
         gpus_per_rank: GPUs per process; may be a fraction.
-        node_packing_count: How many such jobs share one node.
-        cpu_affinity: Binding of processes to cores; empty for none.
+        node_packing_count: Most jobs of its kind that run on one node at the same time; 0 for as many as fit.
+        cpu_affinity: The processors that its processes are bound to: ``depth`` for as many of its own as it has
+            threads, a list such as ``0,2,8-11``; ``none`` or empty for no binding.
         key: Unique over the database; a job whose key exists is not added again.
         data: Any JSON object of the user's own, stored like ``parameters``.
         id: The job's id, given by the database.
@@ -97,7 +108,13 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         started_at: When it began, by the database's clock.
         elapsed: Duration of its run in seconds; None where it ended before the run.
         cpu_seconds: Processor time of its run, user and system, in seconds; None for unknown.
-        max_memory: The most memory that its run used, in bytes; None for unknown.
+        max_memory: The most memory that one process of its run used, in bytes; None for unknown.
+
+    Values in ``parameters`` and ``data`` come back as JSON has them. A tuple is stored as a list, an Enum as its value;
+    a Decimal, a UUID, a date, a timedelta and a datetime without a time zone are stored as text. All else is refused
+    when the job is added, and the message names the job and the field: a set (it has no order; give a list), bytes, a
+    Path, a complex number, a datetime with a time zone (give ``.isoformat()``), NaN and infinity, an integer of more
+    than 64 bits such as ``2**70``, and values and arrays of NumPy (give ``.tolist()``).
     """
 
     name: Field[str] = default("")
@@ -131,7 +148,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
     threads_per_rank: Field[Count] = default(1)
     threads_per_core: Field[Count] = default(1)
     gpus_per_rank: Field[Share] = default(0.0)
-    node_packing_count: Field[Count] = default(1)
+    node_packing_count: Field[Size] = default(0)
     cpu_affinity: Field[str] = default("")
     key: Field[str | None] = default(None)
     data: Field[dict[str, Any]] = default({})
@@ -157,12 +174,16 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         """Return the values of all fields by name: ten times as fast as asking for each."""
         return dict(zip(FIELDS, astuple(self), strict=True))
 
-    def check(self) -> None:
-        """Raise InvalidInput, with the job and the field, where a value can't be stored or can never work."""
+    def check(self, called: str = "") -> None:
+        """Raise InvalidInput, with the job and the field, where a value can't be stored or can never work.
+
+        ``called`` is what the message calls the job, instead of by its name.
+        """
+        called = called or title("job", str(self.name or ""))
         for info in field_infos():
             if info.name != "parents":  # an operation checks them
-                _check_type(self, info)
-        check_columns({name: (value,) for name, value in self.values().items()})
+                _check_type(self, info, called)
+        check_columns({name: (value,) for name, value in self.values().items()}, lambda _: called)
 
     def __repr__(self) -> str:
         job_id = "new" if self.id is None else self.id
@@ -187,52 +208,63 @@ def field_infos() -> tuple[FieldInfo, ...]:
     return fields(Job)
 
 
-def _check_type(job: Job, info: FieldInfo) -> None:
-    """Raise InvalidInput where a field holds what its type does not allow."""
+def _check_type(job: Job, info: FieldInfo, called: str) -> None:
+    """Raise InvalidInput where a field holds what its type does not allow; the message begins with ``called``."""
     value = getattr(job, info.name)
     try:
-        if type(value) in {str, dict, list}:
-            check_document(info.name, value)  # says more
+        if info.name == "environ" and type(value) is dict:
+            check_environ(info.name, value)  # says more
+        elif type(value) in {str, dict, list, set, frozenset}:
+            check_document(info.name, value)
         msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=info.type)
     except (TypeError, ValueError, OverflowError, RecursionError, InvalidInput) as err:
-        shown = repr(value)
-        what = err if isinstance(err, InvalidInput) else f"{info.name} can't be {shown[:60]} ({str(err).rstrip('.')})"
-        raise InvalidInput(f"{title('job', str(job.name))}: {what}") from None
+        wrong = f"{info.name} can't be {shortened(value)} ({str(err).rstrip('.')})"
+        raise InvalidInput(f"{called}: {err if isinstance(err, InvalidInput) else wrong}") from None
 
 
-def check_columns(columns: Mapping[str, Sequence[Any]]) -> None:
+def check_columns(columns: Mapping[str, Sequence[Any]], called: Callable[[int], str]) -> None:
     """Raise InvalidInput for a value of jobs, given by field, that can never work; the message names its job.
 
     Whole columns are checked, since jobs of an ensemble share most of their values: each different text is looked at
     once.
+
+    Args:
+        columns: The values of each field.
+        called: Returns what a message calls a job, of its index.
     """
     kinds = list(zip(columns["app"], columns["command"], strict=True))
-    for app, command in set(kinds):
-        if bool(app) == bool(command):
-            job = title("job", columns["name"][kinds.index((app, command))])
-            raise InvalidInput(f"{job}: give either an app or a command" + (", not both" if app else ""))
+    for kind in set(kinds):
+        if bool(kind[0]) == bool(kind[1]):
+            job = called(kinds.index(kind))
+            raise InvalidInput(f"{job}: give either an app or a command" + (", not both" if kind[0] else ""))
     for field, check in _checks().items():
         values = columns[field]
         for value in filter(None, values) if check in _OF_DOCUMENTS else set(values):
             try:
                 check(field, value)
             except InvalidInput as err:
-                job = title("job", columns["name"][values.index(value)])
-                raise InvalidInput(f"{job}: {err}") from None
+                raise InvalidInput(f"{called(values.index(value))}: {err}") from None
 
 
 @cache
-def _checks() -> dict[str, Callable[[str, Any], None]]:
+def _checks() -> dict[str, Callable[[str, Any], object]]:
     """Return what checks the values of each field that a user gives as text or document."""
-    by_name: dict[str, Callable[[str, Any], None]] = {
+    by_name: dict[str, Callable[[str, Any], object]] = {
         "name": partial(check_text, longest=LONGEST_NAME),
         "workflow": partial(check_text, longest=LONGEST_WORKFLOW, empty=False),
         "key": _check_key,
         "command": _check_command,
+        "args": _check_words,
+        "preprocess": _check_words,
+        "postprocess": _check_words,
+        "stage_in": check_path,
+        "stage_out": check_path,
+        "user_workdir": check_path,
         "environ": check_environ,
         "input_mode": _check_input_mode,
+        "cpu_affinity": check_affinity,
     }
-    by_type: dict[Any, Callable[[str, Any], None]] = {str: check_text, dict: check_document, list: check_document}
+    by_type: dict[Any, Callable[[str, Any], object]] = {str: check_text, dict: check_document, list: check_patterns}
     for info in field_infos():
         kind = get_origin(info.type) or info.type
         if kind in by_type and info.name != "parents":  # Job objects or ids; an operation checks them
@@ -240,7 +272,7 @@ def _checks() -> dict[str, Callable[[str, Any], None]]:
     return by_name
 
 
-_OF_DOCUMENTS = {check_document, check_environ}
+_OF_DOCUMENTS = {check_document, check_patterns, check_environ}
 
 
 def _check_key(field: str, key: str | None) -> None:
@@ -254,11 +286,15 @@ def _check_input_mode(field: str, mode: str) -> None:
 
 
 def _check_command(field: str, command: str) -> None:
+    if not _check_words(field, command) and command:
+        raise InvalidInput(f"the {field} is blank")
+
+
+def _check_words(field: str, text: str) -> list[str]:
     from balsam_core.model.command import split
 
-    check_text(field, command)
-    if command and not split(command, what=field):
-        raise InvalidInput(f"the {field} is blank")
+    check_text(field, text)
+    return split(text, what=field)
 
 
 FIELDS: tuple[str, ...] = Job.__struct_fields__

@@ -11,7 +11,6 @@ from balsam_core.errors import InvalidInput, NotFound
 from balsam_core.model.calls import Added, AddJobs
 from balsam_core.model.job import FIELDS, check_columns
 from balsam_core.model.states import UNSUCCESSFUL, State, stored_state
-from balsam_core.model.text import title
 from balsam_core.operations.conditions import in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants
 from balsam_core.operations.events import INSERT_EVENTS
@@ -46,7 +45,7 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
         return Added(first_id=0)
     staged_insert = lock_open_staged_insert(tx, call.staged_insert) if call.staged_insert else None
     given = _values_by_field(call.jobs)
-    needs = _check(tx, call.jobs, given)
+    needs = _check(tx, call, given)
     matches = find_existing_keys(tx, call) if any(given["key"]) else NO_MATCHES
     stored, repeated = matches.stored, matches.repeated
     new = [(index, job) for index, job in enumerate(call.jobs) if index not in stored and index not in repeated]
@@ -77,16 +76,19 @@ def add_jobs(tx: Tx, call: AddJobs) -> Added:
     return Added(first_id=first_id, existing_ids=existing_ids, existing=existing)
 
 
-def _check(tx: Tx, given_jobs: list[Job], given: dict[str, Sequence[Any]]) -> dict[str, AppNeeds]:
+def _check(tx: Tx, call: AddJobs, given: dict[str, Sequence[Any]]) -> dict[str, AppNeeds]:
     """Raise InvalidInput for what can't be right; return what is needed of the apps, by name."""
-    check_columns(given)
-    for job in given_jobs if any(given["id"]) else ():
+    check_columns(given, call.called)
+    for index, job in enumerate(call.jobs if any(given["id"]) else ()):
         if job.id is not None:
-            raise InvalidInput(f"{title('job', job.name)} has the id {job.id} already: ids are given by the database")
+            raise InvalidInput(f"{call.called(index)} has the id {job.id} already: ids are given by the database")
     needs = app_needs(tx, set(given["app"]) - {""})
-    for job in given_jobs if needs else ():
+    for index, job in enumerate(call.jobs if needs else ()):
         if job.app:
-            check_parameters(job, needs[job.app])
+            try:
+                check_parameters(job, needs[job.app])
+            except InvalidInput as err:
+                raise InvalidInput(f"{call.called(index)}: {err}") from None
     return needs
 
 
@@ -122,7 +124,7 @@ class _Parents:
             for parent in job.parents:
                 if not isinstance(parent, int) or parent == 0 or parent < -index:
                     raise InvalidInput(
-                        f"{title('job', job.name)}: {parent!r} is no parent: give ids, or earlier jobs of the same call"
+                        f"{call.called(index)}: {parent!r} is no parent: give ids, or earlier jobs of the same call"
                     )
                 parent_id = ids[-parent - 1] if parent < 0 else parent
                 found.add(parent_id)

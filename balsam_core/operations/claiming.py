@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 from functools import cache
-from math import floor
+from math import floor, inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import BigInteger, and_, bindparam, exists, func, literal_column, null, outerjoin, select, update
 
 from balsam_core.errors import Conflict
-from balsam_core.model.calls import Claim, ClaimJobs, CountWaiting, ParentRef
+from balsam_core.model.calls import Claim, ClaimJobs, GetUnfit, ParentRef, Unfit
 from balsam_core.operations.apps import read_apps
 from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.execution import operation, rebuilds
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, RowMapping, Select
 
-    from balsam_core.model.calls import Resources, Waiting
+    from balsam_core.model.calls import Resources
     from balsam_core.operations.execution import Tx
     from balsam_core.operations.job_rows import KnownValues
 
@@ -140,10 +140,14 @@ def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]
     heapq.heapify(heap)
     of_workflow = bool(call.workflow)
     in_one_statement = tx.conn.dialect.update_returning_multifrom
+    needs = {one.id: dict(zip(RESOURCES, one.needs, strict=True)) for one in classes}
+    budget = _Budget(call)
     rows: list[Mapping[Any, Any]] = []
-    while heap and len(rows) < call.limit:
+    while heap and budget.slots >= 1:
         _, _, class_id = heapq.heappop(heap)
-        wanted = call.limit - len(rows)
+        wanted = budget.jobs_of(needs[class_id])
+        if not wanted:
+            continue
         # Not below the priority of the next class's first job.
         lowest = -heap[0][0] if heap else _LOWEST_PRIORITY
         given = {"workflow": call.workflow, "class": class_id, "limit": wanted, "lowest": lowest}
@@ -154,6 +158,7 @@ def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]
         else:
             some = _assign_locked(tx, call, tx.read_prepared(lock_query(of_workflow, bool(heap)), given))
         rows += some
+        budget.take(needs[class_id], len(some))
         if len(some) < wanted and heap:
             following = tx.run_prepared(first_below_priority(of_workflow), given).fetchone()
             if following is not None:
@@ -161,6 +166,40 @@ def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]
     return rows
 
 
+class _Budget:
+    """How much a claim may still take.
+
+    A job that needs more than is left is taken if it is the first: its launcher keeps for it what becomes free.
+    """
+
+    def __init__(self, call: ClaimJobs) -> None:
+        self.slots = call.limit
+        self._gpus = inf if call.free_gpus is None else call.free_gpus
+        self._is_first = True
+
+    def jobs_of(self, needs: Mapping[str, float]) -> int:
+        """Return how many jobs of a class may be taken."""
+        slots, gpus = self._of_one(needs)
+        count = min(self.slots // slots, floor(self._gpus / gpus + _TINY) if gpus and self._gpus < inf else self.slots)
+        if packing := int(needs["node_packing_count"]):
+            count = min(count, packing)
+        return max(count, int(self._is_first))
+
+    def take(self, needs: Mapping[str, float], count: int) -> None:
+        """Take the needs of so many jobs of a class off."""
+        slots, gpus = self._of_one(needs)
+        self.slots -= slots * count
+        self._gpus -= gpus * count
+        self._is_first = self._is_first and not count
+
+    @staticmethod
+    def _of_one(needs: Mapping[str, float]) -> tuple[int, float]:
+        cores_per_rank = -(-int(needs["threads_per_rank"]) // int(needs["threads_per_core"]))
+        ranks = int(needs["ranks_per_node"])
+        return ranks * cores_per_rank, ranks * needs["gpus_per_rank"]
+
+
+_TINY = 1e-6  # of a GPU
 _LOWEST_PRIORITY = -(2**31)
 _NO_LIMIT = 2**31 - 1
 
@@ -295,14 +334,29 @@ def _build_claim(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_F
     return Claim(jobs=taken, apps=apps, parents=parents)
 
 
-@operation(CountWaiting)
-def count_waiting(tx: Tx, call: CountWaiting) -> dict[Waiting, int]:
-    """Count claimable jobs, up to a limit each."""
-    counts: dict[Waiting, int] = {}
+@operation(GetUnfit)
+def get_unfit(tx: Tx, call: GetUnfit) -> list[Unfit]:
+    """Tell which claimable jobs don't fit, by shape."""
     given: dict[str, Any] = {**_limits(call.resources), "workflow": call.workflow}
-    sides: list[tuple[Waiting, ColumnElement[bool]]] = [("fits", _FITS), ("does not fit", ~_FITS)]
-    for name, side in sides:
-        in_class = jobs.c.claim_class.in_(select(resource_classes.c.id).where(side))
-        some = select(jobs.c.id).where(*in_workflow(bool(call.workflow)), in_class).limit(call.limit).subquery()
-        counts[name] = int(tx.execute(select(func.count()).select_from(some), given).scalar_one())
-    return counts
+    in_class = jobs.c.claim_class.in_(select(resource_classes.c.id).where(~_FITS))
+    some = (
+        select(jobs.c.id, jobs.c.claim_class)
+        .where(*in_workflow(bool(call.workflow)), in_class)
+        .limit(call.limit)
+        .subquery()
+    )
+    shape = (
+        resource_classes.c.num_nodes.label("nodes"),
+        resource_classes.c.ranks_per_node,
+        (resource_classes.c.gpus_per_rank * resource_classes.c.ranks_per_node).label("gpus_per_node"),
+        resource_classes.c.wall_minutes.label("minutes"),
+    )
+    query = (
+        select(
+            func.count().label("jobs"), func.min(some.c.id).label("first"), func.max(some.c.id).label("last"), *shape
+        )
+        .join(resource_classes, resource_classes.c.id == some.c.claim_class)
+        .group_by(*shape)
+        .order_by("first")
+    )
+    return [Unfit(**row) for row in tx.execute(query, given).mappings()]

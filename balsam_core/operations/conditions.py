@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from balsam_core.errors import InvalidInput
 from balsam_core.model.filters import AllOf, AnyOf, Compare, NoneOf
 from balsam_core.model.job import FIELDS, field_infos
 from balsam_core.model.states import State
+from balsam_core.model.text import shortened
 from balsam_core.operations.stored_fields import DEFAULT_FOR_NULL, DOCUMENTS, IN_ATTEMPTS, IN_SMALL_TABLE, REFERENCES
 from balsam_core.schema.tables import attempts, jobs, staged_inserts
 from balsam_core.schema.types import position
@@ -164,13 +164,11 @@ def _in_field_type(field: str, value: object) -> object:
         try:
             return State(str(value)).value
         except ValueError:
-            raise InvalidInput(f"there is no state {value!r}; states are: {', '.join(State)}") from None
-    if isinstance(value, datetime):
-        return value
+            raise InvalidInput(f"there is no state {shortened(value)}; states are: {', '.join(State)}") from None
     try:
         return convert(value, _field_types()[field], strict=True)
     except (ValidationError, DecodeError) as err:
-        raise InvalidInput(f"{field} can't be compared with {value!r}: {err}") from None
+        raise InvalidInput(f"{field} can't be compared with {shortened(value)}: {err}") from None
 
 
 @cache

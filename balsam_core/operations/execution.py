@@ -47,6 +47,7 @@ OPERATION_MODULES = (
     "launchers",
     "reading",
     "recording",
+    "removing",
     "staged_inserts",
     "upkeep",
 )

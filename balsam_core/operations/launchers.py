@@ -20,7 +20,7 @@ from balsam_core.model.calls import (
     RegisterLauncher,
     RenewLease,
 )
-from balsam_core.model.states import END, State
+from balsam_core.model.states import ACTIVE, END, State
 from balsam_core.operations.attempts import record_attempts
 from balsam_core.operations.claiming import in_workflow
 from balsam_core.operations.dependencies import fail_descendants
@@ -29,6 +29,8 @@ from balsam_core.operations.execution import operation
 from balsam_core.schema.tables import jobs, launchers
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+
     from balsam_core.operations.execution import Tx
 
 
@@ -52,6 +54,34 @@ def give_up_expired(tx: Tx) -> None:
     holds = exists(select(jobs.c.id).where(jobs.c.launcher_id == launchers.c.id))
     for row in tx.execute(select(launchers).where(launchers.c.ended_at.is_not(None), holds)).all():
         _give_up(tx, row, f"launcher {row.id} had ended")
+
+
+def free_of_dead_launchers(tx: Tx, chosen: ColumnElement[bool]) -> None:
+    """Give up launchers whose lease is over, where one may hold a chosen job."""
+    held = exists(select(jobs.c.id).where(jobs.c.launcher_id.is_not(None), chosen))
+    if tx.execute(select(held)).scalar():
+        give_up_expired(tx)
+
+
+def first_held(tx: Tx, *conditions: ColumnElement[bool]) -> str:
+    """Say of the first job that meets conditions on jobs and launchers who holds it; empty where none is held."""
+    query = (
+        select(jobs.c.id, jobs.c.state, launchers)
+        .join(launchers, launchers.c.id == jobs.c.launcher_id)
+        .where(*conditions)
+        .order_by(jobs.c.id)
+        .limit(1)
+    )
+    row = tx.execute(query).first()
+    if row is None:
+        return ""
+    job, holder = row[0], f"launcher {row[2]} (host {row.host}, pid {row.pid})"
+    if row.state in ACTIVE:
+        return f"job {job} is held by a launcher, {holder}; kill it first (balsam kill {job})"
+    return (
+        f"job {job} is {row.state}, but {holder} has not yet said that its process has ended: repeat this in a moment, "
+        f"or, if that launcher is dead, after {row.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+    )
 
 
 MOST_LAUNCHERS_LOST = 3  # in a row, by one job; then it fails, since it may be what ends them

@@ -8,7 +8,6 @@ from sqlalchemy import bindparam, insert, select
 
 from balsam_core.errors import InvalidInput, NotFound
 from balsam_core.model.command import placeholders, split
-from balsam_core.model.text import title
 from balsam_core.operations.stored_fields import RESOURCES
 from balsam_core.schema.prepared import Prepared
 from balsam_core.schema.tables import apps, resource_classes, workflows
@@ -123,11 +122,16 @@ def app_needs(tx: Tx, names: Iterable[str]) -> dict[str, AppNeeds]:
             row = tx.run_prepared(_APP_BY_NAME, {"wanted": name}).fetchone()
             if row is None:
                 raise unknown_app(tx, name)
-            needs = AppNeeds(row[0], *(placeholders(split(text or "", what=f"app {name!r}")) for text in row[1:]))
+            needs = needs_of(*row)
             if tx.cache is not None:
                 tx.cache.put(("apps", name), needs)
         found[name] = needs
     return found
+
+
+def needs_of(app_id: int, *templates: str | None) -> AppNeeds:
+    """Return what the templates of an app ask for: executable, preprocess, postprocess."""
+    return AppNeeds(app_id, *(placeholders(split(text or "", what="app")) for text in templates))
 
 
 _APP_BY_NAME = Prepared(
@@ -152,7 +156,7 @@ def check_parameters(job: Job, app: AppNeeds) -> None:
     """Raise InvalidInput where the app's templates ask for a parameter that the job doesn't give."""
     needs = app.executable
     if job.args:
-        needs = needs | placeholders(split(job.args, what=f"{title('job', job.name)}: args"))
+        needs = needs | placeholders(split(job.args, what="args"))
     if app.preprocess and not job.preprocess:
         needs = needs | app.preprocess
     if app.postprocess and not job.postprocess:
@@ -160,4 +164,4 @@ def check_parameters(job: Job, app: AppNeeds) -> None:
     if not needs <= job.parameters.keys():
         missing = ", ".join(sorted(needs - job.parameters.keys()))
         given = ", ".join(sorted(job.parameters)) or "none"
-        raise InvalidInput(f"{title('job', job.name)}: app {job.app!r} needs the parameters {missing} (given: {given})")
+        raise InvalidInput(f"app {job.app!r} needs the parameters {missing} (given: {given})")

@@ -10,6 +10,7 @@ For engines that want a single writer. SQLite is one. A third party's embedded e
     exchange.py   one request, one answer     keys.py      CURVE keys         writer.py   group commit, exactly once
     channel.py    one connection, a probe     monitor.py   ZeroMQ's events    readers.py  reads beside the writer
                                               single_writer.py  the engine    zap.py      who may connect
+                                                                            answers.py  calls and answers
 """
 
 from __future__ import annotations

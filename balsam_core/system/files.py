@@ -15,14 +15,44 @@ from pathlib import Path
 
 from balsam_core.errors import BalsamError, DBDirError
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SERVER = re.compile(  # the address of a database server, in the forms that its clients take
+    r"\s*(?:[a-z][a-z0-9+.-]*://"
+    r"|(?:jdbc|odbc|postgres|postgresql|mysql|mariadb|sqlserver|oracle)(?:\+\w+)?(?::|%3a)"
+    r"|(?://)?[^/\s:@]+:[^/@]+@[^/]"  # a user and a password before a host
+    r"|(?:.*[\s;?&])?(?:password|passwd|pwd)\s*="
+    r"|(?:.*[\s;?&])?(?:host|hostaddr|server|service|user|dbname|database)\s*=.*[\s;?&]\w+\s*=)",
+    re.IGNORECASE | re.DOTALL,
+)
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+
+def names_server(text: str) -> bool:
+    """Say whether a text is the address of a database server; it may hold a password, so it is not shown."""
+    return _SERVER.match(text) is not None
 
 
 def shown(path: str | os.PathLike[str]) -> str:
     """Return the path as one printable line: quoted and escaped when it holds newlines or undecodable bytes."""
     text = os.fspath(path)
     return text if text.isprintable() and text else repr(text)
+
+
+def pasted(path: str | os.PathLike[str]) -> str:
+    """Return the path as one printable word for a shell, which a user copies from a message."""
+    import shlex
+
+    text = os.fspath(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (
+        f"\\{char}"
+        if char in "\\'"
+        else char
+        if char.isprintable()
+        else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+        for char in text
+    )
+    return f"$'{''.join(escaped)}'"
 
 
 def reason(err: Exception) -> str:
@@ -45,15 +75,17 @@ def expand(path: str | os.PathLike[str]) -> Path:
     ``--path=~/x`` reaches us unexpanded: the shell expands a tilde at the start of a word only.
 
     Raises:
-        DBDirError: The path is empty, a URL, holds a NUL, or names an unknown user's home.
+        DBDirError: The path is empty, a URL or the like, holds a NUL, or names an unknown user's home.
     """
     text = os.fspath(path)
     if not text.strip():
         raise DBDirError("the path is empty: name a directory, or leave the option out")
     if "\0" in text:
         raise DBDirError(f"{shown(text)} can't be a path: it holds a NUL character")
-    if _URL.match(text):  # it may hold a password, which is not shown
-        raise DBDirError("the path is a URL: name a directory; a server's database is named by --url, when it is made")
+    if names_server(text):
+        raise DBDirError(
+            "the path is a URL or the like: name a directory; a server's database is named by --url, when it is made"
+        )
     try:
         # os.path.abspath and not Path.resolve: a link is the user's name for the directory and may be re-pointed.
         return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100
@@ -95,6 +127,11 @@ def read_with_status(path: Path, *, limit: int, follow: bool = True) -> tuple[by
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"is larger than {limit} bytes")
     return data, status
+
+
+def is_directory(path: Path) -> bool:
+    """Say whether a directory is where a file should be, which a file can't replace; a link to one is none."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def force_to_disk(directory: Path) -> None:
@@ -151,10 +188,10 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         write_new(temporary, data, mode=mode)
         temporary.replace(path)
     except BaseException as err:
-        if isinstance(err, OSError):
-            err.filename = os.fspath(path)
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(err, OSError):
+            raise type(err)(err.errno, err.strerror, os.fspath(path)) from None
         raise
     force_to_disk(path.parent)
 

@@ -95,7 +95,7 @@ def _make_handler(path: Path, opener: Callable[[str, int], int], on_close: Calla
 
     class File(RotatingFileHandler):
         def _open(self) -> TextIOWrapper:
-            return open(self.baseFilename, "a", encoding=self.encoding, opener=opener)
+            return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=opener)
 
         def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
             # Of a full or broken disk the program itself says what it means; a traceback for each record says less.
@@ -106,7 +106,9 @@ def _make_handler(path: Path, opener: Callable[[str, int], int], on_close: Calla
             super().close()
             on_close()
 
-    return File(path, maxBytes=_MAX_BYTES, backupCount=_KEPT_FILES, encoding="utf-8", delay=True)
+    return File(
+        path, maxBytes=_MAX_BYTES, backupCount=_KEPT_FILES, encoding="utf-8", errors="backslashreplace", delay=True
+    )
 
 
 def _remove_old_files(log_dir: Path, name: str, keep: int) -> None:

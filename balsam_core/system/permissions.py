@@ -42,18 +42,20 @@ def who_may(path: Path) -> str:
 
 
 def permission_error(err: BaseException, path: Path | None = None) -> DBDirError | None:
-    """Return the error for what the system has refused to this user; None for any other error.
+    """Return the error for what the system refuses to this user, or to all; None for any other error.
 
     Args:
         err: The system's.
         path: What it is about; None for the file that the error names.
     """
-    if not isinstance(err, OSError) or not is_refusal(err):
+    if not isinstance(err, OSError) or not (is_refusal(err) or isinstance(err, IsADirectoryError)):
         return None
     if path is None:
         if not isinstance(err.filename, str) or not os.path.isabs(err.filename):  # noqa: PTH117  (a text of the system's)
             return None
         path = Path(err.filename)
+    if isinstance(err, IsADirectoryError):
+        return DBDirError(f"{shown(path)} can't be written: it is a directory; move it away")
     if err.errno == errno.EROFS:
         return DBDirError(f"{shown(path)} can't be used: it is on a read-only file system")
     return DBDirError(f"{shown(path)} can't be used: {reason(err)}; {who_may(path)}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from balsam_core.dbdir.address import is_gone
 from balsam_core.dbdir.publication import RESTART_TIMEOUT, TROUBLE_AFTER, Publication, server_not_running
 from balsam_core.errors import BalsamError, ServerNotRunning
+from balsam_core.system.files import pasted
 from balsam_core.transport.deadlines import call_deadline
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ class ServerConnector:
                 self._unreachable = published, time.monotonic()
             elif time.monotonic() - since > RESTART_TIMEOUT and (is_gone(published) or not _listens(published)):
                 name = self._publication.name
-                remedy = self._publication.trouble() or f": start it with balsam dbserver --path={name}"
+                remedy = (
+                    self._publication.trouble()
+                    or f": start it with balsam dbserver --path={pasted(self._publication.db.path)}"
+                )
                 raise ServerNotRunning(
                     f"the server of {name}, published at {published.endpoint}, is not there{remedy}"
                 ) from None

@@ -60,9 +60,9 @@ class ServerState:
 
     Attributes:
         state: ``stopped``, ``running``, ``starting`` (no address yet, or one of a server that has crashed),
-            ``stopping``, ``failed`` (it was given up), ``stale`` (published, but its process or its watchdog is gone),
-            ``unwatched`` (published, and no watchdog is known), ``unknown`` (the address is missing or damaged, and no
-            watchdog lives that would write it again).
+            ``stopping``, ``failed`` (it was given up), ``stale`` (its process or its watchdog is gone; it is published,
+            or its address is lost), ``unwatched`` (published, and no watchdog is known), ``unknown`` (the address is
+            missing or damaged, and no watchdog is known that would write it again).
         address: The published address; None for none.
         lease: What the watchdog says of itself; None where there is none.
         age: Seconds since the last heartbeat of a watchdog that can't be looked up from here; None for others.
@@ -207,8 +207,7 @@ def describe(db: DBDir) -> ServerState:
     try:
         published = address.find(db)
     except AddressError as err:
-        doubt: Literal["unknown", "starting"] = "unknown" if status.is_available else "starting"
-        return ServerState(state=doubt, lease=lease, age=age, fault=str(err))
+        return _describe_unpublished(status, str(err))
     if published is not None and published.state == "failed":
         if status.is_available:
             return ServerState(state="failed", fault=str(address.failure(db)))
@@ -224,6 +223,14 @@ def describe(db: DBDir) -> ServerState:
         return ServerState(state="stopping", address=published, lease=lease, age=age)
     is_running = published is not None and lease is not None and _is_current(published, lease)
     return ServerState(state="running" if is_running else "starting", address=published, lease=lease, age=age)
+
+
+def _describe_unpublished(status: LeaseStatus, fault: str) -> ServerState:
+    """Return how a server stands whose address can't be read."""
+    state: Literal["stale", "unknown", "starting"] = "unknown" if status.is_available else "starting"
+    if status.is_left_behind:
+        state, fault = "stale", "it is not running, and its address is lost"
+    return ServerState(state=state, lease=status.lease, age=status.age, fault=fault)
 
 
 def has_server(db: DBDir) -> bool:

@@ -23,8 +23,10 @@ from served_db import ADDRESS_DAMAGES
 from balsam_core import BalsamError, Job, open_db
 from balsam_core.client.jobs import Jobs
 from balsam_core.dbdir import address
-from balsam_core.errors import AddressError, SchemaMismatch, Unavailable
+from balsam_core.errors import AddressError, SchemaMismatch, ServerNotRunning, Unavailable
 from balsam_core.model import calls
+from balsam_core.system.files import pasted
+from balsam_core.system.processes import start_of
 from balsam_core.testing.tools import wait_until
 
 
@@ -128,7 +130,7 @@ def test_address_lost_while_the_watchdog_is_frozen(lost, verdict):
                 with open_db(db.path) as new, pytest.raises(BalsamError) as caught:
                     new.transport.run(calls.CountJobs(), timeout=1)
                 assert (caught.value.code, caught.value.exit_code) == ("address", 6)
-                assert f"balsam init {db.path}" in str(caught.value)
+                assert f"balsam init {pasted(db.path)}" in str(caught.value)
                 opened.jobs.add(Job(name="known", command="true"))
                 time.sleep(4)
                 assert waiting.poll() is None, waiting.communicate()
@@ -143,6 +145,39 @@ def test_address_lost_while_the_watchdog_is_frozen(lost, verdict):
                     process.kill()
     assert db.lease.restarts == 0
     verdict("T44", f"{db.dir.db_type}: address lost, the watchdog frozen for 4 s", "clients waited, none went past")
+
+
+def test_address_lost_after_watchdog_and_server_have_died(lost, verdict):
+    """All that knew of the server is gone: what says so names the way back, and no process (T44)."""
+    db = lost
+    pids = (db.watchdog, db.address.pid)
+    with open_db(db.path) as opened, run(db, "launcher", "--consume-all") as launcher:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # a server ends with its watchdog
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: start_of(db.address.pid) is None, "the server's end")
+        db.dir.address_file.unlink()
+        launcher.kill()
+        with pytest.raises(
+            ServerNotRunning, match=re.escape(f"start it with balsam dbserver --path={pasted(db.path)}")
+        ):
+            open_db(db.path).jobs.count()
+        with pytest.raises(Unavailable):
+            opened.transport.run(calls.CountJobs(), timeout=1)
+    for words in (["ls"], ["run", "--", "true"], ["launcher", "--consume-all"]):
+        assert child.refused(*words, code=6, db=db.path).endswith(
+            f"start it with balsam dbserver --path={pasted(db.path)}"
+        )
+    for words, code in ((["status"], 6), (["dbserver", "--status"], 0)):
+        done = child(*words, db=db.path)
+        assert done.code == code
+        assert "dead: it is not running, and its address is lost; start it again with balsam dbserver" in done.out
+        assert not [pid for pid in pids if re.search(rf"\b{pid}\b", done.out)]
+    known = child.good("dbserver", "--status", "-o", "json", db=db.path).json
+    assert (known["state"], known["pid"], known["watchdog_pid"]) == ("stale", None, None)
+    assert not child.good("dbserver", "-o", "json", db=db.path).json["already"]
+    child.good("ls", db=db.path)
+    verdict("T44", f"{db.dir.db_type}: watchdog and server killed, address deleted", "told; dbserver starts it again")
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.EMFILE], ids=errno.errorcode.get)

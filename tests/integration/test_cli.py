@@ -346,13 +346,37 @@ def test_kill_and_retry_and_their_pipes(db):
     assert child.good("kill", 1, "-m", "enough", "-o", "json", db=db).json == {"killed": 1, "ids": [1]}
     states = {row["id"]: row["state"] for row in child.good("ls", "-o", "json", db=db).json}
     assert states == {1: "USER_KILLED", 2: "READY", 3: "READY", 4: "PARENT_KILLED"}
-    assert child.good("kill", 1, db=db).out == "killed no job: none of them was waiting or running\n"
+    assert child.good("kill", 1, db=db).out == "killed no job: they had ended (1 USER_KILLED)\n"
     killed = child.good("ls", "--state", "USER_KILLED", "-o", "ids", db=db).out
     assert child.good("retry", "-", db=db, stdin=killed).out == "retried 1 job\n"
     states = {row["id"]: row["state"] for row in child.good("ls", "-o", "json", db=db).json}
     assert states == {1: "READY", 2: "READY", 3: "READY", 4: "AWAITING_PARENTS"}
     assert child.good("kill", "wf:a", "-o", "ids", db=db).ids == [1, 2, 3]
     assert child.good("retry", "-", db=db, stdin="").out.startswith("retried no job")
+
+
+def test_retry_says_what_it_left_alone_and_why(db):
+    with open_db(db) as opened:
+        opened.jobs.add([Job(command="true") for _ in range(2)])
+        opened.jobs.add([Job(command="true", parents=[1]), Job(command="true")])
+        opened.jobs.where(Job.id != 2).kill()
+    assert here.good("retry", 2, db=db).out == "retried no job: they had not failed or been killed (1 READY)\n"
+    assert "job 3 can't run again before its failed or killed parent" in here.refused("retry", "2-3", db=db, code=4)
+    done = here("retry", "2-4", db=db)
+    assert (done.code, done.out) == (0, "retried 1 job\n")
+    assert "Not retried, since they had not failed or been killed: 1 READY." in done.err
+    assert "Warning: 1 job not retried, 1 behind a failed or killed parent: job 3 can't run again before" in done.err
+    assert here.good("retry", "all", "-o", "json", db=db).json == {"retried": 2, "ids": [1, 3]}
+
+
+def test_relative_paths_are_those_of_the_user(db, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--stage-in", "in", "--stage-out", "../out", "--stage-out-files", "*", "--user-workdir", "~/here"]
+    here.good("job", "--command", "true", *words, db=db)
+    got = here.good("show", "last", "-o", "json", db=db).json
+    assert [got[name] for name in ("stage_in", "stage_out", "user_workdir")] == [
+        f"{tmp_path}/in", f"{tmp_path.parent}/out", "~/here",
+    ]  # fmt: skip
 
 
 def test_rm_keeps_files_unless_told_and_never_follows_links(db, tmp_path):
@@ -438,6 +462,54 @@ def test_an_operator_of_a_shell_is_told_when_the_command_is_given(db, words):
     assert done.err.startswith("Warning: no shell sees --")
     assert "'>' is passed to the program" in done.err
     assert here("run", "--", "sh", "-c", "echo a > f", db=db).err.startswith("Added job")
+
+
+def test_an_expansion_of_a_shell_is_told_unless_it_is_a_parameter(db):
+    done = here("job", "--command", "echo ${x} $HOME", "-p", "x=1", db=db)
+    assert "no shell sees --command, so '$HOME' is passed to the program" in done.err
+    assert "Warning" not in here("job", "--command", "echo ${x}", "-p", "x=1", db=db).err
+    assert "Warning" not in here("app", "--name", "y", "--executable", "echo ${x}", db=db).err
+    assert "'`date`'" in here("app", "--name", "z", "--executable", 'echo "`date`"', db=db).err
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mysql+pymysql://me:secret@h/db",
+        " postgresql://me:secret@h/db",
+        "jdbc:postgresql://h/db?password=secret",
+        "postgresql:me:secret@h/db",
+        "postgres:/me:secret@h/db",
+        "postgresql%3A//me:secret@h/db",
+        "//me:secret@h/db",
+        "me:secret@h:5432/db",
+        "host=h password=secret dbname=db",
+        "host = 'h' user = 'secret'",
+        "password=secret",
+        "Server=h;Database=db;Uid=me;Pwd=secret;",
+    ],
+)
+def test_the_address_of_a_server_is_no_path_and_is_not_shown(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, code in (
+        (["init", address], 8),
+        (["ls", "--db", address], 8),
+        (["init", "x", "--db-type", address], 12),
+    ):
+        done = here(*words)
+        assert done.code == code, done
+        assert "is a URL or the like" in done.err
+        assert "secret" not in (done.err + done.out).lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["host=h", "a:b", "me@h:x", "x=1 y=2", "postgres", "sqlite-db", "user=me/host=h", "a b"]
+)
+def test_a_directory_may_have_a_name_with_signs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here.good("init", name)
+    assert (tmp_path / name / "balsam.toml").exists()
 
 
 @pytest.mark.parametrize("words", [["init"], ["ls", "--db"], ["status", "--db"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -125,6 +126,33 @@ def test_a_garbage_address_is_refused(text, db):
     assert contents(db) == before
 
 
+def test_a_directory_in_place_of_the_address_is_refused_and_left_alone(db):
+    place = db / "dbwriter_address"
+    place.unlink()
+    place.mkdir()
+    (place / "mine").touch()
+    assert f"{place} can't be read" in here.refused("ls", code=6, db=db)
+    status = here("status", db=db)
+    assert (status.code, "move it away" in status.out) == (6, True)
+    for words in (["dbserver"], ["dbserver", "--stop"], ["dbserver", "--reset"], ["init", db]):
+        line = child.refused(*words, code=8, db=None if words[0] == "init" else db)
+        assert line.count(str(place)) == 1
+        assert "move it away" in line
+    assert (place / "mine").exists()
+    shutil.rmtree(place)
+    here.good("init", db)
+    assert len(jobs(db)) == 2
+
+
+def test_a_pipe_in_place_of_the_address_is_replaced(db):
+    place = db / "dbwriter_address"
+    place.unlink()
+    os.mkfifo(place)
+    assert f"{place} can't be read: is no regular file" in here.refused("ls", code=6, db=db)
+    here.good("init", db)
+    assert len(jobs(db)) == 2
+
+
 def test_a_newer_schema_is_refused(db):
     with closing(sqlite3.connect(db / "db.sqlite3")) as connection:
         connection.execute("UPDATE schema_version SET version_num = '9999'")
@@ -161,6 +189,14 @@ def test_a_wrong_settings_file_is_named(tmp_path):
         (["job", "--app", "sim", "--command", "true"], 2, "--app and --command"),
         (["job", "--command", "  "], 5, "command"),
         (["job", "--command", "echo 'a"], 5, "quotation"),
+        (["job", "--command", "echo", "--args", "'a"], 5, "args: can't split"),
+        (["job", "--command", "echo", "--postprocess", "'a"], 5, "postprocess: can't split"),
+        (["job", "--command", "true", "--input-files", "../*.x"], 5, "input_files: the pattern '../*.x' holds a slash"),
+        (["job", "--command", "true", "--stage-out-files", "'a"], 2, "--stage-out-files: a quotation"),
+        (["job", "--command", "true", "--stage-out", "/o"], 2, "--stage-out and --stage-out-files go together"),
+        (["job", "--command", "true", "--stage-out-files", "*"], 2, "--stage-out and --stage-out-files go together"),
+        (["job", "--command", "true", "--env", "A"], 2, "KEY=VALUE"),
+        (["job", "--command", "true", "--data", '{"x": NaN}'], 2, "JSON object"),
         (["job", "--command", "true", "--num-nodes", "0"], 2, "--num-nodes"),
         (["job", "--command", "true", "--num-nodes", "two"], 2, "--num-nodes"),
         (["job", "--command", "true", "--num-nodes", "2.5"], 2, "--num-nodes"),
@@ -269,6 +305,26 @@ def test_hostile_paths_are_shown_on_one_line(tmp_path):
     assert here.good("status", db=path).out.count("\n") == 5
 
 
+ODD_NAMES = [b"a b", b"it's", b"$(touch x)", b"\xff\\'\n", "\u00e9\u0301 \u202e".encode(), b"\xe9a1"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_what_a_message_says_can_be_pasted_into_a_shell(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    line = child.refused("ls", code=8, db=path)
+    assert line.isprintable()
+    words = line.partition("with: balsam ")[2]
+    argv = " ".join(map(shlex.quote, BALSAM))
+    subprocess.run(["bash", "-c", f"{argv} {words}"], check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL)
+    assert (path / "balsam.toml").exists()
+    (path / "dbwriter_address").unlink()
+    words = (
+        child.refused("ls", code=6, db=path).partition("; if that lasts, balsam ")[2].removesuffix(" writes it again")
+    )
+    subprocess.run(["bash", "-c", f"{argv} {words}"], check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL)
+    assert child.good("ls", "-o", "ids", db=path).ids == []
+
+
 # ---- output that nobody reads
 
 
@@ -308,7 +364,9 @@ def test_ls_into_head_is_quiet(made, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("words", [["ls"], ["ls", "-o", "csv"], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["ls"], ["ls", "-o", "csv"], ["ls", "-o", "ids"], ["show", "1"], ["--help"]], ids=" ".join
+)
 def test_a_full_disk_under_the_output_is_one_line(words, made):
     with Path("/dev/full").open("wb") as full:
         running = program(*words, db=made, stdout=full)
@@ -317,6 +375,38 @@ def test_a_full_disk_under_the_output_is_one_line(words, made):
     assert message.startswith("Error: ")
     assert "no space left" in message.lower()
     assert message.count("\n") == 1
+
+
+CHANGES = {
+    "app": (["app", "--name", "new", "--executable", "true"], "app 'new' is defined"),
+    "job": (["job", "--name", "x", "--command", "true"], "Job 3 is added"),
+    "job json": (["job", "--name", "x", "--command", "true", "-o", "json"], "Job 3 is added"),
+    "run": (["run", "--", "true"], "Job 3 is added"),
+    "dep": (["dep", "1", "2"], "job 2 waited for job 1 already"),
+    "kill": (["kill", "all"], "killed 2 jobs"),
+    "retry": (["retry", "all"], "retried no job"),
+    "rm": (["rm", "2", "--yes"], "removed 1 job"),
+    "rm apps": (["rm", "apps", "sim", "--yes"], "removed 1 app"),
+    "launcher": (["launcher", "--consume-all"], "2 finished, 0 failed"),
+    "init": (["init", "new"], "created "),
+    "backup": (["backup", "saved"], "saved "),
+    "restore": (["restore", "earlier", "new"], "restored "),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_whose_answer_can_not_be_printed_says_that_it_is_made(name, db, tmp_path):
+    words, text = CHANGES[name]
+    here.good("backup", tmp_path / "earlier", db=db)
+    with Path("/dev/full").open("wb") as full:
+        running = program(*words, db=db, stdout=full, cwd=tmp_path)
+        message = running.communicate(timeout=TIMEOUT)[1].decode().splitlines()[-1]
+    assert running.returncode == 7, message
+    assert text in message
+    assert "; only the answer can't be printed: no space left on device" in message
+    if words[0] in {"job", "run"}:
+        assert len(jobs(db)) == 3
 
 
 def test_closed_standard_streams_harm_nothing(made, tmp_path):

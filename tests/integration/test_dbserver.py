@@ -180,9 +180,8 @@ def test_a_fixed_port_and_other_options(toy, db):
         )
     assert balsam("--host", "localhost", "--port", port, db=db.path).out == f"running at 127.0.0.1:{port}\n"
     toy.lease(db)
-    again = balsam("--port", str(port + 1 if port < 65535 else 1024), db=db.path)
-    assert again.out == f"already running at 127.0.0.1:{port}\n"
-    assert "stop it first" in again.err
+    other = str(port + 1 if port < 65535 else 1024)
+    assert "stop it first" in here.refused("dbserver", "--port", other, code=4, db=db.path)
     balsam("--stop", db=db.path)
 
 
@@ -336,7 +335,7 @@ def test_what_the_server_died_of_is_told_while_it_is_tried_again(toy, db):
     kill(server_of(lease))
     wait_until(lambda: toy.lease(db).restarts >= 3)
     said = (
-        "starting, not ready yet; it was started again [0-9]+ times; last: it ended with exit code 1 after .*: no idea"
+        "starting, not ready yet; it was started again (once|[0-9]+ times); last: it ended with exit code 1 .*: no idea"
     )
     wait_until(lambda: re.search(said, balsam("--status", db=db.path).out))
     status = child("status", db=db.path)
@@ -345,6 +344,18 @@ def test_what_the_server_died_of_is_told_while_it_is_tried_again(toy, db):
 
 
 # ---- kills
+
+
+def test_options_that_the_running_server_does_not_have_are_an_error(toy, db):
+    port = control.start(db).address.port
+    toy.lease(db)
+    for words in (["--host", "0.0.0.0"], ["--host", "no.such.host.invalid"], ["--port", "9"]):
+        line = here.refused("dbserver", *words, code=4, db=db.path)
+        assert f"runs already at 127.0.0.1:{port}, started with other options" in line
+    for words in ([], ["--host", "localhost"], ["--host", "127.0.0.1", "--port", str(port)], ["--port", str(port)]):
+        assert f"already running at 127.0.0.1:{port}" in here.good("dbserver", *words, db=db.path).out
+    for host in ("", " "):
+        assert "--host is empty" in here.refused("dbserver", "--host", host, code=2, db=db.path)
 
 
 def test_a_killed_server_comes_back(toy, db):

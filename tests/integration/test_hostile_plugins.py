@@ -1,6 +1,6 @@
 """Plugins that do all they can to be in the way, many installed at once: no command that is not theirs notices.
 
-A command that uses one can't be guarded against ``os._exit`` and changed library functions at import; a listing is.
+A command that uses one can't be guarded against changed library functions; a listing is.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ UNUSABLE = {
     "exits": ("import sys; sys.exit(0)", "SystemExit: 0"),
     "quits": ("raise SystemExit", "SystemExit"),
     "interrupts": ("class Mine(KeyboardInterrupt): pass\nraise Mine('no')", "Mine: no"),
+    "ctrlc": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "ctrlcinidentity": ("def balsam_db_type(): raise KeyboardInterrupt('mine')", "KeyboardInterrupt: mine"),
     "unspeakable": ("class Mute(Exception):\n    def __str__(self): 1 / 0\nraise Mute", "Mute: it can't be shown"),
     "endless": ("raise ValueError('x' * 10_000_000)", "ValueError: xxx"),
     "steers": ("raise ValueError('\\x1b[31m\\x07\\n\\r evil')", "ValueError: "),
@@ -281,11 +283,72 @@ def balsam_commands(group):
         done = balsam(*words)
         assert done.code == 0, done
         assert done.json
-        assert "HELLO" in done.err or words[0] == "status"
+        assert "HELLO" in done.err or words[0] in {"status", "plugins"}
     for form in ("table", "csv", "ids", "jsonl"):
         assert "HELLO" not in balsam("ls", "-o", form).out
     assert balsam("toy", "hello").out == "hello from the toy\n", "its own command may print"
     assert balsam("ls", "--no-such-option").out == ""
+
+
+def test_what_the_plugin_in_use_prints_at_the_end_never_reaches_the_output(site, balsam, tmp_path):
+    late = """
+        import atexit, ctypes, os, sys
+
+        ctypes.CDLL(None).printf(b"HELLO")  # in a buffer until the process ends
+        sys.__stdout__.write("HELLO")
+        atexit.register(print, "HELLO")
+        atexit.register(os.write, 1, b"HELLO")
+    """
+    site.add("toy", more=late)
+    for words, code in (
+        (["init", tmp_path / "db", "--db-type", "toy", "-o", "json"], 0),
+        (["run", "-o", "json", "--", "true"], 0),
+        (["ls", "-o", "json"], 0),
+        (["show", "99", "-o", "json"], 3),
+    ):
+        done = balsam(*words)
+        assert done.code == code, done
+        assert done.json if code == 0 else done.out == "", done
+        assert done.err.count("HELLO") >= 4, done
+
+
+def test_one_that_ends_the_process_is_an_error_of_each_command(site, balsam, tmp_path):
+    site.add("toy")
+    assert balsam("init", tmp_path / "db", "--db-type", "toy").code == 0
+    module = site.path / "acme_toy_plugin.py"
+    for code, words in CRASHES.values():
+        module.write_text(f"{engine('toy')}\n{code}")
+        line = told(balsam("ls"))
+        assert "acme-toy 1.0" in line
+        assert words in line
+    for words in (
+        ["init", tmp_path / "new", "--db-type", "toy"],
+        ["init", tmp_path / "db"],
+        ["job", "--name", "x", "--command", "true"],
+        ["launcher", "--consume-all"],
+        ["dbserver"],
+        ["status"],
+        ["backup", tmp_path / "saved"],
+        ["toy", "hello"],
+    ):
+        assert "acme-toy 1.0" in told(balsam(*words)), words
+    module.write_text(f"{engine('toy')}\n")
+    assert balsam("ls", "-o", "json").json == []
+
+
+def test_a_plugin_in_use_is_looked_at_once(site, balsam, tmp_path):
+    log = tmp_path / "loaded"
+    site.add("toy", f"import os\nopen({str(log)!r}, 'a').write(f'{{os.getpid()}} ')\n{engine('toy')}")
+    assert balsam("init", tmp_path / "db", "--db-type", "toy").code == 0
+    assert len(log.read_text().split()) == 2, "in a process of its own, then in this one"
+    assert balsam("ls").code == 0
+    assert balsam("plugins", "list").code == 0
+    assert len(log.read_text().split()) == 3
+    other = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{site.environment['PYTHONPATH']}"}
+    for _ in range(3):  # programs with different paths
+        assert balsam("ls", env=other).code == 0
+        assert balsam("ls").code == 0
+    assert len(log.read_text().split()) == 3 + 1 + 6
 
 
 @pytest.mark.parametrize("command", ["list", "check"])
@@ -482,3 +545,10 @@ def test_one_that_never_loads_delays_the_listing_and_no_more(site, balsam, comma
         assert f"acme-{name}" in rows[name]["remedy"]
     assert rows["sqlite"]["status"] == rows["zzz"]["status"] == "ok"
     assert balsam("--help").code == 0
+
+
+def test_one_that_never_loads_is_an_error_of_who_uses_it(site, balsam, tmp_path):
+    site.add("hangs", HANGS["hangs"])
+    assert "acme-hangs 1.0, for the db type hangs, can't be used: still loading after" in told(
+        balsam("init", tmp_path / "db", "--db-type", "hangs")
+    )

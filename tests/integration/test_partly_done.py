@@ -15,8 +15,10 @@ from balsam_program import here
 
 from balsam_core import App, Job, open_db
 from balsam_core.admin.initialise import initialise
+from balsam_core.cli import selectors
 from balsam_core.client.slices import REPEAT, RETRY_REST
-from balsam_core.errors import BalsamError, PartlyDone, Unavailable
+from balsam_core.errors import BalsamError, Conflict, PartlyDone, Unavailable
+from balsam_core.testing.tools import claim, register
 from balsam_core.transport import base
 
 if TYPE_CHECKING:
@@ -129,7 +131,63 @@ def test_the_last_slice_of_a_removal_is_known_as_such(path: Path) -> None:
             assert len(db.jobs.where(workflow="default").remove()) == 3
         finally:
             sa.event.remove(sa.Engine, "begin", note)
-    assert len(begun) == 1, "after the last job is gone nothing can fail any more"
+    assert len(begun) == 2, "the check and one slice: after the last job is gone nothing can fail any more"
+
+
+@pytest.mark.parametrize("by", ["api", "cli"])
+@pytest.mark.parametrize("fault", ["needed", "held"])
+def test_what_forbids_a_removal_is_found_before_the_first_slice(path: Path, fault: str, by: str) -> None:
+    with open_db(path) as db:
+        db.jobs.add(Job(command="true"))  # the newest go first
+        db.jobs.add(Job(command="true", workflow="other", parents=[1]))
+        if fault == "held":
+            claim(db, register(db))
+    add_many(path)
+    if by == "api":
+        with open_db(path) as db, pytest.raises(Conflict) as caught:
+            db.jobs.where(workflow="default").remove()
+        message = str(caught.value)
+    else:
+        message = here.refused("rm", "wf:default", "--yes", db=path, code=Conflict.exit_code)
+    assert count(path) == COUNT + 2
+    if fault == "needed":
+        word = "cascade=True" if by == "api" else "--cascade"
+        assert message.endswith(f"its children 2 have not finished and need it: remove them with it ({word})")
+    else:
+        assert "job 1 is held by a launcher" in message
+
+
+def test_what_comes_to_forbid_a_removal_is_told_without_the_advice_to_repeat_it(path: Path) -> None:
+    add_many(path)
+    with open_db(path) as db:
+        db.jobs.add(Job(command="true", workflow="other"))
+    with contextlib.closing(sqlite3.connect(path / "db.sqlite3", isolation_level=None)) as other:
+
+        def depend(_: sa.Connection) -> None:
+            if count(path) <= COUNT and not other.execute("SELECT 1 FROM job_edges").fetchone():
+                other.execute("INSERT INTO job_edges (parent_id, child_id) VALUES (1, ?)", [COUNT + 1])
+
+        sa.event.listen(sa.Engine, "begin", depend)
+        try:
+            message = here.refused("rm", "wf:default", "--yes", db=path, code=PARTLY_DONE)
+        finally:
+            sa.event.remove(sa.Engine, "begin", depend)
+    removed = COUNT + 1 - count(path)
+    assert 0 < removed < COUNT
+    assert message.startswith(f"removed {removed} jobs, then it failed: job 1 can't be removed, since its children")
+    assert message.endswith("have not finished and need it")
+
+
+def test_a_selection_of_several_conditions_is_checked_as_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selectors, "MOST_IDS", 2)
+    with open_db(path) as db:
+        parent = Job(command="true")
+        db.jobs.add([parent, *(Job(command="true", parents=[parent]) for _ in range(5))])
+    message = here.refused("rm", "1-5,1,2,3,4,5", "--yes", db=path, code=Conflict.exit_code)
+    assert "job 1 can't be removed, since its children 6 have not finished" in message
+    assert count(path) == 6
+    here.good("rm", "1,2,3,4,5,6", "--yes", db=path)
+    assert count(path) == 0
 
 
 def test_a_refusal_before_anything_was_changed_stays_what_it_is(path: Path) -> None:

@@ -7,17 +7,22 @@ import os
 import subprocess
 import sys
 import threading
+from array import array
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from balsam_core import App, Job, State, current_job, open_db
 from balsam_core.admin.initialise import initialise
-from balsam_core.errors import InvalidInput, NotFound, TimedOut, Unavailable
+from balsam_core.errors import Conflict, InvalidInput, NotFound, TimedOut, Unavailable
 from balsam_core.model.calls import ClaimJobs, RegisterLauncher, Resources, Update, UpdateJobs
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from balsam_core import Database
 
@@ -68,6 +73,156 @@ def test_a_value_that_can_not_be_sent_is_named_with_its_job(db: Database, fields
         db.jobs.add(jobs)
     assert db.jobs.count() == 0
     assert [job.id for job in jobs] == [None, None]
+
+
+class Kind(Enum):
+    """A choice."""
+
+    A = "a"
+
+
+class Whole(int):
+    """A number of another type, such as those of NumPy."""
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({1, 2}, "set; a set has no order"),
+        (frozenset("ab"), "frozenset; a set has no order"),
+        ([{"deep": [{1}]}], "set; a set has no order"),
+        (b"x", "bytes"),
+        (Path("/x"), "PosixPath"),
+        (1 + 2j, "complex"),
+        (2**70, "64-bit"),
+        (float("nan"), "JSON can't"),
+        (datetime.now(UTC), "datetime"),
+        (Whole(3), "Whole"),
+        (array("d", [1.0]), "of a NumPy value or array give value.tolist"),
+        ({1: 2}, "keys must be text"),
+    ],
+)
+def test_a_value_that_would_not_come_back_is_refused(db: Database, value: object, why: str) -> None:
+    for field in ("parameters", "data"):
+        with pytest.raises(InvalidInput, match=f"^job 2 of 2: {field} h.*{why}"):
+            db.jobs.add([Job(command="x"), Job(command="x", **{field: {"v": value}})])
+    assert db.jobs.count() == 0
+
+
+def test_values_that_json_lacks_are_stored_as_documented(db: Database) -> None:
+    given = [Decimal("1.50"), date(2026, 1, 2), datetime(2026, 1, 2, 3, 4), timedelta(days=1), (1, 2), Kind.A]  # noqa: DTZ001
+    (job,) = db.jobs.add(Job(command="x", parameters={"v": given}))
+    stored = ["1.50", "2026-01-02", "2026-01-02T03:04:00", "P1D", [1, 2], "a"]
+    assert db.jobs.get(job).parameters["v"] == stored
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"environ": {"A": "x", "B": 1}}, "environment variable B has the value 1, which is no text"),
+        ({"environ": {1: "x"}}, "1 can't name an environment variable"),
+        ({"input_files": {"a", "b"}}, "input_files holds a value of type set"),
+        ({"input_files": ["../*.x"]}, "input_files: the pattern '../.*' holds a slash"),
+        ({"stage_in": "in"}, "stage_in: 'in' is no absolute path"),
+        ({"args": "'a"}, "args: can't split"),
+        ({"parents": None}, "parents must be a list, not None"),
+        ({"parents": (job for job in ())}, "parents must be a list, not <generator"),
+        ({"parents": Job(command="p")}, "parents must be a list, not <Job"),
+        ({"parents": [object()]}, "a parent is a Job or a job's id"),
+        ({"app": "no", "command": ""}, "app 'no' needs the parameters x"),
+    ],
+)
+def test_a_job_without_a_name_is_named_by_its_place(db: Database, fields: dict[str, Any], why: str) -> None:
+    if "app" in fields:
+        db.apps.add(App("no", "{x}"))
+    with pytest.raises(InvalidInput, match=f"^job 2 of 3: {why}"):
+        db.jobs.add([Job(command="x"), Job(**{"command": "x", **fields}), Job(command="x")])
+    assert db.jobs.count() == 0
+
+
+def test_the_place_is_that_in_what_was_given(db: Database) -> None:
+    db.apps.add(App("sim", "{x}"))
+    parent = Job(command="x")
+    with pytest.raises(InvalidInput, match=r"^job 1 of 2: app 'sim' needs"):
+        db.jobs.add([Job(app="sim", parents=[parent]), parent])
+    many = [Job(command="x") for _ in range(4_500)]
+    with pytest.raises(InvalidInput, match=r"^job 4501 of 4501: app 'sim' needs"):
+        db.jobs.add([*many, Job(app="sim")])
+    with pytest.raises(InvalidInput, match=r"^the given job number 4501: app 'sim' needs"):
+        db.jobs.add(job for job in [*many, Job(app="sim")])
+    with pytest.raises(InvalidInput, match=r"^the job with the key 'k': app 'sim' needs"):
+        db.jobs.add([Job(command="x"), Job(app="sim", key="k")])
+    assert db.jobs.count() == 0
+
+
+@pytest.mark.parametrize(
+    "given", [None, 3, "abc", "", b"x", {}, {"a": 1}, App("a", "b"), [None], [App("a", "b")], ["x"], Job], ids=repr
+)
+def test_only_jobs_can_be_added(db: Database, given: Any) -> None:
+    with pytest.raises(InvalidInput, match="Job objects can be added, not "):
+        db.jobs.add(given)
+    assert db.jobs.count() == 0
+
+
+def test_a_job_is_given_once(db: Database) -> None:
+    parent = Job(command="x")
+    child = Job(command="x", name="c", parents=[parent])
+    with pytest.raises(Conflict, match="job 'c' is given twice"):
+        db.jobs.add([child, parent, child])
+    with pytest.raises(Conflict, match="job 2 of 2 is given twice"):
+        db.jobs.add(job for job in [parent, parent])
+    assert (db.jobs.count(), parent.id, child.id) == (0, None, None)
+
+
+@pytest.mark.parametrize("before", [1, 4_500])
+def test_a_generator_that_fails_adds_nothing(db: Database, before: int) -> None:
+    def failing() -> Iterator[Job]:
+        yield from (Job(command="x") for _ in range(before))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        db.jobs.add(failing())
+    assert db.jobs.count() == 0
+
+
+def test_wrong_values_of_apps_are_named(db: Database) -> None:
+    for app, why in (
+        (App("a", "x", environ={"A": 1}), "app 'a': environment variable A has the value 1"),  # type: ignore[dict-item]
+        (App("a", 3), "app 'a': executable can't be 3; it must be of type str"),
+    ):
+        with pytest.raises(InvalidInput, match=why):
+            db.apps.add(App("good", "x"), app)
+    with pytest.raises(InvalidInput, match="only App objects can be defined, not 'a'"):
+        db.apps.add("a")
+    assert list(db.apps) == []
+
+
+@pytest.mark.parametrize(
+    ("choose", "why"),
+    [
+        (lambda jobs: jobs.where(Job.id == Whole(3)), "id can't be compared with 3 of type .*Whole"),
+        (lambda jobs: jobs.where(Job.id.in_([1, Whole(3)])), "id can't be compared with 3 of type .*Whole"),
+        (lambda jobs: jobs.where(id=Whole(3)), "id can't be compared with 3 of type .*Whole"),
+        (lambda jobs: jobs.where(Job.id == 2**64), "no 64-bit integer"),
+        (lambda jobs: jobs.where(Job.id.in_([2**64])), "no 64-bit integer"),
+        (lambda jobs: jobs.where(Job.name.in_("abc")), "takes a list of values, not 'abc'"),
+        (lambda jobs: jobs.where(Job.id.in_(3)), "takes a list of values, not 3"),
+        (lambda jobs: jobs.where(state=["FAILED"]), "for one of several values use in_"),
+        (lambda jobs: jobs.where(Job.state == 3), "there is no state 3"),
+        (lambda jobs: jobs.where(Job.name > datetime.now(UTC)), "name can't be compared with datetime"),
+        (lambda jobs: jobs.where(Job.created_at > datetime(2026, 1, 1)), "no time zone"),  # noqa: DTZ001
+        (lambda jobs: jobs.where(Job.data == {"a": 1}), "data, which is a document"),
+        (lambda jobs: jobs.limit("3"), "limit"),
+        (lambda jobs: jobs.limit(-1), "limit"),
+        (lambda jobs: jobs.order_by(3), "no field 3"),
+        (lambda jobs: jobs.where(id=jobs.get("3").id), "'3' of type str is no job"),
+    ],
+)
+def test_a_wrong_value_of_a_filter_is_said(db: Database, choose: Any, why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        choose(db.jobs).ids()
+    with pytest.raises(InvalidInput, match="takes a list of jobs or ids, not 3"):
+        list(db.as_completed(3))
 
 
 def test_ids_come_in_the_order_of_adding(db: Database) -> None:

@@ -212,6 +212,8 @@ def test_what_attempts_took_is_shown(db: Database) -> None:
     first, second = here.good("show", str(job.id), "-o", "json", db=db.path).json["attempts"]
     assert (first["return_code"], second["return_code"], second["host"]) == (4, 0, host)
     assert 0.3 <= first["elapsed"] < 10
+    assert 0 < first["cpu_seconds"] < 10
+    assert 2**20 < first["max_memory"] < 2**30
     listed = here.good("ls", "-F", "name,host,elapsed,cpu_seconds", "-o", "csv", db=db.path).out
     ran, unstarted = csv.DictReader(listed.splitlines())
     assert (ran["name"], ran["host"], float(ran["elapsed"]) >= 0.3) == ("job", host, True)

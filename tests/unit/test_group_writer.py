@@ -16,6 +16,7 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import BackendError, BalsamError, error_class
 from balsam_core.model.app import App
 from balsam_core.model.calls import (
+    EVERYTHING,
     AddApp,
     AddJobs,
     ClaimJobs,
@@ -32,7 +33,8 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.operations import execution
-from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter, PendingWrite
+from balsam_core.proxy.server.answers import PendingWrite
+from balsam_core.proxy.server.writer import BatchLostError, FencedError, GroupWriter
 from balsam_sqlite.server import single_writer
 
 CLIENT = "c" * 32
@@ -152,6 +154,7 @@ def test_names_learnt_in_a_call_that_fails_are_forgotten(writer):
 def test_an_app_that_is_replaced_or_removed_is_not_remembered(writer):
     job = AddJobs(jobs=[Job(app="sim", parameters={"x": 1})])
     run(writer, write(AddApp(app=App("sim", "sim {x}"))), write(job), write(job))
+    run(writer, write(KillJobs(where=EVERYTHING)))  # waiting jobs would lack the new parameter
     run(writer, write(AddApp(app=App("sim", "sim {x} {y}"), replace=True)))
     answers = writer.run([write(job)])
     assert b"needs the parameters y" in answers[0].body

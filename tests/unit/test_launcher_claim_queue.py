@@ -60,7 +60,7 @@ def clock(monkeypatch):
 
 def make_queue(store, **options):
     context = LauncherContext(directory=None, environment={}, counters=Counters())
-    return ClaimQueue(store, 1, LauncherOptions(slots=SLOTS, **options), context, Resources)
+    return ClaimQueue(store, 1, LauncherOptions(slots=SLOTS, **options), context, Resources, lambda: 0.0)
 
 
 def drain(queue, clock, *, seconds_per_job, total):

@@ -361,12 +361,6 @@ def test_an_apps_hooks_and_environment_are_used(context):
     assert {"A": "1", "B": "2", "BALSAM_JOB_ID": "5", "PATH": "/bin"}.items() <= job.specs[1].env.items()
 
 
-@pytest.mark.parametrize(("threads", "per_core", "slots"), [(1, 1, 1), (4, 1, 4), (4, 2, 2), (5, 2, 3), (1, 4, 1)])
-def test_threads_take_slots(context, threads, per_core, slots):
-    job = Job(id=1, command="true", threads_per_rank=threads, threads_per_core=per_core)
-    assert ClaimedJob(job, None, [], context).slots == slots
-
-
 def test_a_job_given_back_has_no_changes(context):
     job = live(context, 1)
     job.claimed.give_back()

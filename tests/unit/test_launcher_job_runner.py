@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import signal
 import time
 
+import psutil
 import pytest
+from resources import is_alive
 
 from balsam_core.dbdir.directory import DBDir
-from balsam_core.launcher import processes as processes_module
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
 from balsam_core.launcher.job_runner import JobRunner
+from balsam_core.launcher.placement import Node
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
+from balsam_core.testing.tools import wait_until
 
 DEADLINE = 30.0  # seconds
 
@@ -32,7 +37,9 @@ class Watched:
         self.dropped = []
         self.changed = []
         self.most = 0
-        self.runner = JobRunner(slots, self.context.counters, on_change=self.changed.append, on_done=self._on_done)
+        self.runner = JobRunner(
+            Node(range(slots)), self.context.counters, on_change=self.changed.append, on_done=self._on_done
+        )
 
     def _on_done(self, running):
         claimed = running.claimed
@@ -60,11 +67,15 @@ class Watched:
             assert time.monotonic() < deadline, "the condition did not come true"
             if self.runner.blocked:
                 self.runner.retry_blocked()
-            while queue and self.runner.fits(queue[0]):
-                self.runner.start(queue.pop(0))
-                self.most = max(self.most, sum(running.slots for running in self.runner.jobs.values()))
+            while queue and self.runner.start(queue[0]):
+                queue.pop(0)
+                self.most = max(self.most, sum(len(running.place.slots) for running in self.runner.jobs.values()))
             self.runner.collect(0.1)
-            self.runner.processes.kill_overdue()
+
+
+def running_in(folder):
+    """Say whether a process has this directory."""
+    return any(process.info["cwd"] == str(folder) for process in psutil.process_iter(["cwd"]))
 
 
 @pytest.fixture
@@ -108,6 +119,7 @@ def test_one_bad_job_harms_no_other(watched):
 
 def test_the_start_of_a_run_is_reported_at_once(watched):
     watched.runner.start(watched.job(1, "sleep 600"))
+    watched.until(lambda: watched.changed)
     assert [job.state for job in watched.changed] == [State.RUNNING]
 
 
@@ -126,15 +138,14 @@ def test_nothing_is_started_after_stopping(watched):
     watched.runner.start(watched.job(1, "sh -c 'trap \"exit 0\" TERM; sleep 600 & wait'", postprocess="touch started"))
     watched.runner.stop("stopped", grace=DEADLINE)
     watched.until(lambda: not watched.runner.jobs)
-    assert not watched.runner.fits(watched.job(2, "true"))
+    assert not watched.runner.start(watched.job(2, "true"))
     assert not (watched.done[0].workdir / "started").exists()
 
 
 def test_what_ended_by_itself_was_not_stopped(watched):
-    watched.runner.start(watched.job(1, "true", postprocess="sleep 600"))
-    process = watched.runner.jobs[1].process
-    assert process is not None
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    watched.runner.start(watched.job(1, "touch ended", postprocess="sleep 600"))
+    workdir = watched.runner.jobs[1].claimed.workdir
+    wait_until(lambda: (workdir / "ended").exists() and not running_in(workdir), "the end of the run")
     watched.runner.stop("stopped", grace=DEADLINE)
     watched.until(lambda: not watched.runner.jobs)
     (job,) = watched.queue
@@ -166,31 +177,91 @@ def test_the_result_of_a_dropped_job_does_not_count(watched):
     assert watched.runner.free_slots == 2
 
 
-def test_what_the_machine_cannot_start_now_is_started_later(watched, monkeypatch):
-    real = os.posix_spawn
-    refusals = [errno.EAGAIN, errno.ENOMEM, errno.EAGAIN]
+@contextlib.contextmanager
+def without_descriptors(watched):
+    """Let the keepers have no descriptor for the next commands."""
+    watched.run(watched.job(98, "true"), watched.job(99, "true"))
+    watched.done.clear()
+    keepers = psutil.Process(watched.runner.processes.guardian_pid).children()
+    before = keepers[0].rlimit(resource.RLIMIT_NOFILE)
+    for keeper in keepers:
+        keeper.rlimit(resource.RLIMIT_NOFILE, (keeper.num_fds(), before[1]))
+    yield
+    for keeper in keepers:
+        keeper.rlimit(resource.RLIMIT_NOFILE, before)
 
-    def spawn(*args, **settings):
-        if refusals:
-            number = refusals.pop()
-            raise OSError(number, os.strerror(number))
-        return real(*args, **settings)
 
-    monkeypatch.setattr(processes_module.os, "posix_spawn", spawn)
-    states = watched.run(*(watched.job(number, "true") for number in range(1, 6)))
-    assert states == dict.fromkeys(range(1, 6), State.JOB_FINISHED)
+def test_what_the_machine_cannot_start_now_is_started_later(watched):
+    with without_descriptors(watched):
+        watched.queue += [watched.job(number, "true") for number in range(1, 6)]
+        watched.until(lambda: watched.runner.blocked)
+        assert watched.runner.free_slots == 0
+    watched.until(lambda: not watched.queue and not watched.runner.jobs)
+    assert {job.id: job.state for job in watched.done} == dict.fromkeys(range(1, 6), State.JOB_FINISHED)
 
 
-def test_what_the_machine_cannot_start_is_given_back_at_the_end(watched, monkeypatch):
-    def spawn(*_args, **_settings):
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(processes_module.os, "posix_spawn", spawn)
-    watched.runner.start(watched.job(1, "true"))
-    assert watched.runner.blocked
-    assert watched.runner.free_slots == 0
-    watched.runner.stop("stopped", grace=DEADLINE)
+def test_what_the_machine_cannot_start_is_given_back_at_the_end(watched):
+    with without_descriptors(watched):
+        watched.runner.start(watched.job(1, "true"))
+        watched.until(lambda: watched.runner.blocked)
+        watched.runner.stop("stopped", grace=DEADLINE)
     assert [(job.state, job.released) for job in watched.done] == [(State.PREPROCESSED, True)]
+
+
+# ---- what others do to processes
+
+
+def start_and_find(watched, **fields):
+    """Start a job that sleeps, and return the process id of its run."""
+    watched.runner.start(watched.job(1, "sh -c 'echo $$ > pid; exec sleep 600'", **fields))
+    file = watched.runner.jobs[1].claimed.workdir / "pid"
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "the job's start")
+    return int(file.read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_a_job_and_its_launcher_stops_the_job(watched, number):
+    os.kill(start_and_find(watched), number)
+    watched.until(lambda: watched.runner.jobs[1].held)
+    watched.runner.stop("stopped by SIGTERM", grace=DEADLINE)
+    (job,) = watched.done
+    assert (job.state, job.released, job.message) == (State.RESTART_READY, True, "stopped by SIGTERM")
+
+
+def test_a_signal_to_a_shells_command_stops_the_job_too(watched):
+    watched.runner.start(watched.job(1, "sh -c 'exit 143'"))
+    watched.until(lambda: watched.runner.jobs[1].held)
+    watched.runner.stop("stopped by SIGTERM", grace=DEADLINE)
+    assert [job.state for job in watched.done] == [State.RESTART_READY]
+
+
+def test_a_signal_to_a_job_alone_fails_it_a_moment_later(watched):
+    os.kill(start_and_find(watched), signal.SIGTERM)
+    watched.until(lambda: watched.runner.jobs[1].held)
+    assert watched.done == []
+    watched.until(lambda: not watched.runner.jobs)
+    (job,) = watched.done
+    assert (job.state, job.return_code) == (State.FAILED, -signal.SIGTERM)
+    assert job.message == "killed by SIGTERM"
+
+
+def test_a_lost_guardian_costs_a_job_its_run_only(watched):
+    start_and_find(watched, auto_timeout_retry=False)
+    os.kill(watched.runner.processes.guardian_pid, signal.SIGKILL)
+    watched.until(lambda: not watched.runner.jobs)
+    (job,) = watched.done
+    assert (job.state, job.released) == (State.RESTART_READY, True)
+    assert job.message == "its launcher's guardian was lost"
+    assert watched.run(watched.job(2, "true"))[2] is State.JOB_FINISHED
+
+
+def test_what_a_run_left_behind_is_told(watched):
+    leaves = "sh -c 'for n in 1 2 3; do sleep 600 & done'"
+    watched.run(watched.job(1, leaves), watched.job(2, "true", postprocess=leaves))
+    assert {job.id: job.message for job in watched.done} == {
+        1: "3 processes left behind were ended",
+        2: "postprocess: 3 processes left behind were ended",
+    }
 
 
 def test_a_full_disk_stops_starting_and_gives_the_job_back(watched, monkeypatch):
@@ -209,8 +280,6 @@ def test_a_full_disk_stops_starting_and_gives_the_job_back(watched, monkeypatch)
 
 def test_abandoning_leaves_no_process(tmp_path):
     watched = Watched(tmp_path)
-    watched.runner.start(watched.job(1, "sleep 600"))
-    process = watched.runner.jobs[1].process
-    watched.runner.processes.close(grace=DEADLINE)
-    with pytest.raises(ProcessLookupError):
-        os.kill(process.pid, 0)
+    pid = start_and_find(watched)
+    assert watched.runner.processes.close(grace=DEADLINE)
+    assert not is_alive(pid)

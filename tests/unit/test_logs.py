@@ -37,6 +37,14 @@ def test_nobody_can_forge_a_record(tmp_path):
     assert len(path.read_text().splitlines()) == 1
 
 
+def test_a_name_that_is_not_utf_8_is_written_escaped(tmp_path, capsys):
+    path = logs.configure(tmp_path, "server", context="db=/tmp/\udcff")
+    logging.getLogger("x").info("is lost")
+    logs.close()
+    assert r"db=/tmp/\udcff x: is lost" in path.read_text()
+    assert capsys.readouterr().err == ""
+
+
 def test_tracebacks_are_indented(tmp_path):
     path = logs.configure(tmp_path, "launcher")
     try:

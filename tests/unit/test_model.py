@@ -156,10 +156,21 @@ def test_parents_come_first_in_any_order_of_the_list(order: list[int]) -> None:
         ("a>f", ">"), ("a < f", "<"), ("a; b", ";"), ("a &", "&"), ("a\nb", "a second line"),
         ("curl http://x/?a=1&b=2", ""), ("a '&&' b", ""), ('sh -c "a > b"', ""), ("sh -c 'a\nb'", ""),
         (r"find . -exec rm {} \;", ""), ("a b\n", ""), ("", ""),
+        ("echo $HOME", "$HOME"), ("a x/$NAME.txt", "$NAME"), ("echo $(date -u) b", "$(date -u)"),
+        ("echo `date`", "`date`"), ('echo "$HOME"', "$HOME"), ("echo '$HOME'", ""), (r"echo \$HOME", ""),
+        (r'echo "\$HOME"', ""), ("sh -c 'echo $HOME'", ""), ('bash -lc "echo $HOME `date`"', ""),
+        ('env A=1 /bin/sh -e -c "echo $A"', ""), ("sh run.sh $HOME", "$HOME"), ("awk '{print $1}' f", ""),
+        ("echo 5$ a$", ""), ("""echo "it's" $A 'x'""", "$A"),
     ],
 )  # fmt: skip
 def test_unquoted_operators_of_a_shell_are_found(text: str, operator: str) -> None:
     assert shell_operator(text) == operator
+
+
+def test_braces_of_a_shell_are_told_unless_a_parameter_fills_them() -> None:
+    assert shell_operator("echo ${HOME}", {"x"}) == "${HOME}"
+    assert shell_operator("echo ${x} $y", {"x"}) == "$y"
+    assert shell_operator("echo ${x}") == "", "a template fills whatever stands in braces"
 
 
 @pytest.mark.parametrize("text", ['sh -c \'{"a":{"b":{x}}}\'', "a }}", "a {{b}"])

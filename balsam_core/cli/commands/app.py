@@ -29,7 +29,7 @@ from balsam_core.cli.values import converted, mapping
     callback=converted(mapping),
     help="Environment variable of each job. May be repeated.",
 )
-@click.option("--replace", is_flag=True, help="Redefine the app if there is one of this name.")
+@click.option("--replace", is_flag=True, help="Redefine the app of this name; jobs that have not started use the new.")
 @pass_session
 def app(session: Session, /, *, replace: bool, **fields: Any) -> None:  # noqa: ANN401  (one for each option)
     """Define an app: a command that jobs run.
@@ -41,8 +41,9 @@ def app(session: Session, /, *, replace: bool, **fields: Any) -> None:  # noqa: 
     from balsam_core.model.app import App
 
     new = App(**fields)
-    warn_of_operators(**{name: fields[name] for name in ("executable", "preprocess", "postprocess")})
+    warn_of_operators({name: fields[name] for name in ("executable", "preprocess", "postprocess")}, filled=None)
     with session.open_db() as db:
         db.apps.add(new, replace=replace)
     record = {field: getattr(new, field) for field in App.__struct_fields__}
-    session.printer().one(record, f"app {new.name!r} is defined")
+    text = f"app {new.name!r} is defined"
+    session.printer().one(record, text, done=text)

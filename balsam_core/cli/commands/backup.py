@@ -26,4 +26,4 @@ def backup(session: Session, file: str) -> None:
     path = str(expand(file))
     result = {"file": path, "db": str(directory.path), "db_type": made.db_type, "id": made.db_id, "size": made.size}
     line = f"saved {printable(str(directory.path))} ({made.db_type}) in {printable(path)} ({made.size / 1e6:.1f} MB)"
-    session.printer().one(result, line)
+    session.printer().one(result, line, done=line)

@@ -64,6 +64,8 @@ def dbserver(
         raise click.UsageError("use one of --stop, --status, --reset and --foreground at a time")
     if (stop or status or reset) and (host is not None or port is not None or no_tls):
         raise click.UsageError("--host, --port and --no-tls are for starting a server")
+    if host is not None and not host.strip():
+        raise click.UsageError("--host is empty: name an address of this machine, or leave the option out")
     if takeover and (status or reset):
         raise click.UsageError("--takeover is for starting a server, and for --stop")
     session.db = path if session.db is None else session.db
@@ -85,25 +87,31 @@ def dbserver(
             with told_as_db_dir_errors():
                 _serve_in_foreground(session, options)
         else:
-            _start_server(session, options, chosen=host is not None or port is not None)
+            _start_server(session, options, named_host=host is not None)
 
 
-def _start_server(session: Session, options: ServerOptions, *, chosen: bool) -> None:
+def _start_server(session: Session, options: ServerOptions, *, named_host: bool) -> None:
     from balsam_core.dbdir.lease import LeaseObserver
     from balsam_core.dbdir.publication import is_loopback
+    from balsam_core.errors import Conflict
+    from balsam_core.system.files import pasted
     from balsam_core.watchdog.control import start
 
     directory = session.directory(create=True)
     started = start(directory, options)
     server = started.address
+    lease = LeaseObserver(directory).observe().lease if started.already else None
+    if lease and ((named_host and lease.listen != options.host) or options.port not in {0, server.port}):
+        raise Conflict(
+            f"the server runs already at {server.endpoint}, started with other options than these: to change them, "
+            f"stop it first with balsam dbserver --stop --path={pasted(directory.path)}"
+        )
     printer = session.printer()
     verb = "already running at" if started.already else "running at"
-    printer.one(_address_record(directory, server) | {"already": started.already}, f"{verb} {server.endpoint}")
+    text = f"{verb} {server.endpoint}"
+    printer.one(_address_record(directory, server) | {"already": started.already}, text, done=f"the server is {text}")
     if server.details.get("tls") == "off" and not is_loopback(server.host):
         printer.note("Warning: connections from other hosts are not encrypted")
-    lease = LeaseObserver(directory).observe().lease if started.already else None
-    if lease and chosen and (lease.listen != options.host or options.port not in {0, server.port}):
-        printer.note("It was started with other options; to change them, stop it first: balsam dbserver --stop")
 
 
 def _serve_in_foreground(session: Session, options: ServerOptions) -> None:
@@ -131,7 +139,7 @@ def _stop_server(session: Session, *, takeover: bool) -> None:
         "cleaned": f"the server{where} had died; what it left is removed",
         "none": f"no server{where} runs",
     }[done]
-    session.printer().one({"path": None if directory is None else str(directory.path), "result": done}, text)
+    session.printer().one({"path": None if directory is None else str(directory.path), "result": done}, text, done=text)
 
 
 def _find_served(session: Session) -> DBDir | None:
@@ -173,7 +181,7 @@ def _reset_server(session: Session) -> None:
     directory = session.directory()
     reset(directory)
     text = f"reset: no server of {printable(str(directory.path))} is published"
-    session.printer().one({"path": str(directory.path), "result": "reset"}, text)
+    session.printer().one({"path": str(directory.path), "result": "reset"}, text, done=text)
 
 
 def status_record(directory: DBDir, state: ServerState, transport: Transport | None = None) -> dict[str, object]:
@@ -182,14 +190,15 @@ def status_record(directory: DBDir, state: ServerState, transport: Transport | N
     The server is asked through the transport; without one, a transport is opened for that.
     """
     lease, server = state.lease, state.address
+    lives = state.state != "stale"
     record: dict[str, object] = {
         "state": state.state,
         "path": str(directory.path),
         "host": server.host if server else None,
         "port": server.port if server else None,
         "protocol": server.protocol if server else None,
-        "pid": server.pid if server else (lease.child_pid or None if lease else None),
-        "watchdog_pid": lease.pid if lease else None,
+        "pid": (server.pid if server else (lease.child_pid or None if lease else None)) if lives else None,
+        "watchdog_pid": lease.pid if lease and lives else None,
         "node": lease.node if lease else server.node if server else None,
         "since": state.since,
         "generation": server.generation if server else None,
@@ -230,7 +239,7 @@ def _format_lines(record: dict[str, object], state: ServerState) -> Iterator[str
 
     yield f"DB        {printable(str(record['path']))}"
     yield f"server    {describe_state(state)}"
-    if state.state in {"stopped", "failed"}:
+    if state.state in {"stopped", "failed", "stale"}:
         return
     if record["node"]:
         pids = f"server pid {record['pid'] or 'none'}, watchdog pid {record['watchdog_pid'] or 'unknown'}"
@@ -246,6 +255,7 @@ def describe_state(state: ServerState) -> str:
     from balsam_core.dbdir.lease import restarted
 
     place = state.address.endpoint if state.address else "no address"
+    kept = f"{place} is published, but nothing keeps it"
     failure = restarted(state.lease)
     lost = f"running, but {state.fault}; its watchdog publishes it again within seconds"
     return {
@@ -254,7 +264,7 @@ def describe_state(state: ServerState) -> str:
         "starting": lost if state.fault else f"starting, not ready yet{failure}",
         "stopping": "stopping",
         "failed": f"failed: {state.fault}",
-        "stale": f"dead: {place} is published, but nothing keeps it; start it again with balsam dbserver",
+        "stale": f"dead: {state.fault or kept}; start it again with balsam dbserver",
         "unwatched": f"{place}, without a watchdog",
         "unknown": f"unknown: {state.fault}",
     }[state.state]

@@ -23,4 +23,4 @@ def dep(session: Session, parent: str, child: str) -> None:
     text = (
         f"job {child_id} waits for job {parent_id}" if added else f"job {child_id} waited for job {parent_id} already"
     )
-    session.printer().one({"parent": parent_id, "child": child_id, "added": added}, text, ids=child_id)
+    session.printer().one({"parent": parent_id, "child": child_id, "added": added}, text, ids=child_id, done=text)

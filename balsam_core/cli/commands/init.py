@@ -51,4 +51,4 @@ def init(session: Session, /, path: str, db_type: str | None, **database: Any) -
     lines = [f"{verb} {printable(str(done.db.path))} ({done.db.db_type})"]
     if server:
         lines.append(f"its server was stopped meanwhile and runs again at {result['server']}")
-    printer.one(result, lines)
+    printer.one(result, lines, done="; ".join(lines))

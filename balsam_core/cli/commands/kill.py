@@ -21,11 +21,12 @@ def kill(session: Session, selector: tuple[str, ...], message: str) -> None:
     """Stop jobs for good, with those that wait for them.
 
     They become USER_KILLED, jobs that wait for them PARENT_KILLED; 'balsam retry' starts them again. Jobs that have
-    ended stay as they are.
+    ended stay as they are. Many jobs are killed in slices; an error on the way says how many are killed already.
     """
     from balsam_core.cli.changing import change_jobs
     from balsam_core.client.slices import REPEAT
     from balsam_core.model.calls import KillJobs
+    from balsam_core.model.states import ACTIVE
 
     call = partial(KillJobs, message=message)
-    change_jobs(session, selector, "killed", call, why_none="none of them was waiting or running", rest=REPEAT)
+    change_jobs(session, selector, "killed", call, changeable=ACTIVE, why_none="they had ended", rest=REPEAT)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from math import floor, inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from balsam_core.launcher.options import LauncherResult
+    from balsam_core.model.calls import Resources, Unfit
 
 MOST_NAMED = 10  # jobs in a line
 
@@ -35,7 +38,26 @@ MOST_NAMED = 10  # jobs in a line
     "--max-ranks-per-node",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="Run so many processes at the same time (default: the cores that may be used).",
+    help="Run so many ranks at the same time (default: the processors that may be used).",
+)
+@click.option("--num-workers", type=click.IntRange(1, 100_000), metavar="N", help="Run at most so many jobs at a time.")
+@click.option(
+    "--gpus-per-node",
+    type=click.IntRange(0, 1000),
+    metavar="N",
+    help="Use the first N GPUs (default: those that are found, or that CUDA_VISIBLE_DEVICES and the like grant).",
+)
+@click.option(
+    "--job-mode",
+    type=click.Choice(["serial", "mpi"]),
+    default="mpi",
+    help="serial: only jobs of one rank; mpi (default): those of several, too.",
+)
+@click.option(
+    "--mpi",
+    metavar="HOW",
+    help="How jobs of several ranks start: a kind such as openmpi, mpich or srun, an MPI program, or a command line "
+    "such as 'mpirun -n {ranks}' (default: mpi in settings.toml, else what is found).",
 )
 @click.option("--time-limit-minutes", type=MINUTES, metavar="M", help="Stop after M minutes, e.g. 55 or 0.5.")
 @pass_session
@@ -46,6 +68,10 @@ def launcher(
     wf_name: str | None,
     job_file: str | None,
     max_ranks_per_node: int | None,
+    num_workers: int | None,
+    gpus_per_node: int | None,
+    job_mode: str,
+    mpi: str | None,
     time_limit_minutes: float | None,
 ) -> int:
     """Run jobs on this machine until none is left.
@@ -65,18 +91,26 @@ def launcher(
     only = None if job_file is None else _read_ids(job_file)
 
     from balsam_core.cli.selectors import check_exist
+    from balsam_core.dbdir.settings import mpi_setting
     from balsam_core.errors import NoResources
     from balsam_core.launcher.loop import Launcher
-    from balsam_core.launcher.options import LauncherOptions, available_cores
+    from balsam_core.launcher.mpi import find_mpi
+    from balsam_core.launcher.options import LauncherOptions
     from balsam_core.launcher.progress import Progress, progress_on
     from balsam_core.system import logs
+    from balsam_core.system.hardware import usable_cores
     from balsam_core.system.permissions import told_as_db_dir_errors
 
+    cores = usable_cores()
     options = LauncherOptions(
-        slots=max_ranks_per_node or available_cores(),
+        slots=max_ranks_per_node or len(cores),
         workflow=wf_name or "",
         only=only,
         time_limit=None if time_limit_minutes is None else time_limit_minutes * 60,
+        most_jobs=num_workers,
+        cores=cores,
+        gpus=_choose_gpus(gpus_per_node),
+        mpi=None if job_mode == "serial" else find_mpi(mpi or mpi_setting()),
     )
     printer = session.printer()
     with session.open_db() as db:
@@ -93,14 +127,30 @@ def launcher(
             result = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else Progress()).run()
         finally:
             logs.close()
-    record = {name: value for name, value in vars(result).items() if name != "signal"}
-    printer.one(record, _format_lines(result))
+    record = {name: value for name, value in vars(result).items() if name not in {"signal", "resources"}}
+    why_no_ranks = ""
+    if options.mpi is None:
+        why_no_ranks = (
+            "has no MPI (see --mpi)" if job_mode == "mpi" else "runs jobs of one rank only (--job-mode serial)"
+        )
+    lines = list(_format_lines(result, why_no_ranks))
+    printer.one(record, lines, done="; ".join(lines))
     if result.signal is not None:
         return 128 + result.signal
     return NoResources.exit_code if result.fault else 0
 
 
-def _format_lines(result: LauncherResult) -> Iterator[str]:
+def _choose_gpus(count: int | None) -> tuple[str, ...]:
+    """Return the names of the GPUs to use: the first ``count`` of those that are granted; else simply numbers."""
+    from balsam_core.system.hardware import visible_gpus
+
+    found = visible_gpus(os.environ)
+    if count is None:
+        return found
+    return found[:count] if len(found) >= count else tuple(map(str, range(count)))
+
+
+def _format_lines(result: LauncherResult, why_no_ranks: str) -> Iterator[str]:
     """Give the lines for people."""
     ended = result.finished + result.failed
     parts = [f"{result.finished} finished", f"{result.failed} failed"]
@@ -117,8 +167,29 @@ def _format_lines(result: LauncherResult) -> Iterator[str]:
         ids = result.changed_parents
         named = ", ".join(map(str, ids[:MOST_NAMED])) + (f" and {len(ids) - MOST_NAMED} more" * (len(ids) > MOST_NAMED))
         yield f"Files of their parents changed while these jobs ran, which have links to them: {named} (balsam show ID)"
-    if result.unfit:
-        yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {result.unfit}"
+    for unfit in result.unfit:
+        yield f"Not run: {_describe_unfit(unfit, result.resources, why_no_ranks)}"
+
+
+def _describe_unfit(unfit: Unfit, had: Resources, why_no_ranks: str) -> str:
+    """Return which jobs a launcher couldn't run, and what each lacks."""
+    needs, has = [], []
+    for needed, available, what in (
+        (unfit.nodes, had.nodes, "node{s}"),
+        (unfit.ranks_per_node, had.ranks_per_node, "rank{s} per node"),
+        (unfit.gpus_per_node, had.gpus_per_node, "GPU{s} per node"),
+        (unfit.minutes, inf if had.minutes_left is None else floor(had.minutes_left), "minute{s}"),
+    ):
+        if needed > available:
+            needs.append(f"{needed:g} {what.format(s='' if needed == 1 else 's')}")
+            left = " left" if what.startswith("minute") else ""
+            has.append(why_no_ranks if what.startswith("rank") and why_no_ranks else f"has {available:g}{left}")
+    verb = "needs" if unfit.jobs == 1 else "need"
+    ids = f"id {unfit.first}" if unfit.jobs == 1 else f"ids {unfit.first}-{unfit.last}"
+    if unfit.last - unfit.first >= unfit.jobs:
+        ids = f"ids from {unfit.first} to {unfit.last}"
+    jobs = "job" if unfit.jobs == 1 else "jobs"
+    return f"{unfit.jobs} {jobs} {verb} {' and '.join(needs)} ({ids}); this launcher {' and '.join(has)}"
 
 
 def _read_ids(name: str) -> tuple[int, ...]:

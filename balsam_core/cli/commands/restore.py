@@ -37,4 +37,5 @@ def restore(session: Session, /, file: str, path: str, **database: Any) -> None:
         directory, saved = load(file, path, **database_arguments(**database))
     path = str(directory.path)
     result = {"path": path, "db_type": directory.db_type, "id": directory.id, "saved": saved.created}
-    printer.one(result, f"restored {printable(path)} ({directory.db_type}), as it was at {printable(saved.created)}")
+    line = f"restored {printable(path)} ({directory.db_type}), as it was at {printable(saved.created)}"
+    printer.one(result, line, done=line)

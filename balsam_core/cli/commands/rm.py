@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
 def rm(session: Session, selector: tuple[str, ...], files: bool, cascade: bool, yes: bool) -> None:
     """Remove jobs or apps.
 
-    Jobs that run, or that others need which have not finished, are not removed; neither are apps that jobs use. Working
+    Nothing is removed if a job runs, or is needed by others which have not finished; neither are apps that jobs use.
+    Many jobs are removed in slices: an error on the way says how many are gone, and the others stay. Working
     directories stay unless --files is given; directories of your own (--user-workdir) always stay.
     """
     printer = session.printer()
@@ -62,16 +62,16 @@ def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes:
             for name in unique:
                 db.apps.remove(name)
                 removed.append(name)
-        printer.one({"removed": len(unique), "names": unique}, f"removed {counted(len(unique), 'app')}", ids=unique)
+        text = f"removed {counted(len(unique), 'app')}"
+        printer.one({"removed": len(unique), "names": unique}, text, ids=unique, done=text)
 
 
 def _remove_jobs(
     db: Database, printer: Printer, chosen: selectors.Chosen, *, files: bool, cascade: bool, yes: bool
 ) -> None:
     from balsam_core.cli.changing import report_changed
-    from balsam_core.client.slices import counted, removed_jobs, removed_with_descendants, told_how_far
+    from balsam_core.client.slices import counted, removed_children_first, removed_jobs, told_how_far
     from balsam_core.dbdir.workdirs import remove_workdirs
-    from balsam_core.model.calls import RemoveJobs
 
     if not yes:
         count = chosen.count()
@@ -79,11 +79,10 @@ def _remove_jobs(
         more += " with their files" if files else ""
         if count and not _confirm_removal(f"Remove {counted(count, 'job')}{more} from {db.path}?"):
             return
-    if cascade:
-        slices = removed_with_descendants(db, chosen.ids())
-    else:  # the last condition first: children have higher ids than their parents, mostly
-        calls = [RemoveJobs(where=condition) for condition in reversed(chosen.conditions)]
-        slices = chain.from_iterable(removed_jobs(db, call) for call in calls)
+    if cascade or len(chosen.conditions) != 1:
+        slices = removed_children_first(db, chosen.ids(), cascade="--cascade", descendants=cascade)
+    else:
+        slices = removed_jobs(db, chosen.conditions[0], cascade="--cascade")
     ids: list[int] = []
     kept: list[str] = []
     with told_how_far("removed", ids):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from balsam_core.dbdir.workdirs import make_workdir, output_name
 from balsam_core.errors import BalsamError, DBDirError
-from balsam_core.launcher.job.commands import hook_argv, job_argv, job_environment
+from balsam_core.launcher.job.commands import bound_cores, hook_argv, job_argv, job_environment, ranks_started
 from balsam_core.launcher.job.dataflow import LinkedFiles, change_remarks, copy_commands, find_inputs, link_inputs
 from balsam_core.launcher.job.failures import (
     DiskFullError,
@@ -35,7 +35,8 @@ from balsam_core.launcher.job.failures import (
 )
 from balsam_core.launcher.job.outputs import keep_earlier_outputs
 from balsam_core.launcher.job.staging import stage_in_command, stage_out_commands
-from balsam_core.launcher.processes import ShortageError, is_shortage
+from balsam_core.launcher.placement import Need
+from balsam_core.launcher.process_events import ShortageError, is_shortage
 from balsam_core.model.states import END, State
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.launcher.counters import Counters
+    from balsam_core.launcher.mpi import MPI
+    from balsam_core.launcher.placement import Place
     from balsam_core.model.app import App
     from balsam_core.model.calls import ParentRef
     from balsam_core.model.job import Job
@@ -64,6 +67,7 @@ class ProcessSpec(NamedTuple):
         stdout: File for its output, in the working directory.
         stderr: File for its errors; may be the same.
         started_state: The state that the job reaches when the process has started; None for none.
+        cores: Numbers of the processors that it is bound to; empty for no binding.
         time_limit: Seconds after which it is to be ended; None for no limit.
     """
 
@@ -72,6 +76,7 @@ class ProcessSpec(NamedTuple):
     stdout: str
     stderr: str
     started_state: State | None = None
+    cores: tuple[int, ...] = ()
     time_limit: float | None = None
 
 
@@ -81,6 +86,9 @@ class ProcessResult(NamedTuple):
     Attributes:
         exit_code: Exit code, negative for a signal.
         stop_reason: Why the launcher stopped it; empty where it ended by itself.
+        is_lost: Whether nobody wanted it to end: what keeps it was lost, as ``stop_reason`` says.
+        ended_at: When it ended, by the monotonic clock; None for now.
+        left_behind: Processes that it had left running, and that were ended.
         over_limit: Whether that was because its time limit was over.
         cpu_seconds: Processor time, user and system, in seconds; None for unknown.
         max_memory: The most memory that it used, in bytes; None for unknown.
@@ -88,9 +96,20 @@ class ProcessResult(NamedTuple):
 
     exit_code: int
     stop_reason: str = ""
+    is_lost: bool = False
+    ended_at: float | None = None
+    left_behind: int = 0
     over_limit: bool = False
     cpu_seconds: float | None = None
     max_memory: int | None = None
+
+    @property
+    def remark(self) -> str:
+        """What else the history should say of it; mostly nothing."""
+        count = self.left_behind
+        if not count:
+            return ""
+        return "1 process left behind was ended" if count == 1 else f"{count} processes left behind were ended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +120,13 @@ class LauncherContext:
         directory: The DB directory.
         environment: Environment variables of every process.
         counters: Counts where the time goes.
+        mpi: What starts jobs of several ranks; None where nothing can.
     """
 
     directory: DBDir
     environment: dict[str, str]
     counters: Counters
+    mpi: MPI | None = None
 
 
 class ClaimedJob:
@@ -128,10 +149,12 @@ class ClaimedJob:
         cpu_seconds: Processor time of its run in seconds; None for unknown.
         max_memory: The most memory that its run used, in bytes; None for unknown.
         workdir: Its working directory; set once it is made.
-        slots: Cores that it takes.
+        need: What it takes of a node.
+        place: What it has been given; None until it is started.
     """
 
     workdir: Path
+    place: Place | None = None
 
     def __init__(self, job: Job, app: App | None, parents: list[ParentRef], context: LauncherContext) -> None:
         self.job = job
@@ -152,24 +175,24 @@ class ClaimedJob:
         self.max_memory: int | None = None
         self._running_since = 0.0
         self._is_over_limit = False
-        self.slots = max(1, job.ranks_per_node * -(-job.threads_per_rank // job.threads_per_core))
+        self.need = Need.of(job)
         self._app = app
         self._parents = parents
         self._context = context
 
-    def reach(self, state: State, reason: str = "") -> None:
-        """Note that the job reached a state."""
+    def reach(self, state: State, reason: str = "", at: float | None = None) -> None:
+        """Note that the job reached a state, now or at a moment of the monotonic clock."""
         self.state = state
-        at = monotonic()
-        self.transitions.append((state, at))
+        moment = monotonic() if at is None else at
+        self.transitions.append((state, moment))
         if state is _S.RUNNING:
-            self._running_since = at
-        if reason:
-            self.note(reason)
+            self._running_since = moment
+        self.remark(reason)
 
-    def note(self, reason: str) -> None:
-        """Note what is to be said in the history."""
-        self.message = f"{self.message}; {reason}" if self.message else reason
+    def remark(self, text: str) -> None:
+        """Note something for the history; nothing where the text is empty."""
+        if text:
+            self.message = f"{self.message}; {text}" if self.message else text
 
     def give_back(self) -> None:
         """Drop what happened and release the job as the database knows it: it wasn't started, or was killed."""
@@ -189,6 +212,7 @@ class ClaimedJob:
             DiskFullError: No files can be made for this job, nor for any other; the job is to be given back.
             ShortageError: Too many open files or too little memory; a new lifecycle may go on later.
         """
+        self.__dict__.pop("_environment", None)  # after a pause it may have another place
         try:
             yield from self._pass_states()
         except DiskFullError:
@@ -266,33 +290,40 @@ class ClaimedJob:
     def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
         out, err = output_name(self.job, ".out"), output_name(self.job, ".err")
         argv = job_argv(self.job, self._app)
+        limit = self.job.time_limit_minutes * 60 or None
         linked = None
         if self.job.input_files and self._parents and self.job.input_mode == "link":
             linked = LinkedFiles(self._context.directory, self.job, self.workdir, self._parents)
-        result = yield from self._run_process(
-            ProcessSpec(argv, self._environment, out, err, _S.RUNNING, self.job.time_limit_minutes * 60 or None)
-        )
+        with ranks_started(self.job, argv, self._environment, self._context.mpi) as (argv, env):
+            cores = bound_cores(self.job, self.place)
+            result = yield from self._run_process(ProcessSpec(argv, env, out, err, _S.RUNNING, cores, limit))
         if linked is not None and (changed := linked.changed()):
             self.changed_parents = True
             own, self.remarks = change_remarks(self.job, changed)
-            self.note(own)
+            self.remark(own)
         self.return_code = result.exit_code
-        self.elapsed = monotonic() - self._running_since
+        ended_at = monotonic() if result.ended_at is None else result.ended_at
+        self.elapsed = max(0.0, ended_at - self._running_since)
         self.cpu_seconds, self.max_memory = result.cpu_seconds, result.max_memory
         if result.stop_reason:
-            self.reach(_S.RUN_TIMEOUT, result.stop_reason)
+            self.reach(_S.RUN_TIMEOUT, result.stop_reason, result.ended_at)
             self._is_over_limit = result.over_limit
-            # A launcher that stops it is about to end: the next one runs the handler.
-            self.released = self.job.post_timeout_handler and not result.over_limit
+            if result.is_lost:
+                self.reach(_S.RESTART_READY)
+                self.released = True
+            else:
+                # A launcher that stops it is about to end: the next one runs the handler.
+                self.released = self.job.post_timeout_handler and not result.over_limit
         elif result.exit_code and not self.job.user_workdir and is_no_space_left(self.workdir):
             failure = f"{self._describe_failure(result, err, out)} (no space left in {str(self.workdir)!r})"
-            self.reach(_S.RUN_TIMEOUT, failure)
+            self.reach(_S.RUN_TIMEOUT, failure, result.ended_at)
             self.reach(_S.RESTART_READY)
             raise DiskFullError(f"job {self.id}: {failure}")
         elif result.exit_code:
-            self.reach(_S.RUN_ERROR, self._describe_failure(result, err, out))
+            self.reach(_S.RUN_ERROR, self._describe_failure(result, err, out), result.ended_at)
         else:
-            self.reach(_S.RUN_DONE)
+            self.reach(_S.RUN_DONE, at=result.ended_at)
+        self.remark(result.remark)
 
     def _postprocess(self) -> Generator[ProcessSpec, ProcessResult, None]:
         argv = hook_argv(self.job, self._app, "postprocess")
@@ -351,9 +382,11 @@ class ClaimedJob:
         """Run a process beside the job's main one, with a log of this stem; return whether the lifecycle may go on."""
         log = output_name(self.job, ".log", stem=stem)
         result = yield from self._run_process(ProcessSpec(argv, env or self._environment, log, log))
+        if result.remark:
+            self.remark(f"{what or stem}: {result.remark}")
         if result.stop_reason:
             self.released = True  # the next launcher does this step again
-            self.note(f"{what or stem}: {result.stop_reason}")
+            self.remark(f"{what or stem}: {result.stop_reason}")
         elif result.exit_code:
             self._fail(f"{what or stem}: {self._describe_failure(result, log)}")
         return not result.stop_reason and not result.exit_code
@@ -367,7 +400,7 @@ class ClaimedJob:
 
     @cached_property
     def _environment(self) -> dict[str, str]:
-        return job_environment(self._context.environment, self.job, self._app, self.workdir)
+        return job_environment(self._context.environment, self.job, self._app, self.workdir, self.place)
 
     def _describe_failure(self, result: ProcessResult, *outputs: str) -> str:
         said = last_words(*(self.workdir / name for name in outputs))

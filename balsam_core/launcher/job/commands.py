@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import InvalidInput
 from balsam_core.launcher.job.outputs import write_parent_ids
 from balsam_core.model.command import fill_known, fill_template, split
+from balsam_core.model.cores import parse_cores
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
+    from balsam_core.launcher.mpi import MPI
+    from balsam_core.launcher.placement import Place
     from balsam_core.model.app import App
     from balsam_core.model.job import Job
 
@@ -85,10 +91,14 @@ def base_environment(directory: DBDir, launcher_id: int) -> dict[str, str]:
 LONGEST_PARENT_IDS = 100_000  # bytes in a variable; the system allows 131,072 with its name
 
 
-def job_environment(base: dict[str, str], job: Job, app: App | None, workdir: Path) -> dict[str, str]:
+def job_environment(
+    base: dict[str, str], job: Job, app: App | None, workdir: Path, place: Place | None = None
+) -> dict[str, str]:
     """Return the environment of a job's processes: the job's variables override the app's, these the shared ones.
 
-    More ids of parents than a variable can hold are in a file instead, and ``BALSAM_PARENT_IDS`` is not set.
+    ``OMP_NUM_THREADS`` tells OpenMP programs the job's threads, where app and job don't set it. The number 1, which is
+    the default of jobs, leaves what the launcher got from its own environment. More ids of parents than a variable can
+    hold are in a file instead, and ``BALSAM_PARENT_IDS`` is not set.
 
     Raises:
         OSError: That file can't be written.
@@ -97,4 +107,38 @@ def job_environment(base: dict[str, str], job: Job, app: App | None, workdir: Pa
     if len(own["BALSAM_PARENT_IDS"]) > LONGEST_PARENT_IDS:
         del own["BALSAM_PARENT_IDS"]
         own["BALSAM_PARENT_IDS_FILE"] = str(write_parent_ids(job, workdir))
-    return {**base, **(app.environ if app else {}), **job.environ, **own}
+    threads = str(job.threads_per_rank)
+    env = {"OMP_NUM_THREADS": threads, **base}
+    if job.threads_per_rank > 1:
+        env["OMP_NUM_THREADS"] = threads
+    if place is not None and place.gpus:
+        env |= dict.fromkeys(place.gpu_variables, ",".join(place.gpus))
+    return {**env, **(app.environ if app else {}), **job.environ, **own}
+
+
+def bound_cores(job: Job, place: Place | None) -> tuple[int, ...]:
+    """Return the processors that a job's processes are bound to; empty for no binding."""
+    if job.cpu_affinity in {"", "none"} or place is None:
+        return ()
+    return place.cores if job.cpu_affinity == "depth" else parse_cores(job.cpu_affinity)
+
+
+@contextmanager
+def ranks_started(
+    job: Job, argv: list[str], env: dict[str, str], mpi: MPI | None
+) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Give the command line and the environment that start all ranks of a job; as they are where it has one rank.
+
+    MPI programs keep sockets and shared memory below ``TMPDIR``, and those of one user get in each other's way there:
+    each job has a directory of its own while it runs.
+
+    Raises:
+        InvalidInput: The job has several ranks, and there is no MPI.
+    """
+    if job.num_nodes * job.ranks_per_node == 1:
+        yield argv, env
+        return
+    if mpi is None:
+        raise InvalidInput("this launcher has no MPI to start its ranks")
+    with TemporaryDirectory(prefix="balsam-", dir=env.get("TMPDIR"), ignore_cleanup_errors=True) as folder:
+        yield mpi.wrap(argv, job), {**mpi.environment, **env, "TMPDIR": folder}

@@ -6,8 +6,8 @@ import re
 from fnmatch import translate
 from typing import TYPE_CHECKING
 
-from balsam_core.errors import InvalidInput
 from balsam_core.launcher.job.outputs import is_log
+from balsam_core.model.text import check_patterns
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -29,11 +29,8 @@ class Patterns:
     def __init__(self, patterns: Sequence[str], *, what: str) -> None:
         self.unmatched = dict.fromkeys(patterns)
         self._tests: list[tuple[str, re.Pattern[str], bool, bool]] = []
+        check_patterns(what, patterns)
         for pattern in patterns:
-            if "/" in pattern:
-                raise InvalidInput(
-                    f"{what}: the pattern {pattern!r} holds a slash; patterns match names in the working directory"
-                )
             named = any(c.isalnum() for c in pattern)
             self._tests.append((pattern, re.compile(translate(pattern)), pattern.startswith("."), named))
 

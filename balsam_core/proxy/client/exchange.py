@@ -22,6 +22,7 @@ from balsam_core.proxy import protocol
 from balsam_core.proxy.client.channel import Channel, decode_text
 from balsam_core.proxy.keys import client_keys
 from balsam_core.proxy.protocol import LARGEST_REQUEST, CallRequest, StatusRequest
+from balsam_core.system.files import pasted
 from balsam_core.transport.base import TryAgainError
 from balsam_core.transport.deadlines import GRACE
 
@@ -248,13 +249,14 @@ class Exchange:
         # A silent server may be frozen or cut off for a while: it is waited for, unless it is proven dead.
         if not channel.refusals and not channel.failures and not (channel.silences and is_gone(address)):
             return
+        path = pasted(self._client.publication.db.path)
         now = time.monotonic()
         self._unreachable_since = now if self._unreachable_since is None else self._unreachable_since
         if channel.failures and not channel.refusals and now - self._unreachable_since > FOREIGN_TIMEOUT:
             raise Unavailable(
                 f"what listens at {where} is not the server of {name}: it is another program, or has other keys than "
-                f"keys/client.key says; start the server with balsam dbserver --path={name}"
+                f"keys/client.key says; start the server with balsam dbserver --path={path}"
             )
         if now - self._unreachable_since > RESTART_TIMEOUT:
-            remedy = self._client.publication.trouble() or f": start it with balsam dbserver --path={name}"
+            remedy = self._client.publication.trouble() or f": start it with balsam dbserver --path={path}"
             raise Unavailable(f"the server of {name}, published at {where}, is not there{remedy}")

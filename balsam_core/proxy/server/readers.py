@@ -23,7 +23,7 @@ import msgspec
 from balsam_core.errors import BalsamError, TooLarge
 from balsam_core.model.codec import encode
 from balsam_core.proxy.protocol import LARGEST_REPLY, OPERATIONS, CallRequest
-from balsam_core.proxy.server.writer import Answer, error_answer, lacks
+from balsam_core.proxy.server.answers import Answer, error_answer, lacks
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir

@@ -22,8 +22,9 @@ from balsam_core.model.codec import decode_result, encode_call
 from balsam_core.proxy import protocol
 from balsam_core.proxy.monitor import events
 from balsam_core.proxy.protocol import LARGEST_REQUEST, OPERATIONS, CallRequest, Hello, Reply, Welcome, check_hello
+from balsam_core.proxy.server.answers import Answer, PendingWrite, error_answer
 from balsam_core.proxy.server.readers import ReaderLostError
-from balsam_core.proxy.server.writer import GROUP_CALLS, Answer, FencedError, HeldError, PendingWrite, error_answer
+from balsam_core.proxy.server.writer import GROUP_CALLS, FencedError, HeldError
 from balsam_core.proxy.server.zap import DOMAIN
 from balsam_core.transport.base import ClientSession, ServerStatus
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -19,7 +19,6 @@ from balsam_core.errors import (
     BackendError,
     BalsamError,
     Busy,
-    Expired,
     InvalidInput,
     OutcomeUnknown,
     SchemaMismatch,
@@ -28,6 +27,7 @@ from balsam_core.errors import (
 from balsam_core.model.codec import decode_call, encode
 from balsam_core.operations import execution
 from balsam_core.operations.writer_cache import WriterCache
+from balsam_core.proxy.server.answers import Answer, PendingWrite, error_answer, expired, lacks
 from balsam_core.schema.tables import meta
 from balsam_core.schema.version import check
 from balsam_core.system.failpoints import failpoint
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from balsam_core.model.calls import Call, RequestId
+    from balsam_core.model.calls import Call
     from balsam_core.proxy.single_writer import SingleWriter
 
 logger = logging.getLogger(__name__)
@@ -74,39 +74,6 @@ class BatchLostError(Exception):
     def __init__(self, error: BalsamError) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-class PendingWrite(NamedTuple):
-    """A call that writes, as it came.
-
-    Attributes:
-        kind: The call's class.
-        data: The encoded call.
-        request_id: Its identity.
-        deadline: By this process's monotonic clock; later it is refused.
-    """
-
-    kind: type[Call[Any]]
-    data: bytes
-    request_id: RequestId
-    deadline: float
-
-
-class Answer(NamedTuple):
-    """The outcome of a call.
-
-    Attributes:
-        code: Empty, or an error's code.
-        body: The encoded answer, or the encoded message.
-    """
-
-    code: str
-    body: bytes
-
-
-def error_answer(err: BalsamError) -> Answer:
-    """Return an error as an answer."""
-    return Answer(err.code, encode(err.message))
 
 
 class GroupWriter:
@@ -218,7 +185,7 @@ class GroupWriter:
         Raises:
             BatchLostError: The database can't be read any more.
         """
-        return self._settle_outside(write, _expired(write))
+        return self._settle_outside(write, expired(write))
 
     def _settle_outside(self, write: PendingWrite, otherwise: Answer) -> Answer:
         """Do as :meth:`_settle`, outside a transaction."""
@@ -253,7 +220,7 @@ class GroupWriter:
         except BalsamError as err:
             return error_answer(err)
         if time.monotonic() > write.deadline:
-            return self._settle(write, _expired(write))
+            return self._settle(write, expired(write))
         if self._single.savepoints:
             self._execute(SAVEPOINT)
         try:
@@ -419,13 +386,3 @@ class GroupWriter:
 
 
 _SAVEPOINTS = "the engine's savepoints don't work, and its backend doesn't say savepoints=False in its SingleWriter"
-
-
-def lacks(operation: str, err: OSError) -> Unavailable:
-    """Return the error for a call that met a lack, e.g. of descriptors for a module that is imported late."""
-    return Unavailable(f"{operation} failed in the server ({reason(err)}); nothing was changed, repeat it")
-
-
-def _expired(write: PendingWrite) -> Answer:
-    late = Expired(f"{write.kind.operation()} reached the database after its deadline; nothing was changed")
-    return error_answer(late)

@@ -366,3 +366,27 @@ def test_apps_are_defined_once(db: Database, jobs: Jobs) -> None:
     for wrong in (App("", "x"), App("a", " "), App("a", "x '"), App("a\0", "x"), App("n" * 256, "x")):
         with pytest.raises(InvalidInput):
             db.apps.add(wrong)
+
+
+def test_an_app_asks_for_nothing_that_a_waiting_job_lacks(db: Database, jobs: Jobs) -> None:
+    db.apps.add(App("sim", "a {x}"))
+    (job,) = jobs.add(Job(app="sim", parameters={"x": 1}))
+    db.apps.add(App("sim", "b {x}"), replace=True)
+    for wrong in (App("sim", "b {x} {y}"), App("sim", "b", preprocess="{y}"), App("sim", "b", postprocess="{y}")):
+        with pytest.raises(Conflict, match=rf"job {job} has not started .* needs the parameters y \(given: x\)"):
+            db.apps.add(wrong, replace=True)
+        assert db.apps.get("sim") == App("sim", "b {x}")
+    jobs.kill()
+    jobs.add(Job(app="sim", parameters={"x": 1, "y": 2}, preprocess="own"))
+    db.apps.add(App("sim", "b {x} {y}", preprocess="{z}"), replace=True)
+    with pytest.raises(InvalidInput, match="needs the parameters z"):
+        jobs.add(Job(app="sim", parameters={"x": 1, "y": 2}))
+
+
+def test_a_chosen_job_behind_a_parent_that_is_not_chosen_is_counted(db: Database, jobs: Jobs) -> None:
+    parent = Job(command="x")
+    jobs.add([parent, Job(command="x", parents=[parent]), Job(command="x")])
+    jobs.kill()
+    changed = db.run(calls.RetryJobs(where=Compare("id", "gt", parent.id)))
+    assert (len(changed.ids), changed.blocked, changed.held) == (1, 1, 0)
+    assert "can't run again before its failed or killed parent" in changed.why

@@ -37,7 +37,10 @@ def test_claims_go_by_priority_then_age_and_only_what_fits(db: Database, jobs: J
     )
     me = register(db)
     some = Resources(minutes_left=50)
-    assert db.run(calls.CountWaiting(resources=some)) == {"fits": 5, "does not fit": 3}
+    unfit = db.run(calls.GetUnfit(resources=some))
+    assert [(one.first, one.nodes, one.minutes, one.gpus_per_node) for one in unfit] == [
+        (2, 2, 0, 0), (3, 1, 100, 0), (6, 1, 0, 0.5)
+    ]  # fmt: skip
     assert [job.name for job in claim(db, me, 2, resources=some)] == ["high", "middle"]
     assert [job.name for job in claim(db, me, 9, resources=some)] == ["threads", "low", "low2"]
     assert claim(db, me, 9, resources=some) == []

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from balsam_core.errors import Conflict
 from balsam_core.model import calls
 from balsam_core.model.app import App
 from balsam_core.model.calls import Call, Edge, Order, Resources, Run, Update
@@ -170,6 +173,18 @@ def test_retry_jobs(db: Database) -> None:
     assert db.jobs.states() == {"READY": 2}
 
 
+def test_check_removal(db: Database) -> None:
+    first = one(db)
+    second = one(db, parents=[first])
+    assert db.run(calls.CheckRemoval(where=Compare("id", "eq", first))) == [Edge(first, second)]
+    assert db.run(calls.CheckRemoval(where=Compare("id", "eq", first), cascade=True)) == []
+    assert db.run(calls.CheckRemoval(where=Compare("id", "eq", second))) == []
+    assert db.run(calls.CheckRemoval(where=calls.EVERYTHING)) == []
+    assert [job.id for job in claim(db, register(db))] == [first]
+    with pytest.raises(Conflict, match=f"job {first} is held by a launcher"):
+        db.run(calls.CheckRemoval(where=calls.EVERYTHING))
+
+
 def test_remove_jobs(db: Database) -> None:
     job = one(db, name="n", workflow="w")
     assert db.run(calls.RemoveJobs(where=calls.EVERYTHING)) == [calls.RemovedJob(job, "w", "n")]
@@ -247,10 +262,12 @@ def test_promote_delayed(db: Database) -> None:
     assert db.jobs.get(later).not_before is not None
 
 
-def test_count_waiting(db: Database) -> None:
+def test_get_unfit(db: Database) -> None:
     one(db)
-    one(db, num_nodes=2)
-    assert db.run(calls.CountWaiting(resources=Resources())) == {"fits": 1, "does not fit": 1}
+    first, last = one(db, num_nodes=2, threads_per_rank=2), one(db, num_nodes=2)
+    expected = calls.Unfit(jobs=2, first=first, last=last, nodes=2)
+    assert db.run(calls.GetUnfit(resources=Resources())) == [expected]
+    assert db.run(calls.GetUnfit(resources=Resources(), workflow="none")) == []
 
 
 def test_get_launchers(db: Database) -> None:

@@ -46,7 +46,14 @@ _RELIED_ON = {
     "statement_timeout": "0",
 }
 _WAIT_FOR_STANDBY = "SyncRepWaitForLSN"  # the server's function
-_NETWORK_ERRORS = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
+_NETWORK_ERRORS = (
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+)
 _UNANSWERED = (*map(os.strerror, _NETWORK_ERRORS), "server closed the connection unexpectedly")
 _SINCE = {"require_auth": 160000, "sslnegotiation": 170000, "sslcertmode": 160000}  # version of libpq
 

@@ -1,0 +1,192 @@
+"""How jobs of several ranks start: the MPI program of this machine, and its command line.
+
+Each kind is known by its template. The words in braces are filled for each job: ``{ranks}`` in all,
+``{ranks_per_node}``, ``{nodes}``, ``{threads_per_rank}``, ``{threads_per_core}``, ``{gpus_per_rank}``. The job's own
+command line follows. Where a program would choose processors by itself, the template forbids it: two runs on one
+node would get the same ones. The job's affinity mask holds for its ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import string
+import subprocess
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from balsam_core.errors import SettingsError
+from balsam_core.model.command import split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from balsam_core.model.job import Job
+
+__all__ = ["KINDS", "MPI", "find_mpi"]
+
+DETECTION_TIMEOUT = 10.0  # seconds that an MPI program may take to tell its version
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPI:
+    """One way to start the ranks of a job.
+
+    Attributes:
+        name: What ``--mpi`` and settings call it.
+        template: The words that stand before the job's command line.
+        versions: Texts of which ``--version`` prints one if the program is of this kind; none where the name tells.
+        environment: Variables that its runs get, where the job doesn't set them.
+    """
+
+    name: str
+    template: tuple[str, ...]
+    versions: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def wrap(self, argv: list[str], job: Job) -> list[str]:
+        """Return the command line that runs ``argv`` on all ranks of a job."""
+        values = {
+            "ranks": job.num_nodes * job.ranks_per_node,
+            "ranks_per_node": job.ranks_per_node,
+            "nodes": job.num_nodes,
+            "threads_per_rank": job.threads_per_rank,
+            "threads_per_core": job.threads_per_core,
+            "gpus_per_rank": f"{job.gpus_per_rank:g}",
+        }
+        return [*(word.format_map(values) for word in self.template), *argv]
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        MPI(
+            name="openmpi",
+            # The launcher counts the processors; Open MPI would count its own slots, too, and refuse.
+            template=("mpirun", "-n", "{ranks}", "--bind-to", "none", "--oversubscribe"),
+            versions=("Open MPI", "OpenRTE", "PRRTE"),
+            environment={"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
+        ),
+        MPI(
+            name="intelmpi",
+            template=("mpirun", "-n", "{ranks}"),
+            versions=("Intel(R) MPI",),
+            environment={"I_MPI_PIN": "off"},
+        ),
+        MPI(name="mpich", template=("mpiexec.hydra", "-n", "{ranks}", "-bind-to", "none"), versions=("HYDRA",)),
+        MPI(
+            name="srun",
+            template=(
+                "srun", "--exact", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}",
+                "--cpus-per-task={threads_per_rank}",
+            ),
+        ),
+        MPI(
+            name="aprun",
+            template=(
+                "aprun", "-n", "{ranks}", "-N", "{ranks_per_node}", "-d", "{threads_per_rank}",
+                "-j", "{threads_per_core}",
+            ),
+        ),
+        MPI(
+            name="jsrun",
+            template=("jsrun", "-n", "{ranks}", "-a", "1", "-c", "{threads_per_rank}", "-g", "{gpus_per_rank}"),
+        ),
+    )
+}  # fmt: skip
+"""The kinds that are known, in the order of their detection."""
+
+_PLACEHOLDERS = {"ranks", "ranks_per_node", "nodes", "threads_per_rank", "threads_per_core", "gpus_per_rank"}
+
+
+def find_mpi(wish: str = "") -> MPI | None:
+    """Return how this machine starts MPI jobs; None where it has no MPI.
+
+    Args:
+        wish: A kind, the path of its program, or a template; empty to search ``PATH`` for ``mpirun`` and ``mpiexec`` of
+            a known kind, then for ``aprun``, ``jsrun`` and, inside a Slurm job, ``srun``.
+
+    Raises:
+        SettingsError: What was wished is not there, or is no template.
+    """
+    if not wish.strip():
+        return _detect()
+    words = split(wish, what="mpi")
+    if len(words) > 1:
+        return _custom(words)
+    if kind := KINDS.get(wish):
+        return _check_program(kind, wish)
+    found = _identify(wish)
+    if found is None:
+        raise SettingsError(
+            f"mpi: {wish!r} is none of {', '.join(KINDS)}, nor a program of Open MPI, MPICH or Intel MPI, "
+            "nor a command line such as 'mpirun -n {ranks}'"
+        )
+    return found
+
+
+def _detect() -> MPI | None:
+    for program in ("mpirun", "mpiexec", "mpiexec.hydra"):
+        if found := _identify(program):
+            return found
+    for name in ("aprun", "jsrun", *(["srun"] if "SLURM_JOB_ID" in os.environ else [])):
+        if shutil.which(name):
+            return KINDS[name]
+    return None
+
+
+def _check_program(kind: MPI, wish: str) -> MPI:
+    programs = (
+        ("mpirun", "mpiexec", f"mpirun.{wish}", f"mpiexec.{wish}", kind.template[0]) if kind.versions else (wish,)
+    )
+    for program in programs:
+        if not kind.versions and shutil.which(program):
+            return kind
+        if kind.versions and (found := _identify(program)) and found.name == kind.name:
+            return found
+    raise SettingsError(f"mpi: there is no program of {wish} in PATH ({', '.join(dict.fromkeys(programs))})")
+
+
+def _identify(program: str) -> MPI | None:
+    """Return the kind of an MPI program by its version; None where it is none, or doesn't work."""
+    path = shutil.which(program)
+    if path is None:
+        return None
+    name = os.path.basename(path)  # noqa: PTH119
+    if name in KINDS:
+        return _with_program(KINDS[name], program)
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=DETECTION_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    text = done.stdout.decode(errors="replace")
+    kind = next((one for one in KINDS.values() if any(version in text for version in one.versions)), None)
+    return None if kind is None or done.returncode else _with_program(kind, program)
+
+
+def _with_program(kind: MPI, program: str) -> MPI:
+    return MPI(name=kind.name, template=(program, *kind.template[1:]), environment=kind.environment)
+
+
+def _custom(words: list[str]) -> MPI:
+    for word in words:
+        try:
+            names = {name for _, name, _, _ in string.Formatter().parse(word) if name is not None}
+        except ValueError as err:
+            raise SettingsError(f"mpi: {word!r} is no template: {err}") from None
+        if unknown := names - _PLACEHOLDERS:
+            known = ", ".join(sorted(f"{{{name}}}" for name in _PLACEHOLDERS))
+            raise SettingsError(f"mpi: {{{min(unknown)}}} is not known in {word!r}; known: {known}")
+    if not any("{ranks}" in word or "{ranks_per_node}" in word for word in words):
+        raise SettingsError("mpi: the command line says nowhere how many ranks to start: write {ranks} into it")
+    if shutil.which(words[0]) is None:
+        raise SettingsError(f"mpi: there is no program {words[0]!r}")
+    kind = _identify(words[0])
+    return MPI(name=words[0], template=tuple(words), environment=kind.environment if kind else {})

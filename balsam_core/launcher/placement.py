@@ -1,0 +1,169 @@
+"""Where jobs run on this node: which processors and which GPUs each one has.
+
+A job takes ``ranks_per_node`` times the processors of a rank (its threads, ``threads_per_core`` of them on one), its
+GPUs, and, with a ``node_packing_count`` of N, the N-th part of the node, so that at most N of its kind run on it.
+Processors are numbered logical processors. Whole GPUs belong to one job; jobs that want a part of one share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor, inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from balsam_core.system.hardware import gpu_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from balsam_core.model.job import Job
+
+_TINY = 1e-6  # of a GPU: three jobs of 0.333334 fit
+
+
+class Need(NamedTuple):
+    """What a job takes of a node.
+
+    Attributes:
+        ranks: Processes.
+        cores_per_rank: Processors of each.
+        gpus_per_rank: GPUs of each; a part of one below 1, else rounded up together.
+        packing: Most jobs of its kind on the node; 0 for no limit.
+    """
+
+    ranks: int = 1
+    cores_per_rank: int = 1
+    gpus_per_rank: float = 0.0
+    packing: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Processors of all its ranks."""
+        return self.ranks * self.cores_per_rank
+
+    @property
+    def is_special(self) -> bool:
+        """Whether it may have to wait though enough processors are free."""
+        return bool(self.gpus_per_rank or self.packing)
+
+    @classmethod
+    def of(cls, job: Job) -> Need:
+        """Return what a job needs on each of its nodes."""
+        cores_per_rank = -(-job.threads_per_rank // job.threads_per_core)
+        return cls(job.ranks_per_node, cores_per_rank, job.gpus_per_rank, job.node_packing_count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """What a job has been given.
+
+    Attributes:
+        slots: Numbers of its slots.
+        cores: Numbers of its processors; two jobs have one in common only where there are more slots than processors.
+        gpus: Names of its GPUs.
+        share: Which part of the node its packing count takes.
+        gpu_shares: The part that it takes of each GPU, by position.
+        gpu_variables: The variables that tell its processes which GPUs are theirs.
+    """
+
+    slots: tuple[int, ...]
+    cores: tuple[int, ...]
+    gpus: tuple[str, ...] = ()
+    share: Fraction | int = 0
+    gpu_shares: tuple[tuple[int, float], ...] = ()
+    gpu_variables: tuple[str, ...] = ()
+
+
+class Node:
+    """The processors and GPUs of a node, and which of them are free.
+
+    Attributes:
+        size: How many slots there are: processes of one processor that run at the same time.
+
+    Args:
+        cores: Numbers of the processors.
+        slots: How many processes of one processor run at the same time; the processors by default. With more slots than
+            processors they are shared.
+        gpus: Names of the GPUs.
+        most_jobs: How many jobs run at the same time, whatever they need; None for no limit.
+    """
+
+    def __init__(
+        self, cores: Sequence[int], *, slots: int = 0, gpus: Sequence[str] = (), most_jobs: int | None = None
+    ) -> None:
+        self.size = slots or len(cores)
+        self._cores = tuple(cores)
+        self._gpus = tuple(gpus)
+        self._gpu_variables = gpu_variables() if gpus else ()
+        self._free = list(range(self.size))  # sorted
+        self._free_gpus = [1.0] * len(gpus)
+        self._used_share: Fraction | int = 0
+        self._jobs = 0
+        self._most_jobs = most_jobs
+
+    @property
+    def free_slots(self) -> int:
+        """How many slots are free; none where no more jobs may run."""
+        return 0 if self._jobs == self._most_jobs else len(self._free)
+
+    @property
+    def free_gpus(self) -> float:
+        """How many GPUs are free, with parts of shared ones."""
+        return sum(self._free_gpus)
+
+    def take(self, need: Need) -> Place | None:
+        """Give a job its place; None while too little is free.
+
+        A job of more threads than there are processors gets all of them.
+        """
+        count = min(need.slots, self.size)
+        share = Fraction(1, need.packing) if need.packing else 0
+        if count > self.free_slots or self._used_share + share > 1:
+            return None
+        gpu_shares = self._find_gpus(need) if need.gpus_per_rank else ()
+        if gpu_shares is None:
+            return None
+        slots = self._take_slots(count)
+        for at, part in gpu_shares:
+            self._free_gpus[at] -= part
+        self._used_share += share
+        self._jobs += 1
+        cores = tuple(sorted({self._cores[slot % len(self._cores)] for slot in slots}))
+        gpus = tuple(self._gpus[at] for at, _ in gpu_shares)
+        return Place(slots, cores, gpus, share, gpu_shares, self._gpu_variables if gpus else ())
+
+    def give_back(self, place: Place) -> None:
+        """Free what a job had."""
+        self._free += place.slots
+        self._free.sort()
+        for at, part in place.gpu_shares:
+            self._free_gpus[at] = min(1.0, self._free_gpus[at] + part)
+        self._used_share -= place.share
+        self._jobs -= 1
+
+    def _take_slots(self, count: int) -> tuple[int, ...]:
+        """Take free slots: neighbours where there are enough, since these share caches and memory."""
+        free = self._free
+        last = len(free) - count
+        at = next((at for at in range(last + 1) if free[at + count - 1] - free[at] == count - 1), 0)
+        taken = tuple(free[at : at + count])
+        del free[at : at + count]
+        return taken
+
+    def _find_gpus(self, need: Need) -> tuple[tuple[int, float], ...] | None:
+        """Return which GPUs a job gets and what part of each; None while too little is free."""
+        free = self._free_gpus
+        gpus_for_parts = ceil(need.ranks / floor(1 / need.gpus_per_rank + _TINY)) if need.gpus_per_rank < 1 else inf
+        if gpus_for_parts > len(free):  # whole ones; so are parts that fit only if a rank may use two GPUs
+            count = ceil(need.ranks * need.gpus_per_rank - _TINY)
+            whole = [at for at, left in enumerate(free) if left > 1 - _TINY][:count]
+            return tuple((at, 1.0) for at in whole) if len(whole) == count else None
+        parts: dict[int, float] = {}
+        for _ in range(need.ranks):
+            left = [(amount - parts.get(at, 0.0), at) for at, amount in enumerate(free)]
+            best = min((one for one in left if one[0] > need.gpus_per_rank - _TINY), default=None)
+            if best is None:
+                return None
+            parts[best[1]] = parts.get(best[1], 0.0) + need.gpus_per_rank
+        return tuple(sorted(parts.items()))
