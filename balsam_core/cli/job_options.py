@@ -13,6 +13,7 @@ import click
 from balsam_core.cli.values import (
     AT_LEAST_0,
     AT_LEAST_1,
+    DURATION,
     LARGEST,
     SHARE,
     converted,
@@ -51,7 +52,12 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
     (("--input-files",), {
         "multiple": True, "metavar": "PATTERNS", "callback": converted(patterns),
-        "help": "Patterns of the parents' files to link into the working directory, e.g. '*.xyz out.*'.",
+        "help": "Names or patterns of the parents' files that come into the working directory, e.g. '*.xyz out.*'.",
+    }),
+    (("--input-mode",), {
+        "type": click.Choice(["link", "copy"]),
+        "help": "Whether these are links, through which the job could change its parents' files, or copies.  "
+        "[default: link]",
     }),
     (("--stage-in",), {
         "metavar": "PATH", "callback": converted(full_path),
@@ -79,8 +85,14 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "help": "Whether a job that the launcher's time limit stopped runs again.",
     }),
     (("--max-retries",), {"type": AT_LEAST_0, "help": "How often a failed job runs again by itself."}),
+    (("--retry-delay-seconds",), {
+        "type": DURATION, "metavar": "S", "help": "Pause before the first of these retries; doubles with each.",
+    }),
     (("--priority",), {"type": click.IntRange(-LARGEST, LARGEST), "metavar": "NUMBER", "help": "Higher runs first."}),
     (("--wall-time-minutes",), {"type": AT_LEAST_0, "help": "Expected duration; 0 for unknown."}),
+    (("--time-limit-minutes",), {
+        "type": DURATION, "metavar": "M", "help": "End the run after M minutes, e.g. 90 or 0.5; 0 for no limit.",
+    }),
     (("--num-nodes",), {"type": AT_LEAST_1, "help": "Nodes."}),
     (("--ranks-per-node",), {"type": AT_LEAST_1, "help": "Processes per node."}),
     (("--threads-per-rank",), {"type": AT_LEAST_1, "help": "Threads per process."}),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from balsam_core.client.database import Database
-    from balsam_core.model.calls import Event
+    from balsam_core.model.calls import Attempt, Event
     from balsam_core.model.job import Job
 
 _FIRST = ("id", "workflow", "name", "state", "state_since", "return_code")
@@ -27,6 +27,17 @@ COMPUTED = {"runs": ("app", "command"), "workdir": ("id", "workflow", "name", "u
 
 EVENT_FIELDS = ("job_id", "at", "state", "attempt", "message")
 """The fields of a line of history."""
+
+
+ATTEMPT_FIELDS = (
+    "attempt", "outcome", "return_code", "host", "launcher_id", "started_at", "elapsed", "cpu_seconds", "max_memory",
+)  # fmt: skip
+"""The fields of an attempt in the order in which they are printed."""
+
+
+def attempt_record(attempt: Attempt) -> dict[str, object]:
+    """Return the fields of an attempt by name."""
+    return {name: getattr(attempt, name) for name in ATTEMPT_FIELDS}
 
 
 def job_record(job: Job) -> dict[str, object]:

@@ -41,6 +41,7 @@ class _Fraction(click.FloatRange):
 
 
 SHARE = _Fraction(0, 1e6)
+DURATION = _Fraction(0, 1e8)
 MINUTES = _Fraction(0, 60 * 24 * 366, min_open=True)
 AT_LEAST_0 = _AtLeast(0)
 AT_LEAST_1 = _AtLeast(1)

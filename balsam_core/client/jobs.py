@@ -13,6 +13,7 @@ from balsam_core.model.calls import (
     AddEdge,
     CountJobs,
     CountStates,
+    GetAttempts,
     GetHistory,
     GetJobs,
     GetRows,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.client.inserting import AddedIds
-    from balsam_core.model.calls import Call, Changed, Event, IfExists, RemovedJob, Where
+    from balsam_core.model.calls import Attempt, Call, Changed, Event, IfExists, RemovedJob, Where
     from balsam_core.transport.base import Transport
 
 T = TypeVar("T")
@@ -282,6 +283,10 @@ class Jobs(JobQuery):
     def history(self, *jobs: int | Job) -> list[Event]:
         """Read everything that happened to the jobs, oldest first."""
         return self._transport.run(GetHistory(jobs=[added_id(job) for job in jobs]))
+
+    def attempts(self, *jobs: int | Job) -> list[Attempt]:
+        """Read the ended attempts at the jobs: where each ran, how long, what it took and how it ended."""
+        return self._transport.run(GetAttempts(jobs=[added_id(job) for job in jobs]))
 
 
 def added_id(job: int | Job) -> int:

@@ -7,19 +7,21 @@ as slots become free, so that no job waits in this launcher while another launch
 from __future__ import annotations
 
 from collections import deque
-from time import monotonic
+from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
-from balsam_core.launcher.options import FIRST_POLL, LARGEST_CLAIM, LONGEST_POLL, QUEUE_SECONDS
+from balsam_core.launcher.options import FIRST_POLL, LARGEST_CLAIM, LONGEST_POLL, PROMOTE_EVERY, QUEUE_SECONDS
 from balsam_core.model.calls import (
     MOST_JOBS,
     ClaimJobs,
     CountHeldByOthers,
     CountJobs,
+    GetDelay,
     GetRows,
+    PromoteDelayed,
     PromoteStagedInsert,
     Update,
     UpdateJobs,
@@ -28,7 +30,7 @@ from balsam_core.model.filters import AllOf, Compare
 from balsam_core.model.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from balsam_core.launcher.options import LauncherOptions
     from balsam_core.launcher.retrying_client import RunCall
@@ -40,8 +42,10 @@ class ClaimQueue:
 
     Attributes:
         jobs: Claimed jobs in the order of starting.
+        paused: Started jobs that go on when what happened to them is on record, by id. They take no slot meanwhile.
         dry: Whether the last claim gave fewer jobs than wanted.
         poll_at: When to claim again while it is dry, by the monotonic clock.
+        waits_for: What an idle launcher waits for, for people; empty where that isn't known.
     """
 
     def __init__(
@@ -54,8 +58,11 @@ class ClaimQueue:
         free_gpus: Callable[[], float],
     ) -> None:
         self.jobs: deque[ClaimedJob] = deque()
+        self.paused: dict[int, ClaimedJob] = {}
         self.dry = False
         self.poll_at = 0.0
+        self.waits_for = ""
+        self._next_retry_at = 0.0
         self._run = run
         self._launcher_id = launcher_id
         self._options = options
@@ -128,6 +135,13 @@ class ClaimQueue:
         self.poll_at = now + self._poll_interval
         self._poll_interval = min(self._poll_interval * 1.5, LONGEST_POLL)
 
+    def resume(self, unrecorded: Container[int]) -> None:
+        """Let the paused jobs go on that are not among the ``unrecorded``, before those that have not begun."""
+        for job_id in [job_id for job_id in self.paused if job_id not in unrecorded]:
+            claimed = self.paused.pop(job_id)
+            claimed.paused = False
+            self.jobs.appendleft(claimed)
+
     def withdraw(self, job_id: int) -> ClaimedJob | None:
         """Take a job out of the queue, None where it isn't there."""
         for claimed in self.jobs:
@@ -149,13 +163,31 @@ class ClaimQueue:
         self.poll_at = 0.0
         self._poll_interval = FIRST_POLL
 
-    def promote(self) -> None:
-        """Make jobs claimable that a client published but did not promote before it ended."""
+    def promote(self) -> float:
+        """Make jobs claimable that a client published but did not promote before it ended, and retries that are due.
+
+        Returns:
+            Seconds until there may be more.
+        """
         while self._run(PromoteStagedInsert()):
             pass
+        delay = self._run(GetDelay())
+        if delay == 0.0:
+            while self._run(PromoteDelayed()):
+                pass
+            self.poll_soon()
+        return PROMOTE_EVERY if delay is None else min(max(delay, FIRST_POLL), PROMOTE_EVERY)
 
     def more_may_come(self) -> bool:
-        """Whether jobs for us may become claimable later: other launchers hold their parents."""
+        """Whether jobs for us may become claimable later: delayed retries, or other launchers hold their parents."""
+        delays = [self._run(GetDelay(workflow=self._options.workflow, only=ids)) for ids in self._slices]
+        if waits := [delay for delay in delays if delay is not None]:
+            at = time() + min(waits)
+            if abs(at - self._next_retry_at) > 1:  # else the same one, seen a moment later
+                self._next_retry_at = at
+            self.waits_for = f"waiting for a retry at {strftime('%H:%M:%S', localtime(self._next_retry_at))}"
+            return True
+        self.waits_for = ""
         if self._options.only is not None and not self._listed_jobs_wait():
             return False
         return self._run(CountHeldByOthers(launcher=self._launcher_id, workflow=self._options.workflow)) > 0

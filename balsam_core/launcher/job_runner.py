@@ -10,6 +10,7 @@ stopped and has not failed.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Generator  # noqa: TC003
 from dataclasses import dataclass
 from time import monotonic
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.launcher.job.claimed_job import ClaimedJob, ProcessResult, ProcessSpec
 from balsam_core.launcher.job.failures import DiskFullError, is_disk_full
-from balsam_core.launcher.options import FIRST_POLL
+from balsam_core.launcher.options import FIRST_POLL, KILL_GRACE
 from balsam_core.launcher.process_events import Command, Ended, Refused, ShortageError, Started
 from balsam_core.launcher.processes import Processes
 from balsam_core.model.states import State
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, in what the system says of ended processes
 HOLD = 2.0  # seconds that an end by a signal of batch systems and terminals is held
 _LOST = {
     "lease": "its launcher could not renew its lease in time",
@@ -54,6 +56,7 @@ class RunningJob:
         held: How its process ended, while that is held; None for no such process.
         held_until: When it counts, by the monotonic clock.
         stop_reason: Why the launcher asked it to end; empty where it didn't.
+        over_limit: Whether that was because its time limit was over.
         dropped: Whether its result doesn't count: the user killed it, or it isn't ours any more.
     """
 
@@ -65,6 +68,7 @@ class RunningJob:
     held: ProcessResult | None = None
     held_until: float = 0.0
     stop_reason: str = ""
+    over_limit: bool = False
     dropped: bool = False
 
 
@@ -102,6 +106,7 @@ class JobRunner:
         self.fault = ""
         self.blocked: list[RunningJob] = []
         self._node = node
+        self._limits: dict[RunningJob, float] = {}  # when processes with a time limit are to be ended
         self.stuck: set[RunningJob] = set()
         self._held: list[RunningJob] = []
         self._stop_reason = ""
@@ -177,6 +182,20 @@ class JobRunner:
                 running.stop_reason = running.stop_reason or reason
                 self.processes.end(running.process, grace=grace)
 
+    def stop_overdue(self) -> float | None:
+        """Ask processes to end whose time limit is over; returns when the next one's is."""
+        if self._limits and min(self._limits.values()) <= monotonic():
+            self.collect(0.0)  # a process that has ended already was not stopped by us
+            for running, limit_at in list(self._limits.items()):
+                if limit_at <= monotonic() and running.process is not None:
+                    del self._limits[running]
+                    if not running.stop_reason and not running.dropped:
+                        minutes = running.claimed.job.time_limit_minutes
+                        running.stop_reason = f"its time limit of {minutes:g} minutes was over"
+                        running.over_limit = True
+                        self.processes.end(running.process, grace=KILL_GRACE)
+        return min(self._limits.values(), default=None)
+
     def drop(self, running: RunningJob, *, grace: float) -> None:
         """End a job's process without using its result."""
         running.dropped = True
@@ -189,6 +208,8 @@ class JobRunner:
 
     def _note_start(self, running: RunningJob, at: float) -> None:
         spec = running.spec
+        if spec is not None and spec.time_limit is not None:
+            self._limits[running] = at + spec.time_limit
         if spec is not None and spec.started_state is not None and not running.dropped:
             running.claimed.reach(spec.started_state, at=at)
             self._on_change(running.claimed)
@@ -203,6 +224,7 @@ class JobRunner:
 
     def _note_end(self, running: RunningJob, event: Ended[RunningJob]) -> None:
         running.process = None
+        self._limits.pop(running, None)
         self.stuck.discard(running)
         if running.dropped:
             self._remove_job(running)
@@ -214,6 +236,9 @@ class JobRunner:
             is_lost=event.is_lost and not running.stop_reason,
             ended_at=event.ended_at,
             left_behind=event.left_behind,
+            over_limit=running.over_limit and event.why == "asked",
+            cpu_seconds=event.cpu,
+            max_memory=event.memory * MEMORY_UNIT,
         )
         if event.why or event.exit_code not in BATCH_EXIT_CODES:
             self._advance_job(running, result)
@@ -290,7 +315,7 @@ class JobRunner:
         self._retry_at = monotonic() + FIRST_POLL
 
     def _stop_on_full_disk(self, running: RunningJob, err: Exception) -> None:
-        self.fault = self.fault or f"the disk is full: {err}"
+        self.fault = self.fault or str(err)
         self._give_back(running)
 
     def _give_back(self, running: RunningJob) -> None:

@@ -39,6 +39,7 @@ from balsam_core.model.calls import (
     Resources,
 )
 from balsam_core.model.states import State
+from balsam_core.system.processes import this_machine
 from balsam_core.system.signals import StopRequests
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Launcher:
         self._time_limit_at = inf if options.time_limit is None else self._started_at + options.time_limit
         self._counts = dict.fromkeys(("finished", "failed", "killed", "again"), 0)
         self._unrecorded: dict[int, ClaimedJob] = {}  # done, but the database doesn't know yet
+        self._changed_parents: list[int] = []
         self._unreleased: dict[int, ClaimedJob] = {}  # dropped, but the database may still name us as their holder
         self._claim_in_doubt = False  # a claim got no answer: the database may have given us jobs that we don't know of
         self._refusal: BalsamError | None = None  # why the database will not take our calls again
@@ -136,7 +138,7 @@ class Launcher:
             mpi=self._options.mpi,
         )
         on_recorded = self._dispatcher.add if self._dispatcher else None
-        self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded)
+        self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded, this_machine().node)
         options = self._options
         node = Node(options.cores, slots=options.slots, gpus=options.gpus, most_jobs=options.most_jobs)
         self._queue = ClaimQueue(
@@ -196,6 +198,8 @@ class Launcher:
             seconds=monotonic() - self._started_at,
             unfit=unfit,
             resources=self._resources(),
+            changed_parents=tuple(self._changed_parents),
+            fault=bool(self._runner.fault),
             reason=self._end_reason,
             signal=self._stop_requests.number,
             spent=self.counters.seconds,
@@ -221,8 +225,8 @@ class Launcher:
 
     def _seconds_until_due(self, longest_wait: float) -> float:
         times = [monotonic() + longest_wait, self._display.due]
-        if (held_until := self._runner.held_until()) is not None:
-            times.append(held_until)
+        overdue = (self._runner.held_until(), self._runner.stop_overdue())
+        times += [time for time in overdue if time is not None]
         if not self._end_reason:
             times.append(self._time_limit_at)
         if self._runner.blocked:
@@ -240,6 +244,7 @@ class Launcher:
 
     def _start_claimed(self) -> None:
         queued, runner = self._queue.jobs, self._runner
+        self._queue.resume(self._reporter.jobs)
         if runner.blocked:
             runner.retry_blocked()
         while queued and runner.start(queued[0]):
@@ -261,6 +266,13 @@ class Launcher:
             self._keep_until_released(claimed)
             return
         self._reporter.add(claimed)
+        if claimed.changed_parents:
+            self._changed_parents.append(claimed.id)
+            claimed.changed_parents = False
+        if claimed.paused and not self._end_reason:
+            self._queue.paused[claimed.id] = claimed
+            return
+        claimed.released = claimed.released or claimed.paused
         self._unrecorded[claimed.id] = claimed
         if claimed.state is State.FAILED:
             logger.info("job %s (%.80s) failed: %s", claimed.id, claimed.job.name, claimed.message)
@@ -282,9 +294,11 @@ class Launcher:
         due = self._reporter.due()
         now = monotonic()
         idle = self._runner.free_slots > 0 and not self._queue.jobs
-        if due is not None and (due <= now or idle) and self._write_changes():
-            self._queue.poll_soon()
-            self._claim_jobs()
+        if due is not None and (due <= now or idle):
+            if self._write_changes():
+                self._queue.poll_soon()
+                self._claim_jobs()
+            self._start_claimed()
         if now >= self._membership.look_at and self._membership.end_dead():
             self._queue.poll_soon()
         if now >= self._ask_killed_at and (self._runner.jobs or self._queue.jobs or self._unreleased):
@@ -292,8 +306,7 @@ class Launcher:
             self._end_killed(self._client.run(GetKilledJobs(launcher=self._launcher_id)))
         if not self._end_reason:
             if now >= self._promote_at:
-                self._promote_at = now + constants.PROMOTE_EVERY
-                self._queue.promote()
+                self._promote_at = now + self._queue.promote()
             self._display.count_if_due(self._counts)
             self._check_for_end()
 
@@ -332,6 +345,7 @@ class Launcher:
             running = self._runner.jobs.get(claimed.id)
             if running is None:
                 self._unrecorded.pop(claimed.id, None)
+                self._queue.paused.pop(claimed.id, None)
                 self._keep_until_released(claimed)
             elif not running.dropped:
                 self._runner.drop(running, grace=constants.KILL_GRACE)
@@ -418,6 +432,10 @@ class Launcher:
             claimed = self._queue.jobs.pop()
             claimed.give_back()
             self._reporter.add(claimed)
+        for claimed in self._queue.paused.values():
+            claimed.released = True
+        self._unrecorded |= self._queue.paused
+        self._queue.paused.clear()
 
     def _check_last_writes(self) -> None:
         """See whether all changes are written, or there is no more time to write them."""
@@ -439,5 +457,7 @@ class Launcher:
             remark = f"the database can't be reached, {len(self._reporter.jobs)} changes are kept"
         elif self._runner.blocked:
             remark = "this machine can't start more processes"
+        elif not self._runner.jobs and not self._end_reason:
+            remark = self._queue.waits_for
         running, queued = len(self._runner.jobs), len(self._queue.jobs)
         self._display.show(self._counts, running=running, queued=queued, remark=remark, last=last)

@@ -83,6 +83,8 @@ class LauncherResult:
         seconds: How long it took.
         unfit: Waiting jobs that need more than this launcher has, by shape; counted up to a limit.
         resources: What this launcher had at its end.
+        changed_parents: Ids of jobs that have links to files of their parents that changed while they ran.
+        fault: Whether it ended because no job could be started any more.
         reason: Why it ended though something was left; empty where nothing was.
         signal: The signal that asked it to stop; None where none did.
         spent: Seconds by kind of work.
@@ -95,6 +97,8 @@ class LauncherResult:
     seconds: float = 0.0
     unfit: list[Unfit] = field(default_factory=list)
     resources: Resources = field(default_factory=Resources)
+    changed_parents: tuple[int, ...] = ()
+    fault: bool = False
     reason: str = ""
     signal: int | None = None
     spent: Mapping[str, float] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.errors import OutcomeUnknown
 from balsam_core.launcher.options import FLUSH_AFTER, FLUSH_AT, FLUSH_SHARE
-from balsam_core.model.calls import MOST_JOBS, GetRows, Update, UpdateJobs
+from balsam_core.model.calls import MOST_JOBS, GetRows, Run, Update, UpdateJobs
 from balsam_core.model.filters import Compare
 from balsam_core.model.states import END, State
 
@@ -33,14 +33,19 @@ class Reporter:
 
     Attributes:
         jobs: Jobs with unwritten changes, by id.
-        in_doubt: Number of transitions and the message of each job in the write whose answer was lost, by id.
+        in_doubt: The update of each job in the write whose answer was lost, by id.
     """
 
     def __init__(
-        self, run: RunCall, launcher_id: int, on_recorded: Callable[[Sequence[Update]], None] | None = None
+        self,
+        run: RunCall,
+        launcher_id: int,
+        on_recorded: Callable[[Sequence[Update]], None] | None = None,
+        host: str = "",
     ) -> None:
         self.jobs: dict[int, ClaimedJob] = {}
-        self.in_doubt: dict[int, tuple[int, str]] = {}
+        self.in_doubt: dict[int, Update] = {}
+        self._host = host
         self._run = run
         self._launcher_id = launcher_id
         self._on_recorded = on_recorded
@@ -81,24 +86,27 @@ class Reporter:
         for at in range(0, len(ids), MOST_JOBS):
             chunk = [self.jobs[job] for job in ids[at : at + MOST_JOBS]]
             now = monotonic()
-            call = UpdateJobs(launcher=self._launcher_id, updates=[_make_update(one, now) for one in chunk])
+            updates = [_make_update(one, now) for one in chunk]
+            call = UpdateJobs(launcher=self._launcher_id, host=self._host, updates=updates)
             try:
                 answer = self._run(call)
             except OutcomeUnknown:
-                self.in_doubt = {one.id: (len(one.transitions), one.message) for one in chunk}
+                self.in_doubt = {update.job: update for update in updates}
                 raise
             if self._on_recorded is not None:
-                self._on_recorded([update for update in call.updates if update.job not in answer])
+                self._on_recorded([update for update in updates if update.job not in answer])
             refused += [(self.jobs[job], why) for job, why in answer.items()]
-            for one in chunk:
-                self._forget_written(one, len(one.transitions), one.message)
+            for one, update in zip(chunk, updates, strict=True):
+                self._forget_written(one, update)
         self._wait = min(max(FLUSH_AFTER, FLUSH_SHARE * (monotonic() - start)), LONGEST_WAIT)
         return refused
 
-    def _forget_written(self, claimed: ClaimedJob, count: int, message: str) -> None:
-        del claimed.transitions[:count]
-        claimed.message = claimed.message.removeprefix(message).removeprefix("; ")
-        if not claimed.transitions:
+    def _forget_written(self, claimed: ClaimedJob, update: Update) -> None:
+        del claimed.transitions[: len(update.transitions)]
+        rest = claimed.message.removeprefix(update.message).removeprefix("; ")
+        claimed.message = rest if len(update.message) < LONGEST_MESSAGE else ""
+        claimed.remarks = {}
+        if not claimed.transitions and claimed.released == update.release:
             self.jobs.pop(claimed.id, None)
 
     def _resolve_doubt(self) -> None:
@@ -107,17 +115,17 @@ class Reporter:
             GetRows(fields=["id", "state", "attempt", "launcher_id"], where=Compare("id", "in", sorted(self.in_doubt)))
         )
         found = {row[0]: row[1:] for row in rows}
-        for job, (count, message) in self.in_doubt.items():
+        for job, update in self.in_doubt.items():
             claimed = self.jobs.get(job)
             if claimed is None:
                 continue
             state, attempt, holder = found.get(job, (None, None, None))
             ours = (attempt, holder) == (claimed.attempt, self._launcher_id)
-            if _was_written(claimed, count, ours=ours, state=state):
+            if _was_written(update, ours=ours, state=state):
                 logger.info("job %s: the write without an answer was made", job)
                 if self._on_recorded is not None:
-                    self._on_recorded([_make_update(claimed, monotonic(), count)])
-                self._forget_written(claimed, count, message)
+                    self._on_recorded([_make_update(claimed, monotonic(), len(update.transitions))])
+                self._forget_written(claimed, update)
         self.in_doubt = {}
 
 
@@ -129,12 +137,22 @@ def _make_update(claimed: ClaimedJob, now: float, count: int | None = None) -> U
         message=claimed.message[:LONGEST_MESSAGE],
         return_code=claimed.return_code,
         release=claimed.released,
+        delay=claimed.delay,
+        run=_run_of(claimed, now),
+        remarks=claimed.remarks,
     )
 
 
-def _was_written(claimed: ClaimedJob, count: int, *, ours: bool, state: State | None) -> bool:
-    """Whether the write with the first ``count`` transitions of a job was made, judged by the job's row now."""
-    last = claimed.transitions[count - 1][0] if count else None
-    if last in END or (claimed.released and count == len(claimed.transitions)):
+def _run_of(claimed: ClaimedJob, now: float) -> Run | None:
+    """Return what the attempt took, once it has ended; None where nothing was begun."""
+    if claimed.begun_at is None or not (claimed.released or claimed.state in END):
+        return None
+    return Run(max(0.0, now - claimed.begun_at), claimed.elapsed, claimed.cpu_seconds, claimed.max_memory)
+
+
+def _was_written(update: Update, *, ours: bool, state: State | None) -> bool:
+    """Whether a write was made, judged by the job's row now."""
+    last = update.transitions[-1][0] if update.transitions else None
+    if last in END or update.release:
         return not ours  # this write released the job, or it was taken from us: nothing is left to write
     return ours and last is not None and state == last

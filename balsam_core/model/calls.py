@@ -200,6 +200,19 @@ class PromoteStagedInsert(Write[bool], frozen=True, kw_only=True):
     limit: Slice = MOST_JOBS
 
 
+class GetDelay(Read[float | None], frozen=True, kw_only=True):
+    """Ask in how many seconds the next delayed retry may begin, 0 for now; None where none is delayed."""
+
+    workflow: str = ""
+    only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None
+
+
+class PromoteDelayed(Write[bool], frozen=True, kw_only=True):
+    """Make a slice of the delayed retries claimable whose time has come. Returns whether more may be left."""
+
+    limit: Slice = MOST_JOBS
+
+
 class AddEdge(Write[bool], frozen=True, kw_only=True):
     """Make ``child`` wait for ``parent``; refuses cycles. Returns False where it did already."""
 
@@ -279,6 +292,40 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class GetHistory(Read[list[Event]], frozen=True, kw_only=True):
     """Read the events of these jobs, oldest first."""
+
+    jobs: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)]
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An ended attempt at a job: a claim with which a launcher began something.
+
+    Attributes:
+        job_id: The job.
+        attempt: Its number.
+        launcher_id: The launcher.
+        host: Where it ran.
+        started_at: When it began, by the database's clock.
+        elapsed: Duration of the run in seconds; None where it ended before the run.
+        cpu_seconds: Processor time of the run, user and system, in seconds; None for unknown.
+        max_memory: The most memory that the run used, in bytes; None for unknown.
+        return_code: The run's exit code, negative for a signal.
+        outcome: The state in which it ended; the history says why.
+    """
+
+    job_id: int
+    attempt: int
+    launcher_id: int
+    host: str
+    started_at: datetime
+    elapsed: float | None = None
+    cpu_seconds: float | None = None
+    max_memory: int | None = None
+    return_code: int | None = None
+    outcome: str
+
+
+class GetAttempts(Read[list[Attempt]], frozen=True, kw_only=True):
+    """Read the ended attempts of these jobs, by job and number."""
 
     jobs: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)]
 
@@ -518,6 +565,22 @@ class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
     free_gpus: float | None = None
 
 
+class Run(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What an attempt at a job took.
+
+    Attributes:
+        started: Seconds since the launcher began with it.
+        elapsed: Duration of the run in seconds; None where it ended before the run.
+        cpu_seconds: Processor time of the run, user and system; None for unknown.
+        max_memory: The most memory that the run used, in bytes; None for unknown.
+    """
+
+    started: Seconds
+    elapsed: Seconds | None = None
+    cpu_seconds: Seconds | None = None
+    max_memory: int | None = None
+
+
 class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What happened to one job that a launcher holds.
 
@@ -528,6 +591,9 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         message: Why, for the history.
         return_code: Exit code of the run, where it ran.
         release: Whether the launcher gives the job back unfinished.
+        delay: How many seconds a job that goes to RESTART_READY may not be claimed.
+        run: What the attempt took, with its last update; None where nothing was begun.
+        remarks: Messages for the histories of other jobs, by id.
     """
 
     job: int
@@ -536,15 +602,20 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str = ""
     return_code: int | None = None
     release: bool = False
+    delay: Seconds = 0.0
+    run: Run | None = None
+    remarks: dict[int, str] = {}
 
 
 class UpdateJobs(Write[dict[int, str]], frozen=True, kw_only=True):
     """Record what happened to a launcher's jobs; jobs that end free their children.
 
-    Updates are independent: the answer maps the jobs whose update was refused to the reason.
+    Updates are independent: the answer maps the jobs whose update was refused to the reason. ``host`` is where the jobs
+    ran.
     """
 
     launcher: int
+    host: str = ""
     updates: Annotated[list[Update], msgspec.Meta(max_length=MOST_JOBS)]
 
 

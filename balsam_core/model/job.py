@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec.structs import astuple, fields
@@ -37,6 +37,8 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Duration = Annotated[float, msgspec.Meta(ge=0, le=1e8)]
+InputMode = Literal["link", "copy"]
 
 LONGEST_NAME = 10_000  # characters; the working directory's name is cut to 200 bytes
 LONGEST_WORKFLOW = 255  # characters; indexed on every database
@@ -61,7 +63,10 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
             below for other Python values.
         parents: Jobs that must finish first: :class:`Job` objects or ids.
         wait_for_parents: Whether the job waits for its parents or only takes their files.
-        input_files: Shell patterns; matching files of the parents are linked into the working directory.
+        input_files: Names or shell patterns; matching files of the parents come into the working directory. A name that
+            no parent has fails the job before it starts.
+        input_mode: How they come: "link" (a symbolic link, through which the job could change its parent's file) or
+            "copy" (a copy of its own, on file systems that can do it without using space).
         stage_in: A local directory or file that is copied into the working directory before the job; an absolute path,
             or one that begins with ``~``, as all paths here.
         stage_out: A local directory that ``stage_out_files`` are copied to after the job.
@@ -74,8 +79,11 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         post_timeout_handler: Whether ``postprocess`` also runs after a timeout, with ``BALSAM_JOB_TIMEOUT=TRUE``.
         auto_timeout_retry: Whether a job that its launcher's time limit stopped runs again.
         max_retries: How often a job that failed runs again by itself.
+        retry_delay_seconds: Pause before the first of these retries, in seconds; it doubles with each, up to a day.
         priority: Higher runs first.
         wall_time_minutes: Expected duration in minutes; 0 for unknown. A launcher does not start what can't end.
+        time_limit_minutes: After so many minutes the run is ended, as a timeout without an automatic retry; may be a
+            fraction, 0 for no limit.
         num_nodes: Nodes.
         ranks_per_node: Processes per node.
         threads_per_rank: Threads per process.
@@ -94,6 +102,13 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         retries: Automatic retries used so far.
         return_code: The last run's exit code, negative for a signal.
         launcher_id: The launcher that holds it now.
+        not_before: When a delayed retry may begin; None where nothing is delayed.
+        launchers_lost: How many launchers in a row were lost while they ran it; the third one fails the job.
+        host: Where the attempt ``attempt`` ran. This and the next are None until that attempt has ended.
+        started_at: When it began, by the database's clock.
+        elapsed: Duration of its run in seconds; None where it ended before the run.
+        cpu_seconds: Processor time of its run, user and system, in seconds; None for unknown.
+        max_memory: The most memory that one process of its run used, in bytes; None for unknown.
 
     Values in ``parameters`` and ``data`` come back as JSON has them. A tuple is stored as a list, an Enum as its value;
     a Decimal, a UUID, a date, a timedelta and a datetime without a time zone are stored as text. All else is refused
@@ -112,6 +127,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
     parents: Parents = default([])
     wait_for_parents: Field[bool] = default(True)
     input_files: Field[list[str]] = default([])
+    input_mode: Field[InputMode] = default("link")
     stage_in: Field[str] = default("")
     stage_out: Field[str] = default("")
     stage_out_files: Field[list[str]] = default([])
@@ -123,8 +139,10 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
     post_timeout_handler: Field[bool] = default(False)
     auto_timeout_retry: Field[bool] = default(True)
     max_retries: Field[Size] = default(0)
+    retry_delay_seconds: Field[Duration] = default(0.0)
     priority: Field[Priority] = default(0)
     wall_time_minutes: Field[Size] = default(0)
+    time_limit_minutes: Field[Duration] = default(0.0)
     num_nodes: Field[Count] = default(1)
     ranks_per_node: Field[Count] = default(1)
     threads_per_rank: Field[Count] = default(1)
@@ -144,6 +162,13 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
     retries: Field[int] = default(0)
     return_code: Field[int | None] = default(None)
     launcher_id: Field[int | None] = default(None)
+    not_before: Field[datetime | None] = default(None)
+    launchers_lost: Field[int] = default(0)
+    host: Field[str | None] = default(None)
+    started_at: Field[datetime | None] = default(None)
+    elapsed: Field[float | None] = default(None)
+    cpu_seconds: Field[float | None] = default(None)
+    max_memory: Field[int | None] = default(None)
 
     def values(self) -> dict[str, Any]:
         """Return the values of all fields by name: ten times as fast as asking for each."""
@@ -165,9 +190,15 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         return f"<Job {job_id} {self.workflow}/{self.name} {self.state}>"
 
 
+OF_ATTEMPT = ("host", "started_at", "elapsed", "cpu_seconds", "max_memory")
+"""Fields that come from the record of the job's last attempt."""
+
 GIVEN_BY_DATABASE = frozenset(
-    {"id", "state", "state_since", "created_at", "attempt", "retries", "return_code", "launcher_id"}
-)
+    {
+        "id", "state", "state_since", "created_at", "attempt", "retries", "return_code", "launcher_id", "not_before",
+        "launchers_lost", *OF_ATTEMPT,
+    }
+)  # fmt: skip
 """Fields whose values in a new job don't count."""
 
 
@@ -230,6 +261,7 @@ def _checks() -> dict[str, Callable[[str, Any], object]]:
         "stage_out": check_path,
         "user_workdir": check_path,
         "environ": check_environ,
+        "input_mode": _check_input_mode,
         "cpu_affinity": check_affinity,
     }
     by_type: dict[Any, Callable[[str, Any], object]] = {str: check_text, dict: check_document, list: check_patterns}
@@ -246,6 +278,11 @@ _OF_DOCUMENTS = {check_document, check_patterns, check_environ}
 def _check_key(field: str, key: str | None) -> None:
     if key is not None:
         check_text(field, key, longest=LONGEST_KEY, empty=False)
+
+
+def _check_input_mode(field: str, mode: str) -> None:
+    if mode not in get_args(InputMode):
+        raise InvalidInput(f"{field} can't be {mode!r}: give 'link' or 'copy'")
 
 
 def _check_command(field: str, command: str) -> None:

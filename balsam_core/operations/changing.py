@@ -38,7 +38,9 @@ def kill_jobs(tx: Tx, call: KillJobs) -> Changed:
         these = jobs.c.id.in_(some)
         record_where(tx, these, [State.USER_KILLED], call.message or "killed by the user")
         tx.execute(
-            update(jobs).where(these).values(state=State.USER_KILLED, state_since=not_before(tx), claim_class=None)
+            update(jobs)
+            .where(these)
+            .values(state=State.USER_KILLED, state_since=not_before(tx), claim_class=None, not_before=None)
         )
     fail_descendants(tx, [(job, State.USER_KILLED) for job in ids])
     return Changed(ids=ids, more=len(ids) == call.limit)

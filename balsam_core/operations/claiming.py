@@ -316,6 +316,7 @@ def _build_claim(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_F
     if classes:
         known.update((name, {one.id: one.needs[at] for one in classes}) for at, name in enumerate(RESOURCES))
     known["workflow"] = {row["workflow_id"]: row["workflow"] for row in rows}
+    known["attempts"] = {}
     if not any(row["has_parents"] for row in rows):
         known["parents"] = {}
     taken = jobs_from_rows(tx, rows, known)

@@ -14,8 +14,8 @@ from balsam_core.model.filters import AllOf, AnyOf, Compare, NoneOf
 from balsam_core.model.job import FIELDS, field_infos
 from balsam_core.model.states import State
 from balsam_core.model.text import shortened
-from balsam_core.operations.stored_fields import DEFAULT_FOR_NULL, DOCUMENTS, IN_SMALL_TABLE, REFERENCES
-from balsam_core.schema.tables import jobs, staged_inserts
+from balsam_core.operations.stored_fields import DEFAULT_FOR_NULL, DOCUMENTS, IN_ATTEMPTS, IN_SMALL_TABLE, REFERENCES
+from balsam_core.schema.tables import attempts, jobs, staged_inserts
 from balsam_core.schema.types import position
 
 if TYPE_CHECKING:
@@ -81,10 +81,18 @@ def _order_columns(field: str) -> list[ColumnElement[Any]]:
         reference = jobs.c[REFERENCES[column.table.name]]
         value = select(column).where(column.table.c.id == reference).scalar_subquery()
         return [func.coalesce(value, "") if reference.nullable else value]
-    stored = jobs.c[field]
+    stored = _value(jobs, field)
     if field in DEFAULT_FOR_NULL:
         return [func.coalesce(stored, DEFAULT_FOR_NULL[field])]
-    return [stored.is_not(None), stored] if stored.nullable else [stored]
+    return [stored.is_not(None), stored] if field in IN_ATTEMPTS or jobs.c[field].nullable else [stored]
+
+
+def _value(table: FromClause, field: str) -> ColumnElement[Any]:
+    """Return what holds a field: a column of the job, or one of its last attempt."""
+    if field not in IN_ATTEMPTS:
+        return table.c[field]
+    ours = and_(attempts.c.job_id == table.c.id, attempts.c.attempt == table.c.attempt)
+    return select(IN_ATTEMPTS[field]).where(ours).correlate(table).scalar_subquery()
 
 
 def _flat_parts(where: AllOf | AnyOf | NoneOf) -> list[Where]:
@@ -112,7 +120,7 @@ def _field_condition(table: FromClause, part: Compare) -> ColumnElement[bool]:
         else:
             found = refers.in_(ids)
         return or_(found, refers.is_(None)) if reference.nullable and _is_true_of_empty(part.op, value) else found
-    stored: ColumnElement[Any] = table.c[part.field]
+    stored = _value(table, part.field)
     if part.field in DEFAULT_FOR_NULL:
         stored = func.coalesce(stored, DEFAULT_FOR_NULL[part.field])
     return _comparison(stored, part.op, value)  # type: ignore[no-any-return]

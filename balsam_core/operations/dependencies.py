@@ -202,7 +202,7 @@ def restart(tx: Tx, ids: list[int], message: str) -> None:
     for some in in_chunks(ids):
         these = jobs.c.id.in_(some)
         count_parents_left(tx, some)
-        fresh = {"state_since": not_before(tx), "retries": 0, "return_code": None}
+        fresh = {"state_since": not_before(tx), "retries": 0, "return_code": None, "launchers_lost": 0}
         free = and_(these, or_(jobs.c.parents_left == 0, ~jobs.c.wait_for_parents))
         waits = and_(these, jobs.c.parents_left > 0, jobs.c.wait_for_parents)
         record_where(tx, free, [State.READY], message)

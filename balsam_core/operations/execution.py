@@ -39,9 +39,11 @@ BULK_ROWS = 50  # from which a bulk insert pays
 OPERATION_MODULES = (
     "adding",
     "apps",
+    "attempts",
     "blockers",
     "changing",
     "claiming",
+    "delays",
     "dependencies",
     "launchers",
     "reading",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import and_, delete, or_, select
 
 from balsam_core.errors import InvalidInput
 from balsam_core.model.job import FIELDS, Job
 from balsam_core.operations.conditions import in_chunks
-from balsam_core.operations.stored_fields import DEFAULT_FOR_NULL, DOCUMENTS, IN_SMALL_TABLE, REFERENCES
+from balsam_core.operations.stored_fields import DEFAULT_FOR_NULL, DOCUMENTS, IN_ATTEMPTS, IN_SMALL_TABLE, REFERENCES
 from balsam_core.schema.prepared import PreparedList
-from balsam_core.schema.tables import job_edges, job_events, jobs
+from balsam_core.schema.tables import attempts, job_edges, job_events, jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
 
 KnownValues = dict[str, dict[int | None, Any]]
-"""Values by id of fields that come from small tables; "parents" there means that the jobs have none."""
+"""Values by id of fields that come from small tables. "parents" there means that the jobs have none, and "attempts"
+that none has ended."""
 
 _REFERENCE_OF = {field: REFERENCES[column.table.name] for field, column in IN_SMALL_TABLE.items()}
 
 
 def _columns_of(fields: Sequence[str]) -> list[ColumnElement[Any]]:
     names = dict.fromkeys(["id", *(_REFERENCE_OF.get(field, field) for field in fields if field != "parents")])
+    if not IN_ATTEMPTS.keys().isdisjoint(names):
+        names = dict.fromkeys([*(name for name in names if name not in IN_ATTEMPTS), "attempt"])
     return [jobs.c[name] for name in names]
 
 
@@ -66,9 +69,15 @@ def _field_values(
         return []
     small: KnownValues = dict(known or {})
     small.update(_read_small_tables(tx, [field for field in fields if field not in small], rows))
-    columns = []
+    of_attempts = [field for field in fields if field in IN_ATTEMPTS]
+    ended = _read_attempts(tx, of_attempts, rows) if of_attempts and "attempts" not in small else {}
+    none = [None] * len(rows)
+    columns: list[list[Any]] = []
     for field in fields:
-        if field == "parents":
+        if field in IN_ATTEMPTS:
+            at = of_attempts.index(field)
+            columns.append([ended[job][at] if (job := row["id"]) in ended else None for row in rows] if ended else none)
+        elif field == "parents":
             columns.append([[] for _ in rows] if field in small else _read_parents(tx, [row["id"] for row in rows]))
         elif field in small:
             reference, values = _REFERENCE_OF[field], small[field]
@@ -105,6 +114,17 @@ def _small_table_query(table: str, fields: tuple[str, ...]) -> PreparedList:
     return PreparedList(lambda ids: select(row_id, *wanted).where(row_id.in_(ids)))
 
 
+def _read_attempts(tx: Tx, fields: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> dict[int, Sequence[Any]]:
+    """Return fields of the last attempt of each job for which it has ended."""
+    wanted = [IN_ATTEMPTS[field] for field in fields]
+    ours = and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == jobs.c.attempt)
+    found: dict[int, Sequence[Any]] = {}
+    for some in in_chunks(row["id"] for row in rows if row["attempt"]):
+        query = select(jobs.c.id, *wanted).join(attempts, ours).where(jobs.c.id.in_(some))
+        found.update((row[0], row[1:]) for row in tx.execute(query))
+    return found
+
+
 def _read_parents(tx: Tx, ids: Sequence[int]) -> list[list[int]]:
     parents: dict[int, list[int]] = {job: [] for job in ids}
     for some in in_chunks(ids):
@@ -127,4 +147,5 @@ def delete_jobs(tx: Tx, ids: Iterable[int]) -> None:
     for some in in_chunks(ids):
         tx.execute(delete(job_edges).where(or_(job_edges.c.child_id.in_(some), job_edges.c.parent_id.in_(some))))
         tx.execute(delete(job_events).where(job_events.c.job_id.in_(some)))
+        tx.execute(delete(attempts).where(attempts.c.job_id.in_(some)))
         tx.execute(delete(jobs).where(jobs.c.id.in_(some)))

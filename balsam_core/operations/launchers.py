@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 from sqlalchemy import and_, bindparam, exists, func, insert, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import (
+    Attempt,
     CloseLauncher,
     CountHeldByOthers,
     GetKilledJobs,
@@ -19,8 +20,10 @@ from balsam_core.model.calls import (
     RegisterLauncher,
     RenewLease,
 )
-from balsam_core.model.states import ACTIVE, State
+from balsam_core.model.states import ACTIVE, END, State
+from balsam_core.operations.attempts import record_attempts
 from balsam_core.operations.claiming import in_workflow
+from balsam_core.operations.dependencies import fail_descendants
 from balsam_core.operations.events import NewEvent, not_before, record
 from balsam_core.operations.execution import operation
 from balsam_core.schema.tables import jobs, launchers
@@ -47,10 +50,10 @@ def give_up_expired(tx: Tx) -> None:
     """Give up launchers whose lease is over, and jobs that ended ones still hold."""
     expired = select(launchers).where(launchers.c.ended_at.is_(None), launchers.c.lease_until < tx.now)
     for row in tx.execute(expired.with_for_update(skip_locked=True)).all():
-        _give_up(tx, row.id, f"the lease of launcher {row.id} (host {row.host}, pid {row.pid}) is over")
+        _give_up(tx, row, f"the lease of launcher {row.id} (host {row.host}, pid {row.pid}) is over")
     holds = exists(select(jobs.c.id).where(jobs.c.launcher_id == launchers.c.id))
-    for launcher in tx.execute(select(launchers.c.id).where(launchers.c.ended_at.is_not(None), holds)).scalars().all():
-        _give_up(tx, launcher, f"launcher {launcher} had ended")
+    for row in tx.execute(select(launchers).where(launchers.c.ended_at.is_not(None), holds)).all():
+        _give_up(tx, row, f"launcher {row.id} had ended")
 
 
 def free_of_dead_launchers(tx: Tx, chosen: ColumnElement[bool]) -> None:
@@ -81,20 +84,60 @@ def first_held(tx: Tx, *conditions: ColumnElement[bool]) -> str:
     )
 
 
-def _give_up(tx: Tx, launcher: int, why: str) -> None:
-    """End a launcher and make the jobs that it holds claimable again."""
-    tx.execute(update(launchers).where(launchers.c.id == launcher).values(ended_at=tx.now))
-    held = select(jobs.c.id, jobs.c.state, jobs.c.state_since, jobs.c.attempt).where(jobs.c.launcher_id == launcher)
-    rows = tx.execute(held.order_by(jobs.c.id).with_for_update()).all()
-    running = [row for row in rows if row.state == State.RUNNING]
-    transitions = [(State.RUN_TIMEOUT, 0.0), (State.RESTART_READY, 0.0)]
-    record(tx, [NewEvent(row.id, row.state_since, row.attempt, transitions, why) for row in running])
-    mine = jobs.c.launcher_id == launcher
+MOST_LAUNCHERS_LOST = 3  # in a row, by one job; then it fails, since it may be what ends them
+_BEGUN = frozenset(State) - END - {State.CREATED, State.AWAITING_PARENTS, State.READY, State.RESTART_READY}
+
+
+def _give_up(tx: Tx, launcher: Any, why: str, *, lost: bool = True) -> None:  # noqa: ANN401  (a database row)
+    """End a launcher and make the jobs that it holds claimable again.
+
+    Args:
+        tx: The transaction.
+        launcher: The launcher's row.
+        why: For the history of the jobs that it had begun.
+        lost: Whether it went without a word, which counts against the jobs that it had begun.
+    """
+    tx.execute(update(launchers).where(launchers.c.id == launcher.id).values(ended_at=tx.now))
+    columns = [jobs.c[name] for name in ("id", "state", "state_since", "attempt", "launchers_lost")]
+    held = select(*columns).where(jobs.c.launcher_id == launcher.id).order_by(jobs.c.id).with_for_update()
+    failed: list[tuple[int, State]] = []
+    events, ended = [], []
+    for row in tx.execute(held).all():
+        if row.state not in _BEGUN:
+            continue
+        path = [State.RUN_TIMEOUT, State.RESTART_READY] if row.state == State.RUNNING else []
+        message = why
+        if lost and row.launchers_lost + 1 >= MOST_LAUNCHERS_LOST:
+            path = [*path[:1], State.FAILED]
+            message = f"{why}; {MOST_LAUNCHERS_LOST} launchers in a row were lost with this job: balsam retry {row.id}"
+            failed.append((row.id, State.FAILED))
+        events.append(NewEvent(row.id, row.state_since, row.attempt, [(state, 0.0) for state in path], message))
+        ended.append(_lost_attempt(launcher, row, path[0] if path else State(row.state)))
+    record(tx, events)
+    record_attempts(tx, ended)
+    mine = jobs.c.launcher_id == launcher.id
+    begun = and_(mine, jobs.c.state.in_(list(_BEGUN)))
+    if lost:
+        tx.execute(update(jobs).where(begun).values(launchers_lost=jobs.c.launchers_lost + 1))
+        parked = {"state": State.FAILED, "state_since": not_before(tx), "launcher_id": None}
+        tx.execute(update(jobs).where(begun, jobs.c.launchers_lost >= MOST_LAUNCHERS_LOST).values(parked))
     restart = {"state": State.RESTART_READY, "state_since": not_before(tx)}
     tx.execute(update(jobs).where(mine, jobs.c.state == State.RUNNING).values(restart))
     killed = update(jobs).where(mine, jobs.c.state == State.USER_KILLED)
     tx.execute(killed.values(launcher_id=None))
     tx.execute(update(jobs).where(mine).values(launcher_id=None, claim_class=jobs.c.resource_class_id))
+    fail_descendants(tx, failed)
+
+
+def _lost_attempt(launcher: Any, job: Any, outcome: State) -> Attempt:  # noqa: ANN401  (database rows)
+    return Attempt(
+        job_id=job.id,
+        attempt=job.attempt,
+        launcher_id=launcher.id,
+        host=launcher.host,
+        started_at=job.state_since,
+        outcome=outcome.value,
+    )
 
 
 @operation(CloseLauncher)
@@ -102,7 +145,8 @@ def close_launcher(tx: Tx, call: CloseLauncher) -> None:
     """End a launcher and make the jobs that it still holds claimable again."""
     row = tx.execute(select(launchers).where(launchers.c.id == call.launcher).with_for_update()).first()
     if row is not None and row.ended_at is None:
-        _give_up(tx, call.launcher, call.why or f"launcher {call.launcher} ended")
+        why = call.why or f"launcher {call.launcher} ended"
+        _give_up(tx, row, why, lost=bool(call.why))
 
 
 @operation(RenewLease, default_reply=Heartbeat(killed=[]))

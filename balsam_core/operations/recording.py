@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, bindparam, case, exists, func, select, update
 
 from balsam_core.errors import SchemaMismatch
-from balsam_core.model.calls import UpdateJobs
+from balsam_core.model.calls import Attempt, UpdateJobs
 from balsam_core.model.states import END, UNSUCCESSFUL, State, first_illegal_transition, stored_state
+from balsam_core.operations.attempts import record_attempts
 from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.dependencies import fail_descendants, release_children
-from balsam_core.operations.events import NewEvent, record
+from balsam_core.operations.events import NewEvent, record, record_where
 from balsam_core.operations.execution import operation
 from balsam_core.schema.prepared import Prepared, PreparedList
 from balsam_core.schema.tables import job_edges, jobs
@@ -34,6 +35,7 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
         found.update((row["id"], row) for row in tx.read_prepared(*_LOCK_JOBS.fill(some)))
     refused: dict[int, str] = {}
     events: list[NewEvent] = []
+    ended: list[Attempt] = []
     changed: dict[int, dict[str, Any]] = {}
     for change in call.updates:
         held = found.get(change.job)
@@ -41,19 +43,25 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
         if held is None or why:
             refused[change.job] = why
             continue
-        if change.transitions:
+        if change.transitions or change.message:
             event = NewEvent(change.job, held["state_since"], change.attempt, change.transitions, change.message)
             events.append(event)
-            held["since"] = held["state_since"] = event.at(tx) - timedelta(seconds=event.bounded(tx)[-1][1])
-        _change_row(held, change)
+            if change.transitions:
+                held["since"] = held["state_since"] = event.at(tx) - timedelta(seconds=event.bounded(tx)[-1][1])
+        if (attempt := _ended_attempt(tx, held, change, call)) is not None:
+            ended.append(attempt)
+        _change_row(tx, held, change)
         changed[change.job] = held
+        for other, message in change.remarks.items():
+            record_where(tx, jobs.c.id == other, [], message)
     if changed:
         may_be_parents = _update_rows(tx, list(changed.values()))
         record(tx, events)
+        record_attempts(tx, ended)
         if may_be_parents:
-            ended = [(job, State(row["state"])) for job, row in changed.items()]
-            release_children(tx, [job for job, state in ended if state == State.JOB_FINISHED])
-            fail_descendants(tx, [(job, state) for job, state in ended if state in UNSUCCESSFUL])
+            now_in = [(job, State(row["state"])) for job, row in changed.items()]
+            release_children(tx, [job for job, state in now_in if state == State.JOB_FINISHED])
+            fail_descendants(tx, [(job, state) for job, state in now_in if state in UNSUCCESSFUL])
     return refused
 
 
@@ -61,7 +69,7 @@ _READ_COLUMNS = [
     jobs.c[name]
     for name in (
         "id", "state", "state_since", "attempt", "retries", "launcher_id", "claim_class", "resource_class_id",
-        "return_code",
+        "return_code", "launchers_lost",
     )
 ]  # fmt: skip
 _LOCK_JOBS = PreparedList(
@@ -69,6 +77,7 @@ _LOCK_JOBS = PreparedList(
     _READ_COLUMNS,
 )
 _WRITTEN_COLUMNS = ("state", "since", "retries", "launcher_id", "claim_class", "return_code")
+_SELDOM_WRITTEN = ("not_before", "launchers_lost")
 _ROWS_IN_STATEMENT = 128  # a CASE searches its list for each job
 
 
@@ -83,7 +92,10 @@ def _update_rows(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
     may_be_parents = not returning
     for start in range(0, len(rows), _ROWS_IN_STATEMENT):
         some = rows[start : start + _ROWS_IN_STATEMENT]
-        columns = {name: [row.get(name) for row in some] for name in _WRITTEN_COLUMNS}
+        names: tuple[str, ...] = _WRITTEN_COLUMNS
+        if any(row.get("not_before") or row.get("forgiven") for row in some):
+            names += _SELDOM_WRITTEN
+        columns = {name: [row.get(name) for row in some] for name in names}
         different = tuple(name for name, values in columns.items() if len(set(values)) > 1)
         length = 1 << (len(some) - 1).bit_length()
         parameters = {name: values[0] for name, values in columns.items() if name not in different}
@@ -91,23 +103,29 @@ def _update_rows(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
             values = columns[name] if name != "id" else [row["id"] for row in some]
             padded = values + values[-1:] * (length - len(some))
             parameters.update((f"{name}_{index}", value) for index, value in enumerate(padded))
-        cursor = tx.run_prepared(_update_statement(different, length, returning), parameters)
+        cursor = tx.run_prepared(_update_statement(names, different, length, returning), parameters)
         may_be_parents = may_be_parents or any(row[0] for row in cursor.fetchall())
     return may_be_parents
 
 
 @lru_cache(maxsize=100)
-def _update_statement(different: tuple[str, ...], length: int, returning: bool) -> Prepared:  # noqa: FBT001
-    """Return the UPDATE that gives jobs the same values, but for the columns named.
+def _update_statement(
+    names: tuple[str, ...],
+    different: tuple[str, ...],
+    length: int,
+    returning: bool,  # noqa: FBT001
+) -> Prepared:
+    """Return the UPDATE that writes columns of jobs.
 
     Args:
-        different: The columns whose values differ.
+        names: The columns.
+        different: Those whose values differ.
         length: The number of jobs.
         returning: Whether it returns for each job whether it has children.
     """
     ids = [bindparam(f"id_{index}", type_=BigInteger()) for index in range(length)]
     values: dict[str, Any] = {}
-    for name in _WRITTEN_COLUMNS:
+    for name in names:
         kind = jobs.c["state_since" if name == "since" else name].type
         if name in different:
             each = [bindparam(f"{name}_{index}", type_=kind) for index in range(length)]
@@ -138,7 +156,28 @@ def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
     return f"a job can't go from {wrong[0]} to {wrong[1]}" if wrong else ""
 
 
-def _change_row(row: dict[str, Any], change: Update) -> None:
+def _ended_attempt(tx: Tx, row: dict[str, Any], change: Update, call: UpdateJobs) -> Attempt | None:
+    """Return the attempt that an update ends, None where nothing was begun or it goes on."""
+    if change.run is None:
+        return None
+    path = [row["state"], *[state for state, _ in change.transitions]]
+    if not change.release and path[-1] not in END and path[-1] != State.RESTART_READY:
+        return None
+    return Attempt(
+        job_id=change.job,
+        attempt=change.attempt,
+        launcher_id=call.launcher,
+        host=call.host,
+        started_at=tx.now - timedelta(seconds=change.run.started),
+        elapsed=change.run.elapsed,
+        cpu_seconds=change.run.cpu_seconds,
+        max_memory=change.run.max_memory,
+        return_code=change.return_code,
+        outcome=State(next((state for state in reversed(path) if state != State.RESTART_READY), path[-1])).value,
+    )
+
+
+def _change_row(tx: Tx, row: dict[str, Any], change: Update) -> None:
     """Change a row as the update says."""
     if change.transitions:
         path = [row["state"], *[transition for transition, _ in change.transitions]]
@@ -152,3 +191,9 @@ def _change_row(row: dict[str, Any], change: Update) -> None:
     elif change.release or row["state"] == State.RESTART_READY:
         row["launcher_id"] = None
         row["claim_class"] = row["resource_class_id"]
+        if change.delay and row["state"] == State.RESTART_READY:
+            row["claim_class"] = None
+            row["not_before"] = tx.now + timedelta(seconds=change.delay)
+    if change.run is not None and row["launcher_id"] is None:
+        row["forgiven"] = bool(row["launchers_lost"])
+        row["launchers_lost"] = 0

@@ -1,15 +1,16 @@
 """Where each field of a job is stored, worked out from the tables: no list of fields is kept by hand.
 
-A field is a column of ``jobs``, or comes from a small table that ``jobs`` refers to, or is ``parents``, which are rows
-of ``job_edges``. A field without a home, and a column that nobody fills, stop the import of this module.
+A field is a column of ``jobs``, or comes from a small table that ``jobs`` refers to, or from the record of the job's
+last attempt, or is ``parents``, which are rows of ``job_edges``. A field without a home, and a column that nobody
+fills, stop the import of this module.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from balsam_core.model.job import FIELDS, GIVEN_BY_DATABASE, field_infos
-from balsam_core.schema.tables import apps, jobs, resource_classes, workflows
+from balsam_core.model.job import FIELDS, GIVEN_BY_DATABASE, OF_ATTEMPT, field_infos
+from balsam_core.schema.tables import apps, attempts, jobs, resource_classes, workflows
 from balsam_core.schema.types import JSONDocument
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ IN_SMALL_TABLE: dict[str, Column[Any]] = {
     **{name: resource_classes.c[name] for name in RESOURCES},
 }
 """Fields that come from a small table, and their columns there."""
+
+IN_ATTEMPTS: dict[str, Column[Any]] = {name: attempts.c[name] for name in OF_ATTEMPT}
+"""Fields that come from the record of the attempt whose number the job has, and their columns there."""
 
 REFERENCES = {key.column.table.name: key.parent.name for key in jobs.foreign_keys}
 """The small tables, and the columns of ``jobs`` that refer to them."""
@@ -60,7 +64,7 @@ COPIED = tuple(
 
 def _check_homes() -> None:
     for name in FIELDS:
-        if name != "parents" and name not in jobs.c and name not in IN_SMALL_TABLE:
+        if name != "parents" and not any(name in homes for homes in (jobs.c, IN_SMALL_TABLE, IN_ATTEMPTS)):
             raise AssertionError(
                 f"the field {name!r} of Job (model/job.py) has no column: add it to jobs (schema/tables.py) and in a "
                 f"migration"

@@ -4,6 +4,8 @@ How claiming stays fast: ``jobs.claim_class`` is the job's resource class while 
 and its state lets a launcher go on with it) and NULL otherwise. A launcher works out which classes fit and asks for
 each by equality, in the order of the index, so that jobs that don't fit, or are held, or have ended cost nothing.
 
+A delayed retry (``not_before``) is not claimable until its time has come and a launcher promotes it.
+
 How inserting stays atomic: jobs of a staged insert carry its id and are hidden from every reader until the row of the
 insert says ``published``. The id 0 stands for no staged insert.
 """
@@ -18,6 +20,7 @@ from balsam_core.schema.types import (
     Id,
     JSONDocument,
     LongText,
+    Number,
     ShortText,
     UTCDateTime,
     partial_index,
@@ -143,7 +146,11 @@ jobs = Table(
     Column("state_since", UTCDateTime, nullable=False),
     Column("return_code", Integer),
     Column("wall_time_minutes", Integer, nullable=False),
+    Column("time_limit_minutes", Number(), nullable=False, server_default="0"),
     Column("max_retries", Integer, nullable=False),
+    Column("retry_delay_seconds", Number(), nullable=False, server_default="0"),
+    Column("not_before", UTCDateTime, comment="a delayed retry may begin then; else NULL"),
+    Column("launchers_lost", Integer, nullable=False, server_default="0", comment="in a row, while they ran it"),
     Column("wait_for_parents", Boolean(create_constraint=False), nullable=False),
     Column("post_error_handler", Boolean(create_constraint=False), nullable=False),
     Column("post_timeout_handler", Boolean(create_constraint=False), nullable=False),
@@ -154,6 +161,7 @@ jobs = Table(
     Column("command", LongText()),
     Column("parameters", JSONDocument()),
     Column("input_files", JSONDocument()),
+    Column("input_mode", ShortText(8), nullable=False, server_default="link"),
     Column("stage_in", LongText()),
     Column("stage_out", LongText()),
     Column("stage_out_files", JSONDocument()),
@@ -167,6 +175,7 @@ jobs = Table(
     Index(None, "state", "id"),
     Index(None, "workflow_id", "id"),
     partial_index(None, "launcher_id", without="launcher_id"),
+    partial_index(None, "not_before", without="not_before"),
 )
 _claim = (jobs.c.claim_class, jobs.c.priority.desc(), jobs.c.id)
 partial_index("ix_jobs_claim", *_claim, without="claim_class")
@@ -192,4 +201,20 @@ job_events = Table(
     Column("message", LongText()),
     Column("attempt", Integer, nullable=False),
     Index(None, "job_id"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("launcher_id", BigInteger, nullable=False),
+    Column("host", ShortText(255), nullable=False),
+    Column("started_at", UTCDateTime, nullable=False),
+    Column("elapsed", Number(), comment="seconds that the run took; NULL where there was none"),
+    Column("cpu_seconds", Number(), comment="of the run, user and system; NULL for unknown"),
+    Column("max_memory", BigInteger, comment="bytes, of the run; NULL for unknown"),
+    Column("return_code", Integer, comment="of the run"),
+    Column("outcome", ShortText(20), nullable=False, comment="the state in which it ended"),
+    sqlite_with_rowid=False,
 )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import DDL, JSON, BigInteger, DateTime, Index, Integer, LargeBinary, String, Text, event
+from sqlalchemy import DDL, JSON, BigInteger, DateTime, Double, Index, Integer, LargeBinary, String, Text, event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql.expression import FunctionElement
@@ -148,6 +148,16 @@ def without_statistics(column: Column[Any]) -> None:
 def Id() -> BigInteger:  # noqa: N802
     """Return the type of a 64-bit primary key; on SQLite it is the row id itself."""
     return BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Number(TypeDecorator[float]):
+    """A floating-point number of 64 bits, as every driver gives it by itself."""
+
+    impl = Double
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        """Convert nothing."""
 
 
 class UTCDateTime(TypeDecorator[datetime]):

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,11 @@ def _make_handler(path: Path, opener: Callable[[str, int], int], on_close: Calla
     class File(RotatingFileHandler):
         def _open(self) -> TextIOWrapper:
             return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=opener)
+
+        def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+            # Of a full or broken disk the program itself says what it means; a traceback for each record says less.
+            if not isinstance(sys.exception(), OSError):
+                super().handleError(record)
 
         def close(self) -> None:
             super().close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -94,18 +94,11 @@ def update(
     launcher: int,
     job: Job,
     *transitions: State,
-    message: str = "",
-    return_code: int | None = None,
-    release: bool = False,
+    host: str = "",
+    **fields: Any,  # noqa: ANN401  (those of an Update)
 ) -> dict[int, str]:
     """Record transitions of a job; return why they were refused, by job id."""
     assert job.id is not None
-    change = Update(
-        job=job.id,
-        attempt=job.attempt,
-        transitions=[(transition, 0.0) for transition in transitions],
-        message=message,
-        return_code=return_code,
-        release=release,
-    )
-    return db.run(calls.UpdateJobs(launcher=launcher, updates=[change]))
+    path = [(transition, 0.0) for transition in transitions]
+    change = Update(job=job.id, attempt=job.attempt, transitions=path, **fields)
+    return db.run(calls.UpdateJobs(launcher=launcher, host=host, updates=[change]))

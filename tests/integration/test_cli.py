@@ -111,6 +111,7 @@ def test_a_job_with_every_option_is_stored_as_said(db):
         "input_files": ["*.a", "*.b", "c"], "stage_in": "/in", "stage_out": "/out", "stage_out_files": ["*.o"],
         "user_workdir": "/here", "environ": {"K": "V=W"}, "preprocess": "pre", "postprocess": "post",
         "post_error_handler": True, "post_timeout_handler": True, "auto_timeout_retry": False, "max_retries": 2,
+        "retry_delay_seconds": 2.5, "time_limit_minutes": 0.5, "input_mode": "copy",
         "priority": -3, "wall_time_minutes": 5, "num_nodes": 2, "ranks_per_node": 3, "threads_per_rank": 4,
         "threads_per_core": 1, "gpus_per_rank": 0.5, "node_packing_count": 2, "cpu_affinity": "depth", "key": "k",
         "data": {"a": [1]},
@@ -123,8 +124,9 @@ def test_a_job_with_every_option_is_stored_as_said(db):
         "--param", "x=0.5", "-p", "y=a b", "--parent", parent, "--input-files", "*.a *.b", "--input-files", "c",
         "--no-wait-for-parents", "--stage-in", "/in", "--stage-out", "/out", "--stage-out-files", "*.o",
         "--user-workdir", "/here", "--env", "K=V=W", "--preprocess", "pre", "--postprocess", "post",
-        "--post-error-handler", "--post-timeout-handler", "--no-auto-timeout-retry", "--max-retries", 2, "--priority",
-        -3, "--wall-time-minutes", 5, "--num-nodes", 2, "--ranks-per-node", 3, "--threads-per-rank", 4,
+        "--post-error-handler", "--post-timeout-handler", "--no-auto-timeout-retry", "--max-retries", 2,
+        "--retry-delay-seconds", 2.5, "--time-limit-minutes", 0.5, "--input-mode", "copy",
+        "--priority", -3, "--wall-time-minutes", 5, "--num-nodes", 2, "--ranks-per-node", 3, "--threads-per-rank", 4,
         "--threads-per-core", 1, "--gpus-per-rank", 0.5, "--node-packing-count", 2, "--cpu-affinity", "depth", "--key",
         "k", "--data", '{"a": [1]}', *more, db=db,
     ).out  # fmt: skip
@@ -132,7 +134,7 @@ def test_a_job_with_every_option_is_stored_as_said(db):
     computed = {"id": 2, "state": "READY", "return_code": None, "workdir": "/here", "children": []}
     expected = {**given, **others, **computed}
     assert {name: got[name] for name in expected} == expected
-    assert set(got) == {*FIELDS, "children", "workdir", "history"}
+    assert set(got) == {*FIELDS, "children", "workdir", "attempts", "history"}
 
 
 def test_options_left_out_leave_the_defaults(db):

@@ -645,7 +645,8 @@ def test_a_launcher_that_lost_its_lease_ends_its_processes(db, path, monkeypatch
 
 def test_json_holds_all_that_is_known(db, path):
     done = launch(path)
-    assert done.keys() == {"finished", "failed", "killed", "again", "seconds", "unfit", "reason", "spent"}
+    counted = {"finished", "failed", "killed", "again", "unfit", "changed_parents"}
+    assert done.keys() == {*counted, "seconds", "fault", "reason", "spent"}
     assert json.dumps(done)
     assert os.environ.get("BALSAM_DB_PATH") is None
 

@@ -157,3 +157,78 @@ def test_jobs_killed_before_their_start_never_start(db):
     assert one.returncode == 0
     assert set(states(db).values()) == {"JOB_FINISHED", "USER_KILLED"}
     assert not any((db.workdir(job) / "started").exists() for job in rest)
+
+
+def mounted(db, options):
+    """Run a launcher for which ``data/`` is another file system."""
+    mount = f'mount -t tmpfs {options} tmpfs "$1" || exit 99; shift; exec "$@"'
+    words = [*BALSAM, "--db", str(db.path), "launcher", "--consume-all"]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", str(db.path / "data"), *words],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    return done
+
+
+def check_given_back(db, done, why):
+    assert done.returncode == 6, done
+    assert why in done.stdout
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") < 10
+    assert db.run(GetLaunchers()) == []
+    assert db.jobs.where(launcher_id=None).count() == db.jobs.count()
+    (log,) = (db.path / "log").glob("launcher_*.log")
+    assert len(log.read_text().splitlines()) < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("-o nr_inodes=20", "no space left on device"),
+        ("-o ro", "read-only file system"),
+    ],
+)
+def test_where_no_working_directory_can_be_made_everything_is_given_back(db, options, why):
+    db.jobs.add([sh("true", name=f"j{number}") for number in range(200)])
+    done = mounted(db, options)
+    check_given_back(db, done, f"Ended early: can't make the working directory '{db.path}/data/default")
+    assert why in done.stdout
+    found = set(states(db).values())
+    assert found <= {"JOB_FINISHED", "READY", "PREPROCESSED"}
+    assert found & {"READY", "PREPROCESSED"}
+
+
+def test_runs_that_fail_because_the_disk_is_full_did_not_fail(db):
+    job = sh("cat /dev/zero > file", name="writes")
+    db.jobs.add([job, *(sh("true", name=f"j{number}") for number in range(20))])
+    done = mounted(db, "-o size=1m")
+    check_given_back(db, done, "(no space left in ")
+    assert states(db)["writes"] == "RESTART_READY"
+    assert "FAILED" not in states(db).values()
+
+
+def test_where_data_may_not_be_written_everything_is_given_back(db):
+    (db.path / "data").chmod(0o500)
+    db.jobs.add([sh("true", name=f"j{number}") for number in range(200)])
+    # Root too is stopped by permissions then.
+    as_user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]
+    words = [*as_user, *BALSAM, "--db", str(db.path), "launcher", "--consume-all"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    check_given_back(db, done, f"can't make the working directory '{db.path}/data/default': permission denied")
+    assert set(states(db).values()) == {"READY"}
+
+
+def test_a_directory_that_one_job_may_not_write_fails_that_job_only(db, tmp_path):
+    forbidden = tmp_path / "forbidden"
+    forbidden.mkdir(mode=0o500)
+    db.jobs.add([sh("true", name="bad", user_workdir=str(forbidden / "x")), sh("true", name="good")])
+    as_user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]
+    words = [*as_user, *BALSAM, "--db", str(db.path), "launcher", "--consume-all"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.stdout.startswith("1 finished, 1 failed"), done
+    assert states(db) == {"bad": "FAILED", "good": "JOB_FINISHED"}

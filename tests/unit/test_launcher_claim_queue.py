@@ -10,7 +10,7 @@ from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
 from balsam_core.model.app import App
-from balsam_core.model.calls import Claim, ClaimJobs, CountHeldByOthers, CountJobs, ParentRef, Resources
+from balsam_core.model.calls import Claim, ClaimJobs, CountHeldByOthers, CountJobs, GetDelay, ParentRef, Resources
 from balsam_core.model.job import Job
 
 SLOTS = 4
@@ -23,12 +23,15 @@ class Store:
         self.left = jobs
         self.given = 0
         self.claims = []
+        self.delay = None
         self.others = 0
         self.waiting = 0
 
     def __call__(self, call):
         if isinstance(call, CountHeldByOthers):
             return self.others
+        if isinstance(call, GetDelay):
+            return self.delay
         if isinstance(call, CountJobs):
             return self.waiting
         assert isinstance(call, ClaimJobs)
@@ -150,6 +153,25 @@ def test_the_end_is_when_nothing_can_come(clock):
     assert not make_queue(store, only=(1, 2)).more_may_come()
     store.waiting = 1
     assert make_queue(store, only=(1, 2)).more_may_come()
+    store.others, store.delay = 0, 3600.0
+    queue = make_queue(store)
+    assert queue.more_may_come()
+    assert queue.waits_for.startswith("waiting for a retry at ")
+    assert make_queue(store, only=(1, 2)).more_may_come()
+
+
+def test_paused_jobs_go_on_first_once_they_are_on_record(clock):
+    queue = make_queue(Store(3))
+    queue.claim(3)
+    first, second = queue.jobs.popleft(), queue.jobs.popleft()
+    for claimed in (first, second):
+        claimed.paused = True
+        queue.paused[claimed.id] = claimed
+    queue.resume({second.id})
+    assert ([job.id for job in queue.jobs], [*queue.paused]) == ([first.id, 3], [second.id])
+    assert not first.paused
+    queue.resume(())
+    assert [job.id for job in queue.jobs] == [second.id, first.id, 3]
 
 
 def test_a_claimed_job_gets_its_app_and_its_parents(clock):

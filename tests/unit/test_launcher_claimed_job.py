@@ -11,7 +11,7 @@ from balsam_core.dbdir.directory import DBDir
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job import claimed_job as module
 from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext, ProcessResult
-from balsam_core.launcher.job.failures import DiskFullError, last_line
+from balsam_core.launcher.job.failures import DiskFullError, last_words
 from balsam_core.model.app import App
 from balsam_core.model.calls import ParentRef
 from balsam_core.model.job import Job
@@ -28,19 +28,38 @@ def context(tmp_path):
 
 
 class EndedJob:
-    """A job after its lifecycle, with processes that ended as given."""
+    """A job after its lifecycle, with processes that ended as given.
+
+    Attributes:
+        recorded: What was on record before each pause.
+    """
 
     def __init__(self, claimed, ends):
         self.claimed = claimed
         self.specs = []
-        self.first_state = claimed.state
+        self.recorded = []
+        self.times = []
+        first_state = claimed.state
+        self.ends = iter(ends)
+        self.live()
+        while claimed.paused:
+            self.recorded.append(claimed.state)
+            self.times += claimed.transitions
+            claimed.transitions.clear()
+            claimed.paused = False
+            self.live()
+        assert next(self.ends, None) is None, "the lifecycle asked for fewer processes"
+        self.times += claimed.transitions
+        assert first_illegal_transition(first_state, [state for state, _ in self.times]) is None
+
+    def live(self):
+        claimed = self.claimed
         lifecycle = claimed.lifecycle()
-        ends = iter(ends)
         try:
             spec = next(lifecycle)
             while True:
                 self.specs.append(spec)
-                end = next(ends)
+                end = next(self.ends)
                 if isinstance(end, Exception):
                     spec = lifecycle.throw(end)
                     continue
@@ -49,12 +68,10 @@ class EndedJob:
                 spec = lifecycle.send(end if isinstance(end, ProcessResult) else ProcessResult(end))
         except StopIteration:
             pass
-        assert next(ends, None) is None, "the lifecycle asked for fewer processes"
-        assert first_illegal_transition(self.first_state, [state for state, _ in claimed.transitions]) is None
 
     @property
     def states(self):
-        return " ".join(state for state, _ in self.claimed.transitions)
+        return " ".join(state for state, _ in self.times)
 
     @property
     def programs(self):
@@ -79,8 +96,9 @@ def test_a_plain_job_runs_one_process_and_passes_all_states(context):
     assert (job.states, job.programs, job.claimed.return_code, job.claimed.message) == (TO_THE_END, ["run"], 0, "")
     assert not job.claimed.released
     assert (job.specs[0].stdout, job.specs[0].stderr) == ("sim.out", "sim.err")
-    times = [at for _, at in job.claimed.transitions]
+    times = [at for _, at in job.times]
     assert times == sorted(times)
+    assert job.recorded == []
 
 
 def test_hooks_run_before_and_after_with_logs_of_their_own(context):
@@ -89,6 +107,7 @@ def test_hooks_run_before_and_after_with_logs_of_their_own(context):
     assert [spec.stdout for spec in job.specs] == ["preprocess.log", "sim.out", "postprocess.log"]
     assert job.specs[0].stderr == "preprocess.log"
     assert [spec.started_state for spec in job.specs] == [None, State.RUNNING, None]
+    assert job.recorded == ["STAGED_IN", "PREPROCESSED", "RUN_DONE"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +134,7 @@ def test_a_failing_preprocess_fails_the_job_with_its_last_line(context):
     (workdir / "preprocess.log").write_text("starting\nno such mesh: a.msh\n\n")
     job = live(context, 2, **HOOKS)
     assert job.states == "STAGED_IN FAILED"
-    assert job.claimed.message == "preprocess: exit code 2: no such mesh: a.msh"
+    assert job.claimed.message == "preprocess: exit code 2: starting | no such mesh: a.msh"
 
 
 def test_a_failing_postprocess_fails_the_job(context):
@@ -161,6 +180,72 @@ def test_an_error_handler_without_a_command_fails_the_job(context):
 def test_retries_come_before_the_error_handler(context):
     job = live(context, 0, 1, max_retries=1, post_error_handler=True, **HOOKS)
     assert job.states.endswith("RUN_ERROR RESTART_READY")
+
+
+@pytest.mark.parametrize(("retries", "delay"), [(0, 1.5), (1, 3.0), (4, 24.0), (30, 86400.0), (5000, 86400.0)])
+def test_the_pause_before_a_retry_doubles_up_to_a_day(context, retries, delay):
+    job = live(context, 1, max_retries=9999, retries=retries, retry_delay_seconds=1.5)
+    assert job.claimed.delay == delay
+    assert job.claimed.message == f"exit code 1; retry {retries + 1} of 9999 in {delay:g} s"
+
+
+@pytest.mark.parametrize(("code", "end"), [(0, "POSTPROCESSED JOB_FINISHED"), (1, "FAILED")])
+def test_a_run_over_its_own_limit_is_handled_and_never_retried(context, code, end):
+    over = ProcessResult(-15, "its time limit of 2 minutes was over", over_limit=True)
+    job = live(context, over, time_limit_minutes=2, max_retries=5)
+    assert job.states.endswith("RUNNING RUN_TIMEOUT FAILED")
+    assert job.specs[0].time_limit == 120
+    assert job.claimed.message == over.stop_reason
+    handled = live(context, 0, over, code, time_limit_minutes=2, max_retries=5, post_timeout_handler=True, **HOOKS)
+    assert handled.states.endswith(f"RUNNING RUN_TIMEOUT {end}")
+    assert handled.specs[2].env["BALSAM_JOB_TIMEOUT"] == "TRUE"
+    assert handled.recorded[-1] == "RUN_TIMEOUT"
+    assert live(context, 0).specs[0].time_limit is None
+
+
+def test_results_are_copied_out_last_and_for_saved_jobs_too(context, tmp_path):
+    workdir = context.directory.data / "default" / "sim_5"
+    workdir.mkdir(parents=True)
+    (workdir / "result").touch()
+    staging = {"stage_out": str(tmp_path / "out"), "stage_out_files": ["result"], "postprocess": "after"}
+    job = live(context, 0, 0, 0, **staging)
+    assert job.programs == ["run", "after", "cp"]
+    assert job.recorded == ["RUN_DONE", "POSTPROCESSED"]
+    saved = live(context, 1, 0, 0, post_error_handler=True, **staging)
+    assert saved.programs == ["run", "after", "cp"]
+    assert saved.recorded == ["RUN_ERROR", "POSTPROCESSED"]
+    assert saved.states.endswith("RUN_ERROR POSTPROCESSED JOB_FINISHED")
+
+
+def test_outputs_of_earlier_attempts_are_kept_under_the_attempt_that_wrote_them(context):
+    workdir = context.directory.data / "default" / "sim_5"
+    workdir.mkdir(parents=True)
+
+    def attempt(number, out, **fields):
+        live(context, 0, attempt=number, state=State.RESTART_READY, **fields)
+        assert not (workdir / "sim.out").exists()
+        (workdir / "sim.out").write_text(out)
+        (workdir / "sim.err").touch()  # an empty one is not kept
+
+    attempt(1, "first")
+    attempt(3, "third")  # the second was given back before it began
+    attempt(4, "fourth")
+    assert (workdir / "sim.out.1").read_text() == "first"
+    assert (workdir / "sim.out.3").read_text() == "third"
+    (workdir / "sim.out.4").write_text("somebody's own")
+    attempt(5, "fifth")
+    assert (workdir / "sim.out.4").read_text() == "somebody's own"
+    assert (workdir / "sim.out.4.2").read_text() == "fourth"
+    assert not list(workdir.glob("sim.err.*"))
+
+
+def test_what_an_attempt_took_is_known_when_its_run_has_ended(context):
+    job = live(context, ProcessResult(3, cpu_seconds=1.5, max_memory=4096)).claimed
+    assert job.elapsed is not None
+    assert 0 <= job.elapsed < 5
+    assert (job.cpu_seconds, job.max_memory) == (1.5, 4096)
+    assert job.begun_at is not None
+    assert live(context, command="echo 'open").claimed.begun_at is None
 
 
 @pytest.mark.parametrize(("retry", "state", "released"), [(True, "RESTART_READY", True), (False, "FAILED", False)])
@@ -263,8 +348,9 @@ def test_copying_out_that_fails_fails_the_job(context, tmp_path):
     workdir.mkdir(parents=True)
     (workdir / "result").touch()
     job = live(context, 0, 1, stage_out=str(tmp_path / "out"), stage_out_files=["result"])
-    assert job.states.endswith("RUN_DONE FAILED")
+    assert job.states.endswith("RUN_DONE POSTPROCESSED FAILED")
     assert job.claimed.message == "stage_out: exit code 1"
+    assert job.recorded == ["POSTPROCESSED"]
 
 
 def test_an_apps_hooks_and_environment_are_used(context):
@@ -291,12 +377,75 @@ def test_a_job_given_back_has_no_changes(context):
     [
         (b"", ""),
         (b"\n \n", ""),
-        (b"one\ntwo\n", "two"),
+        (b"one\ntwo\n\nthree\nfour", "two | three | four"),
         (b"x" * 10_000, "x" * 300),
         (b"\xff\x00\x1b[31mred", "\ufffd  [31mred"),
+        (b"a\n----------\nb 1\n----------\n", "a | b 1"),
     ],
 )
-def test_last_lines_are_short_and_printable(tmp_path, content, line):
+def test_last_words_are_short_and_printable(tmp_path, content, line):
     (tmp_path / "f").write_bytes(content)
-    assert last_line(tmp_path / "f") == line
-    assert last_line(tmp_path / "missing") == ""
+    assert last_words(tmp_path / "f") == line
+    assert last_words(tmp_path / "missing") == ""
+
+
+OPENMPI_ABORT = """\
+--------------------------------------------------------------------------
+MPI_ABORT was invoked on rank 1 in communicator MPI_COMM_WORLD
+with errorcode 7.
+
+NOTE: invoking MPI_ABORT causes Open MPI to kill all MPI processes.
+You may or may not see output from other processes, depending on
+exactly when Open MPI kills them.
+--------------------------------------------------------------------------
+[host:811] 1 more process has sent help message help-mpi-api.txt / mpi-abort
+[host:811] Set MCA parameter "orte_base_help_aggregate" to 0 to see all help / error messages
+"""
+OPENMPI_EXIT = """\
+--------------------------------------------------------------------------
+Primary job  terminated normally, but 1 process returned
+a non-zero exit code. Per user-direction, the job has been aborted.
+--------------------------------------------------------------------------
+--------------------------------------------------------------------------
+mpirun detected that one or more processes exited with non-zero status, thus causing
+the job to be terminated. The first process to do so was:
+
+  Process name: [[63352,1],1]
+  Exit code:    7
+--------------------------------------------------------------------------
+"""
+MPICH_ABORT = """\
+
+===================================================================================
+=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES
+=   PID 4711 RUNNING AT host
+=   EXIT CODE: 7
+=   CLEANING UP REMAINING PROCESSES
+=   YOU CAN IGNORE THE BELOW CLEANUP MESSAGES
+===================================================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("err", "out", "words"),
+    [
+        ("", "step 1\nERROR: no such pair style\nLast command: pair_style x\n", "ERROR: no such pair style"),
+        ("fault\n", "result\n", "fault"),
+        (OPENMPI_ABORT, "ERROR: lost atoms\n", "ERROR: lost atoms"),
+        ("bad mesh\n" + OPENMPI_EXIT, "result\n", "bad mesh"),
+        (OPENMPI_ABORT, "", "MPI_ABORT was invoked on rank 1 in communicator MPI_COMM_WORLD | with errorcode 7."),
+        (OPENMPI_EXIT, "", "Process name: [[63352,1],1] | Exit code:    7"),
+        (MPICH_ABORT, "", "=   EXIT CODE: 7"),
+        ("Abort(7): application called\n" + MPICH_ABORT, "", "Abort(7): application called"),
+    ],
+)
+def test_what_a_program_said_itself_comes_before_an_mpi_launchers_banner(context, err, out, words):
+    workdir = context.directory.data / "default" / "sim_5"
+    workdir.mkdir(parents=True)
+    (workdir / "sim.err").write_text(err)
+    (workdir / "sim.out").write_text(out)
+    reason = live(context, 7).claimed.message
+    assert reason.startswith("exit code 7: ")
+    assert words in reason
+    assert "You may or may not" not in reason
+    assert "Set MCA" not in reason

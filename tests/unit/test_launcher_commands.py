@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -70,7 +71,7 @@ def test_the_environment_has_its_layers_in_order(tmp_path, monkeypatch):
     base = base_environment(DBDir(path=tmp_path, db_type="sqlite", id="0" * 32), 7)
     app = App("sim", "sim.x", environ={"APP": "app", "JOB": "app"})
     job = Job(app="sim", id=12, parents=[3, 4], environ={"JOB": "job", "BALSAM_JOB_ID": "forged"})
-    env = job_environment(base, job, app)
+    env = job_environment(base, job, app, tmp_path)
     assert (env["OUTER"], env["APP"], env["JOB"]) == ("outer", "app", "job")
     assert (env["BALSAM_DB_PATH"], env["BALSAM_LAUNCHER_ID"]) == (str(tmp_path), "7")
     assert (env["BALSAM_JOB_ID"], env["BALSAM_PARENT_IDS"]) == ("12", "3 4")
@@ -89,3 +90,15 @@ def test_hooks_of_an_app_are_templates_and_own_ones_are_not():
 def test_a_shell_variable_in_an_own_command_is_no_placeholder():
     job = Job(command="sh -c 'echo ${HOME} {x}'", parameters={"x": "1.10"})
     assert job_argv(job, None) == ["sh", "-c", "echo ${HOME} 1.10"]
+
+
+@pytest.mark.parametrize(("count", "in_file"), [(10_000, False), (25_000, True)])
+def test_very_many_ids_of_parents_are_in_a_file(tmp_path, count, in_file):
+    ids = list(range(100_000, 100_000 + count))
+    env = job_environment({}, Job(id=1, command="x", parents=ids), None, tmp_path)
+    if in_file:
+        assert "BALSAM_PARENT_IDS" not in env
+        assert [int(line) for line in Path(env["BALSAM_PARENT_IDS_FILE"]).read_text().splitlines()] == ids
+    else:
+        assert env["BALSAM_PARENT_IDS"].split() == [str(number) for number in ids]
+        assert "BALSAM_PARENT_IDS_FILE" not in env

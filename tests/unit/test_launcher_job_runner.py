@@ -32,6 +32,7 @@ class Watched:
         (path / "db" / "data").mkdir(parents=True)
         directory = DBDir(path=path / "db", db_type="sqlite", id="0" * 32)
         self.context = LauncherContext(directory=directory, environment=dict(os.environ), counters=Counters())
+        self.queue = []
         self.done = []
         self.dropped = []
         self.changed = []
@@ -41,6 +42,12 @@ class Watched:
         )
 
     def _on_done(self, running):
+        claimed = running.claimed
+        if claimed.paused and not running.dropped and not self.runner.stopping:
+            claimed.paused = False
+            claimed.transitions.clear()  # they are on record now
+            self.queue.insert(0, claimed)
+            return
         (self.dropped if running.dropped else self.done).append(running.claimed)
 
     def job(self, job_id, command, **fields):
@@ -49,11 +56,12 @@ class Watched:
 
     def run(self, *jobs):
         """Run the jobs to their end."""
-        queue = list(jobs)
-        self.until(lambda: not queue and not self.runner.jobs, queue)
+        self.queue += jobs
+        self.until(lambda: not self.queue and not self.runner.jobs)
         return {job.id: job.state for job in self.done}
 
-    def until(self, condition, queue=()):
+    def until(self, condition):
+        queue = self.queue
         deadline = time.monotonic() + DEADLINE
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true"
@@ -105,8 +113,8 @@ def test_one_bad_job_harms_no_other(watched):
     ]
     good = [watched.job(number, "true") for number in range(10, 15)]
     states = watched.run(*bad, *good)
-    assert {number for number, state in states.items() if state is State.FAILED} == {1, 2, 4, 5, 6, 7, 8, 9}
-    assert {number for number, state in states.items() if state is State.JOB_FINISHED} == {3, *range(10, 15)}
+    assert {number for number, state in states.items() if state is State.FAILED} == set(range(1, 10))
+    assert {number for number, state in states.items() if state is State.JOB_FINISHED} == set(range(10, 15))
 
 
 def test_the_start_of_a_run_is_reported_at_once(watched):
@@ -140,8 +148,24 @@ def test_what_ended_by_itself_was_not_stopped(watched):
     wait_until(lambda: (workdir / "ended").exists() and not running_in(workdir), "the end of the run")
     watched.runner.stop("stopped", grace=DEADLINE)
     watched.until(lambda: not watched.runner.jobs)
-    (job,) = watched.done
-    assert (job.state, job.released, job.return_code) == (State.RUN_DONE, True, 0)
+    (job,) = watched.queue
+    assert (job.state, job.return_code) == (State.RUN_DONE, 0)
+
+
+def test_a_run_over_its_limit_is_ended_and_no_other(watched):
+    over = watched.job(1, "sleep 600", time_limit_minutes=0.005)
+    watched.runner.start(over)
+    watched.runner.start(watched.job(2, "sleep 0.6", time_limit_minutes=5))
+
+    def ended():
+        watched.runner.stop_overdue()
+        return not watched.runner.jobs
+
+    watched.until(ended)
+    assert [(job.id, job.state) for job in watched.done] == [(1, State.FAILED), (2, State.JOB_FINISHED)]
+    assert over.message == "its time limit of 0.005 minutes was over"
+    assert over.elapsed < 5
+    assert watched.runner.stop_overdue() is None
 
 
 def test_the_result_of_a_dropped_job_does_not_count(watched):
@@ -168,11 +192,11 @@ def without_descriptors(watched):
 
 
 def test_what_the_machine_cannot_start_now_is_started_later(watched):
-    queue = [watched.job(number, "true") for number in range(1, 6)]
     with without_descriptors(watched):
-        watched.until(lambda: watched.runner.blocked, queue)
+        watched.queue += [watched.job(number, "true") for number in range(1, 6)]
+        watched.until(lambda: watched.runner.blocked)
         assert watched.runner.free_slots == 0
-    watched.until(lambda: not queue and not watched.runner.jobs, queue)
+    watched.until(lambda: not watched.queue and not watched.runner.jobs)
     assert {job.id: job.state for job in watched.done} == dict.fromkeys(range(1, 6), State.JOB_FINISHED)
 
 
@@ -247,7 +271,8 @@ def test_a_full_disk_stops_starting_and_gives_the_job_back(watched, monkeypatch)
     watched.runner.start(watched.job(1, "sleep 600"))
     monkeypatch.setattr(os, "mkdir", full)
     watched.runner.start(watched.job(2, "true"))
-    assert "disk is full" in watched.runner.fault
+    assert watched.runner.fault.startswith("can't make the working directory ")
+    assert watched.runner.fault.endswith("no space left on device")
     assert [(job.id, job.state, job.released) for job in watched.done] == [(2, State.READY, True)]
     assert 1 in watched.runner.jobs
     assert watched.runner.free_slots == 0

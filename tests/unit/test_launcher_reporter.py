@@ -193,6 +193,35 @@ def test_what_happened_after_a_lost_answer_is_written_too(reporter, table, when)
     assert table.calls[-1].updates[0].message == "exit code 1"
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_release_after_a_lost_answer_is_written_too(reporter, table, when):
+    """A job that waited for this write is given back, because the launcher ends."""
+    job = new_job(table)
+    table.breaks = [when]
+    change(reporter, job, State.RUNNING, State.RUN_DONE)
+    with pytest.raises(OutcomeUnknown):
+        reporter.flush()
+    job.released = True
+    assert reporter.flush() == []
+    assert [state for _, state in table.history] == ["RUNNING", "RUN_DONE"]
+    assert table.rows[1]["launcher_id"] is None
+    assert reporter.jobs == {}
+
+
+def test_what_an_attempt_took_is_sent_with_its_end(reporter, table):
+    job = new_job(table)
+    job.begun_at = monotonic() - 3.0
+    change(reporter, job, State.RUNNING)
+    reporter.flush()
+    job.elapsed, job.cpu_seconds, job.max_memory = 2.0, 1.0, 4096
+    change(reporter, job, State.RUN_DONE, State.POSTPROCESSED, State.JOB_FINISHED)
+    reporter.flush()
+    first, last = (call.updates[0].run for call in table.calls)
+    assert first is None
+    assert (last.elapsed, last.cpu_seconds, last.max_memory) == (2.0, 1.0, 4096)
+    assert last.started == pytest.approx(3.0, abs=1.0)
+
+
 def test_a_refused_change_is_named_and_forgotten(reporter, table):
     lost, kept = new_job(table, 1), new_job(table, 2)
     table.rows[1]["attempt"] = 2

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from balsam_core.launcher.options import LauncherOptions, LauncherResult
     from balsam_core.model.calls import Resources, Unfit
 
+MOST_NAMED = 10  # jobs in a line
+
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,8 @@ def launcher(
     With --daemon the launcher goes on in the background: 'balsam log launcher -f' follows it, 'balsam status' shows
     it, and 'balsam launcher --stop' stops it as Ctrl-C does.
 
-    The exit code is 0 when nothing was left to do or the time limit was reached, whatever became of the jobs.
+    The exit code is 0 when nothing was left to do or the time limit was reached, whatever became of the jobs; it is 6
+    when working directories could not be made any more, e.g. on a full disk.
     """
     if stop is not None:
         if consume_all or wf_name or job_file or max_ranks_per_node or time_limit_minutes or daemon:
@@ -154,6 +157,7 @@ def _check_selection(db: Database, options: LauncherOptions) -> None:
 
 def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str, report_to: int | None) -> int:
     """Run a launcher to its end."""
+    from balsam_core.errors import NoResources
     from balsam_core.launcher import background
     from balsam_core.launcher.loop import Launcher
     from balsam_core.launcher.progress import Progress, progress_on
@@ -179,7 +183,9 @@ def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str
         logs.close()
     record = {name: value for name, value in vars(result).items() if name not in {"signal", "resources"}}
     printer.one(record, lines, done="; ".join(lines))
-    return 0 if result.signal is None else 128 + result.signal
+    if result.signal is not None:
+        return 128 + result.signal
+    return NoResources.exit_code if result.fault else 0
 
 
 def _start(session: Session, db: DBDir, only: Sequence[int] | None) -> int:
@@ -258,6 +264,10 @@ def _format_lines(result: LauncherResult, why_no_ranks: str) -> Iterator[str]:
     if result.reason:
         left = f"; given back to run again: {result.again}" if result.again else ""
         yield f"Ended early: {result.reason}{left}"
+    if result.changed_parents:
+        ids = result.changed_parents
+        named = ", ".join(map(str, ids[:MOST_NAMED])) + (f" and {len(ids) - MOST_NAMED} more" * (len(ids) > MOST_NAMED))
+        yield f"Files of their parents changed while these jobs ran, which have links to them: {named} (balsam show ID)"
     for unfit in result.unfit:
         yield f"Not run: {_describe_unfit(unfit, result.resources, why_no_ranks)}"
 

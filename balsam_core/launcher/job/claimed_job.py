@@ -4,8 +4,11 @@ A lifecycle is a generator. It does itself what is quick (directories, links, de
 for each process that must run, and is sent the :class:`ProcessResult`. It notes each state as the job reaches it.
 Whatever goes wrong for this job ends here, as a failure with a reason; no error reaches the other jobs.
 
-After an error a job first uses its automatic retries; when none are left the error handler may save it. After a timeout
-the handler, which the user has to ask for, comes before the automatic retry, which is on by default.
+A process may only start when the step before it is on record, so that it isn't done again if the launcher is lost: the
+lifecycle then ends with :attr:`ClaimedJob.paused`, and goes on in a new one when the database has the states so far.
+Only jobs with hooks or stage-out cost such a write of their own.
+
+What comes after an error or a timeout is in docs/reference/job-states.md.
 """
 
 from __future__ import annotations
@@ -19,8 +22,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from balsam_core.dbdir.workdirs import make_workdir, output_name
 from balsam_core.errors import BalsamError, DBDirError
 from balsam_core.launcher.job.commands import bound_cores, hook_argv, job_argv, job_environment, ranks_started
-from balsam_core.launcher.job.dataflow import link_parents, stage_in_command, stage_out_commands
-from balsam_core.launcher.job.failures import DiskFullError, describe_error, describe_exit, is_disk_full, last_line
+from balsam_core.launcher.job.dataflow import LinkedFiles, change_remarks, copy_commands, find_inputs, link_inputs
+from balsam_core.launcher.job.failures import (
+    DiskFullError,
+    describe_error,
+    describe_exit,
+    is_about,
+    is_data_unusable,
+    is_disk_full,
+    is_no_space_left,
+    last_words,
+)
+from balsam_core.launcher.job.outputs import keep_earlier_outputs
+from balsam_core.launcher.job.staging import stage_in_command, stage_out_commands
 from balsam_core.launcher.placement import Need
 from balsam_core.launcher.process_events import ShortageError, is_shortage
 from balsam_core.model.states import END, State
@@ -41,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 _S = State
 
+LONGEST_DELAY = 86_400.0  # seconds between two attempts
+
 
 class ProcessSpec(NamedTuple):
     """A process that a job needs now.
@@ -52,6 +68,7 @@ class ProcessSpec(NamedTuple):
         stderr: File for its errors; may be the same.
         started_state: The state that the job reaches when the process has started; None for none.
         cores: Numbers of the processors that it is bound to; empty for no binding.
+        time_limit: Seconds after which it is to be ended; None for no limit.
     """
 
     argv: list[str]
@@ -60,6 +77,7 @@ class ProcessSpec(NamedTuple):
     stderr: str
     started_state: State | None = None
     cores: tuple[int, ...] = ()
+    time_limit: float | None = None
 
 
 class ProcessResult(NamedTuple):
@@ -71,6 +89,9 @@ class ProcessResult(NamedTuple):
         is_lost: Whether nobody wanted it to end: what keeps it was lost, as ``stop_reason`` says.
         ended_at: When it ended, by the monotonic clock; None for now.
         left_behind: Processes that it had left running, and that were ended.
+        over_limit: Whether that was because its time limit was over.
+        cpu_seconds: Processor time, user and system, in seconds; None for unknown.
+        max_memory: The most memory that it used, in bytes; None for unknown.
     """
 
     exit_code: int
@@ -78,6 +99,9 @@ class ProcessResult(NamedTuple):
     is_lost: bool = False
     ended_at: float | None = None
     left_behind: int = 0
+    over_limit: bool = False
+    cpu_seconds: float | None = None
+    max_memory: int | None = None
 
     @property
     def remark(self) -> str:
@@ -116,6 +140,14 @@ class ClaimedJob:
         message: The reasons, for the history.
         return_code: Exit code of the run, once it ran.
         released: Whether the launcher gives it back unfinished.
+        paused: Whether it goes on when its transitions are on record.
+        delay: Seconds that it may not be claimed after it is given back.
+        remarks: Messages for the histories of other jobs, by id.
+        changed_parents: Whether files of its parents, which it has links to, changed while it ran.
+        begun_at: When its first process was asked for, by the monotonic clock; None before.
+        elapsed: Duration of its run in seconds; None before its end.
+        cpu_seconds: Processor time of its run in seconds; None for unknown.
+        max_memory: The most memory that its run used, in bytes; None for unknown.
         workdir: Its working directory; set once it is made.
         need: What it takes of a node.
         place: What it has been given; None until it is started.
@@ -133,6 +165,16 @@ class ClaimedJob:
         self.message = ""
         self.return_code: int | None = None
         self.released = False
+        self.paused = False
+        self.delay = 0.0
+        self.remarks: dict[int, str] = {}
+        self.changed_parents = False
+        self.begun_at: float | None = None
+        self.elapsed: float | None = None
+        self.cpu_seconds: float | None = None
+        self.max_memory: int | None = None
+        self._running_since = 0.0
+        self._is_over_limit = False
         self.need = Need.of(job)
         self._app = app
         self._parents = parents
@@ -141,7 +183,10 @@ class ClaimedJob:
     def reach(self, state: State, reason: str = "", at: float | None = None) -> None:
         """Note that the job reached a state, now or at a moment of the monotonic clock."""
         self.state = state
-        self.transitions.append((state, monotonic() if at is None else at))
+        moment = monotonic() if at is None else at
+        self.transitions.append((state, moment))
+        if state is _S.RUNNING:
+            self._running_since = moment
         self.remark(reason)
 
     def remark(self, text: str) -> None:
@@ -151,6 +196,8 @@ class ClaimedJob:
 
     def give_back(self) -> None:
         """Drop what happened and release the job as the database knows it: it wasn't started, or was killed."""
+        if self.state is _S.RUNNING:
+            self.elapsed = monotonic() - self._running_since
         self.transitions.clear()
         self.message = ""
         self.return_code = None
@@ -162,15 +209,19 @@ class ClaimedJob:
         """Go through the states that are left; see the module's docstring.
 
         Raises:
-            DiskFullError: There is no room for this job, nor for any other; the job is to be given back.
+            DiskFullError: No files can be made for this job, nor for any other; the job is to be given back.
             ShortageError: Too many open files or too little memory; a new lifecycle may go on later.
         """
+        self.__dict__.pop("_environment", None)  # after a pause it may have another place
         try:
             yield from self._pass_states()
         except DiskFullError:
             self.released = True
             raise
         except (BalsamError, OSError, ValueError) as err:  # ValueError: an argument that no program can be given
+            if is_disk_full(err) and is_about(err, self._context.directory.path):
+                self.released = True
+                raise DiskFullError(describe_error(err)) from err
             if is_shortage(err) or is_shortage(err.__cause__):
                 raise ShortageError(describe_error(err)) from err
             self._fail(describe_error(err))
@@ -184,28 +235,29 @@ class ClaimedJob:
         if self.state is _S.RUNNING:
             self.reach(_S.RUN_TIMEOUT, "its launcher was lost while it ran")
             self.reach(_S.RESTART_READY)
-        if self.state is _S.READY:
-            yield from self._stage_in()
-        if self.state is _S.STAGED_IN and not self.released:
-            yield from self._run_hook("preprocess", _S.PREPROCESSED)
-        if self.state in {_S.PREPROCESSED, _S.RESTART_READY} and not self.released:
-            yield from self._run_main_process()
-        if self.state is _S.RUN_DONE and not self.released:
-            yield from self._stage_out()
-        if self.state is _S.RUN_DONE and not self.released:
-            yield from self._run_hook("postprocess", _S.POSTPROCESSED)
-        if self.state is _S.RUN_ERROR:
-            yield from self._handle_error()
-        if self.state is _S.RUN_TIMEOUT and not self.released:
-            yield from self._handle_timeout()
-        if self.state is _S.POSTPROCESSED:
-            self.reach(_S.JOB_FINISHED)
+        steps = {
+            _S.READY: self._stage_in,
+            _S.STAGED_IN: self._preprocess,
+            _S.PREPROCESSED: self._run_main_process,
+            _S.RESTART_READY: self._run_main_process,
+            _S.RUN_DONE: self._postprocess,
+            _S.RUN_ERROR: self._handle_error,
+            _S.RUN_TIMEOUT: self._handle_timeout,
+            _S.POSTPROCESSED: self._stage_out,
+        }
+        while self.state in steps and not self.released and not self.paused:
+            yield from steps[self.state]()
+
+    def _pause(self) -> bool:
+        """End this lifecycle where something is not yet on record; returns whether it does."""
+        self.paused = bool(self.transitions)
+        return self.paused
 
     def _make_workdir(self) -> None:
         try:
             self.workdir = make_workdir(self._context.directory, self.job)
         except DBDirError as err:
-            if not self.job.user_workdir and is_disk_full(err.__cause__):
+            if not self.job.user_workdir and is_data_unusable(err.__cause__):
                 raise DiskFullError(err.message) from err
             raise
 
@@ -214,51 +266,82 @@ class ClaimedJob:
             argv = stage_in_command(self.job, self.workdir)
             if not (yield from self._run_step(argv, "stage_in")):
                 return
-        if self.job.input_files and self._parents:
+        remark = ""
+        if self.job.input_files:
             with self._context.counters.timed("links"):
-                link_parents(self._context.directory, self.job, self.workdir, self._parents)
-        self.reach(_S.STAGED_IN)
+                inputs = find_inputs(self._context.directory, self.job, self.workdir, self._parents)
+                if self.job.input_mode == "link":
+                    link_inputs(self.job, self.workdir, inputs)
+            if self.job.input_mode == "copy":
+                for argv in copy_commands(self.job, self.workdir, inputs):
+                    if not (yield from self._run_step(argv, "input_files")):
+                        return
+            remark = inputs.remark
+        self.reach(_S.STAGED_IN, remark)
+
+    def _preprocess(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        argv = hook_argv(self.job, self._app, "preprocess")
+        if not argv:
+            self.reach(_S.PREPROCESSED)
+        elif not self._pause() and (yield from self._run_step(argv, "preprocess")):
+            self.reach(_S.PREPROCESSED)
+            self._pause()
 
     def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        out, err = output_name(self.job, ".out"), output_name(self.job, ".err")
         argv = job_argv(self.job, self._app)
+        limit = self.job.time_limit_minutes * 60 or None
+        linked = None
+        if self.job.input_files and self._parents and self.job.input_mode == "link":
+            linked = LinkedFiles(self._context.directory, self.job, self.workdir, self._parents)
         with ranks_started(self.job, argv, self._environment, self._context.mpi) as (argv, env):
-            result = yield ProcessSpec(
-                argv,
-                env,
-                output_name(self.job, ".out"),
-                output_name(self.job, ".err"),
-                _S.RUNNING,
-                bound_cores(self.job, self.place),
-            )
+            cores = bound_cores(self.job, self.place)
+            result = yield from self._run_process(ProcessSpec(argv, env, out, err, _S.RUNNING, cores, limit))
+        if linked is not None and (changed := linked.changed()):
+            self.changed_parents = True
+            own, self.remarks = change_remarks(self.job, changed)
+            self.remark(own)
         self.return_code = result.exit_code
+        ended_at = monotonic() if result.ended_at is None else result.ended_at
+        self.elapsed = max(0.0, ended_at - self._running_since)
+        self.cpu_seconds, self.max_memory = result.cpu_seconds, result.max_memory
         if result.stop_reason:
             self.reach(_S.RUN_TIMEOUT, result.stop_reason, result.ended_at)
+            self._is_over_limit = result.over_limit
             if result.is_lost:
-                self._mark_for_restart("")
-            elif self.job.post_timeout_handler:
-                self.released = True  # this launcher is about to end; the next one runs the handler
+                self.reach(_S.RESTART_READY)
+                self.released = True
+            else:
+                # A launcher that stops it is about to end: the next one runs the handler.
+                self.released = self.job.post_timeout_handler and not result.over_limit
+        elif result.exit_code and not self.job.user_workdir and is_no_space_left(self.workdir):
+            failure = f"{self._describe_failure(result, err, out)} (no space left in {str(self.workdir)!r})"
+            self.reach(_S.RUN_TIMEOUT, failure, result.ended_at)
+            self.reach(_S.RESTART_READY)
+            raise DiskFullError(f"job {self.id}: {failure}")
         elif result.exit_code:
-            why = self._describe_failure(result, output_name(self.job, ".err"))
-            self.reach(_S.RUN_ERROR, why, result.ended_at)
+            self.reach(_S.RUN_ERROR, self._describe_failure(result, err, out), result.ended_at)
         else:
             self.reach(_S.RUN_DONE, at=result.ended_at)
         self.remark(result.remark)
 
-    def _stage_out(self) -> Generator[ProcessSpec, ProcessResult, None]:
-        if not (self.job.stage_out and self.job.stage_out_files):
-            return
-        for argv in stage_out_commands(self.job, self.workdir):
-            if not (yield from self._run_step(argv, "stage_out")):
-                return
+    def _postprocess(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        argv = hook_argv(self.job, self._app, "postprocess")
+        if not argv or (not self._pause() and (yield from self._run_step(argv, "postprocess"))):
+            self.reach(_S.POSTPROCESSED)
 
-    def _run_hook(self, hook: str, done_state: State) -> Generator[ProcessSpec, ProcessResult, None]:
-        argv = hook_argv(self.job, self._app, hook)
-        if not argv or (yield from self._run_step(argv, hook)):
-            self.reach(done_state)
+    def _stage_out(self) -> Generator[ProcessSpec, ProcessResult, None]:
+        if self.job.stage_out and self.job.stage_out_files:
+            if self._pause():
+                return
+            for argv in stage_out_commands(self.job, self.workdir):
+                if not (yield from self._run_step(argv, "stage_out")):
+                    return
+        self.reach(_S.JOB_FINISHED)
 
     def _handle_error(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if self.job.retries < self.job.max_retries:
-            self._mark_for_restart(f"retry {self.job.retries + 1} of {self.job.max_retries}")
+            self._retry_after_error()
         elif self.job.post_error_handler:
             yield from self._run_handler("BALSAM_JOB_ERROR")
         else:
@@ -267,8 +350,9 @@ class ClaimedJob:
     def _handle_timeout(self) -> Generator[ProcessSpec, ProcessResult, None]:
         if self.job.post_timeout_handler:
             yield from self._run_handler("BALSAM_JOB_TIMEOUT")
-        elif self.job.auto_timeout_retry:
-            self._mark_for_restart("")
+        elif self.job.auto_timeout_retry and not self._is_over_limit:
+            self.reach(_S.RESTART_READY)
+            self.released = True
         else:
             self.reach(_S.FAILED)
 
@@ -277,9 +361,18 @@ class ClaimedJob:
         if not argv:
             self._fail("there is no postprocess that could handle it")
             return
+        if self._pause():
+            return
         env = {**self._environment, variable: "TRUE"}
         if (yield from self._run_step(argv, "postprocess", what="the handler (postprocess)", env=env)):
             self.reach(_S.POSTPROCESSED, "handled by postprocess")
+
+    def _retry_after_error(self) -> None:
+        count = self.job.retries + 1
+        self.delay = min(self.job.retry_delay_seconds * 2.0 ** min(count - 1, 60), LONGEST_DELAY)
+        when = f" in {self.delay:g} s" if self.delay else ""
+        self.reach(_S.RESTART_READY, f"retry {count} of {self.job.max_retries}{when}")
+        self.released = True
 
     # ---- parts of it
 
@@ -288,27 +381,31 @@ class ClaimedJob:
     ) -> Generator[ProcessSpec, ProcessResult, bool]:
         """Run a process beside the job's main one, with a log of this stem; return whether the lifecycle may go on."""
         log = output_name(self.job, ".log", stem=stem)
-        result = yield ProcessSpec(argv, env or self._environment, log, log)
+        result = yield from self._run_process(ProcessSpec(argv, env or self._environment, log, log))
         if result.remark:
             self.remark(f"{what or stem}: {result.remark}")
         if result.stop_reason:
             self.released = True  # the next launcher does this step again
+            self.remark(f"{what or stem}: {result.stop_reason}")
         elif result.exit_code:
             self._fail(f"{what or stem}: {self._describe_failure(result, log)}")
         return not result.stop_reason and not result.exit_code
 
+    def _run_process(self, spec: ProcessSpec) -> Generator[ProcessSpec, ProcessResult, ProcessResult]:
+        if self.attempt > 1:
+            keep_earlier_outputs(self.job, self.workdir, {spec.stdout, spec.stderr})
+        if self.begun_at is None:
+            self.begun_at = monotonic()
+        return (yield spec)
+
     @cached_property
     def _environment(self) -> dict[str, str]:
-        return job_environment(self._context.environment, self.job, self._app, self.place)
+        return job_environment(self._context.environment, self.job, self._app, self.workdir, self.place)
 
-    def _describe_failure(self, result: ProcessResult, errors: str) -> str:
-        line = last_line(self.workdir / errors)
-        return describe_exit(result.exit_code) + (f": {line}" if line else "")
+    def _describe_failure(self, result: ProcessResult, *outputs: str) -> str:
+        said = last_words(*(self.workdir / name for name in outputs))
+        return describe_exit(result.exit_code) + (f": {said}" if said else "")
 
     def _fail(self, reason: str) -> None:
         if self.state not in END:
             self.reach(_S.FAILED, reason)
-
-    def _mark_for_restart(self, reason: str) -> None:
-        self.reach(_S.RESTART_READY, reason)
-        self.released = True

@@ -8,11 +8,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import InvalidInput
+from balsam_core.launcher.job.outputs import write_parent_ids
 from balsam_core.model.command import fill_known, fill_template, split
 from balsam_core.model.cores import parse_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.launcher.mpi import MPI
@@ -20,7 +22,13 @@ if TYPE_CHECKING:
     from balsam_core.model.app import App
     from balsam_core.model.job import Job
 
-_JOB_VARIABLES = ("BALSAM_JOB_ID", "BALSAM_PARENT_IDS", "BALSAM_JOB_ERROR", "BALSAM_JOB_TIMEOUT")
+_JOB_VARIABLES = (
+    "BALSAM_JOB_ID",
+    "BALSAM_PARENT_IDS",
+    "BALSAM_PARENT_IDS_FILE",
+    "BALSAM_JOB_ERROR",
+    "BALSAM_JOB_TIMEOUT",
+)
 
 
 def job_argv(job: Job, app: App | None) -> list[str]:
@@ -80,13 +88,25 @@ def base_environment(directory: DBDir, launcher_id: int) -> dict[str, str]:
     return base
 
 
-def job_environment(base: dict[str, str], job: Job, app: App | None, place: Place | None = None) -> dict[str, str]:
+LONGEST_PARENT_IDS = 100_000  # bytes in a variable; the system allows 131,072 with its name
+
+
+def job_environment(
+    base: dict[str, str], job: Job, app: App | None, workdir: Path, place: Place | None = None
+) -> dict[str, str]:
     """Return the environment of a job's processes: the job's variables override the app's, these the shared ones.
 
     ``OMP_NUM_THREADS`` tells OpenMP programs the job's threads, where app and job don't set it. The number 1, which is
-    the default of jobs, leaves what the launcher got from its own environment.
+    the default of jobs, leaves what the launcher got from its own environment. More ids of parents than a variable can
+    hold are in a file instead, and ``BALSAM_PARENT_IDS`` is not set.
+
+    Raises:
+        OSError: That file can't be written.
     """
     own = {"BALSAM_JOB_ID": str(job.id), "BALSAM_PARENT_IDS": " ".join(map(str, job.parents))}
+    if len(own["BALSAM_PARENT_IDS"]) > LONGEST_PARENT_IDS:
+        del own["BALSAM_PARENT_IDS"]
+        own["BALSAM_PARENT_IDS_FILE"] = str(write_parent_ids(job, workdir))
     threads = str(job.threads_per_rank)
     env = {"OMP_NUM_THREADS": threads, **base}
     if job.threads_per_rank > 1:

@@ -1,101 +1,133 @@
-"""The files that a job gets and gives: links to parents' files, stage-in, stage-out.
+"""The files that a job gets from its parents, as links or as copies.
 
-Parents' files are linked, not copied. The links are relative inside ``data/``, so that they survive a move or a copy of
-the DB directory. Nothing here ever replaces a file. Copying may take long, so the launcher runs ``cp`` as a process;
-this module only makes the command lines.
+Links inside ``data/`` are relative, so that they survive a move or a copy of the DB directory. Nothing here replaces a
+file that isn't an input from before. Copying may take long, so the launcher runs it as processes; this module only
+makes the command lines.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from fnmatch import translate
-from pathlib import Path
-from typing import TYPE_CHECKING
+import stat
+from collections import defaultdict
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from balsam_core.dbdir import workdirs
 from balsam_core.errors import InvalidInput
-from balsam_core.model.text import check_patterns
+from balsam_core.launcher.job.outputs import log_names, read_register, write_register
+from balsam_core.launcher.job.patterns import Patterns
+from balsam_core.launcher.job.staging import CP, MOST_ARGUMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import ParentRef
     from balsam_core.model.job import Job
 
-MOST_ARGUMENTS = 500  # files that one `cp` gets
-LOG_STEMS = ("preprocess", "postprocess", "stage_in", "stage_out")
+MOST_NAMED = 5  # files in a message
 
 
-def log_names(job: Job | ParentRef) -> set[str]:
-    """Return the names of all files that a launcher may write into a job's working directory."""
-    outputs = {workdirs.output_name(job, ".out"), workdirs.output_name(job, ".err")}
-    return outputs | {workdirs.output_name(job, ".log", stem=stem) for stem in LOG_STEMS}
+class ParentFiles(NamedTuple):
+    """Files of one parent.
 
-
-class Patterns:
-    """Shell patterns for names of files.
-
-    As in a shell, a leading dot must be matched by a dot. A pattern without any letter or digit, such as ``*``, means
-    "all results": it leaves out the files that launchers wrote.
-
-    Raises:
-        InvalidInput: A pattern names a file in another directory; the message names the field ``what``.
+    Attributes:
+        parent: Its id.
+        directory: Its working directory, as a link in the job's one names it.
+        names: Their names there.
     """
 
-    def __init__(self, patterns: Sequence[str], *, what: str) -> None:
-        self._tests: list[tuple[re.Pattern[str], bool, bool]] = []
-        check_patterns(what, patterns)
-        for pattern in patterns:
-            named = any(c.isalnum() for c in pattern)
-            self._tests.append((re.compile(translate(pattern)), pattern.startswith("."), named))
-
-    def match(self, name: str, logs: Iterable[str] = ()) -> bool:
-        """Whether a file is wanted; ``logs`` are the names of files that a launcher wrote."""
-        hidden = name.startswith(".")
-        log = name in logs
-        return any(
-            (dotted or not hidden) and (named or not log) and test.match(name) is not None
-            for test, dotted, named in self._tests
-        )
+    parent: int
+    directory: str
+    names: list[str]
 
 
-def link_parents(directory: DBDir, job: Job, workdir: Path, parents: Iterable[ParentRef]) -> int:
-    """Link the parents' files that match ``input_files`` into the job's working directory.
+class Inputs(NamedTuple):
+    """The parents' files that a job wants.
+
+    Attributes:
+        files: By parent, the lowest id first.
+        unmatched: Patterns with wildcards that match none of them.
+    """
+
+    files: list[ParentFiles]
+    unmatched: list[str]
+
+    @property
+    def remark(self) -> str:
+        """What the history says about patterns without a match; empty where all have one."""
+        if not self.unmatched:
+            return ""
+        return f"input_files: no file of a parent matches {', '.join(map(repr, self.unmatched[:MOST_NAMED]))}"
+
+
+def find_inputs(directory: DBDir, job: Job, workdir: Path, parents: Iterable[ParentRef]) -> Inputs:
+    """Return the parents' files that match ``input_files``.
+
+    Raises:
+        InvalidInput: A pattern is wrong; or a file that is named without a wildcard is neither a parent's nor in the
+            working directory.
+        OSError: A directory can't be read.
+    """
+    patterns = Patterns(job.input_files, what="input_files")
+    files = []
+    for parent, source in _sources(directory, job, workdir, parents):
+        logs = log_names(parent)
+        try:
+            names = sorted(name for name in os.listdir(workdir / source) if patterns.match(name, logs))  # noqa: PTH208
+        except FileNotFoundError:
+            continue  # it never ran, or its files were removed
+        if names:
+            files.append(ParentFiles(parent.id, source, names))
+    for pattern in [one for one in patterns.unmatched if not _WILDCARD.search(one)]:
+        if not (workdir / pattern).exists():  # from stage_in, or in a directory of the user's
+            raise InvalidInput(f"input_files: no parent has the file {pattern!r}")
+        del patterns.unmatched[pattern]
+    return Inputs(files, list(patterns.unmatched))
+
+
+_WILDCARD = re.compile(r"[*?[]")
+
+
+def _sources(
+    directory: DBDir, job: Job, workdir: Path, parents: Iterable[ParentRef]
+) -> Iterator[tuple[ParentRef, str]]:
+    """Give the parents, lowest id first, each with its working directory as a link in the job's one names it.
+
+    Not those whose directory is the job's own.
+    """
+    for parent in sorted(parents, key=lambda parent: parent.id):
+        source = workdirs.workdir(directory, parent)
+        if source != workdir:
+            inside = not parent.user_workdir and not job.user_workdir
+            yield parent, os.path.join("..", "..", *source.parts[-2:]) if inside else str(source)  # noqa: PTH118
+
+
+# ---- as links
+
+
+def link_inputs(job: Job, workdir: Path, inputs: Inputs) -> int:
+    """Link files into the job's working directory; return how many.
 
     Where several parents have a file of one name, the parent with the lowest id gives it the plain name; for the others
     their id goes before the suffix: ``coordinates_17.xyz``. Linking again changes nothing.
 
-    Returns:
-        How many files are linked.
-
     Raises:
-        InvalidInput: A pattern is wrong.
-        OSError: A directory can't be read or a link not made.
+        OSError: A link can't be made.
     """
-    patterns = Patterns(job.input_files, what="input_files")
     reserved = log_names(job)  # else the job's output would go through a link into its parent's file
-    count = 0
-    for parent in sorted(parents, key=lambda parent: parent.id):
-        source = workdirs.workdir(directory, parent)
-        if source == workdir:
-            continue
-        inside = not parent.user_workdir and not job.user_workdir
-        target = os.path.relpath(source, workdir) if inside else str(source)
-        logs = log_names(parent)
-        try:
-            names = sorted(name for name in os.listdir(source) if patterns.match(name, logs))  # noqa: PTH208
-        except FileNotFoundError:
-            continue  # it never ran, or its files were removed
-        for name in names:
-            _make_link(os.path.join(target, name), workdir, _link_names(name, parent.id, reserved))  # noqa: PTH118
-            count += 1
-    return count
+    for files in inputs.files:
+        for name in files.names:
+            target = os.path.join(files.directory, name)  # noqa: PTH118
+            _make_link(target, workdir, _input_names(name, files.parent, reserved))
+    return sum(len(files.names) for files in inputs.files)
 
 
-def _link_names(name: str, parent_id: int, reserved: set[str]) -> Iterator[str]:
-    """Give possible names for a link, the best one first."""
+def _input_names(name: str, parent_id: int, reserved: Collection[str]) -> Iterator[str]:
+    """Give possible names for an input, the best one first."""
     if name not in reserved:
         yield name
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
@@ -119,41 +151,106 @@ def _make_link(target: str, workdir: Path, names: Iterable[str]) -> None:
             return
 
 
-def stage_in_command(job: Job, workdir: Path) -> list[str]:
-    """Return the command that copies ``stage_in``, a file or a directory's content, into the working directory.
+Signature = tuple[int, int, int]
+
+
+class LinkedFiles:
+    """The parents' files that a job could change through its links, as they were when this was made.
 
     Raises:
-        InvalidInput: It is no absolute path, or nothing is there.
+        OSError: The working directory can't be read.
     """
-    source = _absolute_path("stage_in", job.stage_in)
-    if not source.exists():
-        raise InvalidInput(f"stage_in: {str(source)!r} does not exist")
-    return ["cp", "-R", "-H", "--", f"{source}/." if source.is_dir() else str(source), str(workdir)]
+
+    def __init__(self, directory: DBDir, job: Job, workdir: Path, parents: Iterable[ParentRef]) -> None:
+        owners = {source: parent.id for parent, source in _sources(directory, job, workdir, parents)}
+        self._before: dict[str, tuple[int, Signature]] = {}  # path -> parent, signature
+        with os.scandir(workdir) as entries:
+            targets = [os.readlink(entry.path) for entry in entries if entry.is_symlink()]  # noqa: PTH115
+        for target in targets:
+            parent = owners.get(os.path.dirname(target))  # noqa: PTH120
+            path = os.path.join(workdir, target)  # noqa: PTH118
+            if parent is not None and (signature := _signature(path)) is not None:
+                self._before[path] = parent, signature
+
+    def changed(self) -> dict[int, list[str]]:
+        """Return the names of the files that were changed or removed since, by parent."""
+        found: dict[int, list[str]] = defaultdict(list)
+        for path, (parent, before) in self._before.items():
+            if _signature(path) != before:
+                found[parent].append(os.path.basename(path))  # noqa: PTH119
+        return {parent: sorted(found[parent]) for parent in sorted(found)}
 
 
-def stage_out_commands(job: Job, workdir: Path) -> list[list[str]]:
-    """Return the commands that copy the files that match ``stage_out_files`` to ``stage_out``, which is made.
-
-    Raises:
-        InvalidInput: It is no absolute path, or a pattern is wrong.
-        OSError: A directory can't be read or made.
-    """
-    patterns = Patterns(job.stage_out_files, what="stage_out_files")
-    target = _absolute_path("stage_out", job.stage_out)
-    target.mkdir(parents=True, exist_ok=True)
-    logs = log_names(job)
-    names = sorted(f"./{name}" for name in os.listdir(workdir) if patterns.match(name, logs))  # noqa: PTH208
-    chunks = [names[start : start + MOST_ARGUMENTS] for start in range(0, len(names), MOST_ARGUMENTS)]
-    return [["cp", "-R", "-H", "--", *chunk, str(target)] for chunk in chunks]
-
-
-def _absolute_path(field: str, text: str) -> Path:
+def _signature(path: str) -> Signature | None:
+    """Return what changes when a file is written; None for what isn't a regular file."""
     try:
-        path = Path(text).expanduser()
-    except RuntimeError:
-        raise InvalidInput(
-            f"{field}: {text!r}: there is no such user's home directory; write the path in full"
-        ) from None
-    if not path.is_absolute():
-        raise InvalidInput(f"{field}: {text!r} is no absolute path; write it in full")
-    return path
+        found = os.stat(path)  # noqa: PTH116  (hot path)
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def change_remarks(job: Job, changed: dict[int, list[str]]) -> tuple[str, dict[int, str]]:
+    """Return what the histories of a job and of its parents say about files that changed while it ran."""
+    files = [f"{name} of job {parent}" for parent, names in changed.items() for name in names]
+    own = f"changed while it ran, which has links to them: {_some(files)} (--input-mode copy gives a job copies)"
+    others = {
+        parent: f"changed while job {job.id} ran, which has links to them: {_some(names)}"
+        for parent, names in changed.items()
+    }
+    return own, others
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+# ---- as copies
+
+
+def copy_commands(job: Job, workdir: Path, inputs: Inputs) -> list[list[str]]:
+    """Return the commands that copy files into the job's working directory, named as links would be.
+
+    Copies from before are replaced; a hidden file there says which they are.
+
+    Raises:
+        OSError: The hidden file can't be written, or a copy from before not be removed.
+    """
+    register = workdir / f".balsam_{job.id}.copies"
+    copies = read_register(register, str)
+    owner_of = {name: origin for origin, name in copies.items()}
+    reserved = log_names(job)
+    plain: list[str] = []
+    renamed: list[str] = []
+    for files in inputs.files:
+        for name in files.names:
+            origin = f"{files.parent}/{name}"
+            for copy in _input_names(name, files.parent, reserved):
+                path = workdir / copy
+                if owner_of.get(copy) == origin:
+                    with suppress(FileNotFoundError, IsADirectoryError, PermissionError):  # a directory is merged
+                        path.unlink()
+                elif copy in owner_of or os.path.lexists(path):
+                    continue
+                break
+            owner_of[copy], copies[origin] = origin, copy
+            source = os.path.join(files.directory, name)  # noqa: PTH118
+            if copy == name:
+                plain.append(source)
+            else:
+                renamed += [f"{source}/." if (workdir / source).is_dir() else source, copy]
+    write_register(register, copies)
+    commands = [[*CP, "--", *plain[at : at + MOST_ARGUMENTS], "."] for at in range(0, len(plain), MOST_ARGUMENTS)]
+    each = ["sh", "-c", _COPY_PAIRS, *CP]
+    return commands + [
+        [*each, "--", *renamed[at : at + MOST_ARGUMENTS]] for at in range(0, len(renamed), MOST_ARGUMENTS)
+    ]
+
+
+_COPY_PAIRS = """\
+cp="$0"
+while [ "$1" != -- ]; do cp="$cp $1"; shift; done
+shift
+while [ $# -gt 1 ]; do $cp -- "$1" "$2" || exit; shift 2; done
+"""

@@ -24,18 +24,21 @@ S = State
 FULL: dict[str, Any] = {
     "name": "n", "workflow": "w", "description": "d é", "args": "-v {x}", "app": "sim",
     "parameters": {"x": 1, "y": [1.5, None, {"z": True}], "a": "é", "f": 2.0}, "wait_for_parents": False,
-    "input_files": ["*.a"], "stage_in": "/in", "stage_out": "/out", "stage_out_files": ["*.b"],
+    "input_files": ["*.a"], "input_mode": "copy", "stage_in": "/in", "stage_out": "/out", "stage_out_files": ["*.b"],
     "user_workdir": "/here", "environ": {"A": "1", "B": "2"}, "preprocess": "pre", "postprocess": "post",
     "post_error_handler": True, "post_timeout_handler": True, "auto_timeout_retry": False, "max_retries": 3,
-    "priority": 7, "wall_time_minutes": 247, "num_nodes": 2, "ranks_per_node": 3, "threads_per_rank": 4,
+    "retry_delay_seconds": 0.5, "time_limit_minutes": 1.5, "priority": 7, "wall_time_minutes": 247, "num_nodes": 2,
+    "ranks_per_node": 3, "threads_per_rank": 4,
     "threads_per_core": 2, "gpus_per_rank": 0.25, "node_packing_count": 5, "cpu_affinity": "depth",
     "data": {"k": {"b": 2, "a": 1e22}},
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "name": "m", "workflow": "v", "description": "", "args": "{x}", "parameters": {"x": 1.0, "y": [], "a": "é"},
-    "wait_for_parents": True, "input_files": [], "stage_in": "", "stage_out": "/o", "stage_out_files": ["*.c", "d"],
+    "wait_for_parents": True, "input_files": [], "input_mode": "link",
+    "stage_in": "", "stage_out": "/o", "stage_out_files": ["*.c", "d"],
     "user_workdir": "", "environ": {"A": "2"}, "preprocess": "", "postprocess": "p", "post_error_handler": False,
     "post_timeout_handler": False, "auto_timeout_retry": True, "max_retries": 0, "priority": -1,
+    "retry_delay_seconds": 0.0, "time_limit_minutes": 0.0,
     "wall_time_minutes": 248, "num_nodes": 1, "ranks_per_node": 1, "threads_per_rank": 1, "threads_per_core": 1,
     "gpus_per_rank": 0.0, "node_packing_count": 1, "cpu_affinity": "", "data": {"k": {"b": True}},
 }  # fmt: skip

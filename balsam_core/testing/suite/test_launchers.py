@@ -10,7 +10,7 @@ import pytest
 
 from balsam_core.errors import Conflict
 from balsam_core.model import calls
-from balsam_core.model.calls import Resources, Update
+from balsam_core.model.calls import Resources, Run, Update
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
 from balsam_core.testing.tools import claim, register, update
@@ -132,6 +132,107 @@ def test_only_errors_use_up_the_retries(db: Database, jobs: Jobs) -> None:
     assert jobs.get(number).retries == 0
     update(db, me, job, S.RESTART_READY)
     assert jobs.get(number).retries == 1
+
+
+BEGUN = (S.STAGED_IN, S.PREPROCESSED, S.RUNNING)
+
+
+def test_an_attempt_is_recorded_once_when_it_ends(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    (job,) = claim(db, me)
+    update(db, me, job, release=True)  # nothing was begun
+    (job,) = claim(db, me)
+    update(db, me, job, *BEGUN)
+    assert jobs.attempts(number) == []
+    assert jobs.get(number).elapsed is None
+    update(db, me, job, S.RUN_ERROR, S.RESTART_READY, return_code=3, run=Run(2.0, 1.0), host="here")
+    (job,) = claim(db, me)
+    update(db, me, job, S.RUNNING, S.RUN_TIMEOUT, release=True, run=Run(1.0, 0.5, 0.25, 4096), host="here")
+    found = [(one.attempt, one.outcome, one.return_code, one.elapsed, one.max_memory) for one in jobs.attempts(number)]
+    assert found == [(2, "RUN_ERROR", 3, 1.0, None), (3, "RUN_TIMEOUT", None, 0.5, 4096)]
+    last = jobs.get(number)
+    assert (last.host, last.elapsed, last.cpu_seconds, last.max_memory) == ("here", 0.5, 0.25, 4096)
+    assert last.started_at == jobs.attempts(number)[-1].started_at
+    assert jobs.where(Job.elapsed < 1, host="here").ids() == [number]
+    assert jobs.where(Job.cpu_seconds > 1).ids() == []
+    assert [row[0] for row in jobs.order_by("max_memory").rows("max_memory")] == [4096]
+    jobs.where(id=number).kill()
+    jobs.remove()
+    assert jobs.attempts(number) == []
+
+
+def test_a_delayed_retry_waits_and_can_be_killed_and_retried(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x", retry_delay_seconds=1000))
+    me = register(db)
+    (job,) = claim(db, me)
+    update(db, me, job, *BEGUN, S.RUN_ERROR, S.RESTART_READY, delay=1000.0)
+    waiting = jobs.get(number)
+    assert waiting.not_before is not None
+    assert waiting.state_since is not None
+    assert 990 < (waiting.not_before - waiting.state_since).total_seconds() <= 1000
+    db.run(calls.PromoteDelayed())
+    assert claim(db, me) == []
+    jobs.kill()
+    assert db.run(calls.GetDelay()) is None
+    jobs.retry()
+    assert jobs.get(number).not_before is None
+    assert [one.id for one in claim(db, me)] == [number]
+
+
+def lose(db: Database, *transitions: State) -> None:
+    """Let a launcher claim all jobs, bring them so far, and be lost."""
+    launcher = register(db, lease=-1)
+    for job in claim(db, launcher):
+        update(db, launcher, job, *transitions)
+    register(db)
+
+
+def test_a_job_with_which_three_launchers_were_lost_fails_until_it_is_retried(db: Database, jobs: Jobs) -> None:
+    job = Job(command="x")
+    child = Job(command="y", parents=[job])
+    number, other = jobs.add([job, child])
+    lose(db)  # not begun
+    lose(db, *BEGUN)
+    assert (jobs.get(number).state, jobs.get(number).launchers_lost) == (S.RESTART_READY, 1)
+    lose(db, S.RUNNING)
+    me = register(db)
+    (again,) = claim(db, me)
+    update(db, me, again, S.RUNNING, S.RUN_TIMEOUT, S.RESTART_READY, run=Run(1.0))
+    assert jobs.get(number).launchers_lost == 0  # they must be lost in a row
+    for count in (1, 2):
+        lose(db, S.RUNNING)
+        assert (jobs.get(number).state, jobs.get(number).launchers_lost) == (S.RESTART_READY, count)
+    lose(db, S.RUNNING, S.RUN_DONE)
+    assert [jobs.get(one).state for one in (number, other)] == [S.FAILED, S.FAILED]
+    assert jobs.history(number)[-1].message.endswith(f"lost with this job: balsam retry {number}")
+    outcomes = [one.outcome for one in jobs.attempts(number)]
+    assert outcomes == [S.RUN_TIMEOUT] * 5 + [S.FAILED]
+    jobs.where(id=number).retry()
+    assert [(jobs.get(one).state, jobs.get(one).launchers_lost) for one in (number, other)] == [
+        (S.READY, 0),
+        (S.AWAITING_PARENTS, 0),
+    ]
+
+
+def test_a_launcher_that_says_that_it_ends_does_not_count_as_lost(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    (job,) = claim(db, me)
+    update(db, me, job, *BEGUN)
+    db.run(calls.CloseLauncher(launcher=me))
+    assert (jobs.get(number).state, jobs.get(number).launchers_lost) == (S.RESTART_READY, 0)
+
+
+def test_an_update_can_leave_remarks_with_other_jobs(db: Database, jobs: Jobs) -> None:
+    first, second = jobs.add([Job(command="x"), Job(command="y")])
+    me = register(db)
+    (job, _) = claim(db, me)
+    update(db, me, job, S.STAGED_IN, message="mine", remarks={second: "yours"})
+    update(db, me, job, release=True, message="given back")
+    assert [event.message for event in jobs.history(first)] == ["", "mine", "given back"]
+    remark = jobs.history(second)[-1]
+    assert (remark.message, remark.transitions) == ("yours", [])
 
 
 def test_transitions_keep_their_own_times(db: Database, jobs: Jobs) -> None:

@@ -12,11 +12,11 @@ import pytest
 from balsam_core.errors import Conflict
 from balsam_core.model import calls
 from balsam_core.model.app import App
-from balsam_core.model.calls import Call, Edge, Order, Resources, Update
+from balsam_core.model.calls import Call, Edge, Order, Resources, Run, Update
 from balsam_core.model.filters import Compare
 from balsam_core.model.job import Job
 from balsam_core.model.states import State
-from balsam_core.testing.tools import claim, register
+from balsam_core.testing.tools import DONE, claim, register, update
 
 if TYPE_CHECKING:
     from balsam_core import Database
@@ -36,6 +36,13 @@ def opened(db: Database, jobs: int = 0) -> int:
     if jobs:
         db.run(calls.AddJobs(jobs=[Job(command="x") for _ in range(jobs)], staged_insert=batch))
     return batch
+
+
+def delayed(db: Database, seconds: float) -> int:
+    job_id, me = one(db), register(db)
+    (job,) = claim(db, me)
+    update(db, me, job, *DONE[:3], State.RUN_ERROR, State.RESTART_READY, delay=seconds)
+    return job_id
 
 
 def test_get_info(db: Database) -> None:
@@ -239,6 +246,34 @@ def test_get_blockers(db: Database) -> None:
 def test_get_root_failures(db: Database) -> None:
     one(db)
     assert db.run(calls.GetRootFailures()) == {}
+
+
+def test_get_attempts(db: Database) -> None:
+    one(db)
+    me = register(db)
+    (job,) = claim(db, me)
+    run = Run(3.5, 2.5, 1.25, 2**40)
+    assert update(db, me, job, *DONE, return_code=0, run=run, host="here") == {}
+    assert job.id is not None
+    (found,) = db.run(calls.GetAttempts(jobs=[job.id]))
+    assert (found.attempt, found.launcher_id, found.host, found.return_code) == (1, me, "here", 0)
+    assert (found.elapsed, found.cpu_seconds, found.max_memory, found.outcome) == (2.5, 1.25, 2**40, "JOB_FINISHED")
+
+
+def test_get_delay(db: Database) -> None:
+    delayed(db, 1000)
+    assert 900 < (db.run(calls.GetDelay()) or 0) <= 1000
+    assert db.run(calls.GetDelay(workflow="none")) is None
+    assert db.run(calls.GetDelay(only=[])) is None
+
+
+def test_promote_delayed(db: Database) -> None:
+    first, later = delayed(db, 1e-6), delayed(db, 1000)
+    assert claim(db, register(db)) == []
+    assert db.run(calls.PromoteDelayed()) is False
+    assert [job.id for job in claim(db, register(db))] == [first]
+    assert db.jobs.get(first).not_before is None
+    assert db.jobs.get(later).not_before is not None
 
 
 def test_get_unfit(db: Database) -> None:

@@ -32,6 +32,7 @@ PARTICULAR: dict[str, Any] = {
     "priority": -7,
     "gpus_per_rank": 0.25,
     "data": {"n": 2**53 + 1},
+    "input_mode": "copy",
 }
 NOT_GIVEN = {"parents", "command", *GIVEN_BY_DATABASE}
 
@@ -45,7 +46,7 @@ def other_value(field: FieldInfo) -> Any:  # noqa: ANN401
         return [name, "*.x"]
     if isinstance(default, bool):
         return not default
-    if isinstance(default, int):
+    if isinstance(default, (int, float)):
         return default + 3
     assert default in {"", None}, f"give {name!r} a value in PARTICULAR"
     return f"some {name}"
