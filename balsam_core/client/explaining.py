@@ -38,8 +38,8 @@ class Explanation:
         job: The job's id.
         state: Its state.
         reason: One word: ``finished``, ``running``, ``claimed``, ``next``, ``created``, ``parents``, ``failed``,
-            ``parent-failed``, ``killed``, ``parent-killed``, ``delayed``, ``parked``, ``no-launcher``, ``not-selected``,
-            ``resources``, ``time-left``, ``launcher-dead``, ``launcher-silent``.
+            ``parent-failed``, ``killed``, ``parent-killed``, ``delayed``, ``parked``, ``no-launcher``,
+            ``not-selected``, ``resources``, ``time-left``, ``launcher-dead``, ``launcher-silent``.
         lines: The same in sentences.
         jobs: The ids of the first jobs that it is because of.
         fix: The command that mends it; empty where nothing is to be done.
