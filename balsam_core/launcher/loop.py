@@ -69,6 +69,8 @@ class Launcher:
         self._last_write_at = inf  # how long the last changes may be written
         self._signals_seen = 0
         self._over = False
+        self._waits = False  # nothing was left to do at the last look
+        self._gave_up = False
         self._ask_killed_at = self._promote_at = self._show_at = self._check_end_at = 0.0
 
     # ---- the run as a whole
@@ -169,6 +171,8 @@ class Launcher:
             unfit=unfit,
             reason=self._end_reason,
             signal=self._stop_requests.number,
+            held_by_others=self._membership.describe_holders(),
+            gave_up=self._gave_up,
             spent=self.counters.seconds,
         )
 
@@ -333,8 +337,14 @@ class Launcher:
         self._queue.promote()
         self._membership.end_dead()
         self._queue.poll_at = 0.0
-        self._over = not self._claim_jobs() and not self._queue.more_may_come()
+        self._waits = not self._claim_jobs()
+        more_may_come = self._queue.more_may_come() or self._membership.has_doubtful_holders()
+        self._over = self._waits and not more_may_come
         self._check_end_at = monotonic() + constants.LONGEST_POLL
+
+    def _is_waiting(self) -> bool:
+        """Say whether this launcher only waits for jobs that others hold."""
+        return self._waits and not self._over and not self._runner.jobs and not self._queue.jobs
 
     def _check_for_stop(self) -> None:
         """See whether a signal came, time is over, or no job can be started any more."""
@@ -348,6 +358,7 @@ class Launcher:
         elif self._end_reason:
             return
         elif monotonic() >= self._time_limit_at:
+            self._gave_up = self._is_waiting() and bool(self._membership.holders())
             self._stop_jobs("the time limit was reached", self._time_limit_at, grace=constants.TERM_GRACE)
         elif self._runner.fault:
             self._end_early(self._runner.fault)  # running jobs may end well
@@ -400,6 +411,8 @@ class Launcher:
             remark = f"the database can't be reached, {len(self._reporter.jobs)} changes are kept"
         elif self._runner.blocked:
             remark = "this machine can't start more processes"
+        elif self._is_waiting() and (holders := self._membership.describe_holders()):
+            remark = remark or f"waiting for {holders}"
         snapshot = Snapshot(
             seconds=monotonic() - self._started_at,
             running=len(self._runner.jobs),

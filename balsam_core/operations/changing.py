@@ -15,7 +15,7 @@ from balsam_core.operations.dependencies import fail_descendants, restart
 from balsam_core.operations.events import not_before, record_where
 from balsam_core.operations.execution import operation
 from balsam_core.operations.job_rows import delete_jobs
-from balsam_core.operations.launchers import give_up_expired
+from balsam_core.operations.launchers import free_jobs_of_ended
 from balsam_core.schema.tables import job_edges, jobs, launchers, workflows
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
     is_first = not call.last_root and not call.rest
     last_root, held = call.last_root, 0
     if is_first:
-        _free_of_dead_launchers(tx, chosen)
+        _free_of_ended_launchers(tx, chosen)
         still_held = and_(unsuccessful, chosen, jobs.c.launcher_id.is_not(None))
         held = tx.execute(select(func.count()).select_from(jobs).where(still_held)).scalar_one()
     roots: list[int] = []
@@ -111,11 +111,11 @@ _ENDED_BY_PARENT = or_(jobs.c.state == State.PARENT_KILLED, and_(jobs.c.state ==
 """Whether a job ended only because of a parent: it never ran."""
 
 
-def _free_of_dead_launchers(tx: Tx, chosen: ColumnElement[bool]) -> None:
-    """Give up launchers whose lease is over, where one may hold a chosen job."""
+def _free_of_ended_launchers(tx: Tx, chosen: ColumnElement[bool]) -> None:
+    """Give back the jobs of launchers that have ended, where one may hold a chosen job."""
     held = exists(select(jobs.c.id).where(jobs.c.launcher_id.is_not(None), chosen))
     if tx.execute(select(held)).scalar():
-        give_up_expired(tx)
+        free_jobs_of_ended(tx)
 
 
 def _refuse_held(tx: Tx, *conditions: ColumnElement[bool]) -> None:
@@ -134,7 +134,7 @@ def _refuse_held(tx: Tx, *conditions: ColumnElement[bool]) -> None:
             raise Conflict(f"job {job} is held by a launcher, {holder}; kill it first (balsam kill {job})")
         raise Conflict(
             f"job {job} is {row.state}, but {holder} has not yet said that its process has ended: repeat this in a "
-            f"moment, or, if that launcher is dead, after {until}"
+            f"moment; if that launcher is dead, the next 'balsam launcher' frees the job, soon after {until}"
         )
 
 
@@ -146,7 +146,7 @@ def _set_waiting(tx: Tx, ids: list[int]) -> None:
 @operation(RemoveJobs)
 def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
     """Remove jobs, newest first, so that children go before their parents."""
-    _free_of_dead_launchers(tx, condition(call.where))
+    _free_of_ended_launchers(tx, condition(call.where))
     chosen = (
         select(jobs.c.id, jobs.c.state, jobs.c.launcher_id, jobs.c.name, workflows.c.name.label("workflow"))
         .join(workflows, workflows.c.id == jobs.c.workflow_id)

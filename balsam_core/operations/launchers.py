@@ -1,4 +1,7 @@
-"""Operations on launchers: leases, and what becomes of the jobs of one that is gone."""
+"""Operations on launchers: leases, and what becomes of the jobs of one that is gone.
+
+Whether a launcher is gone is decided by those who look at it, not here: the database's clock alone may be set.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
 
 @operation(RegisterLauncher)
 def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
-    """Announce a launcher, and give up those whose lease is over."""
-    give_up_expired(tx)
+    """Announce a launcher."""
+    free_jobs_of_ended(tx)
     launcher_id = tx.take_ids("launchers")
     given = asdict(call)
     lease = timedelta(seconds=given.pop("lease_seconds"))
@@ -41,11 +44,8 @@ def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
     return launcher_id
 
 
-def give_up_expired(tx: Tx) -> None:
-    """Give up launchers whose lease is over, and jobs that ended ones still hold."""
-    expired = select(launchers).where(launchers.c.ended_at.is_(None), launchers.c.lease_until < tx.now)
-    for row in tx.execute(expired.with_for_update(skip_locked=True)).all():
-        _give_up(tx, row.id, f"the lease of launcher {row.id} (host {row.host}, pid {row.pid}) is over")
+def free_jobs_of_ended(tx: Tx) -> None:
+    """Give back jobs that launchers hold which have ended."""
     holds = exists(select(jobs.c.id).where(jobs.c.launcher_id == launchers.c.id))
     for launcher in tx.execute(select(launchers.c.id).where(launchers.c.ended_at.is_not(None), holds)).scalars().all():
         _give_up(tx, launcher, f"launcher {launcher} had ended")
@@ -68,11 +68,13 @@ def _give_up(tx: Tx, launcher: int, why: str) -> None:
 
 
 @operation(CloseLauncher)
-def close_launcher(tx: Tx, call: CloseLauncher) -> None:
+def close_launcher(tx: Tx, call: CloseLauncher) -> bool:
     """End a launcher and make the jobs that it still holds claimable again."""
     row = tx.execute(select(launchers).where(launchers.c.id == call.launcher).with_for_update()).first()
-    if row is not None and row.ended_at is None:
-        _give_up(tx, call.launcher, call.why or f"launcher {call.launcher} ended")
+    if row is None or row.ended_at is not None or call.seen_at not in {None, row.seen_at}:
+        return False
+    _give_up(tx, call.launcher, call.why or f"launcher {call.launcher} ended")
+    return True
 
 
 @operation(RenewLease, default_reply=Heartbeat(killed=[]))
@@ -85,7 +87,7 @@ def renew_lease(tx: Tx, call: RenewLease) -> Heartbeat:
     mine = and_(launchers.c.id == call.launcher, launchers.c.ended_at.is_(None))
     changes = {"seen_at": tx.now, "lease_until": tx.now + timedelta(seconds=call.lease_seconds)}
     if not tx.execute(update(launchers).where(mine).values(changes)).rowcount:
-        raise Conflict(f"launcher {call.launcher} was given up because its lease was over; its jobs belong to others")
+        raise Conflict(f"launcher {call.launcher} was given up, since its lease was over; its jobs belong to others")
     return Heartbeat(killed=_killed_jobs(tx, call.launcher))
 
 
@@ -107,9 +109,16 @@ def get_launchers(tx: Tx, call: GetLaunchers) -> list[LauncherInfo]:  # noqa: AR
     """List launchers."""
     held = select(func.count()).select_from(jobs).where(jobs.c.launcher_id == launchers.c.id).scalar_subquery()
     alive = launchers.c.lease_until >= tx.now
-    known = [launchers.c[name] for name in ("id", "host", "pid", "workflow", "started_at", "seen_at")]
+    names = ("id", "host", "pid", "boot_id", "process_start", "workflow", "started_at", "seen_at", "lease_until")
+    known = [launchers.c[name] for name in names]
     query = select(*known, alive.label("alive"), held.label("jobs")).where(launchers.c.ended_at.is_(None))
-    return [LauncherInfo(**row) for row in tx.execute(query.order_by(launchers.c.id)).mappings()]
+    found = []
+    for row in tx.execute(query.order_by(launchers.c.id)).mappings():
+        values = dict(row)
+        lease = values.pop("lease_until") - values["seen_at"]
+        silent = tx.now - values["seen_at"]
+        found.append(LauncherInfo(**values, silent_seconds=silent.total_seconds(), lease_seconds=lease.total_seconds()))
+    return found
 
 
 @operation(CountHeldByOthers)
@@ -121,7 +130,7 @@ def count_held_by_others(tx: Tx, call: CountHeldByOthers) -> int:
     some = (
         select(jobs.c.id)
         .join(launchers, launchers.c.id == jobs.c.launcher_id)
-        .where(launchers.c.id != call.launcher, launchers.c.ended_at.is_(None), launchers.c.lease_until >= tx.now)
+        .where(launchers.c.id != call.launcher, launchers.c.ended_at.is_(None))
         .limit(call.limit)
         .subquery()
     )

@@ -108,7 +108,7 @@ def test_a_killed_guardian_costs_no_more_than_the_runs(db, start, runs, victims)
 
 def test_what_had_ended_is_not_repeated(db, start, path, tmp_path):
     ends = [
-        Job(command=shlex.join(["sh", "-c", f"echo {name} >> {tmp_path}/{name}; exit {code}"]), name=name)
+        Job(command=shlex.join(["sh", "-c", RUN_WHEN_STOPPED.format(tmp_path, name, code)]), name=name)
         for name, code in (("well", 0), ("badly", 3))
     ]
     stops_launcher = Job(
@@ -122,7 +122,7 @@ def test_what_had_ended_is_not_repeated(db, start, path, tmp_path):
     first.kill()
     first.wait()
     (tmp_path / "go").touch()
-    here.good("launcher", "--consume-all", db=path)
+    assert here("launcher", "--consume-all", db=path).code == 10
     assert (tmp_path / "well").read_text() == "well\n"
     assert (tmp_path / "badly").read_text() == "badly\n"
     assert {job.name: str(job.state) for job in db.jobs} == {
@@ -134,6 +134,7 @@ def test_what_had_ended_is_not_repeated(db, start, path, tmp_path):
     assert "exit code 3" in history(db, ends[1])
 
 
+RUN_WHEN_STOPPED = "until test -e {0}/stopped; do sleep 0.02; done; echo {1} >> {0}/{1}; exit {2}"
 STOP_AND_WAIT = """
 import os, signal, sys, time
 from pathlib import Path
@@ -143,9 +144,9 @@ db = current_job().db
 go = Path(sys.argv[1], "go")
 if not go.exists():
     head = Journal(db.directory, int(os.environ["BALSAM_LAUNCHER_ID"])).head
-    while not Path(sys.argv[1], "well").exists():
-        os.kill(head.launcher, signal.SIGSTOP)
-        time.sleep(0.05)
+    time.sleep(0.5)  # so that the launcher is idle
+    os.kill(head.launcher, signal.SIGSTOP)
+    Path(sys.argv[1], "stopped").touch()
     time.sleep(600)
 """
 

@@ -51,7 +51,11 @@ def launcher(
     Jobs run in their working directories, several at a time, each when its parents have finished. Ctrl-C or SIGTERM
     stops cleanly: what runs is asked to end and will be run again by the next launcher. A second Ctrl-C kills at once.
 
-    The exit code is 0 when nothing was left to do or the time limit was reached, whatever became of the jobs.
+    A launcher that has nothing to do waits for jobs that other launchers hold, if others wait for those. One that was
+    killed is noticed within seconds on its own machine, else when its lease is over, and its jobs are taken over.
+
+    The exit code is 10 when jobs failed, 11 when the time limit was reached while it only waited for jobs of other
+    launchers, else 0 when nothing was left to do or the time limit was reached.
     """
     if consume_all and (wf_name or job_file):
         raise click.UsageError("--consume-all means all jobs; leave out --wf-name and --job-file, or leave it out")
@@ -62,6 +66,7 @@ def launcher(
     only = None if job_file is None else _read_ids(job_file)
 
     from balsam_core.cli.selectors import check_exist
+    from balsam_core.errors import JobsFailed, TimedOut
     from balsam_core.launcher.loop import Launcher
     from balsam_core.launcher.options import LauncherOptions, available_cores
     from balsam_core.launcher.progress import Progress, progress_on
@@ -91,7 +96,11 @@ def launcher(
             logs.close()
     record = {name: value for name, value in vars(result).items() if name != "signal"}
     printer.one(record, _format_lines(result))
-    return 0 if result.signal is None else 128 + result.signal
+    if result.signal is not None:
+        return 128 + result.signal
+    if result.failed:
+        return JobsFailed.exit_code
+    return TimedOut.exit_code if result.gave_up else 0
 
 
 def _format_lines(result: LauncherResult) -> Iterator[str]:
@@ -107,6 +116,8 @@ def _format_lines(result: LauncherResult) -> Iterator[str]:
     if result.reason:
         left = f"; given back to run again: {result.again}" if result.again else ""
         yield f"Ended early: {result.reason}{left}"
+    if result.held_by_others:
+        yield f"Still held by others: {result.held_by_others}"
     if result.unfit:
         yield f"Not run, since they need more nodes, ranks, GPUs or time than this launcher has: {result.unfit}"
 
