@@ -41,9 +41,10 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
         if held is None or why:
             refused[change.job] = why
             continue
-        if change.transitions:
+        if change.transitions or change.message:
             event = NewEvent(change.job, held["state_since"], change.attempt, change.transitions, change.message)
             events.append(event)
+        if change.transitions:
             held["since"] = held["state_since"] = event.at(tx) - timedelta(seconds=event.bounded(tx)[-1][1])
         _change_row(held, change)
         changed[change.job] = held

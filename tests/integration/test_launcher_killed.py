@@ -176,6 +176,41 @@ def test_verbs_need_no_launcher_to_free_the_jobs_of_a_dead_one(db, start, path, 
     assert db.run(GetLaunchers()) == []
 
 
+TRACER = "import ctypes; print(ctypes.CDLL(None).ptrace(0x4206, {}, 0, 0), flush=True); input()"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs ptrace of another process")
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_job_whose_process_cannot_be_ended_is_not_given_back(db, start, how):
+    # A traced process that was killed stays until its tracer looks at it.
+    job = Job(command="sh -c 'echo $$ > pid; exec sleep 600'", name="hangs")
+    db.jobs.add(job)
+    launcher = start()
+    file = db.workdir(job) / "pid"
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "the job's start")
+    words = [sys.executable, "-c", TRACER.format(file.read_text().strip())]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stdout.readline() == "0\n"
+        if how == "stopped":
+            launcher.terminate()
+            out, err = launcher.communicate(timeout=60)
+            assert launcher.returncode == 11, err
+            assert f"processes of these jobs can't be ended: {job.id}; other launchers get" in err
+        else:
+            launcher.kill()
+            launcher.communicate()
+        second = start()
+        out, err = second.communicate(timeout=60)
+        assert second.returncode == 0, err
+        assert "Still held by others: 1 job of launcher 1" in out
+        tracer.stdin.write("\n")
+        tracer.stdin.flush()
+        if how == "stopped":
+            assert "it can't be given back, since these of its processes can't be ended" in history(db, job)
+    assert here.good("status", db=db.path).err.startswith("Launcher 1 ")
+    assert str(db.jobs.get(job.id).state) == "RESTART_READY"
+
+
 # ---- a launcher of which nothing proves the death
 
 

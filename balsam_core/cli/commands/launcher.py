@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balsam_core.cli.command import Session, command, pass_session
+from balsam_core.cli.stdout import discard_output_of, results
 from balsam_core.cli.text import quote
 from balsam_core.cli.values import MINUTES
 
@@ -95,7 +96,14 @@ def launcher(
         finally:
             logs.close()
     record = {name: value for name, value in vars(result).items() if name != "signal"}
-    printer.one(record, _format_lines(result))
+    try:
+        printer.one(record, _format_lines(result))
+        results().flush()
+    except OSError:
+        if result.signal is None:
+            raise
+        for stream in (results(), sys.stderr):  # the terminal was closed: that is why it ends
+            discard_output_of(stream.fileno())
     if result.signal is not None:
         return 128 + result.signal
     if result.failed:

@@ -108,6 +108,17 @@ def test_a_killed_job_stays_with_its_launcher_until_it_is_stopped(db: Database, 
     assert jobs.history(number)[-1].message == "enough"
 
 
+def test_a_message_without_a_transition_is_in_the_history(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    claim(db, me)
+    before = jobs.get(number)
+    assert db.run(calls.UpdateJobs(launcher=me, updates=[Update(job=number, attempt=1, message="it hangs")])) == {}
+    last = jobs.history(number)[-1]
+    assert (last.transitions, last.message, last.attempt) == ([], "it hangs", 1)
+    assert jobs.get(number) == before
+
+
 def test_a_released_job_can_be_claimed_again(db: Database, jobs: Jobs) -> None:
     jobs.add([Job(command="x"), Job(command="y")])
     me = register(db)
