@@ -112,11 +112,12 @@ def test_a_message_without_a_transition_is_in_the_history(db: Database, jobs: Jo
     (number,) = jobs.add(Job(command="x"))
     me = register(db)
     claim(db, me)
-    before = jobs.get(number)
+    before = jobs.get(number).state_since
     assert db.run(calls.UpdateJobs(launcher=me, updates=[Update(job=number, attempt=1, message="it hangs")])) == {}
     last = jobs.history(number)[-1]
     assert (last.transitions, last.message, last.attempt) == ([], "it hangs", 1)
-    assert jobs.get(number) == before
+    after = jobs.get(number)
+    assert (after.state, after.state_since, after.launcher_id) == (S.READY, before, me)
 
 
 def test_a_released_job_can_be_claimed_again(db: Database, jobs: Jobs) -> None:
