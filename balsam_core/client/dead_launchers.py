@@ -1,8 +1,12 @@
-"""Launchers that have died without a word: proof of their death, and what becomes of their jobs.
+"""Launchers that have died without a word: how that is known, and what becomes of their jobs.
 
-A launcher is dead when its guardian's farewell is in its journal, or when, on this machine, neither it nor its guardian
-lives and nothing of its jobs is left. What its journal has and the database has not is recorded first, so that no run
-that has ended is repeated; then its jobs are given back.
+There is proof of a launcher's death when its guardian's farewell is in its journal, or when, on this machine, neither
+it nor its guardian lives and nothing of its jobs is left. Without proof it counts as dead when its lease is over and it
+has given no sign of life while somebody watched for some time. That time is measured by the watcher: a clock that is
+set must not let a job run twice. Its processes have been ended by then, since their keepers know the lease, too.
+
+What the journal of a dead launcher has and the database has not is recorded first, so that no run that has ended is
+repeated; then its jobs are given back.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ from balsam_core.dbdir.launcher_journal import MARK, Journal
 from balsam_core.model.calls import MOST_JOBS, CloseLauncher, GetLaunchers, GetRows, Update, UpdateJobs
 from balsam_core.model.filters import AllOf, Compare
 from balsam_core.model.states import State
-from balsam_core.system.processes import end_marked, is_alive, this_machine
+from balsam_core.system.processes import end_marked, is_alive, is_stopped, this_machine
 from balsam_core.system.signals import BATCH_EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.launcher_journal import Run
@@ -30,6 +35,9 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 PATIENCE = 3.0  # seconds for a guardian to end what its dead launcher has left
+RENEWALS = 15  # in the time of a lease
+WATCHED_SHARE = 2.5 / RENEWALS  # of a lease: how long a launcher whose lease is over is watched for a sign of life
+LONGEST_GAP = 15.0  # seconds between two looks; after a longer one the watch begins anew
 _POLL = 0.05  # seconds
 
 _S = State
@@ -62,59 +70,127 @@ class Closed(NamedTuple):
     why: str
 
 
+class LauncherWatch:
+    """Watches the launchers of a database, and closes the dead ones.
+
+    Attributes:
+        living: Those that were not dead at the last look.
+        seconds_left: How long each of them that is not seen to live may still be silent, by id, from the last look on.
+    """
+
+    def __init__(self, directory: DBDir, run: RunCall) -> None:
+        self.living: list[LauncherInfo] = []
+        self.seconds_left: dict[int, float] = {}
+        self._directory = directory
+        self._run = run
+        self._last_signs: dict[int, tuple[datetime, float]] = {}  # launcher -> its last sign, when we first saw that
+        self._looked_at = 0.0
+
+    def look(self) -> list[Closed]:
+        """Look at all launchers once; close the dead ones and return them.
+
+        Raises:
+            BalsamError: The database can't be asked, or refuses.
+        """
+        launchers = self._run(GetLaunchers())
+        now = time.monotonic()
+        if now - self._looked_at > LONGEST_GAP:
+            self._last_signs.clear()  # the database was away, for them as well
+        self._looked_at = now
+        closed: list[Closed] = []
+        self.living, self.seconds_left = [], {}
+        for launcher in launchers:
+            journal = Journal(self._directory, launcher.id)
+            why = _find_proof(launcher, journal)
+            left = None if why else 0.0 if why == "" else self._seconds_left(launcher, journal, now)
+            if not why and left is not None and left < 0:
+                why = _describe(launcher, "has given no sign of life, and its lease is over")
+            if why and self._close(launcher, journal, why):
+                closed.append(Closed(launcher, why))
+            elif not why:
+                self.living.append(launcher)
+                if left is not None:
+                    self.seconds_left[launcher.id] = left
+        return closed
+
+    def doubtful(self) -> list[LauncherInfo]:
+        """Return those of the living that hold jobs and may be dead: they have missed their renewals."""
+        return [
+            one
+            for one in self.living
+            if one.jobs and one.id in self.seconds_left and one.silent_seconds > WATCHED_SHARE * one.lease_seconds
+        ]
+
+    def _seconds_left(self, launcher: LauncherInfo, journal: Journal, now: float) -> float | None:
+        """Return how long a launcher may still be silent until it counts as dead; None where it is seen to live."""
+        if _lives_here(journal):
+            return None
+        if self._last_signs.get(launcher.id, (None,))[0] != launcher.seen_at:
+            self._last_signs[launcher.id] = (launcher.seen_at, now)
+        silent = now - self._last_signs[launcher.id][1]
+        lease = max(launcher.lease_seconds, 0.0)
+        return (lease if launcher.alive else WATCHED_SHARE * lease) - silent
+
+    def _close(self, launcher: LauncherInfo, journal: Journal, why: str) -> bool:
+        _record_runs(self._run, launcher, journal.runs())
+        if not self._run(CloseLauncher(launcher=launcher.id, why=why, seen_at=launcher.seen_at)):
+            return False  # somebody else has done it, or it lives
+        logger.warning("%s", why)
+        journal.remove()
+        return True
+
+
 def end_dead_launchers(directory: DBDir, run: RunCall, *, patience: float = 0.0) -> list[Closed]:
-    """Close the launchers that are proved dead, which gives their jobs back.
+    """Close the launchers that are dead, which gives their jobs back.
 
     Args:
         directory: The DB directory.
         run: Runs calls on its database.
-        patience: Seconds to wait for the processes of a dead launcher that are just being ended.
+        patience: Seconds to wait for one whose processes are just being ended, or that counts as dead in so short a
+            time.
 
     Raises:
         BalsamError: The database can't be asked, or refuses.
     """
     until = time.monotonic() + patience
-    closed: list[Closed] = []
-    while True:
-        dying = False
-        for launcher in run(GetLaunchers()):
-            journal = Journal(directory, launcher.id)
-            proof = _find_proof(launcher, journal)
-            if not proof:
-                dying = dying or proof is not None
-                continue
-            _record_runs(run, launcher, journal.runs())
-            run(CloseLauncher(launcher=launcher.id, why=proof))
-            journal.remove()
-            logger.warning("%s", proof)
-            closed.append(Closed(launcher, proof))
-        if not dying or time.monotonic() >= until:
-            return closed
+    watch = LauncherWatch(directory, run)
+    closed = watch.look()
+    while watch.seconds_left and time.monotonic() + min(watch.seconds_left.values()) < until:
         time.sleep(_POLL)
+        closed += watch.look()
+    return closed
 
 
-def lives_here(directory: DBDir, launcher: LauncherInfo) -> bool:
-    """Say whether a launcher's process is seen to live on this machine."""
-    head = Journal(directory, launcher.id).head
-    return head is not None and head.machine == this_machine() and is_alive(head.launcher, head.launcher_start)
+def _lives_here(journal: Journal) -> bool:
+    """Say whether a launcher is seen to live on this machine; one that was stopped gives no sign of life."""
+    head = journal.head
+    if head is None or head.machine != this_machine() or not is_alive(head.launcher, head.launcher_start):
+        return False
+    return not is_stopped(head.launcher)
+
+
+def _describe(launcher: LauncherInfo, what: str) -> str:
+    return f"launcher {launcher.id} (host {launcher.host}, pid {launcher.pid}) {what}"
 
 
 def _find_proof(launcher: LauncherInfo, journal: Journal) -> str | None:
     """Return how it is known that a launcher is dead, empty where its processes are just being ended, else None."""
-    head = journal.head
-    if head is None or (head.machine.node, head.launcher) != (launcher.host, launcher.pid):
+    head, here = journal.head, this_machine()
+    if head is None:  # it may have been lost before it could run anything
+        is_here = (launcher.host, launcher.boot_id) == (here.node, here.boot_and_namespace())
+        is_dead = is_here and not launcher.jobs and not is_alive(launcher.pid, launcher.process_start)
+        return _describe(launcher, "was lost before it ran a job") if is_dead else None
+    is_its_own = (head.machine.node, head.launcher) == (launcher.host, launcher.pid)
+    is_here = head.machine == here
+    if not is_its_own or (is_here and is_alive(head.launcher, head.launcher_start)):
         return None
-    is_here = head.machine == this_machine()
-    if is_here and is_alive(head.launcher, head.launcher_start):
-        return None
-    name = f"launcher {launcher.id} (host {launcher.host}, pid {launcher.pid}) was lost"
     if journal.has_farewell:
-        return f"{name}; its guardian has ended all its processes"
+        return _describe(launcher, "was lost; its guardian has ended all its processes")
     if not is_here:
         return None
     if is_alive(head.guardian, head.guardian_start) or not end_marked(MARK, head.mark):
         return ""
-    return f"{name} with its guardian; none of its processes is left"
+    return _describe(launcher, "was lost with its guardian; none of its processes is left")
 
 
 def _record_runs(run: RunCall, launcher: LauncherInfo, runs: Iterable[Run]) -> None:

@@ -218,9 +218,10 @@ class JobRunner:
         names = ", ".join(map(str, pids))
         logger.error("job %s: processes that can't be ended: %s", running.claimed.id, names)
         self.stuck.add(running)
-        if not running.dropped:
-            running.claimed.remark(f"it can't be given back, since these of its processes can't be ended: {names}")
-            self._on_change(running.claimed)
+        if running.dropped:
+            running.claimed.transitions.clear()  # they don't count
+        running.claimed.remark(f"it can't be given back, since these of its processes can't be ended: {names}")
+        self._on_change(running.claimed)
 
     def _note_end(self, running: RunningJob, event: Ended[RunningJob]) -> None:
         running.process = None

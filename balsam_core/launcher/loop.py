@@ -85,6 +85,8 @@ class Launcher:
         self._last_write_at = inf  # how long the last changes may be written
         self._signals_seen = 0
         self._over = False
+        self._waits = False  # nothing was left to do at the last look
+        self._gave_up = False
         self._ask_killed_at = self._promote_at = self._check_end_at = 0.0
 
     # ---- the run as a whole
@@ -202,6 +204,8 @@ class Launcher:
             fault=bool(self._runner.fault),
             reason=self._end_reason,
             signal=self._stop_requests.number,
+            held_by_others=self._membership.describe_holders(),
+            gave_up=self._gave_up,
             spent=self.counters.seconds,
         )
 
@@ -387,8 +391,14 @@ class Launcher:
         self._queue.promote()
         self._membership.end_dead()
         self._queue.poll_at = 0.0
-        self._over = not self._claim_jobs() and not self._queue.more_may_come()
+        self._waits = not self._claim_jobs()
+        more_may_come = self._queue.more_may_come() or self._membership.has_doubtful_holders()
+        self._over = self._waits and not more_may_come
         self._check_end_at = monotonic() + constants.LONGEST_POLL
+
+    def _is_waiting(self) -> bool:
+        """Say whether this launcher only waits for jobs that others hold."""
+        return self._waits and not self._over and not self._runner.jobs and not self._queue.jobs
 
     def _check_for_stop(self) -> None:
         """See whether a signal came, time is over, or no job can be started any more."""
@@ -402,6 +412,7 @@ class Launcher:
         elif self._end_reason:
             return
         elif monotonic() >= self._time_limit_at:
+            self._gave_up = self._is_waiting() and bool(self._membership.holders())
             self._stop_jobs("the time limit was reached", self._time_limit_at, grace=constants.TERM_GRACE)
         elif self._runner.fault:
             self._end_early(self._runner.fault)  # running jobs may end well
@@ -457,6 +468,8 @@ class Launcher:
             remark = f"the database can't be reached, {len(self._reporter.jobs)} changes are kept"
         elif self._runner.blocked:
             remark = "this machine can't start more processes"
+        elif self._is_waiting() and (holders := self._membership.describe_holders()):
+            remark = remark or f"waiting for {holders}"
         elif not self._runner.jobs and not self._end_reason:
             remark = self._queue.waits_for
         running, queued = len(self._runner.jobs), len(self._queue.jobs)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from time import monotonic
+from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-from balsam_core.client.dead_launchers import PATIENCE, end_dead_launchers
+from balsam_core.client.dead_launchers import PATIENCE, LauncherWatch, end_dead_launchers
 from balsam_core.errors import BalsamError
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.guardian import lease_clock
 from balsam_core.model.calls import CloseLauncher, RegisterLauncher, RenewLease
-from balsam_core.system.processes import started_at, this_machine
+from balsam_core.system.processes import start_of, this_machine
 
 if TYPE_CHECKING:
     from balsam_core.client.database import Database
     from balsam_core.client.dead_launchers import Closed
     from balsam_core.launcher.retrying_client import RetryingClient
+    from balsam_core.model.calls import LauncherInfo
+
+MOST_NAMED = 3  # launchers in a message
 
 
 class Membership:
@@ -37,8 +40,8 @@ class Membership:
             BalsamError: The database can't be reached, or refuses.
         """
         self.is_closed = False
-        self._directory = db.directory
         self._client = client
+        self._watch = LauncherWatch(db.directory, client.run)
         end_dead_launchers(db.directory, db.run, patience=PATIENCE)
         machine = this_machine()
         pid = os.getpid()
@@ -47,8 +50,8 @@ class Membership:
             RegisterLauncher(
                 host=machine.node,
                 pid=pid,
-                boot_id=machine.boot_id,
-                process_start=started_at(pid) or 0.0,
+                boot_id=machine.boot_and_namespace(),
+                process_start=start_of(pid) or 0.0,
                 lease_seconds=constants.LEASE_SECONDS,
                 workflow=workflow,
             )
@@ -80,7 +83,28 @@ class Membership:
             BalsamError: A call failed.
         """
         self.look_at = monotonic() + constants.LOOK_FOR_DEAD_EVERY
-        return end_dead_launchers(self._directory, self._client.run)
+        return self._watch.look()
+
+    def holders(self) -> list[LauncherInfo]:
+        """Return the other launchers that held jobs at the last look."""
+        return [one for one in self._watch.living if one.jobs and one.id != self.launcher_id]
+
+    def has_doubtful_holders(self) -> bool:
+        """Say whether some of them may be dead, so that their jobs become free without their doing."""
+        return any(one.id != self.launcher_id for one in self._watch.doubtful())
+
+    def describe_holders(self) -> str:
+        """Return who holds jobs, in words; empty for nobody."""
+        named = []
+        for one in self.holders()[:MOST_NAMED]:
+            left = self._watch.seconds_left.get(one.id)
+            text = f"{one.jobs} jobs" if one.jobs != 1 else "1 job"
+            text += f" of launcher {one.id} (host {one.host}, pid {one.pid})"
+            if left is not None and one in self._watch.doubtful():
+                text += f", which is silent and counts as dead at {strftime('%H:%M:%S', localtime(time() + left))}"
+            named.append(text)
+        more = len(self.holders()) - len(named)
+        return ", ".join(named) + (f" and jobs of {more} other launchers" if more > 0 else "")
 
     def close(self) -> None:
         """End it: the jobs that it still holds may be claimed by others.

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from balsam_core.launcher.mpi import MPI
     from balsam_core.model.calls import Unfit
 
+from balsam_core.client.dead_launchers import RENEWALS
+
 # ---- the database
 LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
-RENEW_EVERY = 60.0  # seconds
+RENEW_EVERY = LEASE_SECONDS / RENEWALS  # seconds
 LEASE_MARGIN = 30.0  # seconds before the lease's end in which all processes are ended; a third of a short lease
 LOOK_FOR_DEAD_EVERY = 3.0  # seconds between looks for launchers that have died
 CALL_TIMEOUT = 5.0  # seconds that a call may block the loop; it is repeated later
@@ -86,6 +88,8 @@ class LauncherResult:
         changed_parents: Ids of jobs that have links to files of their parents that changed while they ran.
         fault: Whether it ended because no job could be started any more.
         reason: Why it ended though something was left; empty where nothing was.
+        held_by_others: Which jobs other launchers still held at the end; empty for none.
+        gave_up: Whether time was over while it had nothing to do but to wait for those.
         signal: The signal that asked it to stop; None where none did.
         spent: Seconds by kind of work.
     """
@@ -100,5 +104,7 @@ class LauncherResult:
     changed_parents: tuple[int, ...] = ()
     fault: bool = False
     reason: str = ""
+    held_by_others: str = ""
+    gave_up: bool = False
     signal: int | None = None
     spent: Mapping[str, float] = field(default_factory=dict)

@@ -463,7 +463,10 @@ class RemoveJobs(Write[list[RemovedJob]], frozen=True, kw_only=True):
 
 
 class RegisterLauncher(Write[int], frozen=True, kw_only=True):
-    """Announce a launcher; returns its id. Jobs of launchers whose lease is over become claimable again."""
+    """Announce a launcher; returns its id.
+
+    ``boot_id`` and ``process_start`` are as :mod:`balsam_core.system.processes` tells them.
+    """
 
     host: str
     pid: int
@@ -484,7 +487,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RenewLease(Write[Heartbeat], frozen=True, kw_only=True):
-    """Extend a launcher's lease; Conflict where it was over and taken."""
+    """Extend a launcher's lease; Conflict where the launcher was given up."""
 
     launcher: int
     lease_seconds: Seconds
@@ -496,11 +499,16 @@ class GetKilledJobs(Read[list[int]], frozen=True, kw_only=True):
     launcher: int
 
 
-class CloseLauncher(Write[None], frozen=True, kw_only=True):
-    """End a launcher: jobs that it still holds become claimable again; ``why`` is for the histories of running ones."""
+class CloseLauncher(Write[bool], frozen=True, kw_only=True):
+    """End a launcher: jobs that it still holds become claimable again; returns False where it had ended before.
+
+    ``why`` is for the histories of running jobs. With ``seen_at``, nothing happens where its last sign of life is not
+    that one: it has renewed its lease.
+    """
 
     launcher: int
     why: str = ""
+    seen_at: datetime | None = None
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -657,12 +665,16 @@ class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     Attributes:
         id: Its id.
-        host: Its machine.
-        pid: Its process there.
-        workflow: The only workflow whose jobs it runs; empty for all.
-        started_at: When it started.
-        seen_at: When it was last heard of.
-        alive: Whether its lease is not over.
+        host: Where it runs.
+        pid: Its process id there.
+        boot_id: The boot of that machine, and the namespace of process ids.
+        process_start: When that process started.
+        workflow: The workflow whose jobs it runs; empty for all.
+        started_at: When it was registered.
+        seen_at: Its last sign of life.
+        silent_seconds: How long that is ago, by the database's clock.
+        lease_seconds: How long its lease is, from that on.
+        alive: Whether its lease is not over, by the database's clock.
         jobs: How many jobs it holds.
         lease_until: When its lease is over, unless it renews it.
     """
@@ -670,9 +682,13 @@ class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     id: int
     host: str
     pid: int
+    boot_id: str
+    process_start: float
     workflow: str
     started_at: datetime
     seen_at: datetime
+    silent_seconds: float
+    lease_seconds: float
     alive: bool
     jobs: int
     lease_until: datetime | None = None
@@ -683,7 +699,7 @@ class GetLaunchers(Read[list[LauncherInfo]], frozen=True, kw_only=True):
 
 
 class CountHeldByOthers(Read[int], frozen=True, kw_only=True):
-    """Count jobs that other live launchers hold (up to ``limit``); 0 also where no job waits for a parent.
+    """Count jobs that other launchers hold (up to ``limit``); 0 also where no job waits for a parent.
 
     0 means that no job will become claimable by itself, so that an idle launcher can end.
     """

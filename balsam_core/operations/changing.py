@@ -13,7 +13,7 @@ from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, restart
 from balsam_core.operations.events import not_before, record_where
 from balsam_core.operations.execution import operation
-from balsam_core.operations.launchers import first_held, free_of_dead_launchers
+from balsam_core.operations.launchers import first_held, free_of_ended_launchers
 from balsam_core.schema.tables import job_edges, jobs
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
     ended = and_(unsuccessful, jobs.c.launcher_id.is_(None))
     last_root = call.last_root
     if not call.last_root and not call.rest:
-        free_of_dead_launchers(tx, chosen)
+        free_of_ended_launchers(tx, chosen)
     roots: list[int] = []
     if not call.rest and last_root >= 0:
         free = or_(~HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents)

@@ -102,7 +102,7 @@ def check_launcher(tx: Tx, launcher: int) -> None:
     """Raise Conflict unless the launcher is registered and has not been given up."""
     row = tx.run_prepared(_LAUNCHER_END, {"launcher": launcher}).fetchone()
     if row is None or row[0] is not None:
-        raise Conflict(f"launcher {launcher} is not registered, or was given up because its lease was over")
+        raise Conflict(f"launcher {launcher} is not registered, or was given up, since its lease was over")
 
 
 _LIVE_LAUNCHER = select(launchers.c.id).where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))

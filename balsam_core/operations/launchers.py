@@ -1,4 +1,7 @@
-"""Operations on launchers: leases, and what becomes of the jobs of one that is gone."""
+"""Operations on launchers: leases, and what becomes of the jobs of one that is gone.
+
+Whether a launcher is gone is decided by those who look at it, not here: the database's clock alone may be set.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
 
 @operation(RegisterLauncher)
 def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
-    """Announce a launcher, and give up those whose lease is over."""
-    give_up_expired(tx)
+    """Announce a launcher."""
+    free_jobs_of_ended(tx)
     launcher_id = tx.take_ids("launchers")
     given = asdict(call)
     lease = timedelta(seconds=given.pop("lease_seconds"))
@@ -46,21 +49,18 @@ def register_launcher(tx: Tx, call: RegisterLauncher) -> int:
     return launcher_id
 
 
-def give_up_expired(tx: Tx) -> None:
-    """Give up launchers whose lease is over, and jobs that ended ones still hold."""
-    expired = select(launchers).where(launchers.c.ended_at.is_(None), launchers.c.lease_until < tx.now)
-    for row in tx.execute(expired.with_for_update(skip_locked=True)).all():
-        _give_up(tx, row, f"the lease of launcher {row.id} (host {row.host}, pid {row.pid}) is over")
+def free_jobs_of_ended(tx: Tx) -> None:
+    """Give back jobs that launchers hold which have ended."""
     holds = exists(select(jobs.c.id).where(jobs.c.launcher_id == launchers.c.id))
     for row in tx.execute(select(launchers).where(launchers.c.ended_at.is_not(None), holds)).all():
         _give_up(tx, row, f"launcher {row.id} had ended")
 
 
-def free_of_dead_launchers(tx: Tx, chosen: ColumnElement[bool]) -> None:
-    """Give up launchers whose lease is over, where one may hold a chosen job."""
+def free_of_ended_launchers(tx: Tx, chosen: ColumnElement[bool]) -> None:
+    """Give back the jobs of launchers that have ended, where one may hold a chosen job."""
     held = exists(select(jobs.c.id).where(jobs.c.launcher_id.is_not(None), chosen))
     if tx.execute(select(held)).scalar():
-        give_up_expired(tx)
+        free_jobs_of_ended(tx)
 
 
 def first_held(tx: Tx, *conditions: ColumnElement[bool]) -> str:
@@ -79,8 +79,9 @@ def first_held(tx: Tx, *conditions: ColumnElement[bool]) -> str:
     if row.state in ACTIVE:
         return f"job {job} is held by a launcher, {holder}; kill it first (balsam kill {job})"
     return (
-        f"job {job} is {row.state}, but {holder} has not yet said that its process has ended: repeat this in a moment, "
-        f"or, if that launcher is dead, after {row.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+        f"job {job} is {row.state}, but {holder} has not yet said that its process has ended: repeat this in a "
+        f"moment; if that launcher is dead, the next 'balsam launcher' frees the job, soon after "
+        f"{row.lease_until:%Y-%m-%d %H:%M:%S} UTC"
     )
 
 
@@ -141,12 +142,13 @@ def _lost_attempt(launcher: Any, job: Any, outcome: State) -> Attempt:  # noqa: 
 
 
 @operation(CloseLauncher)
-def close_launcher(tx: Tx, call: CloseLauncher) -> None:
+def close_launcher(tx: Tx, call: CloseLauncher) -> bool:
     """End a launcher and make the jobs that it still holds claimable again."""
     row = tx.execute(select(launchers).where(launchers.c.id == call.launcher).with_for_update()).first()
-    if row is not None and row.ended_at is None:
-        why = call.why or f"launcher {call.launcher} ended"
-        _give_up(tx, row, why, lost=bool(call.why))
+    if row is None or row.ended_at is not None or call.seen_at not in {None, row.seen_at}:
+        return False
+    _give_up(tx, row, call.why or f"launcher {call.launcher} ended", lost=bool(call.why))
+    return True
 
 
 @operation(RenewLease, default_reply=Heartbeat(killed=[]))
@@ -159,7 +161,7 @@ def renew_lease(tx: Tx, call: RenewLease) -> Heartbeat:
     mine = and_(launchers.c.id == call.launcher, launchers.c.ended_at.is_(None))
     changes = {"seen_at": tx.now, "lease_until": tx.now + timedelta(seconds=call.lease_seconds)}
     if not tx.execute(update(launchers).where(mine).values(changes)).rowcount:
-        raise Conflict(f"launcher {call.launcher} was given up because its lease was over; its jobs belong to others")
+        raise Conflict(f"launcher {call.launcher} was given up, since its lease was over; its jobs belong to others")
     return Heartbeat(killed=_killed_jobs(tx, call.launcher))
 
 
@@ -181,9 +183,16 @@ def get_launchers(tx: Tx, call: GetLaunchers) -> list[LauncherInfo]:  # noqa: AR
     """List launchers."""
     held = select(func.count()).select_from(jobs).where(jobs.c.launcher_id == launchers.c.id).scalar_subquery()
     alive = launchers.c.lease_until >= tx.now
-    known = [launchers.c[name] for name in ("id", "host", "pid", "workflow", "started_at", "seen_at", "lease_until")]
+    names = ("id", "host", "pid", "boot_id", "process_start", "workflow", "started_at", "seen_at", "lease_until")
+    known = [launchers.c[name] for name in names]
     query = select(*known, alive.label("alive"), held.label("jobs")).where(launchers.c.ended_at.is_(None))
-    return [LauncherInfo(**row) for row in tx.execute(query.order_by(launchers.c.id)).mappings()]
+    found = []
+    for row in tx.execute(query.order_by(launchers.c.id)).mappings():
+        values = dict(row)
+        lease = values["lease_until"] - values["seen_at"]
+        silent = tx.now - values["seen_at"]
+        found.append(LauncherInfo(**values, silent_seconds=silent.total_seconds(), lease_seconds=lease.total_seconds()))
+    return found
 
 
 @operation(CountHeldByOthers)
@@ -195,7 +204,7 @@ def count_held_by_others(tx: Tx, call: CountHeldByOthers) -> int:
     some = (
         select(jobs.c.id)
         .join(launchers, launchers.c.id == jobs.c.launcher_id)
-        .where(launchers.c.id != call.launcher, launchers.c.ended_at.is_(None), launchers.c.lease_until >= tx.now)
+        .where(launchers.c.id != call.launcher, launchers.c.ended_at.is_(None))
         .limit(call.limit)
         .subquery()
     )

@@ -46,8 +46,8 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
         if change.transitions or change.message:
             event = NewEvent(change.job, held["state_since"], change.attempt, change.transitions, change.message)
             events.append(event)
-            if change.transitions:
-                held["since"] = held["state_since"] = event.at(tx) - timedelta(seconds=event.bounded(tx)[-1][1])
+        if change.transitions:
+            held["since"] = held["state_since"] = event.at(tx) - timedelta(seconds=event.bounded(tx)[-1][1])
         if (attempt := _ended_attempt(tx, held, change, call)) is not None:
             ended.append(attempt)
         _change_row(tx, held, change)

@@ -15,7 +15,7 @@ from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants
 from balsam_core.operations.execution import operation
 from balsam_core.operations.job_rows import delete_jobs
-from balsam_core.operations.launchers import first_held, free_of_dead_launchers
+from balsam_core.operations.launchers import first_held, free_of_ended_launchers
 from balsam_core.schema.tables import job_edges, jobs, launchers, workflows
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _needed(tx: Tx, *conditions: ColumnElement[bool]) -> list[Edge]:
 @operation(RemoveJobs)
 def remove_jobs(tx: Tx, call: RemoveJobs) -> list[RemovedJob]:
     """Remove jobs, newest first, so that children go before their parents."""
-    free_of_dead_launchers(tx, condition(call.where))
+    free_of_ended_launchers(tx, condition(call.where))
     chosen = (
         select(jobs.c.id, jobs.c.state, jobs.c.launcher_id, jobs.c.name, workflows.c.name.label("workflow"))
         .join(workflows, workflows.c.id == jobs.c.workflow_id)

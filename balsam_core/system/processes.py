@@ -41,6 +41,10 @@ class Machine(NamedTuple):
     boot_id: str
     pid_namespace: int
 
+    def boot_and_namespace(self) -> str:
+        """Return what tells, with the node, where a process id is valid, as one text of at most 64 characters."""
+        return f"{self.boot_id[:52]}/{self.pid_namespace}"
+
 
 @cache
 def this_machine() -> Machine:
@@ -102,6 +106,12 @@ def is_alive(pid: int, start: float) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return start_of(pid) == start  # else it started, or ended, in between
+
+
+def is_stopped(pid: int) -> bool:
+    """Say whether a process of this machine is stopped, by SIGSTOP or a debugger; on Linux only."""
+    fields = _read_stat(pid) if _LINUX else None
+    return fields is not None and fields[0] in {b"T", b"t"}
 
 
 def open_process(pid: int) -> int | None:

@@ -15,6 +15,7 @@ import pytest
 from balsam_program import BALSAM, TIMEOUT, here
 
 from balsam_core import Job, open_db
+from balsam_core.testing.tools import wait_until
 
 WIDTH = 70
 CTRL_C = "\x03"
@@ -27,6 +28,20 @@ def db(path):
         opened.jobs.add([Job(command="true", name=name) for name in ("short", "n" * 500, "日本語" * 100)])
         opened.jobs.where(name="short").kill()
     return path
+
+
+def test_a_launcher_whose_terminal_is_closed_gives_its_jobs_back_and_ends_by_sighup(db):
+    with open_db(db) as opened:
+        opened.jobs.remove()
+        opened.jobs.add([Job(command="sleep 600") for _ in range(2)])
+        pid, terminal = pty.fork()
+        if pid == 0:
+            words = ["--db", str(db), "launcher", "--consume-all", "--max-ranks-per-node", "2"]
+            os.execv(BALSAM[0], [*BALSAM, *words])
+        wait_until(lambda: opened.jobs.states() == {"RUNNING": 2}, "the jobs' start")
+        os.close(terminal)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+        assert opened.jobs.states() == {"RESTART_READY": 2}
 
 
 def on_a_terminal(*words, db, answer="", env=None):

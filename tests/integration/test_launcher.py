@@ -36,7 +36,9 @@ STOPPED_WITHIN = 25.0
 def launch(path, *words):
     """Run a launcher to its end in this process and return what it did."""
     selection = words if {"--wf-name", "--job-file"} & set(words) else ("--consume-all", *words)
-    return here.good("launcher", *selection, "-o", "json", db=path).json
+    result = here("launcher", *selection, "-o", "json", db=path)
+    assert result.code == (10 if result.json["failed"] else 0), result
+    return result.json
 
 
 class Running:
@@ -338,7 +340,8 @@ def test_a_wrong_command_line_starts_nothing(db, path, words, code, why):
 
 def test_people_are_told_how_it_went(db, path):
     db.jobs.add([sh("true", name="good"), sh("exit 1", name="bad")])
-    done = here.good("launcher", "--consume-all", db=path)
+    done = here("launcher", "--consume-all", db=path)
+    assert done.code == 10
     assert done.out.startswith("1 finished, 1 failed in ")
     assert "balsam ls --root-failures" in done.out
     assert "1 finished, 1 failed, 0 running" in done.err
@@ -539,9 +542,25 @@ def test_a_launcher_waits_for_children_of_what_another_one_runs(db, start, tmp_p
     pids_of(db, [parent])
     second = start()
     wait_until(lambda: len(db.run(GetLaunchers())) == 2, what="the second launcher")
+    holder = f"1 job of launcher 1 (host {os.uname().nodename}, pid {first.process.pid})"
+    assert f"waiting for {holder}" in next(line for line in second.process.stderr if "waiting" in line)
+    third = start("--time-limit-minutes", "0.02").wait()
+    assert third[0] == 11
+    assert third[1].splitlines()[-2:] == ["Ended early: the time limit was reached", f"Still held by others: {holder}"]
     (tmp_path / "go").touch()
     assert [launcher.wait()[0] for launcher in (first, second)] == [0, 0]
     assert set(states(db).values()) == {"JOB_FINISHED"}
+
+
+def test_a_launcher_that_ends_says_what_others_hold(db, path, start, tmp_path):
+    db.jobs.add(sh(f"echo $$ > pid; until test -e {tmp_path}/go; do sleep 0.02; done", name="long"))
+    first = start("--max-ranks-per-node", "1")
+    pids_of(db, list(db.jobs))
+    done = here.good("launcher", "--consume-all", db=path)
+    holder = f"1 job of launcher 1 (host {os.uname().nodename}, pid {first.process.pid})"
+    assert done.out.splitlines()[-1] == f"Still held by others: {holder}"
+    (tmp_path / "go").touch()
+    assert first.wait()[0] == 0
 
 
 # ---- a database that comes and goes
@@ -646,7 +665,7 @@ def test_a_launcher_that_lost_its_lease_ends_its_processes(db, path, monkeypatch
 def test_json_holds_all_that_is_known(db, path):
     done = launch(path)
     counted = {"finished", "failed", "killed", "again", "unfit", "changed_parents"}
-    assert done.keys() == {*counted, "seconds", "fault", "reason", "spent"}
+    assert done.keys() == {*counted, "seconds", "fault", "reason", "spent", "held_by_others", "gave_up"}
     assert json.dumps(done)
     assert os.environ.get("BALSAM_DB_PATH") is None
 

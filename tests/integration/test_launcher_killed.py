@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from datetime import datetime, timedelta
 
 import psutil
 import pytest
@@ -16,8 +19,10 @@ from job_trees import Runs
 from resources import wait_for_end
 
 from balsam_core import Job
+from balsam_core.client import dead_launchers
+from balsam_core.client.dead_launchers import WATCHED_SHARE, LauncherWatch
 from balsam_core.dbdir.launcher_journal import Journal, journal_path
-from balsam_core.model.calls import GetLaunchers
+from balsam_core.model.calls import ClaimJobs, GetLaunchers, RegisterLauncher, RenewLease, Resources
 from balsam_core.testing.tools import wait_until
 
 TAKEN_OVER_WITHIN = 20.0  # seconds
@@ -108,7 +113,7 @@ def test_a_killed_guardian_costs_no_more_than_the_runs(db, start, runs, victims)
 
 def test_what_had_ended_is_not_repeated(db, start, path, tmp_path):
     ends = [
-        Job(command=shlex.join(["sh", "-c", f"echo {name} >> {tmp_path}/{name}; exit {code}"]), name=name)
+        Job(command=shlex.join(["sh", "-c", RUN_WHEN_STOPPED.format(tmp_path, name, code)]), name=name)
         for name, code in (("well", 0), ("badly", 3))
     ]
     stops_launcher = Job(
@@ -122,7 +127,7 @@ def test_what_had_ended_is_not_repeated(db, start, path, tmp_path):
     first.kill()
     first.wait()
     (tmp_path / "go").touch()
-    here.good("launcher", "--consume-all", db=path)
+    assert here("launcher", "--consume-all", db=path).code == 10
     assert (tmp_path / "well").read_text() == "well\n"
     assert (tmp_path / "badly").read_text() == "badly\n"
     assert {job.name: str(job.state) for job in db.jobs} == {
@@ -134,6 +139,7 @@ def test_what_had_ended_is_not_repeated(db, start, path, tmp_path):
     assert "exit code 3" in history(db, ends[1])
 
 
+RUN_WHEN_STOPPED = "until test -e {0}/stopped; do sleep 0.02; done; echo {1} >> {0}/{1}; exit {2}"
 STOP_AND_WAIT = """
 import os, signal, sys, time
 from pathlib import Path
@@ -143,9 +149,9 @@ db = current_job().db
 go = Path(sys.argv[1], "go")
 if not go.exists():
     head = Journal(db.directory, int(os.environ["BALSAM_LAUNCHER_ID"])).head
-    while not Path(sys.argv[1], "well").exists():
-        os.kill(head.launcher, signal.SIGSTOP)
-        time.sleep(0.05)
+    time.sleep(0.5)  # so that the launcher is idle
+    os.kill(head.launcher, signal.SIGSTOP)
+    Path(sys.argv[1], "stopped").touch()
     time.sleep(600)
 """
 
@@ -168,6 +174,144 @@ def test_verbs_need_no_launcher_to_free_the_jobs_of_a_dead_one(db, start, path, 
     state = {"status": "RESTART_READY", "kill": "USER_KILLED", "retry": "READY"}.get(verb)
     assert [(str(one.state), one.launcher_id) for one in db.jobs] == ([(state, None)] if state else [])
     assert db.run(GetLaunchers()) == []
+
+
+TRACER = "import ctypes; print(ctypes.CDLL(None).ptrace(0x4206, {}, 0, 0), flush=True); input()"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs ptrace of another process")
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_job_whose_process_cannot_be_ended_is_not_given_back(db, start, how):
+    # A traced process that was killed stays until its tracer looks at it.
+    job = Job(command="sh -c 'echo $$ > pid; exec sleep 600'", name="hangs")
+    db.jobs.add(job)
+    launcher = start()
+    file = db.workdir(job) / "pid"
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "the job's start")
+    words = [sys.executable, "-c", TRACER.format(file.read_text().strip())]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stdout.readline() == "0\n"
+        if how == "stopped":
+            launcher.terminate()
+            out, err = launcher.communicate(timeout=60)
+            assert launcher.returncode == 11, err
+            assert f"processes of these jobs can't be ended: {job.id}; other launchers get" in err
+        else:
+            launcher.kill()
+            launcher.communicate()
+        second = start()
+        out, err = second.communicate(timeout=60)
+        assert second.returncode == 0, err
+        assert "Still held by others: 1 job of launcher 1" in out
+        tracer.stdin.write("\n")
+        tracer.stdin.flush()
+        if how == "stopped":
+            assert "it can't be given back, since these of its processes can't be ended" in history(db, job)
+    assert here.good("status", db=db.path).err.startswith("Launcher 1 ")
+    assert str(db.jobs.get(job.id).state) == "RESTART_READY"
+
+
+# ---- a launcher of which nothing proves the death
+
+
+@pytest.fixture
+def far(db):
+    """A launcher of another machine that holds a job, with a lease of three seconds; what renews it, and a watch."""
+    db.jobs.add(Job(command="true"))
+    call = RegisterLauncher(host="far", pid=7, boot_id="b", process_start=0.0, lease_seconds=LEASE)
+    me = db.run(call)
+    db.run(ClaimJobs(launcher=me, limit=1, resources=Resources()))
+    return lambda: db.run(RenewLease(launcher=me, lease_seconds=LEASE)), LauncherWatch(db.directory, db.run)
+
+
+LEASE = 3.0  # seconds
+
+
+def set_clock(db, hours):
+    """Let the database look as if its clock had been set by so much."""
+    with closing(sqlite3.connect(db.path / "db.sqlite3")) as conn, conn:
+        stored = conn.execute("SELECT lease_until, seen_at FROM launchers").fetchone()
+        shifted = [str(datetime.fromisoformat(value) - timedelta(hours=hours)) for value in stored]
+        conn.execute("UPDATE launchers SET lease_until = ?, seen_at = ?", shifted)
+
+
+def watch_for(watch, seconds, meanwhile=lambda: None):
+    """Look until a launcher is closed or time is over; return whether one was, and after how long."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        meanwhile()
+        if watch.look():
+            return True, time.monotonic() - began
+        time.sleep(0.05)
+    return False, seconds
+
+
+def test_a_launcher_that_renews_its_lease_lives_whatever_the_clock_says(db, far):
+    renew, watch = far
+    for hours in (3, -3):
+        renew()
+        set_clock(db, hours)
+        assert watch.look() == []
+
+        def step_again(hours=hours):
+            renew()
+            set_clock(db, hours)
+
+        assert watch_for(watch, LEASE / 2, step_again) == (False, LEASE / 2)
+    assert [one.jobs for one in db.run(GetLaunchers())] == [1]
+
+
+def test_a_silent_launcher_is_given_up_after_a_watch_and_not_by_the_clock(db, far):
+    _, watch = far
+    set_clock(db, 3)
+    assert not db.run(GetLaunchers())[0].alive
+    closed, after = watch_for(watch, 2 * LEASE)
+    assert closed
+    assert after > LEASE * WATCHED_SHARE
+    assert db.run(GetLaunchers()) == []
+    assert [job.launcher_id for job in db.jobs] == [None]
+
+
+def test_a_clock_that_was_set_back_delays_that_by_no_more_than_a_lease(db, far):
+    _, watch = far
+    set_clock(db, -3)
+    closed, after = watch_for(watch, 4 * LEASE)
+    assert closed
+    assert LEASE < after < 2 * LEASE
+
+
+def test_the_watch_begins_anew_when_the_database_was_away(db, far, monkeypatch):
+    _, watch = far
+    set_clock(db, 3)
+    watch.look()
+    monkeypatch.setattr(dead_launchers, "LONGEST_GAP", 0.5)
+    time.sleep(LEASE * WATCHED_SHARE + 0.6)
+    assert watch.look() == []
+    assert watch_for(watch, 2 * LEASE)[0]
+
+
+@pytest.mark.usefixtures("far")
+def test_a_launcher_waits_for_a_silent_one_and_takes_over(db, start):
+    db.run(RenewLease(launcher=1, lease_seconds=45))  # so that the watch takes longer than from one line to the next
+    set_clock(db, 3)
+    launcher = start()
+    out, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, err
+    assert out.startswith("1 finished")
+    assert "waiting for 1 job of launcher 1 (host far, pid 7), which is silent and counts as dead at " in err
+
+
+def test_no_verb_gives_a_living_launcher_up_by_the_clock(db, start, path):
+    job = Job(command="sleep 600", name="long")
+    db.jobs.add(job)
+    start()
+    wait_until(lambda: db.jobs.get(job.id).state == "RUNNING", "the job's start")
+    set_clock(db, 3)
+    assert "held by a launcher" in here.refused("rm", str(job.id), "-y", db=path, code=4)
+    here.good("launcher", "--consume-all", db=path)
+    here.good("status", db=path)
+    assert (str(db.jobs.get(job.id).state), db.jobs.get(job.id).attempt) == ("RUNNING", 1)
+    assert len(db.run(GetLaunchers())) == 1
 
 
 def test_a_launcher_that_ends_well_leaves_no_journal(db, path):

@@ -290,7 +290,7 @@ def _assert_sound(conn: Connection) -> None:
 
 
 def register(lease: float = 900.0) -> calls.RegisterLauncher:
-    """Return the call that registers a launcher and gives up those whose lease is over."""
+    """Return the call that registers a launcher."""
     return calls.RegisterLauncher(host="h", pid=1, boot_id="b", process_start=0.0, lease_seconds=lease)
 
 

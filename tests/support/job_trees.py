@@ -69,14 +69,23 @@ class Runs:
         wait_until(lambda: all(file.exists() and file.read_text().endswith("\n") for file in files), "the jobs' start")
         return [int(file.read_text()) for file in files]
 
+    def forget_start(self) -> None:
+        """Let :meth:`wait_for_start` wait for starts from now on."""
+        for job in self.jobs:
+            (self._db.workdir(job) / "pid").unlink(missing_ok=True)
+
+    def stored(self) -> list[Job]:
+        """Return them as the database has them."""
+        ids = {job.id for job in self.jobs}
+        return [job for job in self._db.jobs if job.id in ids]
+
     def let_end(self) -> None:
         """Let all end when they are where they wait."""
         self._go.touch()
 
     def unfinished(self) -> dict[str, str]:
         """Return the states of those that have not finished."""
-        ids = {job.id for job in self.jobs}
-        return {job.name: str(job.state) for job in self._db.jobs if job.id in ids and job.state != "JOB_FINISHED"}
+        return {job.name: str(job.state) for job in self.stored() if job.state != "JOB_FINISHED"}
 
     def overlaps(self) -> list[tuple[str, list[tuple[float, str]]]]:
         """Return the jobs of which two runs were at work at the same time, or two have ended."""

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from balsam_core import Database
     from balsam_core.model.calls import Event
 
-NO_ORPHANS = False
-"""Whether the jobs of a killed launcher end with it. Until they do, :func:`orphans` is no rule: a killed launcher's
-processes may live on while its jobs, given back, run a second time; in the database the later attempt counts."""
-
 UNKNOWN = {None, "outcome-unknown", "partly-done", "killed"}
 """Errors of calls that may have taken effect; after any other one nothing was changed."""
 
@@ -96,7 +92,6 @@ class Evidence:
         rows: The stored jobs.
         events: The stored history, each job's oldest first.
         lines: What the jobs wrote, in the order of writing.
-        killed: The launchers that were killed.
         began: For a backup, when it began; None for the database at the end.
     """
 
@@ -104,7 +99,6 @@ class Evidence:
     rows: list[Row]
     events: list[Event] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
-    killed: set[int] = field(default_factory=set)
     began: float | None = None
 
     def __post_init__(self) -> None:
@@ -237,17 +231,12 @@ def never_ran(e: Evidence) -> list[str]:
 
 
 def ran_at_once(e: Evidence) -> list[str]:
-    """No two attempts of a job run at once, as far as the launchers live; in the database each attempt runs once."""
-    found = _overlaps(e, e.killed)
+    """No two attempts of a job run at once, whatever became of the launchers; each attempt runs once."""
+    found = _overlaps(e)
     for job, events in e.history.items():
         runs = Counter(event.attempt for event in events for state, _ in event.transitions if state == State.RUNNING)
         found += [f"job {job}: attempt {attempt} ran {n} times" for attempt, n in runs.items() if n > 1]
     return found
-
-
-def orphans(e: Evidence) -> list[str]:
-    """No two attempts of a job run at once, whatever became of the launchers; a rule where NO_ORPHANS is true."""
-    return _overlaps(e, set())
 
 
 def before_parents(e: Evidence) -> list[str]:
@@ -269,7 +258,7 @@ def stuck(e: Evidence) -> list[str]:
 
 
 IN_A_BACKUP = [lost, doubled, torn, denied, misnumbered, unsent, not_a_prefix, back_in_history, back_in_time]
-AT_THE_END = [*IN_A_BACKUP, never_ran, ran_at_once, before_parents, stuck, *([orphans] if NO_ORPHANS else [])]
+AT_THE_END = [*IN_A_BACKUP, never_ran, ran_at_once, before_parents, stuck]
 
 
 def judge(e: Evidence, rules: Iterable[Callable[[Evidence], list[str]]]) -> dict[str, list[str]]:
@@ -285,8 +274,8 @@ def _retries(e: Evidence, job: int) -> int:
     return sum(before in UNSUCCESSFUL for before in e.states(job)[:-1])
 
 
-def _overlaps(e: Evidence, excused: set[int]) -> list[str]:
-    """Return the runs that went on after another run of the same job had started, but for some launchers' runs."""
+def _overlaps(e: Evidence) -> list[str]:
+    """Return the runs that went on after another run of the same job had started."""
     running: defaultdict[int, dict[Line, list[Line]]] = defaultdict(dict)  # what started since, by job and run
     found = []
     for line in e.lines:
@@ -295,7 +284,7 @@ def _overlaps(e: Evidence, excused: set[int]) -> list[str]:
             for since in running[line.job].values():
                 since.append(line)
             running[line.job][run] = []
-        elif (since := running[line.job].pop(run, [])) and line.launcher not in excused:
+        elif since := running[line.job].pop(run, []):
             found.append(f"job {line.job}: of launcher {line.launcher} while of {[one.launcher for one in since]}")
     return found
 

@@ -33,7 +33,9 @@ from served_db import ADDRESS_DAMAGES
 from shims import FailIO, preload
 
 from balsam_core import BalsamError, open_db
+from balsam_core.client.dead_launchers import end_dead_launchers
 from balsam_core.dbdir.lease import LeaseObserver
+from balsam_core.errors import JobsFailed
 from balsam_core.model import calls
 from balsam_core.testing.tools import wait_until
 
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 SETUPS = {"sqlite direct": "sqlite", "sqlite served": "sqlite", "postgres": "postgres", "mysql": "mysql"}
 WRITER = Path(__file__).with_name("random_writer.py")
 PATIENCE = 240  # seconds for what must happen at last, on a busy machine
-GOOD_CODES = {0, 6, 7, 143, -15}
+GOOD_CODES = {0, 6, 7, 10, 143, -15}
 """How programs may end: done, no database, unknown outcome, or by the SIGTERM at the end of a run."""
 
 SCRIPT = """
@@ -164,7 +166,6 @@ class Run:
         self, db: ServedDB, directory: Path, plan: list[Fault], load: Load, seed: int, *, served: bool, disk: FailIO
     ) -> None:
         self.db, self.directory, self.plan, self.load, self.seed, self.served = db, directory, plan, load, seed, served
-        self.killed_launchers: set[int] = set()
         self.backups: list[tuple[Path, float, Program]] = []
         self.problems: list[str] = []
         self.done: Counter[str] = Counter()
@@ -182,7 +183,6 @@ class Run:
         self._launchers: list[Program] = []
         self._starter: Program | None = None
         self._left: list[psutil.Process] = []  # processes of killed programs
-        self._to_close: set[tuple[int, bool]] = set()  # launchers that have ended: process id, whether by our kill
         self._heals: list[tuple[float, Callable[[], None]]] = []
         self._started = 0
 
@@ -225,7 +225,7 @@ class Run:
         return self._start(f"launcher{self._started}", [*BALSAM, *words])
 
     def _keep_running(self) -> None:
-        """Start again what has ended, as a user would, and give back what dead launchers hold."""
+        """Start again what has ended, as a user would."""
         for slot in range(self.load.api + self.load.cli):
             if slot == len(self._writers):
                 self._writers.append(self._start_writer(slot))
@@ -241,33 +241,16 @@ class Run:
         if self.served and self._process_of("watchdog") is None and (self._starter is None or self._starter.ended):
             words = ["dbserver", "--path", str(self.db.path)]
             self._starter = self._start("dbserver", [*BALSAM, *words], self.db.env)
-        self._close_launchers(1.0)
 
     def _note_end(self, program: Program) -> None:
         """See how a program has ended."""
         code = program.process.returncode
-        if program.name.startswith("launcher"):
-            self._to_close.add((program.process.pid, program.killed))
         if not program.killed:
             self._write(f"{program.name} ended: {code}")
             said = (self.directory / f"{program.name}.said").read_text(errors="replace")
             tracebacks = said.count("Traceback") - said.count(_LOGGED_BY_SQLALCHEMY)
             if code not in GOOD_CODES or tracebacks:
                 self.problems.append(f"{program.name} ended with {code}: {said[-2000:]}")
-
-    def _close_launchers(self, timeout: float) -> None:
-        """Let the leases of dead launchers be over at once instead of in 15 minutes."""
-        if not self._to_close:
-            return
-        with contextlib.suppress(BalsamError):
-            known = self._opened.run(calls.GetLaunchers(), timeout=timeout)
-            for pid, killed in list(self._to_close):
-                for one in known:
-                    if one.pid == pid:
-                        if killed:
-                            self.killed_launchers.add(one.id)
-                        self._opened.run(calls.CloseLauncher(launcher=one.id), timeout=timeout)
-                self._to_close.remove((pid, killed))
 
     # ---- the faults
 
@@ -351,7 +334,7 @@ class Run:
         return None
 
     def _kill(self, role: str, victim: psutil.Process, victims: list[psutil.Process]) -> None:
-        """Kill a process; a command of a writer dies with it, the jobs of a launcher live on."""
+        """Kill a process; a command of a writer dies with it."""
         for program in [*self._writers, *self._launchers]:
             if program.process.pid == victim.pid:
                 program.killed = True
@@ -403,7 +386,7 @@ class Run:
         self._launchers.append(last)
         wait_until(partial(_has_ended, last), "the last launcher", seconds=PATIENCE)
         self._note_end(last)
-        if last.process.returncode != 0:
+        if last.process.returncode not in {0, JobsFailed.exit_code}:
             self.problems.append(f"the last launcher ended with {last.process.returncode}")
 
     def _server_answers(self) -> bool:
@@ -411,13 +394,11 @@ class Run:
 
     def _all_closed(self) -> bool:
         """End the launchers that have not signed off, of which none lives; say whether that has worked."""
-        self._close_launchers(10.0)
         try:
-            for one in self._opened.run(calls.GetLaunchers()):
-                self._opened.run(calls.CloseLauncher(launcher=one.id))
+            end_dead_launchers(self._opened.directory, self._opened.run)
+            return not self._opened.run(calls.GetLaunchers())
         except BalsamError:
             return False
-        return not self._to_close
 
     def _end_all(self) -> None:
         """Leave no process, whatever happened."""
@@ -480,7 +461,7 @@ def run_and_judge(
         with open_db(db.path) as opened:
             rows, events = read_database(opened)
         lines = read_log(directory / "runs.log")
-        evidence = Evidence(calls_made, rows, events, lines, run.killed_launchers)
+        evidence = Evidence(calls_made, rows, events, lines)
         faults = judge(evidence, AT_THE_END)
         if kind == "sqlite":
             if served:

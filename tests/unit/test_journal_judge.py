@@ -15,7 +15,6 @@ from journal_judge import (
     Row,
     back_in_time,
     judge,
-    orphans,
     read_journal,
     read_log,
 )
@@ -67,7 +66,7 @@ def evidence(**changes):
     return Evidence(**{**good, **changes})
 
 
-def kinds(*, rules=(*AT_THE_END, back_in_time, orphans), **changes):
+def kinds(*, rules=(*AT_THE_END, back_in_time), **changes):
     """Return the kinds of faults that are found."""
     return set(judge(evidence(**changes), rules))
 
@@ -117,12 +116,6 @@ def test_unknown_outcomes_may_be_stored_or_not(error):
     assert kinds(calls=[call], rows=[], events=[], lines=[]) == set()
     for killed in (kill(1, error=error), kill(1, answer=1)):
         assert kinds(calls=[add("a", answer=[1]), killed], **KILLED_ROWS) == set()
-
-
-def test_runs_of_a_killed_launcher_may_go_on_until_no_orphans_are_promised():
-    lines = log("start 1 by 7, start 1 by 8, end 1 by 7, end 1 by 8, start 2 by 8, end 2 by 8")
-    assert kinds(lines=lines, killed={7}) == {"orphans"}
-    assert kinds(lines=lines, killed={8}) == {"orphans", "ran_at_once"}
 
 
 def test_an_attempt_runs_once():

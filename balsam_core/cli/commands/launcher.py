@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from balsam_core.cli.command import Session, command, pass_session
+from balsam_core.cli.stdout import discard_output_of, results
 from balsam_core.cli.text import quote
 from balsam_core.cli.values import MINUTES
 
@@ -103,8 +104,12 @@ def launcher(
     With --daemon the launcher goes on in the background: 'balsam log launcher -f' follows it, 'balsam status' shows
     it, and 'balsam launcher --stop' stops it as Ctrl-C does.
 
-    The exit code is 0 when nothing was left to do or the time limit was reached, whatever became of the jobs; it is 6
-    when working directories could not be made any more, e.g. on a full disk.
+    A launcher that has nothing to do waits for jobs that other launchers hold, if others wait for those. One that was
+    killed is noticed within seconds on its own machine, else when its lease is over, and its jobs are taken over.
+
+    The exit code is 10 when jobs failed, 11 when the time limit was reached while it only waited for jobs of other
+    launchers, 6 when working directories could not be made any more, e.g. on a full disk, else 0 when nothing was left
+    to do or the time limit was reached.
     """
     if stop is not None:
         if consume_all or wf_name or job_file or max_ranks_per_node or time_limit_minutes or daemon:
@@ -157,7 +162,7 @@ def _check_selection(db: Database, options: LauncherOptions) -> None:
 
 def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str, report_to: int | None) -> int:
     """Run a launcher to its end."""
-    from balsam_core.errors import NoResources
+    from balsam_core.errors import JobsFailed, NoResources, TimedOut
     from balsam_core.launcher import background
     from balsam_core.launcher.loop import Launcher
     from balsam_core.launcher.progress import Progress, progress_on
@@ -182,10 +187,21 @@ def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str
     finally:
         logs.close()
     record = {name: value for name, value in vars(result).items() if name not in {"signal", "resources"}}
-    printer.one(record, lines, done="; ".join(lines))
+    try:
+        printer.one(record, lines, done="; ".join(lines))
+        results().flush()
+    except OSError:
+        if result.signal is None:
+            raise
+        for stream in (results(), sys.stderr):  # the terminal was closed: that is why it ends
+            discard_output_of(stream.fileno())
     if result.signal is not None:
         return 128 + result.signal
-    return NoResources.exit_code if result.fault else 0
+    if result.fault:
+        return NoResources.exit_code
+    if result.failed:
+        return JobsFailed.exit_code
+    return TimedOut.exit_code if result.gave_up else 0
 
 
 def _start(session: Session, db: DBDir, only: Sequence[int] | None) -> int:
@@ -264,6 +280,8 @@ def _format_lines(result: LauncherResult, why_no_ranks: str) -> Iterator[str]:
     if result.reason:
         left = f"; given back to run again: {result.again}" if result.again else ""
         yield f"Ended early: {result.reason}{left}"
+    if result.held_by_others:
+        yield f"Still held by others: {result.held_by_others}"
     if result.changed_parents:
         ids = result.changed_parents
         named = ", ".join(map(str, ids[:MOST_NAMED])) + (f" and {len(ids) - MOST_NAMED} more" * (len(ids) > MOST_NAMED))

@@ -74,11 +74,13 @@ def test_claims_of_one_workflow_or_of_given_jobs(db: Database, jobs: Jobs) -> No
 
 def test_updates_by_a_stale_launcher_are_refused(db: Database, jobs: Jobs) -> None:
     jobs.add([Job(command="x"), Job(command="y")])
-    old = register(db, lease=-1)
+    old = register(db)
     taken = claim(db, old)
     ids = [job.id or 0 for job in taken]
     update(db, old, taken[0], S.STAGED_IN, S.PREPROCESSED, S.RUNNING)
-    new = register(db)  # finds the first one's lease over
+    assert db.run(calls.CloseLauncher(launcher=old, why="it was lost"))
+    assert jobs.history(ids[0])[-1].message == "it was lost"
+    new = register(db)
     assert [jobs.get(number).state for number in ids] == [S.RESTART_READY, S.READY]
     with pytest.raises(Conflict, match="lease"):
         db.run(calls.RenewLease(launcher=old, lease_seconds=9))
@@ -107,6 +109,18 @@ def test_a_killed_job_stays_with_its_launcher_until_it_is_stopped(db: Database, 
     assert (found.state, found.launcher_id) == (S.USER_KILLED, None)
     assert claim(db, me) == []
     assert jobs.history(number)[-1].message == "enough"
+
+
+def test_a_message_without_a_transition_is_in_the_history(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    claim(db, me)
+    before = jobs.get(number).state_since
+    assert db.run(calls.UpdateJobs(launcher=me, updates=[Update(job=number, attempt=1, message="it hangs")])) == {}
+    last = jobs.history(number)[-1]
+    assert (last.transitions, last.message, last.attempt) == ([], "it hangs", 1)
+    after = jobs.get(number)
+    assert (after.state, after.state_since, after.launcher_id) == (S.READY, before, me)
 
 
 def test_a_released_job_can_be_claimed_again(db: Database, jobs: Jobs) -> None:
@@ -259,6 +273,21 @@ def test_no_transition_is_dated_before_the_last_change(db: Database, jobs: Jobs)
     (_, age), (_, now) = last.transitions
     assert now == 0
     assert abs(last.at - timedelta(seconds=age) - added.at) < timedelta(seconds=1e-5)
+
+
+def test_a_launcher_that_has_renewed_its_lease_is_not_closed(db: Database, jobs: Jobs) -> None:
+    jobs.add(Job(command="x"))
+    me = register(db, lease=-1)
+    claim(db, me)
+    (before,) = db.run(calls.GetLaunchers())
+    assert (before.alive, before.lease_seconds) == (False, -1)
+    assert db.run(calls.RenewLease(launcher=me, lease_seconds=600)).killed == []
+    assert not db.run(calls.CloseLauncher(launcher=me, seen_at=before.seen_at))
+    (now,) = db.run(calls.GetLaunchers())
+    assert (now.alive, now.lease_seconds, now.jobs) == (True, 600, 1)
+    register(db)  # does nothing to others, whatever the clock says
+    assert db.run(calls.CloseLauncher(launcher=me, seen_at=now.seen_at))
+    assert not db.run(calls.CloseLauncher(launcher=me))
 
 
 def test_launchers_are_listed_and_can_be_closed(db: Database, jobs: Jobs) -> None:

@@ -108,7 +108,7 @@ Table(
     Column("host", ShortText(255), nullable=False),
     Column("pid", Integer, nullable=False),
     Column("boot_id", ShortText(64), nullable=False),
-    Column("process_start", Double, nullable=False, comment="seconds since the epoch"),
+    Column("process_start", Double, nullable=False, comment="seconds, by the clock of process starts"),
     Column("workflow", ShortText(255), nullable=False),
     Column("started_at", UTCDateTime, nullable=False),
     Column("seen_at", UTCDateTime, nullable=False),
