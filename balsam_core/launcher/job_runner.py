@@ -17,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from balsam_core.launcher.job.claimed_job import ClaimedJob, ProcessResult, ProcessSpec
-from balsam_core.launcher.job.failures import DiskFullError, is_disk_full
+from balsam_core.launcher.job.failures import DiskFullError, describe_error, is_disk_full
 from balsam_core.launcher.options import FIRST_POLL, KILL_GRACE
 from balsam_core.launcher.process_events import Command, Ended, Refused, ShortageError, Started
 from balsam_core.launcher.processes import Processes
@@ -316,7 +316,7 @@ class JobRunner:
         self._retry_at = monotonic() + FIRST_POLL
 
     def _stop_on_full_disk(self, running: RunningJob, err: Exception) -> None:
-        self.fault = self.fault or str(err)
+        self.fault = self.fault or describe_error(err)
         self._give_back(running)
 
     def _give_back(self, running: RunningJob) -> None:

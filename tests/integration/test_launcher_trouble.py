@@ -182,7 +182,7 @@ def check_given_back(db, done, why):
     assert done.stderr.count("\n") < 10
     assert db.run(GetLaunchers()) == []
     assert db.jobs.where(launcher_id=None).count() == db.jobs.count()
-    (log,) = (db.path / "log").glob("launcher_*.log")
+    (log,) = (db.path / "log").glob("launcher-*.log")
     assert len(log.read_text().splitlines()) < 30
 
 
@@ -196,7 +196,7 @@ def check_given_back(db, done, why):
 def test_where_no_working_directory_can_be_made_everything_is_given_back(db, options, why):
     db.jobs.add([sh("true", name=f"j{number}") for number in range(200)])
     done = mounted(db, options)
-    check_given_back(db, done, f"Ended early: can't make the working directory '{db.path}/data/default")
+    check_given_back(db, done, "Ended early: can't ")  # make a working directory, or write into it
     assert why in done.stdout
     found = set(states(db).values())
     assert found <= {"JOB_FINISHED", "READY", "PREPROCESSED"}
