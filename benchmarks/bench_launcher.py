@@ -34,7 +34,8 @@ DATABASE = {
     "GetKilledJobs",
     "Prune",
     "CountHeldByOthers",
-    "CountWaiting",
+    "CountJobs",
+    "GetUnfit",
 }
 DATABASE |= {"CloseLauncher", "RenewLease"}
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from balsam_core.cli.command import Session
     from balsam_core.cli.output import Printer
+    from balsam_core.client.database import Database
     from balsam_core.model.calls import Call, Changed
     from balsam_core.model.states import State
 
@@ -53,6 +54,7 @@ def change_jobs(
     held = blocked = 0
     why = ""
     with session.open_db() as db, told_how_far(verb, ids, rest=rest):
+        free_of_dead_launchers(db, session.printer())
         for condition in choose(db, selection).conditions:
             others.update(db.run(CountStates(where=condition)).get("", {}))
             for changed in changes(db, call(where=condition)):
@@ -71,6 +73,19 @@ def change_jobs(
         causes = [f"{held} that launchers still hold"] if held else []
         causes += [f"{blocked} behind a failed or killed parent"] if blocked else []
         click.echo(f"Warning: {counted(held + blocked, 'job')} not {verb}, {' and '.join(causes)}: {why}", err=True)
+
+
+def free_of_dead_launchers(db: Database, printer: Printer) -> None:
+    """Let dead launchers give their jobs back first, and say so: else these could not be changed.
+
+    Raises:
+        BalsamError: The database can't be reached, or refuses.
+    """
+    from balsam_core.client.dead_launchers import PATIENCE, end_dead_launchers
+
+    for closed in end_dead_launchers(db.directory, db.run, patience=PATIENCE):
+        jobs = f"; it has given {counted(closed.launcher.jobs, 'job')} back" if closed.launcher.jobs else ""
+        printer.note(f"{closed.why[0].upper()}{closed.why[1:]}{jobs}.")
 
 
 def report_changed(printer: Printer, verb: str, ids: list[int], *, why_none: str) -> None:

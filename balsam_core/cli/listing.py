@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from balsam_core.cli.records import EVENT_FIELDS, JobRows, event_rows, field_names
 from balsam_core.cli.selectors import SLICE, choose, parse
-from balsam_core.model.calls import MOST_JOBS, CountStates
+from balsam_core.model.calls import MOST_JOBS, CountStates, GetRootFailures
 from balsam_core.model.filters import AllOf, Compare
 from balsam_core.model.states import State
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from balsam_core.model.filters import Condition
 
 TABLE_FIELDS = ("id", "state", "workflow", "name", "runs", "state_since")
+ROOT_FIELDS = ("id", "workflow", "name", "state_since", "also_failed", "reason")
 HISTORY_SLICE = 200  # jobs whose events are read at once
 
 
@@ -104,6 +105,28 @@ def list_jobs(db: Database, printer: Printer, found: FoundJobs, fields: str | No
         names = TABLE_FIELDS if printer.for_people else field_names("all", JobRows.known)
     rows = JobRows(db, names)
     printer.rows(rows.names, map(rows.row, found.rows(rows.fetched)), empty=found.empty_text)
+
+
+def list_root_failures(db: Database, printer: Printer, conditions: Sequence[Condition], limit: int) -> None:
+    """List the newest jobs that failed by themselves, with the number of jobs that failed because of each."""
+    counts: dict[int, int] = {}
+    for where in conditions:
+        found: dict[int, int] = db.run(GetRootFailures(where=where))
+        counts |= found
+    ids = sorted(counts)[-limit:]
+
+    def rows() -> Iterator[Sequence[object]]:
+        for at in range(0, len(ids), HISTORY_SLICE):
+            some = ids[at : at + HISTORY_SLICE]
+            why = {event.job_id: event.message for event in db.jobs.history(*some) if event.message}
+            for row in db.jobs.where(Compare("id", "in", some)).rows(*ROOT_FIELDS[:-2]):
+                yield [*row, counts[row[0]], why.get(row[0], "")]
+
+    printer.rows(
+        ROOT_FIELDS, rows(), empty="No job has failed." if conditions == [AllOf([])] else "No such job failed."
+    )
+    if len(ids) < len(counts):
+        printer.note(f"... showing the newest {limit} of {len(counts)}: --limit 0 for all")
 
 
 def list_history(db: Database, printer: Printer, found: FoundJobs) -> None:

@@ -27,6 +27,8 @@ SECTIONS = {
         "dep": "Make the job CHILD wait for the job PARENT.",
         "ls": "List jobs, apps or workflows.",
         "show": "Show everything about one job.",
+        "explain": "Say why a job waits, or how it ended, and what to do about it.",
+        "log": "Show what a job, a launcher or the server has written.",
         "kill": "Stop jobs for good, with those that wait for them.",
         "retry": "Start failed or killed jobs again.",
         "rm": "Remove jobs or apps.",

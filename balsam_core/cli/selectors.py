@@ -133,8 +133,7 @@ def choose(db: Database, selection: Selection) -> Chosen:
     if selection.last:
         ids.add(_last_id(db))
     for name in selection.workflows:
-        if not db.jobs.where(workflow=name).limit(1).ids():
-            raise NotFound(f"there are no jobs in workflow {name!r}; 'balsam ls wf' lists the workflows")
+        check_workflow(db, name)
     for first, final in selection.ranges:
         if not db.jobs.where(_id_range(first, final)).limit(1).ids():
             raise NotFound(f"there are no jobs {first}-{final}")
@@ -184,6 +183,16 @@ def _make_conditions(ids: set[int], selection: Selection) -> Iterator[Condition]
         yield AnyOf(parts)  # one query: a job chosen twice counts once, and each knows which others are chosen
     else:
         yield from parts
+
+
+def check_workflow(db: Database, name: str) -> None:
+    """Check that a workflow has jobs.
+
+    Raises:
+        NotFound: It has none.
+    """
+    if not db.jobs.where(workflow=name).limit(1).ids():
+        raise NotFound(f"there are no jobs in workflow {name!r}; 'balsam ls wf' lists the workflows")
 
 
 def check_exist(db: Database, ids: Iterable[int]) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.backends.registry import Backend
+    from balsam_core.client.explaining import Explanation
+    from balsam_core.client.launchers import KnownLauncher
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Call, Info
     from balsam_core.transport.base import Transport
@@ -110,6 +112,22 @@ class Database:
         from balsam_core.dbdir.workdirs import workdir
 
         return workdir(self.directory, job)
+
+    def launchers(self) -> list[KnownLauncher]:
+        """Read which launchers have not ended, and whether they live."""
+        from balsam_core.client.launchers import known_launchers
+
+        return known_launchers(self, self.directory)
+
+    def explain(self, job: Job | int) -> Explanation:
+        """Explain why a job waits, or how it ended, and what to do about it: ``print(db.explain(job))``.
+
+        Raises:
+            NotFound: There is no such job.
+        """
+        from balsam_core.client.explaining import explain
+
+        return explain(self.transport, self.directory, added_id(job))
 
     def as_completed(self, jobs: Iterable[Job | int], timeout: float | None = None) -> Iterator[Job]:
         """Give the jobs as they end, each once, about in the order of ending.

@@ -10,7 +10,6 @@ stopped and has not failed.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Generator  # noqa: TC003
 from dataclasses import dataclass
@@ -23,10 +22,12 @@ from balsam_core.launcher.options import FIRST_POLL, KILL_GRACE
 from balsam_core.launcher.process_events import Command, Ended, Refused, ShortageError, Started
 from balsam_core.launcher.processes import Processes
 from balsam_core.model.states import State
+from balsam_core.system.signals import BATCH_EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from balsam_core.dbdir.launcher_journal import OwnJournal
     from balsam_core.launcher.counters import Counters
     from balsam_core.launcher.placement import Node, Place
     from balsam_core.launcher.process_events import Process
@@ -35,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, in what the system says of ended processes
 HOLD = 2.0  # seconds that an end by a signal of batch systems and terminals is held
-_BATCH_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
-_HELD_CODES = {code for number in _BATCH_SIGNALS for code in (-number, 128 + number)}  # a shell passes on the latter
 _LOST = {
     "lease": "its launcher could not renew its lease in time",
     "guardian": "its launcher's guardian was lost",
@@ -89,7 +88,7 @@ class JobRunner:
         counters: Counts where the time goes.
         on_change: Called when a job has something that others should see soon.
         on_done: Called when a job doesn't run any more.
-        journal: File for the ends of runs; -1 for none.
+        journal: File for the ends of runs; None for none.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class JobRunner:
         *,
         on_change: Callable[[ClaimedJob], None],
         on_done: Callable[[RunningJob], None],
-        journal: int = -1,
+        journal: OwnJournal | None = None,
     ) -> None:
         self.jobs: dict[int, RunningJob] = {}
         self.processes: Processes[RunningJob] = Processes(journal)
@@ -241,7 +240,7 @@ class JobRunner:
             cpu_seconds=event.cpu,
             max_memory=event.memory * MEMORY_UNIT,
         )
-        if event.why or event.exit_code not in _HELD_CODES:
+        if event.why or event.exit_code not in BATCH_EXIT_CODES:
             self._advance_job(running, result)
             return
         running.held, running.held_until = result, monotonic() + HOLD

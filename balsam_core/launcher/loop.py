@@ -8,40 +8,43 @@ changes are kept, claimed jobs are started and running jobs go on; all is writte
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from balsam_core.errors import BalsamError, Unavailable
+from balsam_core.dbdir import launcher_file
+from balsam_core.dbdir.launcher_journal import Journal, OwnJournal
+from balsam_core.errors import BalsamError, TimedOut, Unavailable
 from balsam_core.launcher import options as constants
+from balsam_core.launcher import presence
 from balsam_core.launcher.claim_queue import ClaimQueue
 from balsam_core.launcher.counters import Counters
+from balsam_core.launcher.display import Display
 from balsam_core.launcher.event_dispatcher import open_dispatcher
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.job.commands import base_environment
 from balsam_core.launcher.job_runner import JobRunner
+from balsam_core.launcher.membership import Membership
 from balsam_core.launcher.options import LauncherResult
 from balsam_core.launcher.placement import Node
-from balsam_core.launcher.progress import Progress, Snapshot
+from balsam_core.launcher.progress import Progress
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
 from balsam_core.model.calls import (
-    CloseLauncher,
     GetKilledJobs,
     GetUnfit,
     Prune,
-    RegisterLauncher,
-    RenewLease,
     Resources,
 )
 from balsam_core.model.states import State
-from balsam_core.system.processes import started_at, this_machine
+from balsam_core.system.processes import this_machine
 from balsam_core.system.signals import StopRequests
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from balsam_core.client.database import Database
     from balsam_core.launcher.job.claimed_job import ClaimedJob
     from balsam_core.launcher.job_runner import RunningJob
@@ -56,12 +59,19 @@ _COUNTED_AS = {State.JOB_FINISHED: "finished", State.FAILED: "failed"}  # else "
 class Launcher:
     """Runs jobs of a database on this machine until none is left."""
 
-    def __init__(self, db: Database, options: LauncherOptions, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        options: LauncherOptions,
+        progress: Progress | None = None,
+        on_registered: Callable[[int], None] | None = None,
+    ) -> None:
         self.counters = Counters()
         self._db = db
         self._options = options
-        self._progress = progress or Progress()
+        self._on_registered = on_registered or (lambda _launcher: None)
         self._client = RetryingClient(db, self.counters)
+        self._display = Display(progress or Progress(), self._client.run, options)
         self._started_at = monotonic()
         self._time_limit_at = inf if options.time_limit is None else self._started_at + options.time_limit
         self._counts = dict.fromkeys(("finished", "failed", "killed", "again"), 0)
@@ -70,14 +80,12 @@ class Launcher:
         self._unreleased: dict[int, ClaimedJob] = {}  # dropped, but the database may still name us as their holder
         self._claim_in_doubt = False  # a claim got no answer: the database may have given us jobs that we don't know of
         self._refusal: BalsamError | None = None  # why the database will not take our calls again
-        self._signed_off = False
         self._end_reason = ""
         self._stop_requested_at = inf
         self._last_write_at = inf  # how long the last changes may be written
         self._signals_seen = 0
         self._over = False
-        self._renew_at = self._started_at + constants.RENEW_EVERY
-        self._ask_killed_at = self._promote_at = self._show_at = self._check_end_at = 0.0
+        self._ask_killed_at = self._promote_at = self._check_end_at = 0.0
 
     # ---- the run as a whole
 
@@ -90,9 +98,10 @@ class Launcher:
         with StopRequests() as self._stop_requests, open_dispatcher(self._db) as self._dispatcher:
             self._register_launcher()
             runner = self._runner
-            runner.processes.watch(self._stop_requests.descriptor, self._stop_requests.drain)
             failed = False
             try:
+                runner.processes.watch(self._stop_requests.descriptor, self._stop_requests.drain)
+                runner.processes.start_guardian()
                 while not self._over:
                     self.run_once(constants.LONGEST_POLL)
                 return self._sign_off()
@@ -103,26 +112,25 @@ class Launcher:
                 failed = True
                 raise
             finally:
-                with suppress(OSError, ValueError):  # the terminal is gone
-                    self._progress.close()
-                if runner.processes.close(grace=constants.KILL_GRACE) and failed and not self._client.outage:
-                    self._give_lease_back()
+                self._display.close()
+                if runner.processes.close(grace=constants.KILL_GRACE):
+                    if failed and not self._client.outage:
+                        self._membership.try_to_close()
+                    if self._membership.is_closed:
+                        Journal(self._db.directory, self._launcher_id).remove()
+                launcher_file.remove(self._db.directory, self._launcher_id)
                 logger.info("launcher %s ended; seconds by kind of work: %s", self._launcher_id, self.counters)
 
     def _register_launcher(self) -> None:
-        machine = this_machine()
-        pid = os.getpid()
-        self._launcher_id = self._db.run(
-            RegisterLauncher(
-                host=machine.node,
-                pid=pid,
-                boot_id=machine.boot_id,
-                process_start=started_at(pid) or 0.0,
-                lease_seconds=constants.LEASE_SECONDS,
-                workflow=self._options.workflow,
-            )
-        )
+        self._membership = Membership(self._db, self._client, self._options.workflow)
+        self._launcher_id = self._membership.launcher_id
+        try:
+            self._on_registered(self._launcher_id)
+        except BaseException:
+            self._membership.try_to_close()
+            raise
         logger.info("launcher %s: %s", self._launcher_id, self._options)
+        presence.announce(self._db.directory, self._launcher_id, self._options, self._resources())
         context = LauncherContext(
             directory=self._db.directory,
             environment=base_environment(self._db.directory, self._launcher_id),
@@ -130,13 +138,20 @@ class Launcher:
             mpi=self._options.mpi,
         )
         on_recorded = self._dispatcher.add if self._dispatcher else None
-        self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded, machine.node)
+        self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded, this_machine().node)
         options = self._options
         node = Node(options.cores, slots=options.slots, gpus=options.gpus, most_jobs=options.most_jobs)
         self._queue = ClaimQueue(
             self._client.run, self._launcher_id, options, context, self._resources, lambda: node.free_gpus
         )
-        self._runner = JobRunner(node, self.counters, on_change=self._reporter.add, on_done=self._on_job_done)
+        self._runner = JobRunner(
+            node,
+            self.counters,
+            on_change=self._reporter.add,
+            on_done=self._on_job_done,
+            journal=OwnJournal(self._db.directory, self._launcher_id),
+        )
+        self._runner.processes.lease.extend(self._membership.safe_until())
         try:
             self._client.run(Prune())
         except (*OUTAGES, *REFUSALS) as err:
@@ -150,23 +165,21 @@ class Launcher:
             minutes_left=None if self._time_limit_at == inf else max(0.0, self._time_limit_at - monotonic()) / 60,
         )
 
-    def _give_lease_back(self) -> bool:
-        """Let others have our jobs now, where the database takes that; returns whether it did."""
-        if not self._signed_off:
-            with suppress(BalsamError):
-                self._client.run(CloseLauncher(launcher=self._launcher_id))
-                self._signed_off = True
-        return self._signed_off
-
     def _sign_off(self) -> LauncherResult:
-        self._show_progress(now=True)
+        self._show_progress(last=True)
         if self._refusal is not None:
             left = "all that its jobs did is recorded"
             if self._reporter.jobs:
                 left = f"the last changes of {len(self._reporter.jobs)} jobs could not be written, so these run again"
-            when = "now" if self._give_lease_back() else "when its lease is over"
+            when = "now" if self._membership.try_to_close() else "when its lease is over"
             what = f"launcher {self._launcher_id} has ended: {left}; others may take its jobs {when}"
             raise type(self._refusal)(f"{self._refusal}; {what}") from self._refusal
+        if self._runner.jobs:
+            ids = ", ".join(map(str, sorted(self._runner.jobs)))
+            raise TimedOut(
+                f"launcher {self._launcher_id} has ended, but processes of these jobs can't be ended: {ids}; other "
+                f"launchers get these jobs when the processes are gone"
+            )
         if self._reporter.jobs:
             raise Unavailable(
                 f"the last changes of {len(self._reporter.jobs)} jobs could not be written "
@@ -177,7 +190,7 @@ class Launcher:
             if not self._end_reason and self._options.only is None:
                 query = GetUnfit(resources=self._resources(), workflow=self._options.workflow)
                 unfit = self._client.run(query)
-            self._client.run(CloseLauncher(launcher=self._launcher_id))
+            self._membership.close()
         except OUTAGES:
             logger.warning("the launcher could not sign off; its lease ends by itself")
         return LauncherResult(
@@ -211,7 +224,7 @@ class Launcher:
             self._runner.collect(self._seconds_until_due(longest_wait))
 
     def _seconds_until_due(self, longest_wait: float) -> float:
-        times = [monotonic() + longest_wait, self._show_at]
+        times = [monotonic() + longest_wait, self._display.due]
         overdue = (self._runner.held_until(), self._runner.stop_overdue())
         times += [time for time in overdue if time is not None]
         if not self._end_reason:
@@ -272,6 +285,9 @@ class Launcher:
             if self._refusal is None or not self._runner.jobs:  # after a refusal once, when all is known
                 self._write_changes()
             return
+        now = monotonic()
+        if now >= self._membership.renew_at:
+            self._renew_lease()
         if self._claim_in_doubt:
             self._give_back_unknown()
         self._claim_jobs()
@@ -283,17 +299,21 @@ class Launcher:
                 self._queue.poll_soon()
                 self._claim_jobs()
             self._start_claimed()
-        if now >= self._renew_at:
-            answer = self._client.run(RenewLease(launcher=self._launcher_id, lease_seconds=constants.LEASE_SECONDS))
-            self._renew_at = now + constants.RENEW_EVERY
-            self._end_killed(answer.killed)
+        if now >= self._membership.look_at and self._membership.end_dead():
+            self._queue.poll_soon()
         if now >= self._ask_killed_at and (self._runner.jobs or self._queue.jobs or self._unreleased):
             self._ask_killed_at = now + constants.ASK_KILLED_EVERY
             self._end_killed(self._client.run(GetKilledJobs(launcher=self._launcher_id)))
         if not self._end_reason:
             if now >= self._promote_at:
                 self._promote_at = now + self._queue.promote()
+            self._display.count_if_due(self._counts)
             self._check_for_end()
+
+    def _renew_lease(self) -> None:
+        killed = self._membership.renew()
+        self._runner.processes.lease.extend(self._membership.safe_until())
+        self._end_killed(killed)
 
     def _claim_jobs(self) -> int:
         """Claim jobs where some are wanted, and start them; returns how many came."""
@@ -365,6 +385,7 @@ class Launcher:
         if monotonic() < self._check_end_at:
             return
         self._queue.promote()
+        self._membership.end_dead()
         self._queue.poll_at = 0.0
         self._over = not self._claim_jobs() and not self._queue.more_may_come()
         self._check_end_at = monotonic() + constants.LONGEST_POLL
@@ -428,10 +449,9 @@ class Launcher:
 
     # ---- progress
 
-    def _show_progress(self, *, now: bool = False) -> None:
-        if not now and monotonic() < self._show_at:
+    def _show_progress(self, *, last: bool = False) -> None:
+        if not last and monotonic() < self._display.due:
             return
-        self._show_at = monotonic() + self._progress.every
         remark = self._end_reason
         if self._client.outage:
             remark = f"the database can't be reached, {len(self._reporter.jobs)} changes are kept"
@@ -439,17 +459,5 @@ class Launcher:
             remark = "this machine can't start more processes"
         elif not self._runner.jobs and not self._end_reason:
             remark = self._queue.waits_for
-        snapshot = Snapshot(
-            seconds=monotonic() - self._started_at,
-            running=len(self._runner.jobs),
-            queued=len(self._queue.jobs),
-            remark=remark,
-            finished=self._counts["finished"],
-            failed=self._counts["failed"],
-            killed=self._counts["killed"],
-        )
-        try:
-            self._progress.show(snapshot)
-        except (OSError, ValueError):  # the terminal or pipe is gone, which must not end any job
-            logger.info("nobody reads the progress any more", exc_info=True)
-            self._progress = Progress()
+        running, queued = len(self._runner.jobs), len(self._queue.jobs)
+        self._display.show(self._counts, running=running, queued=queued, remark=remark, last=last)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # ---- the database
 LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
 RENEW_EVERY = 60.0  # seconds
+LEASE_MARGIN = 30.0  # seconds before the lease's end in which all processes are ended; a third of a short lease
+LOOK_FOR_DEAD_EVERY = 3.0  # seconds between looks for launchers that have died
 CALL_TIMEOUT = 5.0  # seconds that a call may block the loop; it is repeated later
 FIRST_BACK_OFF = 0.25  # seconds after the database could not be reached
 LONGEST_BACK_OFF = 10.0
@@ -23,6 +25,8 @@ ASK_KILLED_EVERY = 1.0  # seconds between queries for jobs that the user killed
 FLUSH_AFTER = 0.05  # seconds that a change waits for others to share its write
 FLUSH_AT = 400  # changed jobs that are written at once
 FLUSH_SHARE = 6  # while slots are busy, the next write waits this many times the duration of the last one
+
+LOG_EVERY = 60.0  # seconds between two lines of progress in the log
 
 # ---- claiming
 FIRST_POLL = 0.1  # seconds between claims while no job is ready
@@ -53,6 +57,7 @@ class LauncherOptions:
         cores: Numbers of the processors.
         gpus: Names of the GPUs.
         mpi: What starts jobs of several ranks; None for no such jobs.
+        background: Whether it was detached from the program that started it.
     """
 
     slots: int
@@ -63,6 +68,7 @@ class LauncherOptions:
     cores: tuple[int, ...] = field(default_factory=usable_cores)
     gpus: tuple[str, ...] = ()
     mpi: MPI | None = None
+    background: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

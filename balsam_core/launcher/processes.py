@@ -23,8 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator  # noqa: TC003
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from balsam_core.dbdir.launcher_journal import MARK
 from balsam_core.launcher import guardian
 from balsam_core.launcher.process_events import (
     SHORTAGE_ERRORS,
@@ -41,10 +42,10 @@ from balsam_core.launcher.programs import explain_failure, find_program
 from balsam_core.system.files import reason
 from balsam_core.system.processes import end_marked
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from balsam_core.dbdir.launcher_journal import OwnJournal
 
-MARK = "BALSAM_LAUNCHER_MARK"
-"""Environment variable of the guardian, the keepers and all processes of jobs: which launcher they belong to."""
+T = TypeVar("T")
 
 SPARE_DESCRIPTORS = 16  # left to the database, the log and directories
 GUARDIAN_TIMEOUT = 5.0  # seconds that the guardian may take to end
@@ -69,15 +70,13 @@ class Processes(Generic[T]):
         mark: Which launcher all processes belong to; the value of :data:`MARK` in their environments.
         lease: Until when commands may run.
         guardian_pid: The guardian's process id; 0 while there is none.
-        on_guardian: Called when a guardian was started.
     """
 
-    def __init__(self, journal: int = -1) -> None:
-        """Prepare to run commands; ``journal`` is a file for the ends of labelled ones, -1 for none."""
+    def __init__(self, journal: OwnJournal | None = None) -> None:
+        """Prepare to run commands; the ``journal`` is for the ends of labelled ones."""
         self.running: set[Process[T]] = set()
         self.mark = os.urandom(16).hex()
         self.guardian_pid = 0
-        self.on_guardian: Callable[[int], None] = lambda _: None
         self._journal = journal
         self._selector = selectors.DefaultSelector()
         self._found_programs: dict[tuple[str, str], str] = {}
@@ -143,7 +142,7 @@ class Processes(Generic[T]):
             if self.running and theirs.fileno() >= self._most_descriptors:
                 raise ShortageError(os.strerror(errno.EMFILE).lower())
             try:
-                control = self._control or self._start_guardian()
+                control = self._control or self.start_guardian()
                 socket.send_fds(control, [b"k"], [theirs.fileno()])
             except OSError as err:
                 raise ShortageError(f"the guardian can't be reached: {reason(err)}") from err
@@ -154,15 +153,23 @@ class Processes(Generic[T]):
         self._selector.register(ours, selectors.EVENT_READ, keeper)
         return keeper
 
-    def _start_guardian(self) -> socket.socket:
+    def start_guardian(self) -> socket.socket:
+        """Start the guardian, and return the socket that reaches it; else the first command does that.
+
+        Raises:
+            DBDirError: The journal can't be written.
+            OSError: The guardian can't be started.
+            ShortageError: What a killed one kept has not ended yet.
+        """
         if self._keepers or self._without_keeper:
             raise ShortageError("the guardian was killed, and its processes have not ended yet")
         self._collect_guardian(GUARDIAN_TIMEOUT)
+        journal = self._journal.make() if self._journal else -1
         control, theirs = socket.socketpair()
-        numbers = [theirs.fileno(), self._lease_file, self._journal]
+        numbers = [theirs.fileno(), self._lease_file, journal]
         inherited = [fcntl.fcntl(one, fcntl.F_DUPFD, _FIRST_FREE) if one >= 0 else -1 for one in numbers]
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        errors = self._journal if self._journal >= 0 else nothing
+        errors = journal if journal >= 0 else nothing
         try:
             self.guardian_pid = os.posix_spawn(
                 sys.executable,
@@ -182,7 +189,8 @@ class Processes(Generic[T]):
         self._control = control
         self._control_buffer.clear()
         self._selector.register(control, selectors.EVENT_READ, control)
-        self.on_guardian(self.guardian_pid)
+        if self._journal:
+            self._journal.write_head(self.guardian_pid, self.mark)
         return control
 
     # ---- events
@@ -337,6 +345,8 @@ class Processes(Generic[T]):
         self._selector.close()
         self.lease.close()
         os.close(self._lease_file)
+        if self._journal:
+            self._journal.close()
         return all_ended
 
 

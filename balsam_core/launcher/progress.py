@@ -1,4 +1,4 @@
-"""How the progress of a run is shown: one live line on a terminal, a plain line every few seconds elsewhere."""
+"""How the progress of a run is shown: one live line on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.live import Live
+
+
+PLAIN_EVERY = 60.0  # seconds between two lines, once a run has lasted as long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,9 @@ class Snapshot:
         killed: Jobs that the user killed.
         running: Jobs that run.
         queued: Jobs claimed but not started.
+        left: Jobs that this launcher, and those beside it, have before them; None where that isn't known.
+        more_left: Whether there are more than ``left``.
+        seconds_left: How long these will take at the present rate; None where that can't be said.
         remark: What is unusual, e.g. that the database doesn't answer; empty for nothing.
     """
 
@@ -31,10 +37,16 @@ class Snapshot:
     killed: int = 0
     running: int = 0
     queued: int = 0
+    left: int | None = None
+    more_left: bool = False
+    seconds_left: float | None = None
     remark: str = ""
 
     def parts(self) -> Iterator[tuple[str, str]]:
         """Give the parts of a line, without the remark, each with its style for rich."""
+        if self.left is not None:
+            done = self.finished + self.failed + self.killed
+            yield f"{done:,} of {'more than ' if self.more_left else ''}{done + self.left:,} done", "bold"
         yield f"{self.finished} finished", "green" if self.finished else "dim"
         yield f"{self.failed} failed", "bold red" if self.failed else "dim"
         if self.killed:
@@ -45,6 +57,8 @@ class Snapshot:
         rate = (self.finished + self.failed) / self.seconds if self.seconds > 0 else 0.0
         yield f"{rate:.1f} jobs/s", "dim"
         yield duration(self.seconds), "dim"
+        if self.seconds_left is not None and self.left:
+            yield f"{duration(self.seconds_left)} left", "dim"
 
     def text(self) -> str:
         """Return it as one line."""
@@ -63,26 +77,43 @@ class Progress:
     def show(self, snapshot: Snapshot) -> None:
         """Show it."""
 
+    def show_last(self, snapshot: Snapshot) -> None:
+        """Show how the run ended."""
+        self.show(snapshot)
+
     def close(self) -> None:
         """Remove the display."""
 
 
 class PlainProgress(Progress):
-    """Writes a line to a stream when something has changed."""
+    """Writes a line to a stream when something has changed, later once a minute, whether or not something has."""
 
     every = 5.0
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._last: tuple[object, ...] = (0, 0, 0, 0, "")
+        self._last = Snapshot(seconds=0.0)
 
     def show(self, snapshot: Snapshot) -> None:
+        """Write a line where one is due."""
+        last = self._last
+        is_due = snapshot.seconds - last.seconds >= PLAIN_EVERY or snapshot.remark != last.remark
+        if is_due or (snapshot.seconds < PLAIN_EVERY and _differ(snapshot, last)):
+            self._write(snapshot)
+
+    def show_last(self, snapshot: Snapshot) -> None:
         """Write a line, unless nothing but the time has changed."""
-        now = (snapshot.finished, snapshot.failed, snapshot.killed, snapshot.running, snapshot.remark)
-        if now != self._last:
-            self._last = now
-            self._stream.write(f"{snapshot.text()}\n")
-            self._stream.flush()
+        if _differ(snapshot, self._last):
+            self._write(snapshot)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        self._last = snapshot
+        self._stream.write(f"{snapshot.text()}\n")
+        self._stream.flush()
+
+
+def _differ(one: Snapshot, other: Snapshot) -> bool:
+    return any(getattr(one, name) != getattr(other, name) for name in ("finished", "failed", "killed", "running"))
 
 
 class LiveProgress(Progress):

@@ -250,9 +250,10 @@ class GetRows(Read[list[list[Any]]], frozen=True, kw_only=True):
 
 
 class CountJobs(Read[int], frozen=True, kw_only=True):
-    """Count jobs."""
+    """Count jobs, up to ``limit`` where there is one."""
 
     where: Where = EVERYTHING
+    limit: Limit | None = None
 
 
 class CountStates(Read[dict[str, dict[str, int]]], frozen=True, kw_only=True):
@@ -341,6 +342,49 @@ class GetEdges(Read[list[Edge]], frozen=True, kw_only=True):
 
     jobs: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)]
     children_of: bool = False
+
+
+class JobState(msgspec.Struct, frozen=True, array_like=True):
+    """A job and where it stands."""
+
+    id: int
+    state: State
+
+
+class Blockers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What keeps a job from running, as far as jobs do: for one that has failed or was killed, what ended it.
+
+    Attributes:
+        claimable: Whether a launcher may take the job now.
+        staged: Whether it is part of a staged insert that is published, but not promoted yet.
+        parents: The first parents that have not finished, or, for an ended job, that have ended badly.
+        parent_count: How many there are.
+        causes: The first ancestors of this kind that wait for no other one: all the rest follows from them.
+        cause_count: How many there are.
+    """
+
+    claimable: bool
+    staged: bool = False
+    parents: list[JobState] = []
+    parent_count: int = 0
+    causes: list[JobState] = []
+    cause_count: int = 0
+
+
+class GetBlockers(Read[Blockers], frozen=True, kw_only=True):
+    """Ask which jobs keep a job from running; ``limit`` bounds the lists, not the counts."""
+
+    job: int
+    limit: Limit = 5
+
+
+class GetRootFailures(Read[dict[int, int]], frozen=True, kw_only=True):
+    """Ask which FAILED jobs did not fail because of a parent, and how many jobs failed because of each.
+
+    A job with several failed parents counts once, as failed because of the parent with the lowest id.
+    """
+
+    where: Where = EVERYTHING
 
 
 # ---- changing jobs
@@ -453,9 +497,10 @@ class GetKilledJobs(Read[list[int]], frozen=True, kw_only=True):
 
 
 class CloseLauncher(Write[None], frozen=True, kw_only=True):
-    """End a launcher: jobs that it still holds become claimable again."""
+    """End a launcher: jobs that it still holds become claimable again; ``why`` is for the histories of running ones."""
 
     launcher: int
+    why: str = ""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -524,13 +569,13 @@ class Run(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """What an attempt at a job took.
 
     Attributes:
-        started: Seconds since the launcher began with it.
+        started: Seconds since the launcher began with it; None for since the job's last change on record.
         elapsed: Duration of the run in seconds; None where it ended before the run.
         cpu_seconds: Processor time of the run, user and system; None for unknown.
         max_memory: The most memory that the run used, in bytes; None for unknown.
     """
 
-    started: Seconds
+    started: Seconds | None = None
     elapsed: Seconds | None = None
     cpu_seconds: Seconds | None = None
     max_memory: int | None = None
@@ -608,7 +653,19 @@ class GetUnfit(Read[list[Unfit]], frozen=True, kw_only=True):
 
 
 class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A launcher that has not ended."""
+    """A launcher that has not ended.
+
+    Attributes:
+        id: Its id.
+        host: Its machine.
+        pid: Its process there.
+        workflow: The only workflow whose jobs it runs; empty for all.
+        started_at: When it started.
+        seen_at: When it was last heard of.
+        alive: Whether its lease is not over.
+        jobs: How many jobs it holds.
+        lease_until: When its lease is over, unless it renews it.
+    """
 
     id: int
     host: str
@@ -618,6 +675,7 @@ class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     seen_at: datetime
     alive: bool
     jobs: int
+    lease_until: datetime | None = None
 
 
 class GetLaunchers(Read[list[LauncherInfo]], frozen=True, kw_only=True):

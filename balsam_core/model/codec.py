@@ -5,6 +5,7 @@ The same codec runs on every transport, in-process ones too, so that what works 
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,7 +36,12 @@ def encode_call(call: Call[R]) -> bytes:
 
 @cache
 def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:  # noqa: ANN401  (any type form)
-    return msgspec.msgpack.Decoder(kind)
+    # A second thread would get what the first has made of the types so far, and decoding with that crashes.
+    with _making:
+        return msgspec.msgpack.Decoder(kind)
+
+
+_making = threading.Lock()
 
 
 def decode_call(kind: type[Call[R]], data: bytes) -> Call[R]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, case, exists, func, or_, select, update
+from sqlalchemy import and_, case, func, or_, select, update
 
 from balsam_core.model.calls import Changed, KillJobs, RetryJobs
 from balsam_core.model.states import ACTIVE, UNSUCCESSFUL, State
+from balsam_core.operations.blockers import HAS_UNSUCCESSFUL_PARENT
 from balsam_core.operations.conditions import condition, in_chunks, visible
 from balsam_core.operations.dependencies import fail_descendants, restart
 from balsam_core.operations.events import not_before, record_where
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
     from balsam_core.operations.execution import Tx
 
 MOST_GENERATIONS = 300  # in one transaction; each costs two statements
-
-_parents = jobs.alias("parents")
-_HAS_UNSUCCESSFUL_PARENT = exists(
-    select(job_edges.c.child_id)
-    .join(_parents, _parents.c.id == job_edges.c.parent_id)
-    .where(job_edges.c.child_id == jobs.c.id, _parents.c.state.in_(list(UNSUCCESSFUL)))
-    .correlate(jobs)
-)
-"""Whether a parent of the job has failed or been killed."""
 
 
 def _lock_first(tx: Tx, limit: int | None, *conditions: ColumnElement[bool]) -> list[int]:
@@ -65,11 +57,11 @@ def retry_jobs(tx: Tx, call: RetryJobs) -> Changed:
         free_of_dead_launchers(tx, chosen)
     roots: list[int] = []
     if not call.rest and last_root >= 0:
-        free = or_(~_HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents)
+        free = or_(~HAS_UNSUCCESSFUL_PARENT, ~jobs.c.wait_for_parents)
         roots = _lock_first(tx, call.limit, ended, chosen, free, jobs.c.id > last_root)
         last_root = roots[-1] if len(roots) == call.limit else -1
         _set_waiting(tx, roots)
-    follows = and_(ended, jobs.c.wait_for_parents, or_(chosen, _ENDED_BY_PARENT), ~_HAS_UNSUCCESSFUL_PARENT)
+    follows = and_(ended, jobs.c.wait_for_parents, or_(chosen, _ENDED_BY_PARENT), ~HAS_UNSUCCESSFUL_PARENT)
     generation = call.rest or roots
     descendants: dict[int, bool] = {}  # whether they are chosen themselves
     # Each generation is made to wait at once, so that the next one may follow; the rest is done for all together.
@@ -104,7 +96,7 @@ def _left(tx: Tx, chosen: ColumnElement[bool], *kinds: ColumnElement[bool]) -> t
     unsuccessful, ended = kinds
     count = select(func.count(), func.min(jobs.c.id)).select_from(jobs)
     held, _ = tx.execute(count.where(unsuccessful, chosen, jobs.c.launcher_id.is_not(None))).one()
-    waits = and_(ended, jobs.c.wait_for_parents, _HAS_UNSUCCESSFUL_PARENT)
+    waits = and_(ended, jobs.c.wait_for_parents, HAS_UNSUCCESSFUL_PARENT)
     blocked, first = tx.execute(count.where(waits, chosen)).one()
     if held and (why := first_held(tx, unsuccessful, chosen)):
         return held, blocked, why

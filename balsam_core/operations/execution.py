@@ -40,6 +40,7 @@ OPERATION_MODULES = (
     "adding",
     "apps",
     "attempts",
+    "blockers",
     "changing",
     "claiming",
     "delays",

@@ -145,7 +145,7 @@ def close_launcher(tx: Tx, call: CloseLauncher) -> None:
     """End a launcher and make the jobs that it still holds claimable again."""
     row = tx.execute(select(launchers).where(launchers.c.id == call.launcher).with_for_update()).first()
     if row is not None and row.ended_at is None:
-        _give_up(tx, row, f"launcher {call.launcher} ended", lost=False)
+        _give_up(tx, row, call.why or f"launcher {call.launcher} ended", lost=bool(call.why))
 
 
 @operation(RenewLease, default_reply=Heartbeat(killed=[]))
@@ -180,7 +180,7 @@ def get_launchers(tx: Tx, call: GetLaunchers) -> list[LauncherInfo]:  # noqa: AR
     """List launchers."""
     held = select(func.count()).select_from(jobs).where(jobs.c.launcher_id == launchers.c.id).scalar_subquery()
     alive = launchers.c.lease_until >= tx.now
-    known = [launchers.c[name] for name in ("id", "host", "pid", "workflow", "started_at", "seen_at")]
+    known = [launchers.c[name] for name in ("id", "host", "pid", "workflow", "started_at", "seen_at", "lease_until")]
     query = select(*known, alive.label("alive"), held.label("jobs")).where(launchers.c.ended_at.is_(None))
     return [LauncherInfo(**row) for row in tx.execute(query.order_by(launchers.c.id)).mappings()]
 

@@ -34,7 +34,11 @@ def get_rows(tx: Tx, call: GetRows) -> list[list[Any]]:
 @operation(CountJobs)
 def count_jobs(tx: Tx, call: CountJobs) -> int:
     """Count jobs."""
-    query = select(func.count()).select_from(jobs).where(visible(), condition(call.where))
+    chosen = select(jobs.c.id).where(visible(), condition(call.where))
+    if call.limit is None:
+        query = chosen.with_only_columns(func.count())
+    else:
+        query = select(func.count()).select_from(chosen.limit(call.limit).subquery())
     return int(tx.execute(query).scalar_one())
 
 

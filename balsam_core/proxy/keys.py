@@ -9,7 +9,7 @@ Whoever can read the client's file can use the server; only the owner can read e
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -94,12 +94,17 @@ def make_keys(db: DBDir) -> ServerKeys:
     return server
 
 
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (ServerKeys, ClientKeys)
+}
+
+
 def _read_keys(file: Path, kind: type[K]) -> K:
     try:
         data = private_file(file)
     except DBDirError as err:
         raise DBDirError(f"{err}, so this DB's server can't be used; {_REMEDY}") from None
     try:
-        return msgspec.json.decode(data, type=kind)
+        return _DECODERS[kind].decode(data)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise DBDirError(f"{shown(file)} is damaged: {_REMEDY}") from None

@@ -29,11 +29,17 @@ _installed: list[logging.Handler] = []
 
 
 def configure(
-    log_dir: Path, name: str, *, level: int = logging.INFO, context: str = "", keep: int | None = None
+    log_dir: Path,
+    name: str,
+    *,
+    level: int = logging.INFO,
+    context: str = "",
+    keep: int | None = None,
+    number: int | None = None,
 ) -> Path:
     """Send this process's log records to a file of its own and return the file's path.
 
-    A second call replaces the first one's file. The name is ``NAME_DATE_HOST_PID.log``.
+    A second call replaces the first one's file. The name is ``NAME_DATE_HOST_PID.log``, or ``NAME-NUMBER.log``.
 
     Args:
         log_dir: An existing directory.
@@ -41,6 +47,7 @@ def configure(
         level: Lowest level that is written.
         context: What every line carries for grep, e.g. ``port=4711``.
         keep: How many files of earlier runs to keep, for a program that runs once at a time; None for all.
+        number: The number of this run, where each has one of its own.
 
     Raises:
         DBDirError: The folder is a link of another user's, and this is root.
@@ -51,7 +58,8 @@ def configure(
     folder = _open_folder(log_dir)
     if keep is not None:
         _remove_old_files(log_dir, name, keep)
-    path = log_dir / f"{name}_{moment}_{host}_{os.getpid()}.log"
+    run = f"_{moment}_{host}_{os.getpid()}" if number is None else f"-{number}"
+    path = log_dir / f"{name}{run}.log"
 
     def opener(path: str, flags: int) -> int:
         flags |= os.O_CLOEXEC | os.O_NOFOLLOW

@@ -8,6 +8,12 @@ import signal
 from time import monotonic
 from typing import Any, Self
 
+BATCH_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+"""Signals that batch systems and terminals send to all processes."""
+
+BATCH_EXIT_CODES = frozenset(code for number in BATCH_SIGNALS for code in (-number, 128 + number))
+"""Exit codes of processes that one of these has ended; a shell passes on the latter."""
+
 
 class StopRequests:
     """Counts the signals that ask this program to stop, and wakes its selector; for the main thread.

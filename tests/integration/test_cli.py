@@ -520,3 +520,33 @@ def test_a_url_is_no_path_and_its_password_is_not_shown(words, tmp_path, monkeyp
     assert "is a URL" in done.err
     assert "secret" not in done.err + done.out
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- root failures
+
+
+def test_root_failures_are_listed_with_what_followed_from_them(db):
+    with open_db(db) as opened:
+        bad = Job(command=shlex.join(["sh", "-c", "echo no mesh >&2; exit 2"]), name="bad", workflow="scan")
+        others = [Job(command="true", name=f"after-{number}", parents=[bad]) for number in range(63)]
+        own = Job(command="false", name="own", workflow="other")
+        opened.jobs.add([bad, *others, own, Job(command="true", parents=[others[0]])])
+    assert here.good("ls", "--root-failures", db=db).err == "No job has failed.\n"
+    here("launcher", "--consume-all", db=db)
+    rows = here.good("ls", "--root-failures", "-o", "json", db=db).json
+    assert [(row["name"], row["also_failed"], row["reason"]) for row in rows] == [
+        ("bad", 64, "exit code 2: no mesh"),
+        ("own", 0, "exit code 1"),
+    ]
+    assert here.good("ls", "--root-failures", "--wf", "scan", "-o", "ids", db=db).ids == [1]
+    assert here.good("ls", "--root-failures", "--id", "60-70", "-o", "ids", db=db).ids == [65]
+    table = here.good("ls", "--root-failures", "--limit", 1, db=db)
+    assert table.out.splitlines()[1].split()[:3] == ["65", "other", "own"]
+    assert table.err == "... showing the newest 1 of 2: --limit 0 for all\n"
+    for words in (("--history",), ("--by-states",), ("--state", "FAILED"), ("-F", "id")):
+        assert "--root-failures" in here.refused("ls", "--root-failures", *words, db=db, code=2)
+    assert "ls apps" in here.refused("ls", "apps", "--root-failures", db=db, code=2)
+    roots = here.good("ls", "--root-failures", "-o", "ids", db=db).out
+    assert here.good("retry", "-", db=db, stdin=roots).out == "retried 2 jobs\n"
+    with open_db(db) as opened:
+        assert opened.jobs.states() == {"AWAITING_PARENTS": 64, "READY": 2}

@@ -19,8 +19,10 @@ from resources import is_alive
 
 from balsam_core import App, Job, open_db
 from balsam_core.errors import Conflict, OutcomeUnknown
+from balsam_core.launcher import display as display_module
 from balsam_core.launcher import loop as loop_module
 from balsam_core.launcher import options as constants
+from balsam_core.launcher import progress as progress_module
 from balsam_core.launcher.loop import Launcher
 from balsam_core.launcher.options import LauncherOptions
 from balsam_core.launcher.progress import PlainProgress
@@ -298,7 +300,8 @@ def test_a_workflow_is_run_alone(db, path):
     db.jobs.add([Job(command="true", name=name, workflow=name) for name in ("a", "b")])
     assert launch(path, "--wf-name", "a")["finished"] == 1
     assert states(db) == {"a": "JOB_FINISHED", "b": "READY"}
-    assert launch(path, "--wf-name", "unknown")["finished"] == 0
+    refusal = here.refused("launcher", "--wf-name", "unknown", db=path, code=3)
+    assert refusal == "there are no jobs in workflow 'unknown'; 'balsam ls wf' lists the workflows"
 
 
 def test_listed_jobs_are_run_alone(db, path, tmp_path):
@@ -337,10 +340,21 @@ def test_people_are_told_how_it_went(db, path):
     db.jobs.add([sh("true", name="good"), sh("exit 1", name="bad")])
     done = here.good("launcher", "--consume-all", db=path)
     assert done.out.startswith("1 finished, 1 failed in ")
-    assert "balsam ls --state FAILED" in done.out
+    assert "balsam ls --root-failures" in done.out
     assert "1 finished, 1 failed, 0 running" in done.err
-    (log,) = (path / "log").glob("launcher_*.log")
+    (log,) = (path / "log").glob("launcher-1.log")
     assert "(bad) failed: exit code 1" in log.read_text()
+
+
+def test_a_quiet_run_says_something_now_and_then(db, path, monkeypatch):
+    monkeypatch.setattr(progress_module, "PLAIN_EVERY", 0.2)
+    monkeypatch.setattr(display_module, "LOG_EVERY", 0.2)
+    monkeypatch.setattr(PlainProgress, "every", 0.05)
+    db.jobs.add([sh("sleep 2", name="long"), sh("true", workflow="other"), Job(command="true", num_nodes=2)])
+    done = here.good("launcher", "--wf-name", "default", db=path)
+    same = [line for line in done.err.splitlines() if line.startswith("0 of 2 done, 0 finished, 0 failed, 1 running,")]
+    assert len(same) > 3
+    assert (path / "log" / "launcher-1.log").read_text().count("0 of 2 done") > 3
 
 
 def test_jobs_run_on_when_nobody_can_be_told(db, path):
@@ -439,7 +453,7 @@ def test_a_second_ctrl_c_kills_at_once(db, start):
     launcher = start()
     pids = pids_of(db, [job], ("pid", "child"))
     launcher.process.send_signal(signal.SIGINT)
-    (log,) = (db.path / "log").glob("launcher_*.log")
+    (log,) = (db.path / "log").glob("launcher-1.log")
     wait_until(lambda: "ends: stopped by SIGINT" in log.read_text(), what="the first request")
     begin = time.monotonic()
     launcher.process.send_signal(signal.SIGINT)

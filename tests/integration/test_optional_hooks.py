@@ -236,7 +236,7 @@ def hearing(site, balsam, db):
 
 
 def log_of(db):
-    return "".join(path.read_text() for path in sorted((db / "log").glob("launcher_*")))
+    return "".join(path.read_text() for path in sorted((db / "log").glob("launcher-*.log")))
 
 
 def launch(balsam, tmp_path, **variables):

@@ -15,6 +15,8 @@ import psutil
 import pytest
 from resources import is_alive, wait_for_end
 
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.launcher_journal import Journal, OwnJournal
 from balsam_core.launcher.guardian import lease_clock
 from balsam_core.launcher.process_events import Command, Ended, Refused, ShortageError, Started, Stuck
 from balsam_core.launcher.processes import Processes
@@ -341,14 +343,18 @@ def test_a_process_can_be_bound_to_cores(processes, tmp_path):
 
 
 def test_ends_are_in_the_journal_before_they_are_told(tmp_path):
-    with (tmp_path / "journal").open("ab") as journal:
-        crowd = Processes(journal.fileno())
-        start(crowd, tmp_path, "sh", "-c", "exit 3", label="17 2")
-        start(crowd, tmp_path, "true")
-        ended(crowd, 2)
-        assert (tmp_path / "journal").read_text() == "ran 17 2 3 itself\n"
-        crowd.close()
-    assert (tmp_path / "journal").read_text().splitlines()[1:] == ["farewell"]
+    (tmp_path / "log").mkdir()
+    directory = DBDir(path=tmp_path, db_type="sqlite", id="0" * 32)
+    crowd = Processes(OwnJournal(directory, 5))
+    start(crowd, tmp_path, "sh", "-c", "exit 3", label="17 2")
+    start(crowd, tmp_path, "true")
+    ended(crowd, 2)
+    journal = Journal(directory, 5)
+    assert list(journal.runs()) == [(17, 2, 3)]
+    assert (journal.head.launcher, journal.head.guardian) == (os.getpid(), crowd.guardian_pid)
+    assert not journal.has_farewell
+    crowd.close()
+    assert Journal(directory, 5).has_farewell
 
 
 # ---- who keeps processes is lost
@@ -401,10 +407,14 @@ def try_start(processes, cwd):
 
 
 PARENT = """
-import os, sys, time
+import os, sys
 from pathlib import Path
-from balsam_core.launcher.processes import Command, Processes
-crowd = Processes(os.open("journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+from balsam_core.dbdir.directory import DBDir
+from balsam_core.dbdir.launcher_journal import OwnJournal
+from balsam_core.launcher.process_events import Command
+from balsam_core.launcher.processes import Processes
+Path("log").mkdir()
+crowd = Processes(OwnJournal(DBDir(path=Path.cwd(), db_type="sqlite", id="0" * 32), 5))
 for name, script in eval(sys.argv[1]).items():
     cwd = Path(name).resolve()
     cwd.mkdir()
@@ -422,7 +432,8 @@ def test_nothing_survives_a_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     wait_for_end([*pids, *tree], seconds=5)
-    assert (tmp_path / "journal").read_text().splitlines()[-1] == "farewell"
+    directory = DBDir(path=tmp_path, db_type="sqlite", id="0" * 32)
+    wait_until(lambda: Journal(directory, 5).has_farewell, "the farewell")
 
 
 def test_signals_to_all_processes_end_no_keeper(processes, tmp_path):

@@ -10,18 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.text import quote
 from balsam_core.cli.values import MINUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from balsam_core.launcher.options import LauncherResult
+    from balsam_core.client.database import Database
+    from balsam_core.dbdir.directory import DBDir
+    from balsam_core.launcher.options import LauncherOptions, LauncherResult
     from balsam_core.model.calls import Resources, Unfit
 
 MOST_NAMED = 10  # jobs in a line
+
+
+logger = logging.getLogger(__name__)
+
+ALL = "all"  # of --stop
 
 
 @command(
@@ -29,6 +37,8 @@ MOST_NAMED = 10  # jobs in a line
         "balsam launcher --consume-all",
         "balsam launcher --wf-name scan --time-limit-minutes 55",
         "balsam ls --state READY -o ids | balsam launcher --job-file -",
+        "balsam launcher --consume-all --daemon",
+        "balsam launcher --stop",
     ]
 )
 @click.option("--consume-all", is_flag=True, help="Run the jobs of all workflows.")
@@ -60,6 +70,15 @@ MOST_NAMED = 10  # jobs in a line
     "such as 'mpirun -n {ranks}' (default: mpi in settings.toml, else what is found).",
 )
 @click.option("--time-limit-minutes", type=MINUTES, metavar="M", help="Stop after M minutes, e.g. 55 or 0.5.")
+@click.option("--daemon", is_flag=True, help="Run in the background, without this terminal.")
+@click.option(
+    "--stop",
+    is_flag=False,
+    flag_value=ALL,
+    metavar="[N]",
+    help="Stop launcher N of this machine, or all that run in the background.",
+)
+@click.option("--report-to", type=int, hidden=True, help="Where a launcher in the background says that it runs.")
 @pass_session
 def launcher(
     session: Session,
@@ -73,71 +92,153 @@ def launcher(
     job_mode: str,
     mpi: str | None,
     time_limit_minutes: float | None,
+    daemon: bool,
+    stop: str | None,
+    report_to: int | None,
 ) -> int:
     """Run jobs on this machine until none is left.
 
     Jobs run in their working directories, several at a time, each when its parents have finished. Ctrl-C or SIGTERM
     stops cleanly: what runs is asked to end and will be run again by the next launcher. A second Ctrl-C kills at once.
+    With --daemon the launcher goes on in the background: 'balsam log launcher -f' follows it, 'balsam status' shows
+    it, and 'balsam launcher --stop' stops it as Ctrl-C does.
 
     The exit code is 0 when nothing was left to do or the time limit was reached, whatever became of the jobs; it is 6
     when working directories could not be made any more, e.g. on a full disk.
     """
+    if stop is not None:
+        if consume_all or wf_name or job_file or max_ranks_per_node or time_limit_minutes or daemon:
+            raise click.UsageError("--stop goes with no other option")
+        return _stop(session, stop)
     if consume_all and (wf_name or job_file):
         raise click.UsageError("--consume-all means all jobs; leave out --wf-name and --job-file, or leave it out")
     if wf_name == "":
         raise click.UsageError("--wf-name needs the name of a workflow")
     if not (consume_all or wf_name or job_file):
         raise click.UsageError("say which jobs to run: --consume-all, --wf-name NAME or --job-file FILE")
-    only = None if job_file is None else _read_ids(job_file)
 
-    from balsam_core.cli.selectors import check_exist
     from balsam_core.dbdir.settings import mpi_setting
-    from balsam_core.errors import NoResources
-    from balsam_core.launcher.loop import Launcher
     from balsam_core.launcher.mpi import find_mpi
     from balsam_core.launcher.options import LauncherOptions
-    from balsam_core.launcher.progress import Progress, progress_on
-    from balsam_core.system import logs
     from balsam_core.system.hardware import usable_cores
-    from balsam_core.system.permissions import told_as_db_dir_errors
 
     cores = usable_cores()
     options = LauncherOptions(
         slots=max_ranks_per_node or len(cores),
         workflow=wf_name or "",
-        only=only,
+        only=None if job_file is None else _read_ids(job_file),
         time_limit=None if time_limit_minutes is None else time_limit_minutes * 60,
         most_jobs=num_workers,
         cores=cores,
         gpus=_choose_gpus(gpus_per_node),
         mpi=None if job_mode == "serial" else find_mpi(mpi or mpi_setting()),
+        background=report_to is not None,
     )
-    printer = session.printer()
     with session.open_db() as db:
-        if only is not None:
-            check_exist(db, only)
+        _check_selection(db, options)
+        if not daemon:
+            return _run(session, db, options, job_mode, report_to)
+    return _start(session, db.directory, options.only)
+
+
+def _check_selection(db: Database, options: LauncherOptions) -> None:
+    """Check that there are jobs of the workflow, and those of the job file.
+
+    Raises:
+        NotFound: There are none.
+    """
+    from balsam_core.cli.selectors import check_exist, check_workflow
+
+    if options.workflow:
+        check_workflow(db, options.workflow)
+    if options.only is not None:
+        check_exist(db, options.only)
+
+
+def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str, report_to: int | None) -> int:
+    """Run a launcher to its end."""
+    from balsam_core.errors import NoResources
+    from balsam_core.launcher import background
+    from balsam_core.launcher.loop import Launcher
+    from balsam_core.launcher.progress import Progress, progress_on
+    from balsam_core.system import logs
+    from balsam_core.system.permissions import told_as_db_dir_errors
+
+    level = logging.DEBUG if session.verbose else logging.INFO
+
+    def open_log(number: int) -> None:
         with told_as_db_dir_errors():
-            logs.configure(
-                db.directory.log,
-                "launcher",
-                level=logging.DEBUG if session.verbose else logging.INFO,
-                context=f"db={db.path}",
-            )
-        try:
-            result = Launcher(db, options, progress_on(sys.stderr) if printer.for_people else Progress()).run()
-        finally:
-            logs.close()
+            log = logs.configure(db.directory.log, "launcher", level=level, context=f"db={db.path}", number=number)
+            if report_to is not None:
+                background.report(report_to, number, log)
+
+    printer = session.printer()
+    shown = printer.for_people and not options.background
+    try:
+        result = Launcher(db, options, progress_on(sys.stderr) if shown else Progress(), open_log).run()
+        lines = list(_format_lines(result, _why_no_ranks(options, job_mode)))
+        for line in lines:
+            logger.info("%s", line)
+    finally:
+        logs.close()
     record = {name: value for name, value in vars(result).items() if name not in {"signal", "resources"}}
-    why_no_ranks = ""
-    if options.mpi is None:
-        why_no_ranks = (
-            "has no MPI (see --mpi)" if job_mode == "mpi" else "runs jobs of one rank only (--job-mode serial)"
-        )
-    lines = list(_format_lines(result, why_no_ranks))
     printer.one(record, lines, done="; ".join(lines))
     if result.signal is not None:
         return 128 + result.signal
     return NoResources.exit_code if result.fault else 0
+
+
+def _start(session: Session, db: DBDir, only: Sequence[int] | None) -> int:
+    """Start a launcher in the background."""
+    from balsam_core.dbdir.launcher_file import log_file
+    from balsam_core.launcher import background
+
+    words = [sys.executable, "-m", "balsam_core.cli", "--db", str(db.path), "-o", session.format]
+    words += ["-v"] if session.verbose else []
+    words += ["launcher", *_given_options(), *([] if only is None else ["--job-file=-"])]
+    started = background.start([*words, "--report-to"], only, db.path)
+    if started.launcher is None:
+        sys.stderr.write(started.errors.decode(errors="replace"))
+        return started.exit_code or 1
+    record = {"launcher": started.launcher, "pid": started.pid, "log": str(log_file(db, started.launcher))}
+    text = f"Launcher {started.launcher} runs in the background (pid {started.pid}): balsam log launcher -f follows it"
+    session.printer().one(record, text)
+    return 0
+
+
+def _given_options() -> Iterator[str]:
+    """Give the options of this command line that decide what a launcher does, but for the job file."""
+    ctx = click.get_current_context()
+    for option in ctx.command.params:
+        name, value = option.name or "", ctx.params.get(option.name or "")
+        is_given = value not in {None, False} and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_given and name not in {"daemon", "job_file"}:
+            yield option.opts[0] if value is True else f"{option.opts[0]}={value}"
+
+
+def _stop(session: Session, which: str) -> int:
+    """Stop launchers of this machine."""
+    from balsam_core.client.slices import counted
+    from balsam_core.launcher import background
+
+    if which != ALL and not (which.isascii() and which.isdigit() and 0 < int(which[:20]) < 2**63):
+        raise click.UsageError(f"--stop: {quote(which)} is no id of a launcher; 'balsam status' shows them")
+    db = session.directory()
+    stopped = background.stop(db, None if which == ALL else int(which))
+    text = f"stopped {counted(len(stopped), 'launcher')}: {', '.join(map(str, stopped))}"
+    if not stopped:
+        text = "stopped no launcher: none runs in the background on this machine"
+        if others := [found.id for found in background.running_here(db)]:
+            text += f"; name one that doesn't: balsam launcher --stop {others[0]}"
+    session.printer().one({"stopped": len(stopped), "ids": stopped}, text, ids=stopped)
+    return 0
+
+
+def _why_no_ranks(options: LauncherOptions, job_mode: str) -> str:
+    """Return why a launcher runs no jobs of several ranks; empty where it does."""
+    if options.mpi is not None:
+        return ""
+    return "has no MPI (see --mpi)" if job_mode == "mpi" else "runs jobs of one rank only (--job-mode serial)"
 
 
 def _choose_gpus(count: int | None) -> tuple[str, ...]:
@@ -159,7 +260,7 @@ def _format_lines(result: LauncherResult, why_no_ranks: str) -> Iterator[str]:
     rate = ended / result.seconds if result.seconds else 0.0
     yield f"{', '.join(parts)} in {result.seconds:.1f} s ({rate:.1f} jobs/s)"
     if result.failed:
-        yield "See why jobs failed: balsam ls --state FAILED, then balsam show ID"
+        yield "See which jobs failed, and why: balsam ls --root-failures, then balsam log ID"
     if result.reason:
         left = f"; given back to run again: {result.again}" if result.again else ""
         yield f"Ended early: {result.reason}{left}"

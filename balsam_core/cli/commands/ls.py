@@ -22,7 +22,8 @@ DEFAULT_LIMIT = 100  # jobs in a table
         "balsam ls --state FAILED,RUN_TIMEOUT --wf scan",
         "balsam ls --by-states",
         "balsam ls -F id,name,parameters,return_code --id 12-20",
-        "balsam ls --state FAILED -o ids | balsam retry -",
+        "balsam ls --root-failures",
+        "balsam ls --root-failures -o ids | balsam retry -",
     ]
 )
 @click.argument("what", type=click.Choice(["jobs", "apps", "wf"]), default="jobs", required=False)
@@ -34,6 +35,11 @@ DEFAULT_LIMIT = 100  # jobs in a table
 @click.option("--history", is_flag=True, help="Show the states that each job went through, with their times.")
 @click.option("--by-states", is_flag=True, help="Show how many jobs are in each state.")
 @click.option(
+    "--root-failures",
+    is_flag=True,
+    help="Only jobs that failed by themselves, with the number of jobs that failed because of each.",
+)
+@click.option(
     "--limit",
     type=AT_LEAST_0,
     help=f"The newest so many jobs; 0 for all.  [default: {DEFAULT_LIMIT} in a table, else all]",
@@ -44,10 +50,11 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
     """List jobs, apps or workflows.
 
     A table shows the newest 100 jobs and says when there are more; the other formats give all jobs. Besides the fields
-    of a job there are 'runs' (its app or command) and 'workdir'.
+    of a job there are 'runs' (its app or command) and 'workdir'. A job that failed because of its parents is counted by
+    --root-failures once, for the first of them.
     """
     printer = session.printer()
-    history, by_states = options["history"], options["by_states"]
+    history, by_states, roots = options["history"], options["by_states"], options["root_failures"]
     if what == "apps":
         _refuse_job_options({"limit": limit, **options})
         with session.open_db() as db:
@@ -55,6 +62,10 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
         return
     if history and (by_states or what == "wf" or fields is not None):
         raise click.UsageError("--history lists states of jobs: it goes neither with --by-states, --fields nor with wf")
+    if roots and (history or by_states or what == "wf" or fields is not None or options["state"]):
+        raise click.UsageError(
+            "--root-failures goes neither with --state, --history, --by-states, --fields nor with wf"
+        )
     if (by_states or what == "wf") and (fields is not None or limit is not None):
         raise click.UsageError("--fields and --limit go with a list of jobs only")
     wanted = states("--state", options["state"])
@@ -63,7 +74,11 @@ def ls(session: Session, /, what: str, fields: str | None, limit: int | None, **
 
         if limit is None:
             limit = DEFAULT_LIMIT if printer.for_people else 0
-        found = listing.FoundJobs(db, listing.conditions(db, options, wanted), limit)
+        conditions = listing.conditions(db, options, wanted)
+        if roots:
+            listing.list_root_failures(db, printer, conditions, limit)
+            return
+        found = listing.FoundJobs(db, conditions, limit)
         if by_states or what == "wf":
             listing.list_counts(db, printer, found, by_workflow=what == "wf", by_states=by_states)
         elif history:

@@ -69,10 +69,11 @@ def _remove_apps(db: Database, printer: Printer, names: tuple[str, ...], *, yes:
 def _remove_jobs(
     db: Database, printer: Printer, chosen: selectors.Chosen, *, files: bool, cascade: bool, yes: bool
 ) -> None:
-    from balsam_core.cli.changing import report_changed
+    from balsam_core.cli.changing import free_of_dead_launchers, report_changed
     from balsam_core.client.slices import counted, removed_children_first, removed_jobs, told_how_far
     from balsam_core.dbdir.workdirs import remove_workdirs
 
+    free_of_dead_launchers(db, printer)
     if not yes:
         count = chosen.count()
         more = ", all that depend on them" if cascade else ""

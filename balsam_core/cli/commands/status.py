@@ -11,8 +11,8 @@ from balsam_core.cli.command import Session, command, pass_session
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from balsam_core.client.launchers import KnownLauncher
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.model.calls import LauncherInfo
     from balsam_core.watchdog.control import ServerState
 
 RESTART_PATIENCE = 3.0  # seconds for a server that died to come back, before it is told that it doesn't
@@ -25,16 +25,18 @@ def status(session: Session) -> int:
     """Show which DB is used and how it stands.
 
     Shows the DB directory and who chose it, the database type, the server, the jobs by state, the launchers, and what
-    makes writes less safe than promised. Where a published server turns out to be dead, to die again and again, or was
-    given up, or its address can't be read, that is all that can be shown, and the exit code is that of an error.
+    makes writes less safe than promised. Launchers that are proved dead give their jobs back first. Where a published
+    server turns out to be dead, to die again and again, or was given up, or its address can't be read, that is all that
+    can be shown, and the exit code is that of an error.
     """
     from balsam_core.backends import registry
+    from balsam_core.cli.changing import free_of_dead_launchers
     from balsam_core.cli.commands.dbserver import describe_state, status_record
     from balsam_core.dbdir.address import failure as failure_of
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.settings import resolve_db_path
-    from balsam_core.errors import DBDirError, Unavailable
-    from balsam_core.model.calls import CountStates, GetLaunchers
+    from balsam_core.errors import BalsamError, DBDirError, Unavailable
+    from balsam_core.model.calls import CountStates
     from balsam_core.watchdog.control import describe
 
     resolved = resolve_db_path(session.db)
@@ -47,13 +49,15 @@ def status(session: Session) -> int:
             failure = failure_of(directory)
             return Unavailable.exit_code if failure is None else failure.exit_code
     with session.open_db() as db:
+        with contextlib.suppress(BalsamError):  # what can only be read can be shown
+            free_of_dead_launchers(db, session.printer())
         info = db.info()
         state = describe(db.directory)
         server = status_record(db.directory, state, db.transport)
         record = _make_record(db.directory, resolved.origin, server) | {
             "schema": info.schema,
             "jobs": {name: count for name, count in db.run(CountStates()).get("", {}).items() if count},
-            "launchers": db.run(GetLaunchers()),
+            "launchers": [_launcher_record(one) for one in db.launchers()],
             "warnings": registry.load(db.directory.db_type).warnings(db.directory),
         }
     session.printer().one(record, _format_lines(record, describe_state(state)))
@@ -107,9 +111,20 @@ def _format_lines(record: dict[str, Any], server: str) -> Iterator[str]:
         return
     states = ", ".join(f"{count} {state}" for state, count in record["jobs"].items())
     yield f"jobs       {sum(record['jobs'].values())}" + (f": {states}" if states else "")
-    launchers: list[LauncherInfo] = record["launchers"]
-    yield f"launchers  {sum(one.alive for one in launchers)} alive"
+    launchers: list[dict[str, Any]] = record["launchers"]
+    yield f"launchers  {sum(one['alive'] for one in launchers)} alive"
     for one in launchers:
-        dead = "" if one.alive else ", silent since " + cell(one.seen_at)
-        workflow = f", workflow {printable(one.workflow)}" if one.workflow else ""
-        yield f"           {one.id}: {printable(one.host)} pid {one.pid}, {one.jobs} jobs{workflow}{dead}"
+        workflow = f", workflow {printable(one['workflow'])}" if one["workflow"] else ""
+        background = ", in the background" if one["background"] else ""
+        silent = f", silent since {cell(one['seen_at'])}" if one["condition"] in {"silent", "expired"} else ""
+        dead = ", dead: its process is gone" if one["condition"] == "dead" else silent
+        what = f"{one['id']}: {printable(one['host'])} pid {one['pid']}, {one['jobs']} jobs"
+        yield f"           {what}{workflow}{background}{dead}"
+
+
+def _launcher_record(known: KnownLauncher) -> dict[str, object]:
+    """Return what is told of a launcher that has not ended."""
+    from msgspec.structs import asdict
+
+    background = known.file is not None and known.file.background
+    return {**asdict(known.info), "alive": known.runs, "condition": known.condition, "background": background}

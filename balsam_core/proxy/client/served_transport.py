@@ -44,6 +44,8 @@ R = TypeVar("R")
 
 STATUS_TIMEOUT = 10.0  # seconds
 
+_decode_status = msgspec.msgpack.Decoder(ServerStatus).decode
+
 
 class ServedTransport(EncodedTransport):
     """Runs calls on the write server of a DB directory, or on its engine where there is no server.
@@ -167,7 +169,7 @@ class ServedTransport(EncodedTransport):
             if exchange is None:
                 exchange = self._open_client().status_exchange(deadline)
             with suppress(TryAgainError):
-                return msgspec.msgpack.decode(exchange.attempt(published), type=ServerStatus)
+                return _decode_status(exchange.attempt(published))
 
     def close(self) -> None:
         """Close all connections."""

@@ -262,6 +262,20 @@ def test_promote_delayed(db: Database) -> None:
     assert db.jobs.get(later).not_before is not None
 
 
+def test_get_blockers(db: Database) -> None:
+    parent = one(db)
+    child = one(db, parents=[parent])
+    waits = calls.JobState(parent, State.READY)
+    found = calls.Blockers(claimable=False, parents=[waits], parent_count=1, causes=[waits], cause_count=1)
+    assert db.run(calls.GetBlockers(job=child)) == found
+    assert db.run(calls.GetBlockers(job=parent)) == calls.Blockers(claimable=True)
+
+
+def test_get_root_failures(db: Database) -> None:
+    one(db)
+    assert db.run(calls.GetRootFailures()) == {}
+
+
 def test_get_unfit(db: Database) -> None:
     one(db)
     first, last = one(db, num_nodes=2, threads_per_rank=2), one(db, num_nodes=2)

@@ -45,6 +45,7 @@ MYSQL_LIBRARY = (5, 0)  # versions of MySQL's client library start here; those o
 LONG_FINGERPRINTS = (3, 4)  # version of MariaDB's client library from which on it takes SHA-256
 
 ALL_ROWS = 2**64 - 1  # of sql_select_limit
+NO_BOUND = 2**32 - 1  # generations of jobs; else 1000, after which MySQL fails and MariaDB gives what it has
 # All that is relied on: a server that somebody else runs may have other values, also by its init_connect.
 _VARIABLES = {
     "sql_mode": f"'{SQL_MODE}'",
@@ -63,8 +64,9 @@ _MARIADB_VARIABLES = {
     # A client that is stopped, or whose host has lost its power, must not keep its locks for hours.
     "idle_write_transaction_timeout": IDLE_WRITE_TIMEOUT,
     "max_statement_time": 0,
+    "max_recursive_iterations": NO_BOUND,
 }
-_MYSQL_VARIABLES = {"max_execution_time": 0}
+_MYSQL_VARIABLES = {"max_execution_time": 0, "cte_max_recursion_depth": NO_BOUND}
 
 
 def connect(db: DBDir, address: Address, *, timeout: int = CONNECT_TIMEOUT, read_timeout: int = READ_TIMEOUT) -> Any:  # noqa: ANN401
