@@ -182,7 +182,7 @@ def check_given_back(db, done, why):
     assert done.stderr.count("\n") < 10
     assert db.run(GetLaunchers()) == []
     assert db.jobs.where(launcher_id=None).count() == db.jobs.count()
-    (log,) = (db.path / "log").glob("launcher_*.log")
+    (log,) = (db.path / "log").glob("launcher*.log")
     assert len(log.read_text().splitlines()) < 30
 
 
