@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from balsam_core.dbdir.launcher_journal import MARK, Journal
+from balsam_core.model import calls
 from balsam_core.model.calls import MOST_JOBS, CloseLauncher, GetLaunchers, GetRows, Update, UpdateJobs
 from balsam_core.model.filters import AllOf, Compare
 from balsam_core.model.states import State
@@ -214,7 +215,8 @@ def _record_runs(run: RunCall, launcher: LauncherInfo, runs: Iterable[Run]) -> N
                     message=f"{end}its run had ended before launcher {launcher.id} was lost",
                     return_code=code,
                     release=True,
+                    run=calls.Run(),
                 )
             )
         if updates:
-            run(UpdateJobs(launcher=launcher.id, updates=updates))
+            run(UpdateJobs(launcher=launcher.id, host=launcher.host, updates=updates))

@@ -85,6 +85,8 @@ class _Explainer:
             return self._explain_ended_by(job, blockers) if blockers.causes else self._explain_ended(job)
         if job.state is State.AWAITING_PARENTS and blockers.causes:
             return self._explain_waiting(job, blockers)
+        if job.not_before is not None:
+            return self._explain_delayed(job)
         return self._explain_claimable(job) if blockers.claimable else self._explain_parked(job, staged=blockers.staged)
 
     @cached_property
@@ -132,6 +134,14 @@ class _Explainer:
         if job.attempt:
             lines.append(f"'balsam log {job.id}' shows what it printed")
         return _made(job, reason, *lines, fix=f"balsam retry {job.id}")
+
+    def _explain_delayed(self, job: Job) -> Explanation:
+        text = (
+            f"job {job.id} waits until {_clock(job.not_before)} for its retry {job.retries} of {job.max_retries}"
+            f"{_because(self._last_message(job))}"
+        )
+        is_cared_for = any(one.runs for one in self._launchers)
+        return _made(job, "delayed", text, fix="" if is_cared_for else _launcher_for(job, ""))
 
     def _explain_parked(self, job: Job, *, staged: bool) -> Explanation:
         if staged or job.state is State.CREATED:

@@ -577,13 +577,13 @@ class Run(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """What an attempt at a job took.
 
     Attributes:
-        started: Seconds since the launcher began with it.
+        started: Seconds since the launcher began with it; None for since the job's last change on record.
         elapsed: Duration of the run in seconds; None where it ended before the run.
         cpu_seconds: Processor time of the run, user and system; None for unknown.
         max_memory: The most memory that the run used, in bytes; None for unknown.
     """
 
-    started: Seconds
+    started: Seconds | None = None
     elapsed: Seconds | None = None
     cpu_seconds: Seconds | None = None
     max_memory: int | None = None

@@ -43,6 +43,8 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
         if held is None or why:
             refused[change.job] = why
             continue
+        if (attempt := _ended_attempt(tx, held, change, call)) is not None:
+            ended.append(attempt)
         if change.transitions or change.message:
             event = NewEvent(change.job, held["state_since"], change.attempt, change.transitions, change.message)
             events.append(event)
@@ -163,12 +165,13 @@ def _ended_attempt(tx: Tx, row: dict[str, Any], change: Update, call: UpdateJobs
     path = [row["state"], *[state for state, _ in change.transitions]]
     if not change.release and path[-1] not in END and path[-1] != State.RESTART_READY:
         return None
+    started = change.run.started
     return Attempt(
         job_id=change.job,
         attempt=change.attempt,
         launcher_id=call.launcher,
         host=call.host,
-        started_at=tx.now - timedelta(seconds=change.run.started),
+        started_at=row["state_since"] if started is None else tx.now - timedelta(seconds=started),
         elapsed=change.run.elapsed,
         cpu_seconds=change.run.cpu_seconds,
         max_memory=change.run.max_memory,

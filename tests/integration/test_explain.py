@@ -28,8 +28,11 @@ from balsam_core.model.calls import (
     Resources,
 )
 from balsam_core.model.filters import Compare
+from balsam_core.model.states import State
 from balsam_core.system.processes import Machine, start_of, this_machine
-from balsam_core.testing.tools import wait_until
+from balsam_core.testing.tools import DONE, update, wait_until
+from balsam_core.testing.tools import claim as claim_jobs
+from balsam_core.testing.tools import register as register_launcher
 
 PLENTY = 3.0  # seconds for an explanation, on a busy machine, where it takes a tenth
 
@@ -279,6 +282,17 @@ def test_a_job_that_may_not_be_claimed_is_parked(db, path):
         connection.commit()
     found = explained(path, 1)
     assert (found["reason"], found["fix"]) == ("parked", "balsam kill 1 && balsam retry 1")
+
+
+def test_a_retry_that_waits_is_told(db, path):
+    db.jobs.add(Job(command="true", max_retries=2, retry_delay_seconds=900))
+    me = register_launcher(db)
+    (job,) = claim_jobs(db, me)
+    states = (*DONE[:3], State.RUN_ERROR, State.RESTART_READY)
+    update(db, me, job, *states, message="exit code 1; retry 1 of 2 in 900 s", delay=900.0)
+    found = explained(path, 1)
+    assert found["reason"] == "delayed"
+    assert "for its retry 1 of 2: exit code 1; retry 1 of 2 in 900 s" in found["text"]
 
 
 def test_python_explains_too(db):

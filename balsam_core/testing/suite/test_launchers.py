@@ -23,7 +23,7 @@ S = State
 
 
 def test_claims_go_by_priority_then_age_and_only_what_fits(db: Database, jobs: Jobs) -> None:
-    jobs.add(
+    ids = jobs.add(
         [
             Job(command="x", name="low"),
             Job(command="x", name="wide", num_nodes=2, priority=9),
@@ -39,7 +39,7 @@ def test_claims_go_by_priority_then_age_and_only_what_fits(db: Database, jobs: J
     some = Resources(minutes_left=50)
     unfit = db.run(calls.GetUnfit(resources=some))
     assert [(one.first, one.nodes, one.minutes, one.gpus_per_node) for one in unfit] == [
-        (2, 2, 0, 0), (3, 1, 100, 0), (6, 1, 0, 0.5)
+        (ids[1], 2, 0, 0), (ids[2], 1, 100, 0), (ids[5], 1, 0, 0.5)
     ]  # fmt: skip
     assert [job.name for job in claim(db, me, 2, resources=some)] == ["high", "middle"]
     assert [job.name for job in claim(db, me, 9, resources=some)] == ["threads", "low", "low2"]

@@ -31,6 +31,7 @@ PARTICULAR: dict[str, Any] = {
     "environ": {"K": "v=1"},
     "priority": -7,
     "gpus_per_rank": 0.25,
+    "cpu_affinity": "0,2-3",
     "data": {"n": 2**53 + 1},
     "input_mode": "copy",
 }
