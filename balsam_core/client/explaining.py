@@ -147,9 +147,6 @@ class _Explainer:
         if staged or job.state is State.CREATED:
             text = f"job {job.id} is being added, or its program has ended too early: launchers look for such jobs"
             return _made(job, "created", text, fix=ANY_LAUNCHER)
-        if job.not_before is not None:
-            text = f"job {job.id} is {job.state}: its next run is delayed until {_clock(job.not_before)}"
-            return _made(job, "delayed", f"{text}{_because(self._last_message(job))}")
         text = f"job {job.id} is {job.state}, but no launcher may take it{_because(self._last_message(job))}"
         return _made(job, "parked", text, fix=f"balsam kill {job.id} && balsam retry {job.id}")
 

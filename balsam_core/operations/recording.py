@@ -50,8 +50,6 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
             events.append(event)
         if change.transitions:
             held["since"] = held["state_since"] = event.at(tx) - timedelta(seconds=event.bounded(tx)[-1][1])
-        if (attempt := _ended_attempt(tx, held, change, call)) is not None:
-            ended.append(attempt)
         _change_row(tx, held, change)
         changed[change.job] = held
         for other, message in change.remarks.items():
