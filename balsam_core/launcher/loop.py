@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from balsam_core.dbdir.launcher_journal import Journal, OwnJournal
-from balsam_core.errors import BalsamError, TimedOut, Unavailable
+from balsam_core.errors import BalsamError, NoResources, TimedOut, Unavailable
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.claim_queue import ClaimQueue
 from balsam_core.launcher.counters import Counters
@@ -25,6 +25,7 @@ from balsam_core.launcher.job.commands import base_environment
 from balsam_core.launcher.job_runner import JobRunner
 from balsam_core.launcher.membership import Membership
 from balsam_core.launcher.options import LauncherResult
+from balsam_core.launcher.process_events import ShortageError
 from balsam_core.launcher.progress import Progress, Snapshot
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
@@ -35,6 +36,7 @@ from balsam_core.model.calls import (
     Resources,
 )
 from balsam_core.model.states import State
+from balsam_core.system.files import reason
 from balsam_core.system.signals import StopRequests
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ class Launcher:
             failed = False
             try:
                 runner.processes.watch(self._stop_requests.descriptor, self._stop_requests.drain)
-                runner.processes.start_guardian()
+                self._start_guardian()
                 while not self._over:
                     self.run_once(constants.LONGEST_POLL)
                 return self._sign_off()
@@ -131,6 +133,13 @@ class Launcher:
             self._client.run(Prune())
         except (*OUTAGES, *REFUSALS) as err:
             logger.warning("pruning is left to other launchers: %s", err)
+
+    def _start_guardian(self) -> None:
+        """Start it before the first claim: without it nothing would prove this launcher's death."""
+        try:
+            self._runner.processes.start_guardian()
+        except (OSError, ShortageError) as err:
+            raise NoResources(f"the launcher's guardian can't be started: {reason(err)}") from err
 
     def _resources(self) -> Resources:
         if self._time_limit_at == inf:
