@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from balsam_core.errors import DBDirError
 from balsam_core.system.files import give_to_owner, reason, shown
 from balsam_core.system.processes import Machine, start_of, this_machine
+from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +79,7 @@ class OwnJournal:
 
         Raises:
             DBDirError: It can't be made.
+            NoResources: The system lacks what that takes.
         """
         self.close()
         try:
@@ -86,7 +88,8 @@ class OwnJournal:
             give_to_owner(self._descriptor, self._path.parent)
         except OSError as err:
             self.close()
-            raise DBDirError(f"can't make {shown(self._path)}, without which no job is run: {reason(err)}") from err
+            what = f"can't make {shown(self._path)}, without which no job is run"
+            raise shortage(err) or DBDirError(f"{what}: {reason(err)}") from err
         return self._descriptor
 
     def write_head(self, guardian: int, mark: str) -> None:
@@ -108,7 +111,7 @@ class OwnJournal:
         try:
             written = os.write(self._descriptor, line)
         except OSError as err:
-            raise DBDirError(f"can't write {shown(self._path)}: {reason(err)}") from err
+            raise shortage(err) or DBDirError(f"can't write {shown(self._path)}: {reason(err)}") from err
         if written != len(line):
             raise DBDirError(f"can't write {shown(self._path)}: the disk is full")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from balsam_core.dbdir import launcher_file
 from balsam_core.dbdir.launcher_journal import Journal, OwnJournal
-from balsam_core.errors import BalsamError, TimedOut, Unavailable
+from balsam_core.errors import BalsamError, NoResources, TimedOut, Unavailable
 from balsam_core.launcher import options as constants
 from balsam_core.launcher import presence
 from balsam_core.launcher.claim_queue import ClaimQueue
@@ -103,7 +103,7 @@ class Launcher:
             failed = False
             try:
                 runner.processes.watch(self._stop_requests.descriptor, self._stop_requests.drain)
-                runner.processes.start_guardian()
+                self._start_guardian()
                 while not self._over:
                     self.run_once(constants.LONGEST_POLL)
                 return self._sign_off()
@@ -158,6 +158,13 @@ class Launcher:
             self._client.run(Prune())
         except (*OUTAGES, *REFUSALS) as err:
             logger.warning("pruning is left to other launchers: %s", err)
+
+    def _start_guardian(self) -> None:
+        """Start it before the first claim: without it nothing would prove this launcher's death."""
+        try:
+            self._runner.processes.start_guardian()
+        except (OSError, ShortageError) as err:
+            raise NoResources(f"the launcher's guardian can't be started: {reason(err)}") from err
 
     def _resources(self) -> Resources:
         options = self._options

@@ -165,27 +165,27 @@ class Processes(Generic[T]):
             raise ShortageError("the guardian was killed, and its processes have not ended yet")
         self._collect_guardian(GUARDIAN_TIMEOUT)
         journal = self._journal.make() if self._journal else -1
-        control, theirs = socket.socketpair()
-        numbers = [theirs.fileno(), self._lease_file, journal]
-        inherited = [fcntl.fcntl(one, fcntl.F_DUPFD, _FIRST_FREE) if one >= 0 else -1 for one in numbers]
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        errors = journal if journal >= 0 else nothing
-        try:
+        with contextlib.ExitStack() as unused, contextlib.ExitStack() as given:
+            control, theirs = socket.socketpair()
+            unused.callback(control.close)
+            given.callback(theirs.close)
+            words = []
+            for number in (theirs.fileno(), self._lease_file, journal):
+                inherited = fcntl.fcntl(number, fcntl.F_DUPFD, _FIRST_FREE) if number >= 0 else -1
+                words.append(str(inherited))
+                if inherited >= 0:
+                    given.callback(os.close, inherited)
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            given.callback(os.close, nothing)
+            errors = journal if journal >= 0 else nothing
             self.guardian_pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", guardian.__file__, *map(str, inherited)],
+                [sys.executable, "-I", "-S", guardian.__file__, *words],
                 {**os.environ, MARK: self.mark},
                 setsid=True,
                 file_actions=[(os.POSIX_SPAWN_DUP2, one, at) for at, one in enumerate((nothing, nothing, errors))],
             )
-        except BaseException:
-            control.close()
-            raise
-        finally:
-            theirs.close()
-            for number in (nothing, *inherited):
-                if number >= 0:
-                    os.close(number)
+            unused.pop_all()
         self._control = control
         self._control_buffer.clear()
         self._selector.register(control, selectors.EVENT_READ, control)

@@ -241,7 +241,9 @@ def log_of(db):
 
 def launch(balsam, tmp_path, **variables):
     env = {"TOY_EVENTS": str(tmp_path / "events"), **variables}
-    return good(balsam("launcher", "--consume-all", "-o", "json", env=env)).json
+    done = balsam("launcher", "--consume-all", "-o", "json", env=env)
+    assert done.code == 10, done  # a job fails
+    return done.json
 
 
 def test_the_plugin_hears_what_a_launcher_records(hearing, db, tmp_path):
