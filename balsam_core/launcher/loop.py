@@ -29,6 +29,7 @@ from balsam_core.launcher.job_runner import JobRunner
 from balsam_core.launcher.membership import Membership
 from balsam_core.launcher.options import LauncherResult
 from balsam_core.launcher.placement import Node
+from balsam_core.launcher.process_events import ShortageError
 from balsam_core.launcher.progress import Progress
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
@@ -39,6 +40,7 @@ from balsam_core.model.calls import (
     Resources,
 )
 from balsam_core.model.states import State
+from balsam_core.system.files import reason
 from balsam_core.system.processes import this_machine
 from balsam_core.system.signals import StopRequests
 
