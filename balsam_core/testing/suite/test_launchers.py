@@ -196,10 +196,10 @@ def test_a_delayed_retry_waits_and_can_be_killed_and_retried(db: Database, jobs:
 
 def lose(db: Database, *transitions: State) -> None:
     """Let a launcher claim all jobs, bring them so far, and be lost."""
-    launcher = register(db, lease=-1)
+    launcher = register(db)
     for job in claim(db, launcher):
         update(db, launcher, job, *transitions)
-    register(db)
+    db.run(calls.CloseLauncher(launcher=launcher, why="it was lost"))
 
 
 def test_a_job_with_which_three_launchers_were_lost_fails_until_it_is_retried(db: Database, jobs: Jobs) -> None:
