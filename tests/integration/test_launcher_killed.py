@@ -188,6 +188,7 @@ def test_a_job_whose_process_cannot_be_ended_is_not_given_back(db, start, how):
     launcher = start()
     file = db.workdir(job) / "pid"
     wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "the job's start")
+    wait_until(lambda: str(db.jobs.get(job.id).state) == "RUNNING", "its record")
     words = [sys.executable, "-c", TRACER.format(file.read_text().strip())]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracer:
         assert tracer.stdout.readline() == "0\n"

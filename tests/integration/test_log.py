@@ -19,7 +19,7 @@ def sh(script, **fields):
 
 
 def launch(path):
-    return here.good("launcher", "--consume-all", db=path)
+    assert here("launcher", "--consume-all", db=path).code in {0, 10}  # 10: jobs have failed
 
 
 @pytest.fixture
