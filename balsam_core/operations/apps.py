@@ -53,6 +53,7 @@ def add_app(tx: Tx, call: AddApp) -> int:
             )
         if tx.cache is not None:
             tx.cache.clear()
+        del values["name"]  # it stays, and some engines refuse to write a key that others refer to
         tx.execute(update(apps).where(apps.c.id == app_id).values(values))
         _check_waiting_jobs(tx, app_id, needs_of(app_id, *_templates(_app_from_row(row))), app)
     return app_id

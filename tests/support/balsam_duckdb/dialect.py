@@ -167,19 +167,26 @@ class DuckDBDialect(DefaultDialect):
         ]
 
 
-def rename(cursor: Any, statement: str) -> bool:
-    """Rename a table or a column with its indexes, which DuckDB refuses; say whether the statement was about that."""
-    found = re.fullmatch(r'ALTER TABLE "?(\w+)"? RENAME (?:COLUMN "?(\w+)"? )?TO "?(\w+)"?', statement)
+def alter(cursor: Any, statement: str) -> bool:
+    """Carry out a change of a table; say whether the statement was one.
+
+    DuckDB changes no table that has indexes, and adds no column that may not be NULL.
+    """
+    found = re.fullmatch(r'ALTER TABLE "?(\w+)"? (RENAME (?:COLUMN "?(\w+)"? )?TO "?(\w+)"?|ADD COLUMN .*)', statement)
     if found is None:
         return False
-    table, column, new = found.groups()
+    table, _, column, new = found.groups()
     cursor.execute("SELECT index_name, sql FROM duckdb_indexes() WHERE table_name = $1", (table,))
     indexes = cursor.fetchall()
     for name, _ in indexes:
         cursor.execute(f'DROP INDEX "{name}"')
-    cursor.execute(statement)
+    cursor.execute(statement.removesuffix(" NOT NULL"))
+    if added := re.search(r'ADD COLUMN "?(\w+)"? .* NOT NULL$', statement):
+        cursor.execute(f'ALTER TABLE "{table}" ALTER COLUMN "{added[1]}" SET NOT NULL')
     for _, text in indexes:
         head, place, columns = text.partition(" ON ")
         old = column or table
-        cursor.execute(head + place + re.sub(rf"\b{old}\b", new, columns, count=0 if column else 1))
+        cursor.execute(
+            head + place + (re.sub(rf"\b{old}\b", new, columns, count=0 if column else 1) if new else columns)
+        )
     return True

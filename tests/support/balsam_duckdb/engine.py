@@ -10,7 +10,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.pool import QueuePool
 
 from balsam_core.plugin import Corrupt, DBDirError, InvalidInput, SingleWriter, Unavailable, server_not_running, shown
-from balsam_duckdb.dialect import rename
+from balsam_duckdb.dialect import alter
 from balsam_duckdb.driver import Connection
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def make_engine(db: DBDir, role: EngineRole) -> Engine:
             context: Any,
             executemany: bool,
         ) -> tuple[str, Any]:
-            return ("SELECT 1" if rename(cursor, statement) else statement), parameters
+            return ("SELECT 1" if alter(cursor, statement) else statement), parameters
 
     return engine
 
