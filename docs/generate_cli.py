@@ -94,7 +94,7 @@ def exit_codes() -> Iterator[tuple[str, str]]:
 
 def command(path: str, found: click.Command) -> str:
     """Return the section of one command."""
-    own = [param for param in found.params if param.expose_value]
+    own = [param for param in found.params if param.expose_value and not getattr(param, "hidden", False)]
     arguments = [argument(param) for param in own if isinstance(param, click.Argument)]
     options = [param for param in own if isinstance(param, click.Option)]
     usage = " ".join([path, *(["[OPTIONS]"] if options else []), *arguments])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from balsam_core.client.database import Database
     from balsam_core.dbdir.directory import DBDir
 
-STEPS_BEFORE = ("stage_in", "preprocess")  # each has a log of its own
+STEPS_BEFORE = ("stage_in", "input_files", "preprocess")  # each has a log of its own
 STEPS_AFTER = ("postprocess", "stage_out")
 _LAUNCHER_LOG = re.compile(r"launcher-(\d{1,18})\.log")
 _OF_LAUNCHER = "launcher"

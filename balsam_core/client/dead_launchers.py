@@ -11,10 +11,10 @@ repeated; then its jobs are given back.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
+from balsam_core.dbdir import launcher_file
 from balsam_core.dbdir.launcher_journal import MARK, Journal
 from balsam_core.model import calls
 from balsam_core.model.calls import MOST_JOBS, CloseLauncher, GetLaunchers, GetRows, Update, UpdateJobs
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.launcher_journal import Run
     from balsam_core.model.calls import Call, LauncherInfo
-
-logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -136,8 +134,8 @@ class LauncherWatch:
         _record_runs(self._run, launcher, journal.runs())
         if not self._run(CloseLauncher(launcher=launcher.id, why=why, seen_at=launcher.seen_at)):
             return False  # somebody else has done it, or it lives
-        logger.warning("%s", why)
         journal.remove()
+        launcher_file.remove(self._directory, launcher.id)
         return True
 
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
 from balsam_core.launcher.options import FIRST_POLL, LARGEST_CLAIM, LONGEST_POLL, PROMOTE_EVERY, QUEUE_SECONDS
+from balsam_core.launcher.placement import Need
 from balsam_core.model.calls import (
     MOST_JOBS,
     ClaimJobs,
@@ -21,6 +22,7 @@ from balsam_core.model.calls import (
     CountJobs,
     GetDelay,
     GetRows,
+    GetUnfit,
     PromoteDelayed,
     PromoteStagedInsert,
     Update,
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from balsam_core.launcher.options import LauncherOptions
+    from balsam_core.launcher.placement import Node
     from balsam_core.launcher.retrying_client import RunCall
-    from balsam_core.model.calls import Resources
+    from balsam_core.model.calls import Resources, Unfit
 
 
 class ClaimQueue:
@@ -55,7 +58,7 @@ class ClaimQueue:
         options: LauncherOptions,
         context: LauncherContext,
         resources: Callable[[], Resources],
-        free_gpus: Callable[[], float],
+        node: Node,
     ) -> None:
         self.jobs: deque[ClaimedJob] = deque()
         self.paused: dict[int, ClaimedJob] = {}
@@ -68,7 +71,7 @@ class ClaimQueue:
         self._options = options
         self._context = context
         self._resources = resources
-        self._free_gpus = free_gpus
+        self._node = node
         self._poll_interval = FIRST_POLL
         self._ahead = 0  # jobs to hold beyond the free slots
         self._rate = 0.0  # jobs per second that the loop takes
@@ -78,10 +81,12 @@ class ClaimQueue:
         self._slices = [list(only[at : at + MOST_JOBS]) for at in range(0, len(only), MOST_JOBS)] if only else [None]
 
     def wanted(self, free_slots: int) -> int:
-        """Return how many jobs to claim now, 0 for none."""
+        """Return for how many slots to claim jobs now, 0 for none."""
         if self._ahead and monotonic() - self._last_claim_at > 4 * QUEUE_SECONDS:
             self._ahead, self._rate = 0, 0.0  # the jobs have become long
-        queued = sum(claimed.need.slots for claimed in self.jobs)
+        queued = sum(claimed.need.slots for claimed in self.jobs if not claimed.need.is_special)
+        if self._options.most_jobs is not None:
+            free_slots = min(free_slots, self._node.free_jobs)
         if queued >= free_slots and (queued > self._ahead // 4 or not self._ahead):
             return 0
         if self.dry and monotonic() < self.poll_at:
@@ -89,15 +94,16 @@ class ClaimQueue:
         return min(free_slots + self._ahead - queued, LARGEST_CLAIM)
 
     def claim(self, count: int) -> int:
-        """Claim up to ``count`` jobs into the queue; returns how many came.
+        """Claim jobs for up to ``count`` slots into the queue; returns for how many some came.
 
         Raises:
             BalsamError: The call failed; nothing changed here.
         """
         got = 0
-        resources, free_gpus = self._resources(), self._free_gpus()
-        if any(claimed.need.gpus_per_rank for claimed in self.jobs):
-            resources = replace(resources, gpus_per_node=0)  # one waits for GPUs already
+        resources, free_gpus = self._resources(), self._node.free_gpus
+        if not free_gpus or any(claimed.need.gpus_per_rank for claimed in self.jobs):
+            resources = replace(resources, gpus_per_node=0)  # none is free, or one waits for them already
+        packed = self._node.has_room_for_packed and not any(claimed.need.packing for claimed in self.jobs)
         for ids in self._slices:
             claim = self._run(
                 ClaimJobs(
@@ -107,12 +113,13 @@ class ClaimQueue:
                     workflow=self._options.workflow,
                     only=ids,
                     free_gpus=free_gpus,
+                    packed=packed,
                 )
             )
             for job in claim.jobs:
                 parents = [claim.parents[parent] for parent in job.parents if parent in claim.parents]
                 self.jobs.append(ClaimedJob(job, claim.apps.get(job.app), parents, self._context))
-            got += len(claim.jobs)
+            got += sum(min(claimed.slots, self._node.size) for claimed in map(Need.of, claim.jobs))
             if got >= count:
                 break
         self._adapt_claim_size(got, complete=got >= count)
@@ -177,6 +184,12 @@ class ClaimQueue:
                 pass
             self.poll_soon()
         return PROMOTE_EVERY if delay is None else min(max(delay, FIRST_POLL), PROMOTE_EVERY)
+
+    def unfit(self) -> list[Unfit]:
+        """Return which of the jobs for us need more than we have."""
+        resources, workflow = self._resources(), self._options.workflow
+        calls = [GetUnfit(resources=resources, workflow=workflow, only=ids) for ids in self._slices]
+        return [unfit for call in calls for unfit in self._run(call)]
 
     def more_may_come(self) -> bool:
         """Whether jobs for us may become claimable later: delayed retries, or other launchers hold their parents."""

@@ -81,7 +81,6 @@ class JobRunner:
         stopping: Whether nothing is started any more.
         fault: Why no job can be started any more; empty while all is well.
         blocked: Running jobs that this machine could not go on with; they wait for :meth:`retry_blocked`.
-        stuck: Running jobs of which some processes can't be ended.
 
     Args:
         node: Where they run.
@@ -107,7 +106,6 @@ class JobRunner:
         self.blocked: list[RunningJob] = []
         self._node = node
         self._limits: dict[RunningJob, float] = {}  # when processes with a time limit are to be ended
-        self.stuck: set[RunningJob] = set()
         self._held: list[RunningJob] = []
         self._stop_reason = ""
         self._retry_at = 0.0
@@ -217,7 +215,6 @@ class JobRunner:
     def _note_stuck(self, running: RunningJob, pids: list[int]) -> None:
         names = ", ".join(map(str, pids))
         logger.error("job %s: processes that can't be ended: %s", running.claimed.id, names)
-        self.stuck.add(running)
         if running.dropped:
             running.claimed.transitions.clear()  # they don't count
         running.claimed.remark(f"it can't be given back, since these of its processes can't be ended: {names}")
@@ -226,7 +223,6 @@ class JobRunner:
     def _note_end(self, running: RunningJob, event: Ended[RunningJob]) -> None:
         running.process = None
         self._limits.pop(running, None)
-        self.stuck.discard(running)
         if running.dropped:
             self._remove_job(running)
             return

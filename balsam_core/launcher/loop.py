@@ -26,7 +26,7 @@ from balsam_core.launcher.event_dispatcher import open_dispatcher
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.job.commands import base_environment
 from balsam_core.launcher.job_runner import JobRunner
-from balsam_core.launcher.membership import Membership
+from balsam_core.launcher.membership import Membership, log_closed
 from balsam_core.launcher.options import LauncherResult
 from balsam_core.launcher.placement import Node
 from balsam_core.launcher.process_events import ShortageError
@@ -35,7 +35,6 @@ from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
 from balsam_core.model.calls import (
     GetKilledJobs,
-    GetUnfit,
     Prune,
     Resources,
 )
@@ -134,6 +133,7 @@ class Launcher:
             self._membership.try_to_close()
             raise
         logger.info("launcher %s: %s", self._launcher_id, self._options)
+        log_closed(self._membership.closed)
         presence.announce(self._db.directory, self._launcher_id, self._options, self._resources())
         context = LauncherContext(
             directory=self._db.directory,
@@ -145,9 +145,7 @@ class Launcher:
         self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded, this_machine().node)
         options = self._options
         node = Node(options.cores, slots=options.slots, gpus=options.gpus, most_jobs=options.most_jobs)
-        self._queue = ClaimQueue(
-            self._client.run, self._launcher_id, options, context, self._resources, lambda: node.free_gpus
-        )
+        self._queue = ClaimQueue(self._client.run, self._launcher_id, options, context, self._resources, node)
         self._runner = JobRunner(
             node,
             self.counters,
@@ -198,9 +196,8 @@ class Launcher:
             )
         unfit: list[Unfit] = []
         try:
-            if not self._end_reason and self._options.only is None:
-                query = GetUnfit(resources=self._resources(), workflow=self._options.workflow)
-                unfit = self._client.run(query)
+            if not self._end_reason:
+                unfit = self._queue.unfit()
             self._membership.close()
         except OUTAGES:
             logger.warning("the launcher could not sign off; its lease ends by itself")

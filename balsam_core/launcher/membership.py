@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from time import localtime, monotonic, strftime, time
@@ -15,12 +16,22 @@ from balsam_core.model.calls import CloseLauncher, RegisterLauncher, RenewLease
 from balsam_core.system.processes import start_of, this_machine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from balsam_core.client.database import Database
     from balsam_core.client.dead_launchers import Closed
     from balsam_core.launcher.retrying_client import RetryingClient
     from balsam_core.model.calls import LauncherInfo
 
+logger = logging.getLogger(__name__)
+
 MOST_NAMED = 3  # launchers in a message
+
+
+def log_closed(launchers: Iterable[Closed]) -> None:
+    """Say in the log which launchers were dead."""
+    for one in launchers:
+        logger.warning("%s; jobs given back: %d", one.why, one.launcher.jobs)
 
 
 class Membership:
@@ -31,6 +42,8 @@ class Membership:
         renew_at: When to renew the lease, by the monotonic clock.
         look_at: When to look for dead launchers.
         is_closed: Whether the database knows that it has ended.
+        closed: The dead launchers that were met before it registered.
+        workflow: Only jobs of this workflow are for it; empty for all.
     """
 
     def __init__(self, db: Database, client: RetryingClient, workflow: str) -> None:
@@ -40,9 +53,10 @@ class Membership:
             BalsamError: The database can't be reached, or refuses.
         """
         self.is_closed = False
+        self.workflow = workflow
         self._client = client
         self._watch = LauncherWatch(db.directory, client.run)
-        end_dead_launchers(db.directory, db.run, patience=PATIENCE)
+        self.closed = end_dead_launchers(db.directory, db.run, patience=PATIENCE)
         machine = this_machine()
         pid = os.getpid()
         self._asked_at = lease_clock()
@@ -83,15 +97,21 @@ class Membership:
             BalsamError: A call failed.
         """
         self.look_at = monotonic() + constants.LOOK_FOR_DEAD_EVERY
-        return self._watch.look()
+        closed = self._watch.look()
+        log_closed(closed)
+        return closed
 
     def holders(self) -> list[LauncherInfo]:
-        """Return the other launchers that held jobs at the last look."""
-        return [one for one in self._watch.living if one.jobs and one.id != self.launcher_id]
+        """Return the other launchers that held jobs at the last look, which may be for this one, too."""
+        return [one for one in self._watch.living if one.jobs and self._is_of_interest(one)]
+
+    def _is_of_interest(self, other: LauncherInfo) -> bool:
+        is_elsewhere = self.workflow and other.workflow and other.workflow != self.workflow
+        return other.id != self.launcher_id and not is_elsewhere
 
     def has_doubtful_holders(self) -> bool:
         """Say whether some of them may be dead, so that their jobs become free without their doing."""
-        return any(one.id != self.launcher_id for one in self._watch.doubtful())
+        return any(map(self._is_of_interest, self._watch.doubtful()))
 
     def describe_holders(self) -> str:
         """Return who holds jobs, in words; empty for nobody."""

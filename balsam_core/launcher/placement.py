@@ -110,7 +110,18 @@ class Node:
     @property
     def free_gpus(self) -> float:
         """How many GPUs are free, with parts of shared ones."""
-        return sum(self._free_gpus)
+        free = sum(self._free_gpus)
+        return free if free > _TINY else 0.0
+
+    @property
+    def has_room_for_packed(self) -> bool:
+        """Whether some job with a packing count may run beside those that do."""
+        return self._used_share < 1
+
+    @property
+    def free_jobs(self) -> int:
+        """How many more jobs may run at the same time."""
+        return len(self._free) if self._most_jobs is None else self._most_jobs - self._jobs
 
     def take(self, need: Need) -> Place | None:
         """Give a job its place; None while too little is free.

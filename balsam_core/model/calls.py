@@ -563,6 +563,7 @@ class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
         only: Only these jobs; None for all.
         free_gpus: So many GPUs are free: no more jobs are taken than can share these, but at least one; None for no
             such limit.
+        packed: Whether jobs with a packing count may be taken.
     """
 
     launcher: int
@@ -571,6 +572,7 @@ class ClaimJobs(Write[Claim], frozen=True, kw_only=True):
     workflow: str = ""
     only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None
     free_gpus: float | None = None
+    packed: bool = True
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -652,11 +654,12 @@ class Unfit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class GetUnfit(Read[list[Unfit]], frozen=True, kw_only=True):
     """Tell which claimable jobs don't fit a launcher's resources, by shape, the first jobs first.
 
-    ``limit`` is how many jobs are looked at.
+    ``limit`` is how many jobs are looked at, ``only`` which ones; None for all.
     """
 
     resources: Resources
     workflow: str = ""
+    only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None
     limit: Limit = MOST_JOBS
 
 

@@ -140,7 +140,7 @@ def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]
     heapq.heapify(heap)
     of_workflow = bool(call.workflow)
     in_one_statement = tx.conn.dialect.update_returning_multifrom
-    needs = {one.id: dict(zip(RESOURCES, one.needs, strict=True)) for one in classes}
+    needs = _needs_of(classes)
     budget = _Budget(call)
     rows: list[Mapping[Any, Any]] = []
     while heap and budget.slots >= 1:
@@ -166,6 +166,10 @@ def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]
     return rows
 
 
+def _needs_of(classes: Iterable[_FittingClass]) -> dict[int, dict[str, float]]:
+    return {one.id: dict(zip(RESOURCES, one.needs, strict=True)) for one in classes}
+
+
 class _Budget:
     """How much a claim may still take.
 
@@ -175,6 +179,7 @@ class _Budget:
     def __init__(self, call: ClaimJobs) -> None:
         self.slots = call.limit
         self._gpus = inf if call.free_gpus is None else call.free_gpus
+        self._packed = call.packed
         self._is_first = True
 
     def jobs_of(self, needs: Mapping[str, float]) -> int:
@@ -182,6 +187,8 @@ class _Budget:
         slots, gpus = self._of_one(needs)
         count = min(self.slots // slots, floor(self._gpus / gpus + _TINY) if gpus and self._gpus < inf else self.slots)
         if packing := int(needs["node_packing_count"]):
+            if not self._packed:
+                return 0
             count = min(count, packing)
         return max(count, int(self._is_first))
 
@@ -293,8 +300,10 @@ _ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).w
 
 
 def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[RowMapping]:
-    """Return those of the given jobs that can be claimed, locked."""
+    """Return those of the given jobs that can be claimed and placed, locked."""
     class_ids = [one.id for one in classes]
+    needs = _needs_of(classes)
+    budget = _Budget(call)
     rows: list[RowMapping] = []
     for some in in_chunks(call.only or ()):
         query = (
@@ -304,8 +313,11 @@ def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) 
             .limit(call.limit - len(rows))
             .with_for_update(skip_locked=True)
         )
-        rows += tx.execute(query, {"workflow": call.workflow} if call.workflow else None).mappings()
-        if len(rows) >= call.limit:
+        for row in tx.execute(query, {"workflow": call.workflow} if call.workflow else None).mappings().all():
+            if budget.jobs_of(needs[row["resource_class_id"]]):
+                budget.take(needs[row["resource_class_id"]], 1)
+                rows.append(row)
+        if budget.slots < 1:
             break
     return rows
 
@@ -341,7 +353,7 @@ def get_unfit(tx: Tx, call: GetUnfit) -> list[Unfit]:
     in_class = jobs.c.claim_class.in_(select(resource_classes.c.id).where(~_FITS))
     some = (
         select(jobs.c.id, jobs.c.claim_class)
-        .where(*in_workflow(bool(call.workflow)), in_class)
+        .where(*in_workflow(bool(call.workflow)), in_class, *([] if call.only is None else [jobs.c.id.in_(call.only)]))
         .limit(call.limit)
         .subquery()
     )

@@ -187,7 +187,9 @@ def _change_row(tx: Tx, row: dict[str, Any], change: Update) -> None:
         row["state"] = path[-1].value
     if change.return_code is not None:
         row["return_code"] = change.return_code
-    if row["state"] in END:
+    if row["state"] == State.USER_KILLED and not change.release:
+        pass  # its processes have not ended yet
+    elif row["state"] in END:
         row["launcher_id"] = row["claim_class"] = None
     elif change.release or row["state"] == State.RESTART_READY:
         row["launcher_id"] = None

@@ -35,7 +35,9 @@ def sh(script, **fields):
 
 
 def launch(path, *words, **settings):
-    return child.good("--db", path, "-o", "json", "launcher", "--consume-all", *words, **settings).json
+    done = child("--db", path, "-o", "json", "launcher", "--consume-all", *words, **settings)
+    assert done.code in {0, 10}, done  # 10: jobs have failed
+    return done.json
 
 
 def text(db, job, name=None):
@@ -156,6 +158,46 @@ def test_jobs_that_want_no_gpu_run_beside_those_that_wait_for_one(db, path, tmp_
     assert (done["finished"], done["reason"]) == (3, "")
 
 
+@pytest.mark.parametrize(
+    ("special", "words"), [({"node_packing_count": 1}, []), ({"gpus_per_rank": 1}, ["--gpus-per-node", "1"])], ids=str
+)
+def test_jobs_that_wait_for_what_few_need_keep_no_others(special, words, db, path, tmp_path):
+    """All plain jobs run while the first special one does, though more of its kind wait."""
+    last = tmp_path / "last"
+    wait = f"until [ -e {last} ]; do sleep 0.05; done"
+    db.jobs.add([sh(wait, **special), *(sh("true", **special) for _ in range(4))])
+    db.jobs.add([sh("sleep 0.1") for _ in range(8)])
+    db.jobs.add(sh(f"touch {last}", priority=-1))
+    done = launch(path, "--max-ranks-per-node", "3", "--time-limit-minutes", "0.5", *words)
+    assert (done["finished"], done["reason"]) == (14, "")
+
+
+@pytest.mark.parametrize("given", [[], ["--job-file", "-"]], ids=["all", "given"])
+@pytest.mark.parametrize(
+    ("fields", "words", "held"),
+    [({}, ["--num-workers", "1"], 1), ({"threads_per_rank": 4}, [], 1), ({"threads_per_rank": 2}, [], 2)],
+    ids=str,
+)
+def test_no_more_is_claimed_than_runs(given, fields, words, held, db, path):
+    ids = db.jobs.add([sh("sleep 60", name="a", **fields) for _ in range(6)])
+    words = [*(given or ["--consume-all"]), "--max-ranks-per-node", "4", *words]
+    launcher = subprocess.Popen(
+        [*BALSAM, "--db", str(path), "launcher", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        launcher.stdin.write(" ".join(map(str, ids)).encode())
+        launcher.stdin.close()
+        wait_until(lambda: db.jobs.where(state="RUNNING").count() == held)
+        time.sleep(1)  # two more rounds of claims
+        assert sum(job.launcher_id is not None for job in db.jobs) == held
+    finally:
+        launcher.terminate()
+        launcher.wait(DEADLINE)
+
+
 # ---- what does not fit is named
 
 
@@ -168,6 +210,10 @@ def test_what_is_not_run_is_named_with_what_it_lacks(db, path):
     assert "1 job needs 99 ranks per node (id 4); this launcher has" in out
     assert "1 job needs 1 GPU per node (id 5); this launcher has 0" in out
     assert "1 job needs 60 minutes (id 6); this launcher has" in out
+    (path.parent / "ids").write_text("2 4")
+    out = child.good("--db", path, "launcher", "--job-file", path.parent / "ids").out
+    assert "1 job needs 2 nodes (id 2); this launcher has 1" in out
+    assert "1 job needs 99 ranks per node (id 4)" in out
 
 
 def test_jobs_of_several_ranks_are_named_where_there_is_no_mpi(db, path):

@@ -9,6 +9,7 @@ from balsam_core.launcher.claim_queue import ClaimQueue
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
+from balsam_core.launcher.placement import Node
 from balsam_core.model.app import App
 from balsam_core.model.calls import Claim, ClaimJobs, CountHeldByOthers, CountJobs, GetDelay, ParentRef, Resources
 from balsam_core.model.job import Job
@@ -60,7 +61,7 @@ def clock(monkeypatch):
 
 def make_queue(store, **options):
     context = LauncherContext(directory=None, environment={}, counters=Counters())
-    return ClaimQueue(store, 1, LauncherOptions(slots=SLOTS, **options), context, Resources, lambda: 0.0)
+    return ClaimQueue(store, 1, LauncherOptions(slots=SLOTS, **options), context, Resources, Node(range(SLOTS)))
 
 
 def drain(queue, clock, *, seconds_per_job, total):

@@ -112,7 +112,7 @@ def launcher(
     to do or the time limit was reached.
     """
     if stop is not None:
-        if consume_all or wf_name or job_file or max_ranks_per_node or time_limit_minutes or daemon:
+        if daemon or job_file or [option for option in _given_options() if not option.startswith("--stop")]:
             raise click.UsageError("--stop goes with no other option")
         return _stop(session, stop)
     if consume_all and (wf_name or job_file):
@@ -227,7 +227,9 @@ def _given_options() -> Iterator[str]:
     ctx = click.get_current_context()
     for option in ctx.command.params:
         name, value = option.name or "", ctx.params.get(option.name or "")
-        is_given = value not in {None, False} and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        is_given = (
+            value is not None and value is not False and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        )
         if is_given and name not in {"daemon", "job_file"}:
             yield option.opts[0] if value is True else f"{option.opts[0]}={value}"
 

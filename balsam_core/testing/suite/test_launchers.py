@@ -302,3 +302,18 @@ def test_launchers_are_listed_and_can_be_closed(db: Database, jobs: Jobs) -> Non
     db.run(calls.CloseLauncher(launcher=other))
     assert db.run(calls.CountHeldByOthers(launcher=me)) == 0
     assert [info.id for info in db.run(calls.GetLaunchers())] == [me]
+
+
+def test_a_killed_job_is_held_until_its_launcher_releases_it(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    (job,) = claim(db, me)
+    update(db, me, job, *BEGUN)
+    jobs.kill()
+    update(db, me, job, message="its processes can't be ended")
+    assert (jobs.get(number).state, jobs.get(number).launcher_id) == (S.USER_KILLED, me)
+    with pytest.raises(Conflict, match="has not yet said"):
+        jobs.retry()
+    update(db, me, job, release=True)
+    assert jobs.get(number).launcher_id is None
+    assert jobs.retry() == 1
