@@ -162,7 +162,7 @@ def _check_selection(db: Database, options: LauncherOptions) -> None:
 
 def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str, report_to: int | None) -> int:
     """Run a launcher to its end."""
-    from balsam_core.errors import JobsFailed, NoResources, TimedOut
+    from balsam_core.errors import JobsFailed, NoResources, PartlyDone, TimedOut
     from balsam_core.launcher import background
     from balsam_core.launcher.loop import Launcher
     from balsam_core.launcher.progress import Progress, progress_on
@@ -190,7 +190,7 @@ def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str
     try:
         printer.one(record, lines, done="; ".join(lines))
         results().flush()
-    except OSError:
+    except (OSError, PartlyDone):
         if result.signal is None:
             raise
         for stream in (results(), sys.stderr):  # the terminal was closed: that is why it ends
