@@ -88,6 +88,9 @@ def first_rows(table: sa.Table, db_id: str) -> list[dict[str, Any]]:
         if table.name == "job_events":
             row["hops"] = f"CREATED 0.5, {states[number - 1]} 0"
             del row["id"]  # the database gives it
+        if table.name == "resource_classes":
+            shape = [row[column.name] for column in table.columns if column.name not in {"id", "shape"}]
+            row["shape"] = ",".join(f"{part:g}" for part in shape)
         if table.name == "batches":  # open, published, robbed
             row |= {"published": number == 2, "robbed": number == 3}
         rows.append(row)
@@ -146,7 +149,17 @@ def check_rows(engine: Engine, before: Rows) -> None:
     counters = sorted((names.get(name, name), last) for name, last in before["counters"])
     with engine.connect() as conn, conn.begin():
         assert current(conn) == SCHEMA
-        assert read_rows(conn, tables.metadata, names) == before | {"counters": counters}
+        classes = [unlimited(row) for row in before["resource_classes"]]
+        assert read_rows(conn, tables.metadata, names) == before | {"counters": counters, "resource_classes": classes}
+
+
+def unlimited(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a resource class as revision 0003 leaves it: the packing count 1, which limited nothing, is 0 now."""
+    job_class, shape, *needs, packing, minutes = row
+    if packing != 1:
+        return row
+    *first, _, last = shape.split(",")
+    return (job_class, ",".join([*first, "0", last]), *needs, 0, minutes)
 
 
 def check_tables(engine: Engine) -> None:
