@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from db_servers import KINDS, skip_kind
 
@@ -80,8 +81,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signal
 
         def run_with_server() -> Path | None:
             for directory in tmp_path.glob("balsam-testing-*"):
-                if any("balsam_core.proxy" in one.cmdline() for one in processes_of(directory)):
-                    return directory
+                for one in processes_of(directory):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if "balsam_core.proxy" in one.cmdline():
+                            return directory
             return None
 
         directory = wait_until(run_with_server, "a running server")

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import psutil
 import pytest
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from balsam_core.testing.run import SuiteRun
 
 UNAVAILABLE = 6  # exit code
+_T = TypeVar("_T")
 INVALID_INPUT = 5
 GARBAGE = b"\x00\x00\x00\x00 hello \xff\r\n" * 50
 COMMAND_SECONDS = 45  # in which a command must end where another program answers in the server's place
@@ -90,8 +91,8 @@ def test_a_server_listens_on_the_published_address_only(server_db: StoppedDB) ->
     assert is_loopback(published.host), "unless it is told a host, a server is for this machine alone"
     listening = {
         (connection.laddr.ip, connection.laddr.port)
-        for process in _server_tree(published)
-        for connection in process.net_connections(kind="inet")
+        for connections in _tell(published, lambda process: process.net_connections(kind="inet"))
+        for connection in connections
         if connection.status == psutil.CONN_LISTEN
     }
     assert {port for _, port in listening} == {published.port}
@@ -102,7 +103,7 @@ def test_a_server_listens_on_the_published_address_only(server_db: StoppedDB) ->
 def test_no_secret_is_in_the_address_or_on_a_command_line(server_db: StoppedDB) -> None:
     published = control.start(server_db.directory).address
     texts = [server_db.directory.address_file.read_text(), server_db.directory.config_file.read_text()]
-    texts += [" ".join(process.cmdline()) for process in _server_tree(published)]
+    texts += [" ".join(line) for line in _tell(published, psutil.Process.cmdline)]
     for key in server_db.directory.keys.rglob("*"):
         if key.is_file():
             for line in key.read_bytes().splitlines():
@@ -259,9 +260,14 @@ def _secrets(stopped_db: StoppedDB) -> list[tuple[str, bytes]]:
     return found
 
 
-def _server_tree(published: Address) -> list[psutil.Process]:
+def _tell(published: Address, read: Callable[[psutil.Process], _T]) -> list[_T]:
+    """What *read* says of the server's process and of each below it; one that ends meanwhile has nothing to tell."""
     server = psutil.Process(published.pid)
-    return [server, *server.children(recursive=True)]
+    told = [read(server)]
+    for process in server.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
+            told.append(read(process))
+    return told
 
 
 def _wait_for_another(stopped_db: StoppedDB, before: Address) -> Address:
