@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from balsam_core.dbdir import launcher_file
+from balsam_core.dbdir.launcher_journal import Journal, log_file
 from balsam_core.dbdir.workdirs import output_name
 from balsam_core.errors import NotFound
 from balsam_core.model.filters import Compare
@@ -71,12 +71,12 @@ class LauncherSource:
             raise NotFound(f"there is no log of a launcher {number}; the newest is that of launcher {max(numbers)}")
         self._directory = directory
         self.what = f"launcher {self._number}"
-        self.paths = [launcher_file.log_file(directory, self._number)]
+        self.paths = [log_file(directory, self._number)]
 
     def is_over(self) -> bool:
         """Whether the launcher has ended; of one that was killed on another machine that can't be told."""
-        file = launcher_file.read(self._directory, self._number)
-        return file is None or file.is_dead
+        head = Journal(self._directory, self._number).head
+        return head is None or (head.is_here and not head.is_alive_here)
 
 
 class ServerSource:

@@ -1,9 +1,9 @@
-"""Launchers that have died without a word: how that is known, and what becomes of their jobs.
+"""Launchers that have died without a word: what becomes of their jobs.
 
-There is proof of a launcher's death when its guardian's farewell is in its journal, or when, on this machine, neither
-it nor its guardian lives and nothing of its jobs is left. Without proof it counts as dead when its lease is over and it
-has given no sign of life while somebody watched for some time. That time is measured by the watcher: a clock that is
-set must not let a job run twice. Its processes have been ended by then, since their keepers know the lease, too.
+One whose death is proved (see :mod:`balsam_core.client.launchers`) counts as dead at once. Without proof it does when
+its lease is over and it has given no sign of life while somebody watched for some time. That time is measured by the
+watcher: a clock that is set must not let a job run twice. Its processes have been ended by then, since their keepers
+know the lease, too.
 
 What the journal of a dead launcher has and the database has not is recorded first, so that no run that has ended is
 repeated; then its jobs are given back.
@@ -14,13 +14,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from balsam_core.dbdir import launcher_file
-from balsam_core.dbdir.launcher_journal import MARK, Journal
+from balsam_core.client.launchers import SILENT_SHARE, describe, find_proof, is_silent, lives_here
+from balsam_core.dbdir.launcher_journal import Journal
 from balsam_core.model import calls
 from balsam_core.model.calls import MOST_JOBS, CloseLauncher, GetLaunchers, GetRows, Update, UpdateJobs
 from balsam_core.model.filters import AllOf, Compare
 from balsam_core.model.states import State
-from balsam_core.system.processes import end_marked, is_alive, is_stopped, this_machine
 from balsam_core.system.signals import BATCH_EXIT_CODES
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 PATIENCE = 3.0  # seconds for a guardian to end what its dead launcher has left
-RENEWALS = 15  # in the time of a lease
-WATCHED_SHARE = 2.5 / RENEWALS  # of a lease: how long a launcher whose lease is over is watched for a sign of life
 LONGEST_GAP = 15.0  # seconds between two looks; after a longer one the watch begins anew
 _POLL = 0.05  # seconds
 
@@ -100,10 +97,10 @@ class LauncherWatch:
         self.living, self.seconds_left = [], {}
         for launcher in launchers:
             journal = Journal(self._directory, launcher.id)
-            why = _find_proof(launcher, journal)
+            why = find_proof(launcher, journal)
             left = None if why else 0.0 if why == "" else self._seconds_left(launcher, journal, now)
             if not why and left is not None and left < 0:
-                why = _describe(launcher, "has given no sign of life, and its lease is over")
+                why = describe(launcher, "has given no sign of life, and its lease is over")
             if why and self._close(launcher, journal, why):
                 closed.append(Closed(launcher, why))
             elif not why:
@@ -112,30 +109,38 @@ class LauncherWatch:
                     self.seconds_left[launcher.id] = left
         return closed
 
+    def look_patiently(self, seconds: float) -> list[Closed]:
+        """Look, and wait so long for one whose processes are just being ended, or that counts as dead by then.
+
+        Raises:
+            BalsamError: The database can't be asked, or refuses.
+        """
+        until = time.monotonic() + seconds
+        closed = self.look()
+        while self.seconds_left and time.monotonic() + min(self.seconds_left.values()) < until:
+            time.sleep(_POLL)
+            closed += self.look()
+        return closed
+
     def doubtful(self) -> list[LauncherInfo]:
         """Return those of the living that hold jobs and may be dead: they have missed their renewals."""
-        return [
-            one
-            for one in self.living
-            if one.jobs and one.id in self.seconds_left and one.silent_seconds > WATCHED_SHARE * one.lease_seconds
-        ]
+        return [one for one in self.living if one.jobs and one.id in self.seconds_left and is_silent(one)]
 
     def _seconds_left(self, launcher: LauncherInfo, journal: Journal, now: float) -> float | None:
         """Return how long a launcher may still be silent until it counts as dead; None where it is seen to live."""
-        if _lives_here(journal):
+        if lives_here(journal):
             return None
         if self._last_signs.get(launcher.id, (None,))[0] != launcher.seen_at:
             self._last_signs[launcher.id] = (launcher.seen_at, now)
         silent = now - self._last_signs[launcher.id][1]
         lease = max(launcher.lease_seconds, 0.0)
-        return (lease if launcher.alive else WATCHED_SHARE * lease) - silent
+        return (lease if launcher.alive else SILENT_SHARE * lease) - silent
 
     def _close(self, launcher: LauncherInfo, journal: Journal, why: str) -> bool:
-        _record_runs(self._run, launcher, journal.runs())
+        record_runs(self._run, launcher.id, launcher.host, journal.runs(), f"launcher {launcher.id} was lost")
         if not self._run(CloseLauncher(launcher=launcher.id, why=why, seen_at=launcher.seen_at)):
             return False  # somebody else has done it, or it lives
         journal.remove()
-        launcher_file.remove(self._directory, launcher.id)
         return True
 
 
@@ -151,70 +156,43 @@ def end_dead_launchers(directory: DBDir, run: RunCall, *, patience: float = 0.0)
     Raises:
         BalsamError: The database can't be asked, or refuses.
     """
-    until = time.monotonic() + patience
-    watch = LauncherWatch(directory, run)
-    closed = watch.look()
-    while watch.seconds_left and time.monotonic() + min(watch.seconds_left.values()) < until:
-        time.sleep(_POLL)
-        closed += watch.look()
-    return closed
+    return LauncherWatch(directory, run).look_patiently(patience)
 
 
-def _lives_here(journal: Journal) -> bool:
-    """Say whether a launcher is seen to live on this machine; one that was stopped gives no sign of life."""
-    head = journal.head
-    if head is None or head.machine != this_machine() or not is_alive(head.launcher, head.launcher_start):
-        return False
-    return not is_stopped(head.launcher)
+def record_runs(run: RunCall, launcher: int, host: str, runs: Iterable[Run], end: str) -> None:
+    """Record the runs that had ended when their launcher did, on its behalf; the jobs go on from there.
 
+    Args:
+        run: Runs calls on the database.
+        launcher: The launcher's id.
+        host: Where it ran.
+        runs: What its journal has.
+        end: How the launcher ended, in words.
 
-def _describe(launcher: LauncherInfo, what: str) -> str:
-    return f"launcher {launcher.id} (host {launcher.host}, pid {launcher.pid}) {what}"
-
-
-def _find_proof(launcher: LauncherInfo, journal: Journal) -> str | None:
-    """Return how it is known that a launcher is dead, empty where its processes are just being ended, else None."""
-    head, here = journal.head, this_machine()
-    if head is None:  # it may have been lost before it could run anything
-        is_here = (launcher.host, launcher.boot_id) == (here.node, here.boot_and_namespace())
-        is_dead = is_here and not launcher.jobs and not is_alive(launcher.pid, launcher.process_start)
-        return _describe(launcher, "was lost before it ran a job") if is_dead else None
-    is_its_own = (head.machine.node, head.launcher) == (launcher.host, launcher.pid)
-    is_here = head.machine == here
-    if not is_its_own or (is_here and is_alive(head.launcher, head.launcher_start)):
-        return None
-    if journal.has_farewell:
-        return _describe(launcher, "was lost; its guardian has ended all its processes")
-    if not is_here:
-        return None
-    if is_alive(head.guardian, head.guardian_start) or not end_marked(MARK, head.mark):
-        return ""
-    return _describe(launcher, "was lost with its guardian; none of its processes is left")
-
-
-def _record_runs(run: RunCall, launcher: LauncherInfo, runs: Iterable[Run]) -> None:
-    """Record the runs that had ended when their launcher died, on its behalf; the jobs go on from there."""
+    Raises:
+        BalsamError: The database can't be asked, or refuses.
+    """
     codes = {(one.job, one.attempt): one.exit_code for one in runs if one.exit_code not in BATCH_EXIT_CODES}
     ids = sorted({job for job, _ in codes})
     for at in range(0, len(ids), MOST_JOBS):
-        held = AllOf([Compare("launcher_id", "eq", launcher.id), Compare("id", "in", ids[at : at + MOST_JOBS])])
+        held = AllOf([Compare("launcher_id", "eq", launcher), Compare("id", "in", ids[at : at + MOST_JOBS])])
         updates = []
         for job, attempt, state in run(GetRows(fields=["id", "attempt", "state"], where=held)):
             code = codes.get((job, attempt))
             passed = _TO_RUNNING.get(State(state))
             if code is None or passed is None:
                 continue
-            end = f"exit code {code}; " if code else ""
+            with_code = f"exit code {code}; " if code else ""
             updates.append(
                 Update(
                     job=job,
                     attempt=attempt,
                     transitions=[(one, 0.0) for one in (*passed, _S.RUN_ERROR if code else _S.RUN_DONE)],
-                    message=f"{end}its run had ended before launcher {launcher.id} was lost",
+                    message=f"{with_code}its run had ended before {end}",
                     return_code=code,
                     release=True,
                     run=calls.Run(),
                 )
             )
         if updates:
-            run(UpdateJobs(launcher=launcher.id, host=launcher.host, updates=updates))
+            run(UpdateJobs(launcher=launcher, host=host, updates=updates))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from balsam_core.client.launchers import KnownLauncher
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.dbdir.launcher_file import LauncherFile
+    from balsam_core.dbdir.launcher_journal import Offer
     from balsam_core.model.calls import Blockers, JobState
     from balsam_core.model.job import Job
     from balsam_core.transport.base import Transport
@@ -207,28 +207,28 @@ def _absence(known: KnownLauncher) -> str:
 
 def _obstacle(job: Job, known: KnownLauncher) -> tuple[str, str]:
     """Return why a launcher will not take a job: one word and a text, both empty where nothing is known against it."""
-    file, workflow = known.file, known.info.workflow
+    offer, workflow = known.offer, known.info.workflow
     if workflow and workflow != job.workflow:
         return "not-selected", f"it runs jobs of workflow {workflow!r} only, and this one is in {job.workflow!r}"
-    if file is None:
+    if offer is None:
         return "", ""
-    if file.only is not None and job.id not in file.only:
+    if offer.only is not None and job.id not in offer.only:
         return "not-selected", "it runs the jobs of its job file only"
-    if short := _shortages(job, file):
+    if short := _shortages(job, offer):
         return "resources", f"the job needs {' and '.join(short)}"
-    if file.ends_at is not None:
-        left = max(0, floor((file.ends_at - datetime.now(UTC)).total_seconds() / 60))
+    if offer.ends_at is not None:
+        left = max(0, floor((offer.ends_at - datetime.now(UTC)).total_seconds() / 60))
         if job.wall_time_minutes > left:
             return "time-left", f"the job may take {job.wall_time_minutes} minutes, and it ends in {left}"
     return "", ""
 
 
-def _shortages(job: Job, file: LauncherFile) -> list[str]:
+def _shortages(job: Job, offer: Offer) -> list[str]:
     """Return what a job needs more of than a launcher can give one job."""
     pairs = [
-        (job.num_nodes, file.nodes, "node", ""),
-        (job.ranks_per_node, file.ranks_per_node, "rank", " on each node"),
-        (job.gpus_per_rank * job.ranks_per_node, file.gpus_per_node, "GPU", " on each node"),
+        (job.num_nodes, offer.nodes, "node", ""),
+        (job.ranks_per_node, offer.ranks_per_node, "rank", " on each node"),
+        (job.gpus_per_rank * job.ranks_per_node, offer.gpus_per_node, "GPU", " on each node"),
     ]
     return [
         f"{needed:g} {what}{'' if needed == 1 else 's'}{where} (it has {there:g})"

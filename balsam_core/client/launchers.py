@@ -1,20 +1,26 @@
-"""The launchers of a DB that have not ended, and whether they live: by their leases, and by their processes here."""
+"""The launchers of a DB that have not ended, and whether they live: how that is known, in one place.
+
+There is proof of a launcher's death when its guardian's farewell is in its journal, or when, on this machine, neither
+it nor its guardian lives and nothing of its jobs is left. There is proof of its life when this machine has its process.
+Else it is judged by its silence, as the database tells.
+"""
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from balsam_core.dbdir import launcher_file
-from balsam_core.model.calls import GetInfo, GetLaunchers
+from balsam_core.dbdir.launcher_journal import MARK, Journal
+from balsam_core.model.calls import GetLaunchers
+from balsam_core.system.processes import end_marked, is_alive, is_stopped, this_machine
 
 if TYPE_CHECKING:
     from balsam_core.client.slices import Runner
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.dbdir.launcher_file import LauncherFile
+    from balsam_core.dbdir.launcher_journal import Offer
     from balsam_core.model.calls import LauncherInfo
 
-SILENT_AFTER = timedelta(minutes=3)  # a launcher renews its lease every minute
+RENEWALS = 15  # in the time of a lease
+SILENT_SHARE = 2.5 / RENEWALS  # of a lease: so long nothing is heard of a launcher that has missed two renewals
 
 Condition = Literal["alive", "silent", "dead", "expired"]
 
@@ -24,13 +30,13 @@ class KnownLauncher(NamedTuple):
 
     Attributes:
         info: What the database knows of it.
-        file: What it says of itself; None where that can't be read.
-        condition: ``alive``; ``silent``, not heard of for minutes though its lease is not over; ``expired``, its lease
-            is over; ``dead``, its process on this machine is gone.
+        offer: What it says that it can run; None where that can't be read.
+        condition: ``alive``; ``silent``, it has missed renewals of its lease, which is not over; ``expired``, its lease
+            is over; ``dead``, there is proof of that, though its processes may just be being ended.
     """
 
     info: LauncherInfo
-    file: LauncherFile | None
+    offer: Offer | None
     condition: Condition
 
     @property
@@ -41,17 +47,62 @@ class KnownLauncher(NamedTuple):
 
 def known_launchers(runner: Runner, directory: DBDir) -> list[KnownLauncher]:
     """Read which launchers have not ended, by id."""
-    found = runner.run(GetLaunchers())
-    now = runner.run(GetInfo()).now if found else None
     known = []
-    for info in found:
-        file = launcher_file.read(directory, info.id)
-        condition: Condition = "alive"
-        if file is not None and file.is_dead:
-            condition = "dead"
-        elif not info.alive:
-            condition = "expired"
-        elif now is not None and now - info.seen_at > SILENT_AFTER:
-            condition = "silent"
-        known.append(KnownLauncher(info, file, condition))
+    for info in runner.run(GetLaunchers()):
+        journal = Journal(directory, info.id)
+        known.append(KnownLauncher(info, journal.offer, _condition_of(info, journal)))
     return known
+
+
+def _condition_of(info: LauncherInfo, journal: Journal) -> Condition:
+    if is_dead(info, journal):
+        return "dead"
+    if lives_here(journal):
+        return "alive"
+    if not info.alive:
+        return "expired"
+    return "silent" if is_silent(info) else "alive"
+
+
+def is_silent(info: LauncherInfo) -> bool:
+    """Say whether a launcher has missed renewals of its lease."""
+    return info.silent_seconds > SILENT_SHARE * info.lease_seconds
+
+
+def lives_here(journal: Journal) -> bool:
+    """Say whether a launcher is seen to live on this machine; one that was stopped gives no sign of life."""
+    head = journal.head
+    return head is not None and head.is_alive_here and not is_stopped(head.launcher)
+
+
+def is_dead(info: LauncherInfo, journal: Journal) -> bool:
+    """Say whether a launcher's process is gone beyond doubt; its jobs' processes may just be being ended."""
+    head, here = journal.head, this_machine()
+    if head is None:  # it may have been lost before it could run anything
+        is_here = (info.host, info.boot_id) == (here.node, here.boot_and_namespace())
+        return is_here and not is_alive(info.pid, info.process_start)
+    is_its_own = (head.machine.node, head.launcher) == (info.host, info.pid)
+    return is_its_own and (journal.has_farewell or head.is_here) and not head.is_alive_here
+
+
+def find_proof(info: LauncherInfo, journal: Journal) -> str | None:
+    """Return how it is known that a launcher and all its processes are gone; ends what a lost guardian has left.
+
+    Returns:
+        A sentence; empty where the processes of a dead launcher are just being ended; None where it may live.
+    """
+    if not is_dead(info, journal):
+        return None
+    head = journal.head
+    if head is None:
+        return None if info.jobs else describe(info, "was lost before it ran a job")
+    if journal.has_farewell:
+        return describe(info, "was lost; its guardian has ended all its processes")
+    if is_alive(head.guardian, head.guardian_start) or not end_marked(MARK, head.mark):
+        return ""
+    return describe(info, "was lost with its guardian; none of its processes is left")
+
+
+def describe(info: LauncherInfo, what: str) -> str:
+    """Return a sentence about a launcher."""
+    return f"launcher {info.id} (host {info.host}, pid {info.pid}) {what}"

@@ -1,40 +1,45 @@
-"""The journal of a launcher, ``log/launcher-N.journal``: what others need when it has died.
+"""The journal of a launcher, ``log/launcher-N.journal``: what others need to know of it, also when it has died.
 
-Its lines: ``head`` and a JSON document, which says where its processes are; ``ran JOB ATTEMPT CODE WHY`` for each run
-that has ended, of which the database may not know yet; ``farewell`` when all processes are gone. The launcher writes
-the head, its guardian and keepers the rest. A launcher that ends well removes its journal; one whose guardian was lost
-makes a new one, for the next guardian.
+Its lines: ``head`` and a JSON document, which says where its processes are; ``offer`` and a JSON document, which says
+what jobs it can run; ``ran JOB ATTEMPT CODE WHY`` for each run that has ended, of which the database may not know yet;
+``farewell`` when all processes are gone. The launcher writes the first two, its guardian and keepers the rest. A
+launcher that ends well removes its journal; one whose guardian was lost makes a new one, for the next guardian.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
+
+import msgspec
 
 from balsam_core.errors import DBDirError
 from balsam_core.system.files import give_to_owner, reason, shown
-from balsam_core.system.processes import Machine, start_of, this_machine
+from balsam_core.system.processes import Machine, is_alive, start_of, this_machine
 from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
+
+_T = TypeVar("_T")
 
 MARK = "BALSAM_LAUNCHER_MARK"
 """Environment variable of a launcher's guardian, its keepers and all processes of its jobs."""
 
 _FAREWELL = b"\nfarewell\n"
 _LONGEST_HEAD = 4096  # bytes
+_LONGEST_OFFER = 32 * 1024 * 1024  # bytes; a job file may name a million jobs
+_NAME = re.compile(r"launcher-(\d{1,18})\.journal")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
+class Head(msgspec.Struct, frozen=True, kw_only=True):
     """Where the processes of a launcher are.
 
     Attributes:
@@ -53,6 +58,38 @@ class Head:
     guardian_start: float
     mark: str
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this process could see the launcher's process."""
+        return self.machine == this_machine()
+
+    @property
+    def is_alive_here(self) -> bool:
+        """Whether the launcher's process is seen to live on this machine."""
+        return self.is_here and is_alive(self.launcher, self.launcher_start)
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs a launcher runs, and what it has for them.
+
+    Attributes:
+        background: Whether it was started with ``--daemon``.
+        workflow: The only workflow whose jobs it runs; empty for all.
+        only: The only jobs that it runs; None for all.
+        nodes: Nodes that it can give one job.
+        ranks_per_node: Processes on one node.
+        gpus_per_node: GPUs on one node.
+        ends_at: When its time is over; None for no limit.
+    """
+
+    background: bool = False
+    workflow: str = ""
+    only: list[int] | None = None
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_node: float = 0
+    ends_at: datetime | None = None
+
 
 class Run(NamedTuple):
     """A run of a job that ended by itself."""
@@ -67,11 +104,17 @@ def journal_path(directory: DBDir, launcher: int) -> Path:
     return directory.log / f"launcher-{launcher}.journal"
 
 
+def log_file(directory: DBDir, launcher: int) -> Path:
+    """Return the file of a launcher's log."""
+    return directory.log / f"launcher-{launcher}.log"
+
+
 class OwnJournal:
     """The journal of the launcher that this process is."""
 
-    def __init__(self, directory: DBDir, launcher: int) -> None:
+    def __init__(self, directory: DBDir, launcher: int, offer: Offer | None = None) -> None:
         self._path = journal_path(directory, launcher)
+        self._offer = offer or Offer()
         self._descriptor = -1
 
     def make(self) -> int:
@@ -107,12 +150,12 @@ class OwnJournal:
             guardian_start=start_of(guardian) or 0.0,
             mark=mark,
         )
-        line = b"head " + json.dumps(asdict(head)).encode() + b"\n"
+        lines = b"head " + msgspec.json.encode(head) + b"\noffer " + msgspec.json.encode(self._offer) + b"\n"
         try:
-            written = os.write(self._descriptor, line)
+            written = os.write(self._descriptor, lines)
         except OSError as err:
             raise shortage(err) or DBDirError(f"can't write {shown(self._path)}: {reason(err)}") from err
-        if written != len(line):
+        if written != len(lines):
             raise DBDirError(f"can't write {shown(self._path)}: the disk is full")
 
     def close(self) -> None:
@@ -126,22 +169,28 @@ class Journal:
     """The journal of a launcher, as others read it; a file that is missing or damaged says nothing.
 
     Attributes:
+        launcher: Which launcher's it is.
         head: Where its processes are; None where that was never written.
         has_farewell: Whether the guardian has seen the end of the launcher and of all processes.
     """
 
     def __init__(self, directory: DBDir, launcher: int) -> None:
+        self.launcher = launcher
         self._path = journal_path(directory, launcher)
         self.head: Head | None = None
         self.has_farewell = False
         with contextlib.suppress(OSError), self._open() as file:
-            kind, _, document = file.readline(_LONGEST_HEAD).partition(b" ")
-            if kind == b"head":
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    fields = json.loads(document)
-                    self.head = Head(**{**fields, "machine": Machine(*fields["machine"])})
+            self.head = _decode(file.readline(_LONGEST_HEAD), b"head", Head)
             file.seek(max(0, os.fstat(file.fileno()).st_size - len(_FAREWELL)))
             self.has_farewell = file.read() == _FAREWELL
+
+    @property
+    def offer(self) -> Offer | None:
+        """What jobs the launcher runs; None where that can't be read."""
+        with contextlib.suppress(OSError), self._open() as file:
+            file.readline(_LONGEST_HEAD)
+            return _decode(file.readline(_LONGEST_OFFER), b"offer", Offer)
+        return None
 
     def _open(self) -> BinaryIO:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -160,3 +209,27 @@ class Journal:
         """Remove it, for a launcher that has ended; a file that can't be removed does no harm."""
         with contextlib.suppress(OSError):
             self._path.unlink()
+
+
+def _decode(line: bytes, word: bytes, kind: type[_T]) -> _T | None:
+    """Decode the document behind the first word of a line; None where it is another line, or a damaged one."""
+    found, _, document = line.partition(b" ")
+    if found == word:
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            return msgspec.json.decode(document, type=kind)
+    return None
+
+
+def read_journals(directory: DBDir) -> list[Journal]:
+    """Read the journals of all launchers that can be read, by launcher."""
+    matches = [_NAME.fullmatch(path.name) for path in directory.log.glob("launcher-*.journal")]
+    numbers = sorted(int(match[1]) for match in matches if match)
+    return [found for found in (Journal(directory, number) for number in numbers) if found.head is not None]
+
+
+def remove_stale(directory: DBDir, known: Container[int]) -> None:
+    """Remove the journals of launchers of this machine that are dead and that the database doesn't have any more."""
+    for found in read_journals(directory):
+        is_dead = found.head is not None and found.head.is_here and not found.head.is_alive_here
+        if is_dead and found.launcher not in known:
+            found.remove()

@@ -10,7 +10,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from balsam_core.dbdir import launcher_file
+from balsam_core.dbdir.launcher_journal import Journal, read_journals
 from balsam_core.errors import Conflict, NotFound, TimedOut
 from balsam_core.launcher.options import STOP_TIMEOUT
 from balsam_core.system.processes import is_alive, send_signal
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
-    from balsam_core.dbdir.launcher_file import LauncherFile
 
 STOP_MARGIN = 10.0  # seconds beyond those that a launcher takes at the most to stop
 STOP_POLL = 0.05
@@ -87,9 +86,31 @@ def report(descriptor: int, launcher: int, log: Path) -> None:
             channel.write(json.dumps(launcher).encode())
 
 
-def running_here(db: DBDir) -> list[LauncherFile]:
+class Local(NamedTuple):
+    """A launcher whose process lives on this machine.
+
+    Attributes:
+        id: Its id.
+        pid: Its process.
+        start: When that started, as :func:`~balsam_core.system.processes.start_of` tells.
+        background: Whether it was started with ``--daemon``.
+    """
+
+    id: int
+    pid: int
+    start: float
+    background: bool
+
+
+def running_here(db: DBDir) -> list[Local]:
     """Return the launchers of a DB whose processes live on this machine, by id."""
-    return [found for found in launcher_file.read_all(db) if found.is_here and not found.is_dead]
+    found = []
+    for journal in read_journals(db):
+        head, offer = journal.head, journal.offer
+        if head is not None and head.is_alive_here:
+            background = offer is not None and offer.background
+            found.append(Local(journal.launcher, head.launcher, head.launcher_start, background))
+    return found
 
 
 def stop(db: DBDir, launcher: int | None) -> list[int]:
@@ -125,7 +146,7 @@ def stop(db: DBDir, launcher: int | None) -> list[int]:
 
 def _refuse(db: DBDir, launcher: int) -> None:
     """Raise the error that says why a launcher can't be stopped from here."""
-    found = launcher_file.read(db, launcher)
-    if found is not None and not found.is_here:
-        raise Conflict(f"launcher {launcher} runs on {found.machine.node}: stop it there")
+    head = Journal(db, launcher).head
+    if head is not None and not head.is_here:
+        raise Conflict(f"launcher {launcher} runs on {head.machine.node}: stop it there")
     raise NotFound(f"no launcher {launcher} runs on this machine; 'balsam status' lists the launchers")

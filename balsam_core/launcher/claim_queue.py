@@ -19,7 +19,6 @@ from balsam_core.model.calls import (
     MOST_JOBS,
     ClaimJobs,
     CountHeldByOthers,
-    CountJobs,
     GetDelay,
     GetRows,
     GetUnfit,
@@ -28,12 +27,12 @@ from balsam_core.model.calls import (
     Update,
     UpdateJobs,
 )
-from balsam_core.model.filters import AllOf, Compare
-from balsam_core.model.states import State
+from balsam_core.model.filters import Compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
+    from balsam_core.launcher.job_runner import JobRunner
     from balsam_core.launcher.options import LauncherOptions
     from balsam_core.launcher.placement import Node
     from balsam_core.launcher.retrying_client import RunCall
@@ -149,6 +148,19 @@ class ClaimQueue:
             claimed.paused = False
             self.jobs.appendleft(claimed)
 
+    def start_on(self, runner: JobRunner) -> None:
+        """Start the jobs in order, as far as there are places for them.
+
+        Behind one that waits for what only some jobs need, others that need nothing of the kind are started.
+        """
+        while self.jobs and runner.start(self.jobs[0]):
+            self.jobs.popleft()
+        if self.jobs and self.jobs[0].need.slots <= runner.free_slots:  # it waits for GPUs, or for others of its kind
+            for claimed in [claimed for claimed in self.jobs if not claimed.need.is_special]:
+                if not runner.start(claimed):
+                    return
+                self.jobs.remove(claimed)
+
     def withdraw(self, job_id: int) -> ClaimedJob | None:
         """Take a job out of the queue, None where it isn't there."""
         for claimed in self.jobs:
@@ -192,7 +204,7 @@ class ClaimQueue:
         return [unfit for call in calls for unfit in self._run(call)]
 
     def more_may_come(self) -> bool:
-        """Whether jobs for us may become claimable later: delayed retries, or other launchers hold their parents."""
+        """Say whether jobs for us may become claimable: delayed retries, or others hold them or their parents."""
         delays = [self._run(GetDelay(workflow=self._options.workflow, only=ids)) for ids in self._slices]
         if waits := [delay for delay in delays if delay is not None]:
             at = time() + min(waits)
@@ -201,10 +213,5 @@ class ClaimQueue:
             self.waits_for = f"waiting for a retry at {strftime('%H:%M:%S', localtime(self._next_retry_at))}"
             return True
         self.waits_for = ""
-        if self._options.only is not None and not self._listed_jobs_wait():
-            return False
-        return self._run(CountHeldByOthers(launcher=self._launcher_id, workflow=self._options.workflow)) > 0
-
-    def _listed_jobs_wait(self) -> bool:
-        waits = Compare("state", "in", [State.CREATED, State.AWAITING_PARENTS])
-        return any(self._run(CountJobs(where=AllOf([Compare("id", "in", ids), waits]))) for ids in self._slices)
+        me, workflow = self._launcher_id, self._options.workflow
+        return any(self._run(CountHeldByOthers(launcher=me, workflow=workflow, only=ids)) for ids in self._slices)

@@ -8,7 +8,8 @@ from contextlib import suppress
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-from balsam_core.client.dead_launchers import PATIENCE, LauncherWatch, end_dead_launchers
+from balsam_core.client.dead_launchers import PATIENCE, LauncherWatch, record_runs
+from balsam_core.dbdir.launcher_journal import Journal, remove_stale
 from balsam_core.errors import BalsamError
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.guardian import lease_clock
@@ -55,9 +56,12 @@ class Membership:
         self.is_closed = False
         self.workflow = workflow
         self._client = client
+        self._directory = db.directory
         self._watch = LauncherWatch(db.directory, client.run)
-        self.closed = end_dead_launchers(db.directory, db.run, patience=PATIENCE)
-        machine = this_machine()
+        first_watch = LauncherWatch(db.directory, db.run)
+        self.closed = first_watch.look_patiently(PATIENCE)
+        remove_stale(db.directory, {one.id for one in first_watch.living})
+        self._machine = machine = this_machine()
         pid = os.getpid()
         self._asked_at = lease_clock()
         self.launcher_id = db.run(
@@ -109,10 +113,6 @@ class Membership:
         is_elsewhere = self.workflow and other.workflow and other.workflow != self.workflow
         return other.id != self.launcher_id and not is_elsewhere
 
-    def has_doubtful_holders(self) -> bool:
-        """Say whether some of them may be dead, so that their jobs become free without their doing."""
-        return any(map(self._is_of_interest, self._watch.doubtful()))
-
     def describe_holders(self) -> str:
         """Return who holds jobs, in words; empty for nobody."""
         named = []
@@ -135,9 +135,22 @@ class Membership:
         self._client.run(CloseLauncher(launcher=self.launcher_id))
         self.is_closed = True
 
-    def try_to_close(self) -> bool:
-        """End it where the database takes that; return whether it did."""
+    def try_to_close(self, how: str = "ended") -> bool:
+        """End it where the database takes that, and record the runs that only its journal has; return whether it did.
+
+        Args:
+            how: How it ended, for the history of these jobs.
+        """
         if not self.is_closed:
             with suppress(BalsamError):
+                runs = Journal(self._directory, self.launcher_id).runs()
+                record_runs(
+                    self._client.run, self.launcher_id, self._machine.node, runs, f"launcher {self.launcher_id} {how}"
+                )
                 self.close()
         return self.is_closed
+
+    def forget(self) -> None:
+        """Remove the journal of a launcher whose end the database knows, and all of whose processes are gone."""
+        if self.is_closed:
+            Journal(self._directory, self.launcher_id).remove()

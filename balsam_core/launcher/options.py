@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from balsam_core.client.launchers import RENEWALS
+from balsam_core.dbdir.launcher_journal import Offer
 from balsam_core.model.calls import Resources
 from balsam_core.system.hardware import usable_cores
 
@@ -13,7 +16,6 @@ if TYPE_CHECKING:
     from balsam_core.launcher.mpi import MPI
     from balsam_core.model.calls import Unfit
 
-from balsam_core.client.dead_launchers import RENEWALS
 
 # ---- the database
 LEASE_SECONDS = 900.0  # the jobs stay ours this long without a sign of life: an outage must not kill a simulation
@@ -71,6 +73,20 @@ class LauncherOptions:
     gpus: tuple[str, ...] = ()
     mpi: MPI | None = None
     background: bool = False
+
+
+def make_offer(options: LauncherOptions, resources: Resources) -> Offer:
+    """Return what a launcher says of itself to others."""
+    limit = options.time_limit
+    return Offer(
+        background=options.background,
+        workflow=options.workflow,
+        only=None if options.only is None else list(options.only),
+        nodes=resources.nodes,
+        ranks_per_node=resources.ranks_per_node,
+        gpus_per_node=resources.gpus_per_node,
+        ends_at=None if limit is None else datetime.now(UTC) + timedelta(seconds=limit),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_COUNTED_AS = {State.JOB_FINISHED: "finished", State.FAILED: "failed"}  # else "again"
 LONGEST_MESSAGE = 2000  # characters
 LONGEST_WAIT = 1.0  # seconds that a change waits, however slow the database is
 
@@ -34,6 +35,8 @@ class Reporter:
     Attributes:
         jobs: Jobs with unwritten changes, by id.
         in_doubt: The update of each job in the write whose answer was lost, by id.
+        counts: How many jobs ended, by how; only what is on record.
+        jobs_ended: Whether the last write had ends of jobs, which may have made others ready.
     """
 
     def __init__(
@@ -45,6 +48,9 @@ class Reporter:
     ) -> None:
         self.jobs: dict[int, ClaimedJob] = {}
         self.in_doubt: dict[int, Update] = {}
+        self.counts = dict.fromkeys(("finished", "failed", "killed", "again"), 0)
+        self.jobs_ended = False
+        self._ended: dict[int, ClaimedJob] = {}  # not yet counted
         self._host = host
         self._run = run
         self._launcher_id = launcher_id
@@ -58,8 +64,13 @@ class Reporter:
             self._oldest_at = monotonic()
         self.jobs[claimed.id] = claimed
 
+    def count_when_written(self, claimed: ClaimedJob) -> None:
+        """Count a job that is done with the next write."""
+        self._ended[claimed.id] = claimed
+
     def forget(self, claimed: ClaimedJob) -> None:
         """Drop the changes of a job."""
+        self._ended.pop(claimed.id, None)
         self.jobs.pop(claimed.id, None)
         self.in_doubt.pop(claimed.id, None)
 
@@ -98,6 +109,12 @@ class Reporter:
             refused += [(self.jobs[job], why) for job, why in answer.items()]
             for one, update in zip(chunk, updates, strict=True):
                 self._forget_written(one, update)
+        self.jobs_ended = bool(self._ended)
+        for job, _ in refused:
+            self._ended.pop(job.id, None)
+        for claimed in self._ended.values():
+            self.counts[_COUNTED_AS.get(claimed.state, "again")] += 1
+        self._ended.clear()
         self._wait = min(max(FLUSH_AFTER, FLUSH_SHARE * (monotonic() - start)), LONGEST_WAIT)
         return refused
 

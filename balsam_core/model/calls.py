@@ -702,11 +702,13 @@ class GetLaunchers(Read[list[LauncherInfo]], frozen=True, kw_only=True):
 
 
 class CountHeldByOthers(Read[int], frozen=True, kw_only=True):
-    """Count jobs that other launchers hold (up to ``limit``); 0 also where no job waits for a parent.
+    """Count jobs that other launchers hold and that matter to an idle one (up to ``limit``).
 
-    0 means that no job will become claimable by itself, so that an idle launcher can end.
+    Those are the jobs that it would run itself, of ``workflow`` and of ``only``; and all, where one that it would run
+    waits for a parent. 0 means that no job will become claimable for it by itself, so that it can end.
     """
 
     launcher: int
     workflow: str = ""
+    only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None
     limit: Limit = 1

@@ -57,7 +57,7 @@ def claim_jobs(tx: Tx, call: ClaimJobs) -> Claim:
     """Take jobs: SELECT .. FOR UPDATE SKIP LOCKED, then UPDATE, in one statement where the database can.
 
     Raises:
-        Conflict: The launcher's lease is over, and its jobs were given away.
+        Conflict: The launcher was given up as lost, and its jobs were given away.
     """
     classes = _fitting_classes(tx, call)
     if not classes:
@@ -102,7 +102,7 @@ def check_launcher(tx: Tx, launcher: int) -> None:
     """Raise Conflict unless the launcher is registered and has not been given up."""
     row = tx.run_prepared(_LAUNCHER_END, {"launcher": launcher}).fetchone()
     if row is None or row[0] is not None:
-        raise Conflict(f"launcher {launcher} is not registered, or was given up, since its lease was over")
+        raise Conflict(f"launcher {launcher} is not registered, or was given up as lost")
 
 
 _LIVE_LAUNCHER = select(launchers.c.id).where(launchers.c.id == bindparam("launcher"), launchers.c.ended_at.is_(None))

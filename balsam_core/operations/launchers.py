@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
-from sqlalchemy import and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import and_, bindparam, exists, func, insert, or_, select, update
 
 from balsam_core.errors import Conflict
 from balsam_core.model.calls import (
@@ -80,8 +80,8 @@ def first_held(tx: Tx, *conditions: ColumnElement[bool]) -> str:
         return f"job {job} is held by a launcher, {holder}; kill it first (balsam kill {job})"
     return (
         f"job {job} is {row.state}, but {holder} has not yet said that its process has ended: repeat this in a "
-        f"moment; if that launcher is dead, the next 'balsam launcher' frees the job, soon after "
-        f"{row.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+        f"moment; if that launcher is dead, 'balsam status' on its host frees the job at once, and any other launcher "
+        f"soon after {row.lease_until:%Y-%m-%d %H:%M:%S} UTC"
     )
 
 
@@ -99,13 +99,15 @@ def _give_up(tx: Tx, launcher: Any, why: str, *, lost: bool = True) -> None:  # 
         lost: Whether it went without a word, which counts against the jobs that it had begun.
     """
     tx.execute(update(launchers).where(launchers.c.id == launcher.id).values(ended_at=tx.now))
+    mine = jobs.c.launcher_id == launcher.id
+    # A job that was given back after its first steps may only have been waiting here.
+    here = or_(jobs.c.state == State.RUNNING, jobs.c.state_since >= launcher.started_at)
+    begun = and_(mine, jobs.c.state.in_(list(_BEGUN)), here)
     columns = [jobs.c[name] for name in ("id", "state", "state_since", "attempt", "launchers_lost")]
-    held = select(*columns).where(jobs.c.launcher_id == launcher.id).order_by(jobs.c.id).with_for_update()
+    held = select(*columns).where(begun).order_by(jobs.c.id).with_for_update()
     failed: list[tuple[int, State]] = []
     events, ended = [], []
     for row in tx.execute(held).all():
-        if row.state not in _BEGUN:
-            continue
         path = [State.RUN_TIMEOUT, State.RESTART_READY] if row.state == State.RUNNING else []
         message = why
         if lost and row.launchers_lost + 1 >= MOST_LAUNCHERS_LOST:
@@ -116,8 +118,6 @@ def _give_up(tx: Tx, launcher: Any, why: str, *, lost: bool = True) -> None:  # 
         ended.append(_lost_attempt(launcher, row, path[0] if path else State(row.state)))
     record(tx, events)
     record_attempts(tx, ended)
-    mine = jobs.c.launcher_id == launcher.id
-    begun = and_(mine, jobs.c.state.in_(list(_BEGUN)))
     if lost:
         tx.execute(update(jobs).where(begun).values(launchers_lost=jobs.c.launchers_lost + 1))
         parked = {"state": State.FAILED, "state_since": not_before(tx), "launcher_id": None}
@@ -161,7 +161,7 @@ def renew_lease(tx: Tx, call: RenewLease) -> Heartbeat:
     mine = and_(launchers.c.id == call.launcher, launchers.c.ended_at.is_(None))
     changes = {"seen_at": tx.now, "lease_until": tx.now + timedelta(seconds=call.lease_seconds)}
     if not tx.execute(update(launchers).where(mine).values(changes)).rowcount:
-        raise Conflict(f"launcher {call.launcher} was given up, since its lease was over; its jobs belong to others")
+        raise Conflict(f"launcher {call.launcher} was given up as lost; its jobs belong to others")
     return Heartbeat(killed=_killed_jobs(tx, call.launcher))
 
 
@@ -197,15 +197,16 @@ def get_launchers(tx: Tx, call: GetLaunchers) -> list[LauncherInfo]:  # noqa: AR
 
 @operation(CountHeldByOthers)
 def count_held_by_others(tx: Tx, call: CountHeldByOthers) -> int:
-    """Count jobs that others hold, as long as some job waits for a parent."""
-    waits = select(jobs.c.id).where(*in_workflow(bool(call.workflow)), jobs.c.state == State.AWAITING_PARENTS)
-    if not tx.execute(select(exists(waits)), {"workflow": call.workflow}).scalar():
-        return 0
+    """Count the jobs of others that matter to an idle launcher."""
+    given = {"workflow": call.workflow} if call.workflow else {}
+    for_it = [*in_workflow(bool(call.workflow)), *([] if call.only is None else [jobs.c.id.in_(call.only)])]
+    waits = exists(select(jobs.c.id).where(*for_it, jobs.c.state == State.AWAITING_PARENTS))
+    one_waits = tx.execute(select(waits), given).scalar()
     some = (
         select(jobs.c.id)
         .join(launchers, launchers.c.id == jobs.c.launcher_id)
-        .where(launchers.c.id != call.launcher, launchers.c.ended_at.is_(None))
+        .where(launchers.c.id != call.launcher, launchers.c.ended_at.is_(None), *([] if one_waits else for_it))
         .limit(call.limit)
         .subquery()
     )
-    return int(tx.execute(select(func.count()).select_from(some)).scalar_one())
+    return int(tx.execute(select(func.count()).select_from(some), {} if one_waits else given).scalar_one())

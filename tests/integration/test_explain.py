@@ -12,11 +12,10 @@ import time
 
 import pytest
 from balsam_program import BALSAM, here
+from journals import write_journal
 from served_db import ServedDB
 
 from balsam_core import Job, open_db
-from balsam_core.dbdir import launcher_file
-from balsam_core.dbdir.launcher_file import LauncherFile
 from balsam_core.model.calls import (
     AddJobs,
     ClaimJobs,
@@ -60,13 +59,15 @@ def registered(db, *, workflow="", lease=900.0, process=None, machine=None, **of
     """Register a launcher that runs nothing, and let it say of itself what it offers; returns its id."""
     pid, start = process or (os.getpid(), start_of(os.getpid()))
     call = RegisterLauncher(
-        host="here", pid=pid, boot_id="b", process_start=0.0, lease_seconds=lease, workflow=workflow
+        host=(machine or this_machine()).node,
+        pid=pid,
+        boot_id="b",
+        process_start=0.0,
+        lease_seconds=lease,
+        workflow=workflow,
     )
     number = db.run(call)
-    content = LauncherFile(
-        id=number, machine=machine or this_machine(), pid=pid, start=start, workflow=workflow, **offer
-    )
-    launcher_file.write(db.directory, content)
+    write_journal(db.directory, number, pid=pid, start=start, machine=machine, workflow=workflow, **offer)
     return number
 
 
@@ -180,7 +181,7 @@ def test_a_job_held_by_a_dead_launcher_says_so(db, path, gone):
     claim(db, registered(db, process=gone))
     found = explained(path, job)
     assert (found["reason"], found["fix"]) == ("launcher-dead", "balsam launcher --consume-all")
-    assert f"(pid {gone[0]} on here), whose process is gone" in found["text"]
+    assert f"(pid {gone[0]} on {this_machine().node}), whose process is gone" in found["text"]
 
 
 def test_a_process_with_the_number_of_a_dead_launcher_is_not_taken_for_it(db, path):

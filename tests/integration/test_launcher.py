@@ -552,15 +552,19 @@ def test_a_launcher_waits_for_children_of_what_another_one_runs(db, start, tmp_p
     assert set(states(db).values()) == {"JOB_FINISHED"}
 
 
-def test_a_launcher_that_ends_says_what_others_hold(db, path, start, tmp_path):
+def test_a_launcher_waits_for_the_jobs_of_others_which_may_come_back(db, path, start, tmp_path):
     db.jobs.add(sh(f"echo $$ > pid; until test -e {tmp_path}/go; do sleep 0.02; done", name="long"))
     first = start("--max-ranks-per-node", "1")
     pids_of(db, list(db.jobs))
-    done = here.good("launcher", "--consume-all", db=path)
+    second = start()
     holder = f"1 job of launcher 1 (host {os.uname().nodename}, pid {first.process.pid})"
-    assert done.out.splitlines()[-1] == f"Still held by others: {holder}"
+    assert f"waiting for {holder}" in next(line for line in second.process.stderr if "waiting" in line)
+    db.jobs.add(sh("true", name="short", workflow="other"))
+    done = here.good("launcher", "--wf-name", "other", db=path)  # the held job is not for this one
+    assert "1 finished" in done.out
     (tmp_path / "go").touch()
-    assert first.wait()[0] == 0
+    assert [launcher.wait()[0] for launcher in (first, second)] == [0, 0]
+    assert {job.attempt for job in db.jobs} == {1}
 
 
 # ---- a database that comes and goes
@@ -615,6 +619,22 @@ def test_lost_answers_neither_lose_nor_double_a_run(db, path, tmp_path, impatien
     assert outcome.finished == 60
     assert sorted(int(line) for line in runs.read_text().split()) == sorted(job.id for job in jobs)
     assert set(states(db).values()) == {"JOB_FINISHED"}
+
+
+def test_a_launcher_that_ends_by_an_error_records_the_runs_that_had_ended(db, path, tmp_path):
+    runs = tmp_path / "runs"
+    db.jobs.add(job := sh(f"echo $BALSAM_JOB_ID >> {runs}", name="short"))
+    with open_db(path) as flaky:
+        flaky.transport = Flaky(flaky.transport)
+        flaky.transport.lose = {UpdateJobs: [RuntimeError("a bug")]}
+        with pytest.raises(RuntimeError, match="a bug"):
+            Launcher(flaky, LauncherOptions(slots=2)).run()
+    assert str(db.jobs.get(job.id).state) == "RUN_DONE"
+    assert "its run had ended before launcher 1 ended because of an error" in messages(db, job)
+    assert list((path / "log").glob("*.journal")) == []
+    here.good("launcher", "--consume-all", db=path)
+    assert str(db.jobs.get(job.id).state) == "JOB_FINISHED"
+    assert runs.read_text().split() == [str(job.id)]
 
 
 def test_a_database_that_is_away_stops_no_running_job(db, path, impatient, caplog):

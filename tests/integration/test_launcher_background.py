@@ -10,13 +10,13 @@ import time
 
 import pytest
 from balsam_program import BALSAM, child, here
+from journals import write_journal
 from resources import is_alive
 
 from balsam_core import Job
-from balsam_core.dbdir import launcher_file
-from balsam_core.dbdir.launcher_file import LauncherFile
+from balsam_core.dbdir.launcher_journal import journal_path, read_journals
 from balsam_core.model.calls import GetLaunchers
-from balsam_core.system.processes import Machine, this_machine
+from balsam_core.system.processes import Machine
 from balsam_core.testing.tools import wait_until
 
 
@@ -30,9 +30,8 @@ def start(db, path):
         return done.json
 
     yield run
-    for found in launcher_file.read_all(db.directory):
-        if found.machine.node != "far":
-            here("launcher", "--stop", found.id, db=path)
+    for found in read_journals(db.directory):
+        here("launcher", "--stop", found.launcher, db=path)
 
 
 def test_it_runs_on_without_its_starter_is_shown_and_stopped(db, path, start):
@@ -49,7 +48,7 @@ def test_it_runs_on_without_its_starter_is_shown_and_stopped(db, path, start):
     assert not is_alive(started["pid"])
     assert db.run(GetLaunchers()) == []
     assert "stopped by SIGTERM" in here.good("log", "launcher", db=path).out
-    assert launcher_file.read_all(db.directory) == []
+    assert read_journals(db.directory) == []
     said = here.good("launcher", "--stop", db=path).out
     assert said == "stopped no launcher: none runs in the background on this machine\n"
 
@@ -103,23 +102,20 @@ def test_others_are_not_stopped(db, path):
     assert "no launcher 7 runs on this machine" in here.refused("launcher", "--stop", 7, db=path, code=3)
     assert "no id of a launcher" in here.refused("launcher", "--stop", "x", db=path, code=2)
     assert "no other option" in here.refused("launcher", "--stop", "--consume-all", db=path, code=2)
-    far = LauncherFile(id=7, machine=Machine("far", "b", 0), pid=1, start=0.0)
-    launcher_file.write(db.directory, far)
+    write_journal(db.directory, 7, machine=Machine("far", "b", 0), pid=1)
     assert here.refused("launcher", "--stop", 7, db=path, code=4) == "launcher 7 runs on far: stop it there"
     # The number of a process that has ended may be another one's by now.
     with subprocess.Popen(["sleep", "60"]) as bystander:
-        launcher_file.write(db.directory, LauncherFile(id=8, machine=this_machine(), pid=bystander.pid, start=1.0))
+        write_journal(db.directory, 8, pid=bystander.pid, start=1.0)
         assert "no launcher 8" in here.refused("launcher", "--stop", 8, db=path, code=3)
         assert bystander.poll() is None
         bystander.kill()
 
 
-def test_files_of_the_dead_are_removed_by_the_next_launcher(db, path):
-    dead = LauncherFile(id=98, machine=this_machine(), pid=2**22 - 1, start=1.0)
-    far = LauncherFile(id=99, machine=Machine("far", "b", 0), pid=1, start=0.0)
-    for content in (dead, far):
-        launcher_file.write(db.directory, content)
-    (path / "log" / "launcher-97.json").write_text("damaged")
+def test_journals_of_the_dead_are_removed_by_the_next_launcher(db, path):
+    write_journal(db.directory, 98, pid=2**22 - 1)
+    write_journal(db.directory, 99, machine=Machine("far", "b", 0), pid=1)
+    journal_path(db.directory, 97).write_text("damaged")
     db.jobs.add(Job(command="true"))
     here.good("launcher", "--consume-all", db=path)
-    assert launcher_file.read_all(db.directory) == [far]
+    assert [found.launcher for found in read_journals(db.directory)] == [99]

@@ -20,7 +20,8 @@ from resources import wait_for_end
 
 from balsam_core import Job
 from balsam_core.client import dead_launchers
-from balsam_core.client.dead_launchers import WATCHED_SHARE, LauncherWatch
+from balsam_core.client.dead_launchers import LauncherWatch
+from balsam_core.client.launchers import SILENT_SHARE
 from balsam_core.dbdir.launcher_journal import Journal, journal_path
 from balsam_core.model.calls import ClaimJobs, GetLaunchers, RegisterLauncher, RenewLease, Resources
 from balsam_core.testing.tools import wait_until
@@ -200,9 +201,9 @@ def test_a_job_whose_process_cannot_be_ended_is_not_given_back(db, start, how):
         else:
             launcher.kill()
             launcher.communicate()
-        second = start()
+        second = start("--time-limit-minutes", "0.15")
         out, err = second.communicate(timeout=60)
-        assert second.returncode == 0, err
+        assert second.returncode == 11, err
         assert "Still held by others: 1 job of launcher 1" in out
         tracer.stdin.write("\n")
         tracer.stdin.flush()
@@ -268,7 +269,7 @@ def test_a_silent_launcher_is_given_up_after_a_watch_and_not_by_the_clock(db, fa
     assert not db.run(GetLaunchers())[0].alive
     closed, after = watch_for(watch, 2 * LEASE)
     assert closed
-    assert after > LEASE * WATCHED_SHARE
+    assert after > LEASE * SILENT_SHARE
     assert db.run(GetLaunchers()) == []
     assert [job.launcher_id for job in db.jobs] == [None]
 
@@ -286,7 +287,7 @@ def test_the_watch_begins_anew_when_the_database_was_away(db, far, monkeypatch):
     set_clock(db, 3)
     watch.look()
     monkeypatch.setattr(dead_launchers, "LONGEST_GAP", 0.5)
-    time.sleep(LEASE * WATCHED_SHARE + 0.6)
+    time.sleep(LEASE * SILENT_SHARE + 0.6)
     assert watch.look() == []
     assert watch_for(watch, 2 * LEASE)[0]
 
@@ -309,7 +310,7 @@ def test_no_verb_gives_a_living_launcher_up_by_the_clock(db, start, path):
     wait_until(lambda: db.jobs.get(job.id).state == "RUNNING", "the job's start")
     set_clock(db, 3)
     assert "held by a launcher" in here.refused("rm", str(job.id), "-y", db=path, code=4)
-    here.good("launcher", "--consume-all", db=path)
+    assert here("launcher", "--consume-all", "--time-limit-minutes", "0.05", db=path).code == 11
     here.good("status", db=path)
     assert (str(db.jobs.get(job.id).state), db.jobs.get(job.id).attempt) == ("RUNNING", 1)
     assert len(db.run(GetLaunchers())) == 1
@@ -328,7 +329,7 @@ def test_a_living_launcher_is_left_alone(db, start, runs, path):
     (info,) = db.run(GetLaunchers())
     assert journal_path(db.directory, info.id).exists()
     for _ in range(3):
-        here.good("launcher", "--consume-all", db=path)
+        assert here("launcher", "--consume-all", "--time-limit-minutes", "0.01", db=path).code == 11
     runs.let_end()
     wait_until(lambda: not runs.unfinished(), "the jobs' end")
     assert {job.attempt for job in db.jobs} == {1}

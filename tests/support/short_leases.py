@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from balsam_core.cli import main
-from balsam_core.client.dead_launchers import RENEWALS
+from balsam_core.client.launchers import RENEWALS
 from balsam_core.launcher import options
 
 if __name__ == "__main__":

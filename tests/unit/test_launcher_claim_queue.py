@@ -11,7 +11,7 @@ from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
 from balsam_core.launcher.placement import Node
 from balsam_core.model.app import App
-from balsam_core.model.calls import Claim, ClaimJobs, CountHeldByOthers, CountJobs, GetDelay, ParentRef, Resources
+from balsam_core.model.calls import Claim, ClaimJobs, CountHeldByOthers, GetDelay, ParentRef, Resources
 from balsam_core.model.job import Job
 
 SLOTS = 4
@@ -26,15 +26,13 @@ class Store:
         self.claims = []
         self.delay = None
         self.others = 0
-        self.waiting = 0
+        self.of_only = 0
 
     def __call__(self, call):
         if isinstance(call, CountHeldByOthers):
-            return self.others
+            return self.others if call.only is None else self.of_only
         if isinstance(call, GetDelay):
             return self.delay
-        if isinstance(call, CountJobs):
-            return self.waiting
         assert isinstance(call, ClaimJobs)
         self.claims.append(call)
         count = min(call.limit, self.left)
@@ -152,9 +150,9 @@ def test_the_end_is_when_nothing_can_come(clock):
     store.others = 1
     assert make_queue(store).more_may_come()
     assert not make_queue(store, only=(1, 2)).more_may_come()
-    store.waiting = 1
+    store.of_only = 1
     assert make_queue(store, only=(1, 2)).more_may_come()
-    store.others, store.delay = 0, 3600.0
+    store.others, store.of_only, store.delay = 0, 0, 3600.0
     queue = make_queue(store)
     assert queue.more_may_come()
     assert queue.waits_for.startswith("waiting for a retry at ")

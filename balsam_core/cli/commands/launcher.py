@@ -104,7 +104,7 @@ def launcher(
     With --daemon the launcher goes on in the background: 'balsam log launcher -f' follows it, 'balsam status' shows
     it, and 'balsam launcher --stop' stops it as Ctrl-C does.
 
-    A launcher that has nothing to do waits for jobs that other launchers hold, if others wait for those. One that was
+    A launcher that has nothing to do waits for the jobs that other launchers hold, and says for whom. One that was
     killed is noticed within seconds on its own machine, else when its lease is over, and its jobs are taken over.
 
     The exit code is 10 when jobs failed, 11 when the time limit was reached while it only waited for jobs of other
@@ -206,7 +206,7 @@ def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str
 
 def _start(session: Session, db: DBDir, only: Sequence[int] | None) -> int:
     """Start a launcher in the background."""
-    from balsam_core.dbdir.launcher_file import log_file
+    from balsam_core.dbdir.launcher_journal import log_file
     from balsam_core.launcher import background
 
     words = [sys.executable, "-m", "balsam_core.cli", "--db", str(db.path), "-o", session.format]

@@ -126,5 +126,5 @@ def _launcher_record(known: KnownLauncher) -> dict[str, object]:
     """Return what is told of a launcher that has not ended."""
     from msgspec.structs import asdict
 
-    background = known.file is not None and known.file.background
+    background = known.offer is not None and known.offer.background
     return {**asdict(known.info), "alive": known.runs, "condition": known.condition, "background": background}

@@ -82,9 +82,9 @@ def test_updates_by_a_stale_launcher_are_refused(db: Database, jobs: Jobs) -> No
     assert jobs.history(ids[0])[-1].message == "it was lost"
     new = register(db)
     assert [jobs.get(number).state for number in ids] == [S.RESTART_READY, S.READY]
-    with pytest.raises(Conflict, match="lease"):
+    with pytest.raises(Conflict, match="given up as lost"):
         db.run(calls.RenewLease(launcher=old, lease_seconds=9))
-    with pytest.raises(Conflict, match="lease"):
+    with pytest.raises(Conflict, match="given up as lost"):
         claim(db, old)
     again = claim(db, new)
     assert [job.attempt for job in again] == [2, 2]
@@ -227,6 +227,18 @@ def test_a_job_with_which_three_launchers_were_lost_fails_until_it_is_retried(db
         (S.READY, 0),
         (S.AWAITING_PARENTS, 0),
     ]
+
+
+def test_a_lost_launcher_does_not_count_for_a_job_that_it_had_not_begun(db: Database, jobs: Jobs) -> None:
+    (number,) = jobs.add(Job(command="x"))
+    me = register(db)
+    (job,) = claim(db, me)
+    update(db, me, job, S.STAGED_IN, S.PREPROCESSED, release=True)
+    time.sleep(0.05)  # a clock's tick
+    lose(db)
+    assert (jobs.get(number).state, jobs.get(number).launchers_lost) == (S.PREPROCESSED, 0)
+    lose(db, S.RUNNING)
+    assert (jobs.get(number).state, jobs.get(number).launchers_lost) == (S.RESTART_READY, 1)
 
 
 def test_a_launcher_that_says_that_it_ends_does_not_count_as_lost(db: Database, jobs: Jobs) -> None:

@@ -299,6 +299,10 @@ def test_count_held_by_others(db: Database) -> None:
     claim(db, other)
     assert db.run(calls.CountHeldByOthers(launcher=me)) == 1
     assert db.run(calls.CountHeldByOthers(launcher=other)) == 0
+    assert db.run(calls.CountHeldByOthers(launcher=me, workflow="none")) == 0
+    assert db.run(calls.CountHeldByOthers(launcher=me, workflow="default", only=[job])) == 1
+    assert db.run(calls.CountHeldByOthers(launcher=me, only=[job + 1])) == 1, "it waits for the held one"
+    assert db.run(calls.CountHeldByOthers(launcher=me, only=[job + 2])) == 0
 
 
 def test_every_operation_is_here() -> None:
