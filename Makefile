@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Two at a time even where there are more processors: some tests load all of them.
-JOBS ?= 2
+# Three at a time even where there are more processors: most tests wait for servers, some load all processors.
+JOBS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin

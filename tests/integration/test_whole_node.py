@@ -264,7 +264,8 @@ def test_a_rank_that_aborts_fails_the_job(mpi, db, path):
     job = Job(command=f"{program} abort", name="a", ranks_per_node=2)
     db.jobs.add(job)
     assert launch(path, "--mpi", name, "--max-ranks-per-node", "2")["failed"] == 1
-    assert db.jobs.get(job.id).return_code == 7
+    # Open MPI's mpirun sometimes crashes itself while it ends the other ranks.
+    assert db.jobs.get(job.id).return_code in ({7, -signal.SIGSEGV} if name == "openmpi" else {7})
 
 
 def test_all_ranks_end_with_a_killed_job_and_with_the_launcher(mpi, db, path):
