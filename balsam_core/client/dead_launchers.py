@@ -20,6 +20,7 @@ from balsam_core.model import calls
 from balsam_core.model.calls import MOST_JOBS, CloseLauncher, GetLaunchers, GetRows, Update, UpdateJobs
 from balsam_core.model.filters import AllOf, Compare
 from balsam_core.model.states import State
+from balsam_core.system.cgroups import end_group
 from balsam_core.system.signals import BATCH_EXIT_CODES
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ class LauncherWatch:
         record_runs(self._run, launcher.id, launcher.host, journal.runs(), f"launcher {launcher.id} was lost")
         if not self._run(CloseLauncher(launcher=launcher.id, why=why, seen_at=launcher.seen_at)):
             return False  # somebody else has done it, or it lives
+        if journal.head is not None and journal.head.is_here:
+            end_group(journal.head.group)  # empty by now
         journal.remove()
         return True
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from balsam_core.dbdir.launcher_journal import MARK, Journal
 from balsam_core.model.calls import GetLaunchers
+from balsam_core.system.cgroups import end_group
 from balsam_core.system.processes import end_marked, is_alive, is_stopped, this_machine
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def find_proof(info: LauncherInfo, journal: Journal) -> str | None:
         return None if info.jobs else describe(info, "was lost before it ran a job")
     if journal.has_farewell:
         return describe(info, "was lost; its guardian has ended all its processes")
-    if is_alive(head.guardian, head.guardian_start) or not end_marked(MARK, head.mark):
+    if is_alive(head.guardian, head.guardian_start) or not (end_group(head.group) and end_marked(MARK, head.mark)):
         return ""
     return describe(info, "was lost with its guardian; none of its processes is left")
 

@@ -49,6 +49,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         guardian: Its guardian's process id.
         guardian_start: When that started.
         mark: The value of :data:`MARK`.
+        group: The control group of the guardian and of all processes of jobs; empty for none.
     """
 
     machine: Machine
@@ -57,6 +58,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     guardian: int
     guardian_start: float
     mark: str
+    group: str = ""
 
     @property
     def is_here(self) -> bool:
@@ -135,7 +137,7 @@ class OwnJournal:
             raise shortage(err) or DBDirError(f"{what}: {reason(err)}") from err
         return self._descriptor
 
-    def write_head(self, guardian: int, mark: str) -> None:
+    def write_head(self, guardian: int, mark: str, group: str = "") -> None:
         """Write where this launcher's processes are.
 
         Raises:
@@ -149,6 +151,7 @@ class OwnJournal:
             guardian=guardian,
             guardian_start=start_of(guardian) or 0.0,
             mark=mark,
+            group=group,
         )
         lines = b"head " + msgspec.json.encode(head) + b"\noffer " + msgspec.json.encode(self._offer) + b"\n"
         try:

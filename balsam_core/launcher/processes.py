@@ -39,6 +39,7 @@ from balsam_core.launcher.process_events import (
     Stuck,
 )
 from balsam_core.launcher.programs import explain_failure, find_program
+from balsam_core.system.cgroups import end_group, folder_of, make_group
 from balsam_core.system.files import reason
 from balsam_core.system.processes import end_marked
 
@@ -77,6 +78,7 @@ class Processes(Generic[T]):
         self.running: set[Process[T]] = set()
         self.mark = os.urandom(16).hex()
         self.guardian_pid = 0
+        self._group = ""  # the control group of all of them, where there is one
         self._journal = journal
         self._selector = selectors.DefaultSelector()
         self._found_programs: dict[tuple[str, str], str] = {}
@@ -165,6 +167,7 @@ class Processes(Generic[T]):
             raise ShortageError("the guardian was killed, and its processes have not ended yet")
         self._collect_guardian(GUARDIAN_TIMEOUT)
         journal = self._journal.make() if self._journal else -1
+        self._group = make_group(self.mark)
         with contextlib.ExitStack() as unused, contextlib.ExitStack() as given:
             control, theirs = socket.socketpair()
             unused.callback(control.close)
@@ -180,7 +183,7 @@ class Processes(Generic[T]):
             errors = journal if journal >= 0 else nothing
             self.guardian_pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", guardian.__file__, *words],
+                [sys.executable, "-I", "-S", guardian.__file__, *words, str(folder_of(self._group) or "")],
                 {**os.environ, MARK: self.mark},
                 setsid=True,
                 file_actions=[(os.POSIX_SPAWN_DUP2, one, at) for at, one in enumerate((nothing, nothing, errors))],
@@ -190,7 +193,7 @@ class Processes(Generic[T]):
         self._control_buffer.clear()
         self._selector.register(control, selectors.EVENT_READ, control)
         if self._journal:
-            self._journal.write_head(self.guardian_pid, self.mark)
+            self._journal.write_head(self.guardian_pid, self.mark, self._group)
         return control
 
     # ---- events
@@ -286,8 +289,9 @@ class Processes(Generic[T]):
 
     def _end_lost(self) -> Iterator[Event[T]]:
         """Give the ends of processes whose keepers are lost, once nothing is left of them."""
-        if self._control is None and self._without_keeper and end_marked(MARK, self.mark):
-            self._gone.update(self._without_keeper)  # nobody else could end what they had left
+        is_ours_to_end = self._control is None and bool(self._without_keeper)
+        if is_ours_to_end and end_group(self._group) and end_marked(MARK, self.mark):
+            self._gone.update(self._without_keeper)
         for pid in self._gone & self._without_keeper.keys():
             self._gone.discard(pid)
             process = self._without_keeper.pop(pid)
@@ -342,6 +346,8 @@ class Processes(Generic[T]):
             self._drop_keeper(keeper)
         self._close_control()
         self._collect_guardian(GUARDIAN_TIMEOUT if all_ended else 0.0)
+        if all_ended:
+            end_group(self._group)
         self._selector.close()
         self.lease.close()
         os.close(self._lease_file)

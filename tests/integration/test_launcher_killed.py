@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import psutil
 import pytest
@@ -35,8 +36,10 @@ def start(path):
     """Start launchers that are gone after the test."""
     started = []
 
-    def run(*words):
+    def run(*words, inside=None):
         command = [*BALSAM, "--db", str(path), "launcher", "--consume-all", "--max-ranks-per-node", "8", *words]
+        if inside:
+            command = ["sh", "-c", f'echo 0 > {inside}/cgroup.procs; exec "$@"', "sh", *command]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -110,6 +113,54 @@ def test_a_killed_guardian_costs_no_more_than_the_runs(db, start, runs, victims)
     assert second.returncode == 0, err + out
     wait_until(lambda: not runs.unfinished(), "the jobs' end", seconds=TAKEN_OVER_WITHIN)
     assert runs.overlaps() == []
+
+
+@pytest.fixture
+def delegated():
+    """A control group that is delegated to us; its folder."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    where = next((mount[1] for mount in mounts if mount[2] == "cgroup2"), None)
+    if sys.platform != "linux" or os.geteuid() != 0 or where is None or not os.access(where, os.W_OK):
+        pytest.skip("needs root and cgroup v2")
+    folder = Path(where) / f"test-{os.getpid()}"
+    folder.mkdir()
+    os.setxattr(folder, "user.delegate", b"1")
+    yield folder
+    (folder / "cgroup.kill").write_text("1")
+    wait_until(lambda: "populated 0" in (folder / "cgroup.events").read_text(), "the end of all in the group")
+    for inner in [one for one in folder.iterdir() if one.is_dir()]:
+        inner.rmdir()
+    folder.rmdir()
+
+
+def test_a_delegated_control_group_ends_what_has_left_everything_else(db, start, path, delegated):
+    # Without guardian and keepers, nothing else tells whose process it is that has its own session and environment.
+    job = Job(command="setsid -w env -i sh -c 'echo $$ > pid; exec sleep 600'", name="hides")
+    db.jobs.add(job)
+    first = start(inside=delegated)
+    file = db.workdir(job) / "pid"
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "the job's start")
+    pid = int(file.read_text())
+    wait_until(lambda: str(db.jobs.get(job.id).state) == "RUNNING", "its record")
+    guardian = guardian_of(db, first)
+    keepers = [one.pid for one in psutil.Process(guardian).children()]
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # together, as it were
+        for victim in (first.pid, guardian, *keepers):
+            os.kill(victim, number)
+    first.wait()
+    assert psutil.pid_exists(pid)
+    here.good("status", db=path)
+    wait_for_end([pid])
+    assert db.run(GetLaunchers()) == []
+    assert str(db.jobs.get(job.id).state) == "RESTART_READY"
+    assert [one.name for one in delegated.iterdir() if one.is_dir()] == []
+    db.jobs.where(name="hides").kill()
+    db.jobs.add(Job(command="cat /proc/self/cgroup", name="short"))
+    (short,) = db.jobs.where(name="short")
+    out, err = start(inside=delegated).communicate(timeout=60)
+    assert "1 finished" in out, err
+    assert f"/{delegated.name}/balsam-" in (db.workdir(short) / "short.out").read_text()
+    assert [one.name for one in delegated.iterdir() if one.is_dir()] == []
 
 
 def test_what_had_ended_is_not_repeated(db, start, path, tmp_path):
