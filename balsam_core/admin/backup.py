@@ -57,6 +57,7 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
     """
     from balsam_core.version import __version__
     from balsam_core.watchdog import control
+    from balsam_core.watchdog.pause import paused
 
     target = expand(file)
     backend = _backend_with(db.db_type, "balsam_backup", "saved")
@@ -68,7 +69,7 @@ def backup(db: DBDir, file: str | os.PathLike[str]) -> Manifest:
     with (
         _as_file_errors(target),
         TemporaryDirectory(prefix=".balsam-backup-", dir=target.parent, ignore_cleanup_errors=True) as hidden,
-        control.paused(db, always=True) if backend.served_only else nullcontext(),
+        paused(db, always=True) if backend.served_only else nullcontext(),
     ):
         schema = _schema(backend, db)
         published = Publication(db).await_current(time.monotonic() + DEFAULT_TIMEOUT)

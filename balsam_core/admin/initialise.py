@@ -190,9 +190,9 @@ def _refresh(db: DBDir, db_type: str | None, options: Mapping[str, str], passwor
             published = address.find(db)
         if published and published.state == "running" and _is_current(backend, db):
             return _bring_up_to_date(backend, db, options, published)
-    from balsam_core.watchdog import control
+    from balsam_core.watchdog.pause import paused
 
-    with control.paused(db, always=required) as pause:
+    with paused(db, always=required) as pause:
         result = _bring_up_to_date(backend, db, options, None)
     return replace(result, restarted=pause.restarted)
 

@@ -6,21 +6,18 @@ stop reaches the watchdog on whatever host it runs, and clients read ``dbwriter_
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from balsam_core.dbdir import address
-from balsam_core.dbdir.directory import DBDir
-from balsam_core.dbdir.lease import HEARTBEAT, HeldLease, LeaseObserver, LeaseState, LeaseStatus, new_lease
+from balsam_core.dbdir.lease import LeaseObserver, LeaseState, LeaseStatus, new_lease
 from balsam_core.dbdir.publication import RESTART_TIMEOUT
-from balsam_core.errors import AddressError, BalsamError, Conflict, TimedOut
+from balsam_core.errors import AddressError, Conflict, TimedOut
 from balsam_core.system.files import shown
 from balsam_core.system.processes import is_alive, send_signal
 from balsam_core.watchdog import stop_request, user_servers
@@ -28,9 +25,8 @@ from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.takeover import acquire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from balsam_core.dbdir.address import Address
+    from balsam_core.dbdir.directory import DBDir
     from balsam_core.dbdir.lease import Lease
 
 LOCAL_POLL = 0.05  # seconds between two reads of the lease
@@ -138,7 +134,7 @@ def stop(db: DBDir, *, takeover: bool = False) -> Literal["stopped", "cleaned", 
     while True:
         status = observer.observe()
         lease = status.lease
-        if status.state is LeaseState.FREE and (asked or not _is_published(db)):
+        if status.state is LeaseState.FREE and (asked or not is_published(db)):
             if asked is None:
                 return "none"
             _await_exit(asked)
@@ -240,93 +236,7 @@ def has_server(db: DBDir) -> bool:
         SchemaMismatch: A newer Balsam wrote one of the files.
         OSError: A file can't be read.
     """
-    return LeaseObserver(db).observe().state is not LeaseState.FREE or _is_published(db)
-
-
-@dataclass
-class Pause:
-    """A time without a server.
-
-    Attributes:
-        restarted: Where the server that was stopped for it serves again, once the time is over; None when none was.
-    """
-
-    restarted: Address | None = None
-
-
-@contextlib.contextmanager
-def paused(db: DBDir, *, always: bool = False) -> Iterator[Pause]:
-    """Stop the server, let nobody start one while the body runs, and start it again as it was.
-
-    Where none was running, others are kept from starting one only with ``always``. A server that was stopped is started
-    again after an error of the body, too.
-
-    Raises:
-        BalsamError: The server can't be stopped, or not be started again.
-        OSError: A file can't be read or written.
-    """
-    pause = Pause()
-    if not always and not has_server(db):
-        yield pause
-        return
-    server = None
-    try:
-        with _stopped(db) as server:
-            yield pause
-    except BaseException:
-        if server is not None:
-            with contextlib.suppress(BalsamError, OSError):
-                start(db, server)
-        raise
-    if server is not None:
-        pause.restarted = start(DBDir.open(db.path), server).address
-
-
-@contextlib.contextmanager
-def _stopped(db: DBDir) -> Iterator[ServerOptions | None]:
-    """Stop the server and hold its lease; yield the options that start it again, None when none was running."""
-    state = describe(db)
-    options = None
-    if state.lease is not None and state.state in {"running", "starting"}:
-        preferred_port = state.address.port if state.address else 0
-        lease = state.lease
-        options = ServerOptions(host=lease.listen, port=lease.port, preferred_port=preferred_port, tls=lease.tls)
-    observer = LeaseObserver(db)
-    while isinstance(held := acquire(db, new_lease(), observer), LeaseStatus):
-        stop(db)
-    finished = threading.Event()
-    refreshing = threading.Thread(target=_keep_refreshing, args=(held, finished), daemon=True)
-    refreshing.start()
-    try:
-        with _withdrawn(db):
-            yield options
-    finally:
-        finished.set()
-        refreshing.join()
-        stop_request.forget_stop(db)
-        held.release()
-
-
-@contextlib.contextmanager
-def _withdrawn(db: DBDir) -> Iterator[None]:
-    """Withdraw what is published; if the body fails, a server that was given up stays so."""
-    failed = None
-    with contextlib.suppress(AddressError):
-        failed = address.find(db)
-    if _is_published(db):
-        address.withdraw(db)
-    try:
-        yield
-    except BaseException:
-        if failed is not None and failed.state == "failed":
-            address.write(db, failed)
-        raise
-
-
-def _keep_refreshing(held: HeldLease, finished: threading.Event) -> None:
-    while not finished.wait(HEARTBEAT):
-        with contextlib.suppress(OSError):
-            held.refresh()
+    return LeaseObserver(db).observe().state is not LeaseState.FREE or is_published(db)
 
 
 def _published_by(db: DBDir, status: LeaseStatus) -> Address | None:
@@ -371,7 +281,7 @@ def _clean_up(db: DBDir, observer: LeaseObserver, *, takeover: bool) -> bool:
     return True
 
 
-def _is_published(db: DBDir) -> bool:
+def is_published(db: DBDir) -> bool:
     """Say whether a server may be published: there is an address, or a damaged one."""
     try:
         return os.path.lexists(db.address_file) and address.find(db) is not None

@@ -14,17 +14,15 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from balsam_core.dbdir import address
 from balsam_core.dbdir.lease import EXPIRY, HEARTBEAT
 from balsam_core.errors import BalsamError
 from balsam_core.system import logs, network
-from balsam_core.system.failpoints import failpoint
 from balsam_core.system.files import describe_error, reason, shown
 from balsam_core.watchdog import stop_request, user_servers
 from balsam_core.watchdog.failures import WORKS_AFTER, Failure, RepeatedFailures, explain_end, explain_error, one_line
 from balsam_core.watchdog.health import Health
+from balsam_core.watchdog.publisher import Publisher
 from balsam_core.watchdog.server_process import READY_POLL, ServerProcess
 
 if TYPE_CHECKING:
@@ -45,7 +43,6 @@ HEALTHY_AFTER = 1.0  # seconds of service, after which the next failure counts a
 STOP_REQUEST_POLL = 0.5  # seconds between two checks for a request to stop
 READY_TIMEOUT = 0.25  # seconds that a probe of a starting server may take
 PUBLISH_PAUSE = 1.0  # seconds until an address that could not be written is written again
-ADDRESS_POLL = 1.0  # seconds between two readings of the published address, which may have been lost or damaged
 QUICK_STOP = 0.5  # seconds for each stop signal when there is no time for more
 
 
@@ -99,17 +96,13 @@ class Supervisor:
         self._on_ready = on_ready
         self._repeated = RepeatedFailures()
         self._failed_before = address.failure(db) is not None
-        self._generation = address.last_generation(db)
-        self._advertised = network.advertised(options.host)
+        self._publisher = Publisher(db, held, options.host)
         self._port = options.port or options.preferred_port
         self._health: Health
-        self._published: Address
-        self._address_fault = ""  # what was wrong with the file at the last look
         self._published_at: float | None = None  # None before the first publication
         self._next_step_at = 0.0
         self._next_stop_check_at = 0.0
         self._next_heartbeat_at = 0.0
-        self._next_address_look_at = math.inf
         self._last_heartbeat = monotonic()
 
     def run(self) -> SupervisorOutcome:
@@ -133,18 +126,18 @@ class Supervisor:
 
     def run_once(self) -> None:
         """Wait for the next event and act on it; after the last one the outcome is set."""
-        due = min(self._next_step_at, self._next_stop_check_at, self._next_heartbeat_at, self._next_address_look_at)
+        due = min(self._next_step_at, self._next_stop_check_at, self._next_heartbeat_at, self._publisher.look_at)
         self._wait(max(0.0, due - monotonic()))
         now = monotonic()
         if not self._keep_lease(now):
             self._give_way()
         elif who := self._find_stop_request(now):
-            logger.info("generation=%d: stopping: asked by %s", self._generation, who)
+            logger.info("generation=%d: stopping: asked by %s", self._publisher.generation, who)
             self._clean_up()
             self.outcome = SupervisorOutcome.STOPPED
         else:
             try:
-                self._keep_address(now)
+                self._publisher.keep(now)
                 self._advance(now)
             except (BalsamError, OSError) as err:
                 if self._published_at is None:
@@ -221,7 +214,8 @@ class Supervisor:
     def _give_way(self) -> None:
         """End the server at once; the address belongs to whoever took the lease."""
         logger.error(
-            "generation=%d: the lease was taken by another watchdog or removed; this one ends", self._generation
+            "generation=%d: the lease was taken by another watchdog or removed; this one ends",
+            self._publisher.generation,
         )
         self._stop_server(max_seconds=QUICK_STOP)
         self.outcome = SupervisorOutcome.REPLACED
@@ -255,36 +249,26 @@ class Supervisor:
 
     def _publish(self, server: ServerProcess) -> None:
         """Publish the address of a server that is ready."""
-        found = server.address()
-        published = msgspec.structs.replace(
-            found,
-            host=self._advertised if network.is_wildcard(found.host) else found.host,
-            directory=self._held.lease.directory,
-            generation=self._generation + 1,
-        )
         try:
             if not self._held.is_ours():
                 self._give_way()
                 return
-            failpoint("before_publish")
-            address.write(self._db, published)
-            failpoint("after_publish")
+            published = self._publisher.publish(server.address())
         except (BalsamError, OSError) as err:
             if self._published_at is None:
                 raise
-            logger.warning("generation=%d: the address can't be published: %s", published.generation, err)
+            logger.warning("generation=%d: the address can't be published: %s", self._publisher.generation + 1, err)
             self._next_step_at = monotonic() + PUBLISH_PAUSE
             return
-        self.state, self._generation, self._published = SupervisorState.PUBLISHED, published.generation, published
-        self._next_address_look_at = monotonic() + ADDRESS_POLL
+        self.state = SupervisorState.PUBLISHED
         self._health = Health(server)
         self._next_step_at = self._health.due
-        self._update_lease(generation=self._generation)
+        self._update_lease(generation=self._publisher.generation)
         if self.outcome is not None:
             return
         logger.info(
             "generation=%d: server pid=%d is ready at %s after %.2f s",
-            self._generation,
+            self._publisher.generation,
             server.pid,
             published.endpoint,
             server.age,
@@ -292,33 +276,6 @@ class Supervisor:
         if self._published_at is None:
             self._on_ready(published)
         self._published_at = monotonic()
-
-    def _keep_address(self, now: float) -> None:
-        """Look from time to time whether the address is still published, and publish it again where it isn't.
-
-        It may name this server by another host or port: an operator's, of a tunnel or another network.
-        """
-        if now < self._next_address_look_at:
-            return
-        self._next_address_look_at = now + ADDRESS_POLL
-        fault = "it says something else"
-        try:
-            found = address.read(self._db)
-            if found and _names_same_server(found, self._published):
-                self._address_fault = ""
-                return
-        except BalsamError as err:
-            fault = str(err)
-        try:
-            if not self._held.is_ours():
-                return  # the next heartbeat ends this watchdog
-            address.write(self._db, self._published)
-            fault = f"{fault}; it was published again"
-        except OSError as err:
-            fault = f"{fault}; it can't be published again: {reason(err)}"
-        if fault != self._address_fault:
-            logger.warning("generation=%d: the published address was lost: %s", self._generation, fault)
-            self._address_fault = fault
 
     # ---- ending
 
@@ -339,7 +296,7 @@ class Supervisor:
         pause = 0.0 if self.failures == 1 else min(MAX_PAUSE, 0.1 * 2.0 ** min(self.failures - 2, 10))
         logger.error(
             "generation=%d: server%s %s; started again in %.1f s; its last output: %s",
-            self._generation,
+            self._publisher.generation,
             f" pid={server.pid}" if server else "",
             failure.reason,
             pause,
@@ -362,9 +319,11 @@ class Supervisor:
         try:
             self._publish_failure(failure.error_class, reason)
         except (BalsamError, OSError) as err:
-            logger.warning("generation=%d: it can't be told that the server can't work: %s", self._generation, err)
+            logger.warning(
+                "generation=%d: it can't be told that the server can't work: %s", self._publisher.generation, err
+            )
             return
-        logger.error("generation=%d: the server is given up: %s", self._generation, reason)
+        logger.error("generation=%d: the server is given up: %s", self._publisher.generation, reason)
         self.outcome = SupervisorOutcome.GIVEN_UP
         self._clean_up()
 
@@ -376,7 +335,8 @@ class Supervisor:
         """Stop the server and wait for its end; a second signal to the watchdog shortens that."""
         if self.server is not None:
             self.server.stop(self._wait_and_refresh, max_seconds=max_seconds, is_urgent=lambda: self._stops.count > 1)
-        self.state, self.server, self._next_address_look_at = SupervisorState.STOPPED, None, math.inf
+        self.state, self.server = SupervisorState.STOPPED, None
+        self._publisher.forget()
 
     def _wait_and_refresh(self, seconds: float) -> None:
         """Wait for an event of a server that is being stopped, and keep the lease."""
@@ -404,7 +364,7 @@ class Supervisor:
                 step()
             except (BalsamError, OSError) as err:
                 logger.error("%s: %s", fault, err)  # noqa: TRY400  (the traceback adds nothing)
-        logger.info("generation=%d: stopped", self._generation)
+        logger.info("generation=%d: stopped", self._publisher.generation)
 
     def _withdraw_address(self, error: BaseException | None) -> None:
         if self.outcome is SupervisorOutcome.GIVEN_UP or not self._held.is_ours():
@@ -414,7 +374,3 @@ class Supervisor:
             self._publish_failure(type(error) if isinstance(error, BalsamError) else BalsamError, describe_error(error))
         else:
             address.withdraw(self._db)
-
-
-def _names_same_server(one: Address, other: Address) -> bool:
-    return msgspec.structs.replace(one, host=other.host, port=other.port) == other

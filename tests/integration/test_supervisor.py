@@ -30,7 +30,7 @@ from balsam_core.system import network
 from balsam_core.system.processes import is_alive, send_signal, start_of
 from balsam_core.system.signals import StopRequests
 from balsam_core.testing.tools import wait_until
-from balsam_core.watchdog import control, failures, health, supervisor
+from balsam_core.watchdog import control, failures, health, publisher, supervisor
 from balsam_core.watchdog.options import ServerOptions
 from balsam_core.watchdog.supervisor import Supervisor, SupervisorOutcome, SupervisorState
 from balsam_core.watchdog.takeover import acquire
@@ -148,7 +148,7 @@ def test_a_lost_address_is_published_again(drive, db, content):
             return False
 
     driven.until(published)
-    assert time.monotonic() - began < 5 * supervisor.ADDRESS_POLL
+    assert time.monotonic() - began < 5 * publisher.LOOK_EVERY
     assert answers(first), "the server goes on"
     assert driven.held.lease.restarts == 0
 
@@ -158,7 +158,7 @@ def test_an_address_that_names_the_server_by_another_way_stays(drive, db):
     first = driven.until_published()
     tunnel = msgspec.structs.replace(first, host="gateway.example.org", port=4321)
     address.write(db, tunnel)
-    deadline = time.monotonic() + 3 * supervisor.ADDRESS_POLL
+    deadline = time.monotonic() + 3 * publisher.LOOK_EVERY
     driven.until(lambda: time.monotonic() > deadline)
     assert driven.address() == tunnel
     address.write(db, msgspec.structs.replace(first, pid=first.pid + 1))
