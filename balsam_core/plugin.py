@@ -23,7 +23,8 @@ from balsam_core.errors import (
     ServerNotRunning,
     Unavailable,
 )
-from balsam_core.hookspecs import BackendModule, hookimpl
+from balsam_core.hookspecs import hookimpl
+from balsam_core.hookspecs.backend import BackendModule
 from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
 
 if TYPE_CHECKING:

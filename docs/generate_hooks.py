@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from balsam_core import hookspecs, plugin, plugin_types
+from balsam_core import plugin, plugin_types
+from balsam_core.hookspecs import backend as hookspecs
 from balsam_core.plugin import BalsamError
 
 if TYPE_CHECKING:

@@ -50,10 +50,10 @@ def new_manager() -> pluggy.PluginManager:
     """Return a manager of plugins that knows the hook specifications and has no plugin."""
     import pluggy
 
-    from balsam_core import hookspecs
+    from balsam_core.hookspecs import PROJECT, backend
 
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(backend)
     return manager
 
 
@@ -249,13 +249,13 @@ def _with_current_hooks(module: ModuleType) -> ModuleType:
 
 def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.PluginManager, remedy: str) -> None:
     """Register all hooks or none."""
-    from balsam_core import hookspecs
+    from balsam_core.hookspecs import backend
 
-    optional = hookspecs.OPTIONAL | ({"balsam_start_server"} if identity.server is ServerPolicy.NONE else set())
+    optional = backend.OPTIONAL | ({"balsam_start_server"} if identity.server is ServerPolicy.NONE else set())
     try:
         manager.register(module, PREFIX + name)
         present = {caller.name for caller in manager.get_hookcallers(module) or []}
-        absent = [hook for hook in hookspecs.__all__ if hook.startswith("balsam_") and hook not in present | optional]
+        absent = [hook for hook in backend.__all__ if hook.startswith("balsam_") and hook not in present | optional]
         fault = f"it lacks the hook {absent[0]}" if absent else ""
         if not fault:
             manager.check_pending()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from balsam_core import hookspecs
+from balsam_core.hookspecs import backend as hookspecs
 from balsam_core.plugin import DBType, ServerPlan
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -13,7 +13,8 @@ from balsam_core.backends import probe
 from balsam_core.backends.registry import OFFICIAL, Registry, canonical, list_backends
 from balsam_core.dbdir import address
 from balsam_core.errors import BackendError, ServerNotRunning
-from balsam_core.hookspecs import BackendModule, hookimpl
+from balsam_core.hookspecs import hookimpl
+from balsam_core.hookspecs.backend import BackendModule
 from balsam_core.plugin_types import DBType, ServerPlan, ServerPolicy
 
 GOOD = """
