@@ -11,6 +11,7 @@ repeated; then its jobs are given back.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -187,7 +188,8 @@ def _find_proof(launcher: LauncherInfo, journal: Journal) -> str | None:
         return _describe(launcher, "was lost; its guardian has ended all its processes")
     if not is_here:
         return None
-    if is_alive(head.guardian, head.guardian_start) or not end_marked(MARK, head.mark):
+    is_one_left = os.environ.get(MARK) == head.mark  # this very process is of one of its jobs
+    if is_one_left or is_alive(head.guardian, head.guardian_start) or not end_marked(MARK, head.mark):
         return ""
     return _describe(launcher, "was lost with its guardian; none of its processes is left")
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-from balsam_core.client.dead_launchers import PATIENCE, LauncherWatch, end_dead_launchers
+from balsam_core.client.dead_launchers import LauncherWatch
 from balsam_core.errors import BalsamError
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.guardian import lease_clock
@@ -56,7 +56,7 @@ class Membership:
         self.workflow = workflow
         self._client = client
         self._watch = LauncherWatch(db.directory, client.run)
-        self.closed = end_dead_launchers(db.directory, db.run, patience=PATIENCE)
+        self.closed = db.end_dead_launchers()
         machine = this_machine()
         pid = os.getpid()
         self._asked_at = lease_clock()
