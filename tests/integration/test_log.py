@@ -93,6 +93,39 @@ def test_a_job_that_has_not_run_says_where_to_ask(db, path):
 def test_a_job_is_followed_from_before_its_start_to_its_end(db, path, follow, tmp_path):
     go = tmp_path / "go"
     db.jobs.add(sh(f"echo one; while [ ! -e {go} ]; do sleep 0.1; done; printf two", name="j"))
+@pytest.fixture
+def twice(db, path):
+    """A job whose preprocess ran once and whose run failed once, then wrote errors only."""
+    script = "test -e again || { touch again; echo first; echo one >&2; exit 1; }; echo second >&2"
+    job = sh(script, name="j", max_retries=1, preprocess="echo before")
+    db.jobs.add(job)
+    launch(path)
+    return job.id
+
+
+def test_each_attempt_is_shown_on_request(twice, path):
+    done = here.good("log", twice, db=path)
+    assert done.out == "==> preprocess.log <==\nbefore\n==> j.err <==\nsecond\n"
+    assert done.err == "attempts with output: 1, 2; --attempt N shows one\n"
+    first = here.good("log", twice, "--attempt", 1, db=path)
+    files = ("preprocess.log", "before"), ("j.out.1", "first"), ("j.err.1", "one")
+    assert first.out == "".join(f"==> {name} <==\n{text}\n" for name, text in files)
+    assert first.err == ""
+    assert here.good("log", twice, "--attempt", 2, db=path).out == "==> j.err <==\nsecond\n"
+    assert len(here.good("log", twice, "--attempt", 1, "-o", "ids", db=path).out.split()) == 3
+    rows = here.good("log", twice, "--attempt", 1, "-o", "json", db=path).json
+    assert [row["line"] for row in rows] == ["before", "first", "one"]
+
+
+def test_an_attempt_without_output_names_those_that_have_some(twice, path, db):
+    said = here.refused("log", twice, "--attempt", 3, db=path, code=3)
+    assert said == f"job {twice} has no output of attempt 3; there is some of: 1, 2"
+    db.jobs.add(Job(command="true", name="new"))
+    assert here.refused("log", "last", "--attempt", 1, db=path, code=3).endswith("there is none of any")
+    for words in (["launcher", "--attempt", 1], ["dbserver", "--attempt", 1], [twice, "-f", "--attempt", 1]):
+        assert "--attempt" in here.refused("log", *words, db=path, code=2)
+
+
     process = follow(1)
     assert process.stderr.readline() == "job 1 (READY) has written nothing yet; waiting for it\n"
     with subprocess.Popen([*BALSAM, "--db", path, "launcher", "--consume-all"], stderr=subprocess.DEVNULL):
