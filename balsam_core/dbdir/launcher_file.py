@@ -6,6 +6,7 @@ heard of. A launcher that was killed leaves the file; the next one on the same m
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from datetime import datetime
@@ -17,12 +18,15 @@ from balsam_core.system.files import atomic_write, read_regular
 from balsam_core.system.processes import Machine, is_alive, this_machine
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
 
 _MAX_BYTES = 32 * 1024 * 1024  # a job file may name a million jobs
 _NAME = re.compile(r"launcher-(\d{1,18})\.json")
+_LOG_NAME = re.compile(r"launcher-(\d{1,18})\.log(?:\.\d+)?")
+KEPT_LOGS = 100  # of launchers that have ended
 
 
 class LauncherFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +72,32 @@ class LauncherFile(msgspec.Struct, frozen=True, kw_only=True):
 def log_file(db: DBDir, launcher: int) -> Path:
     """Return the path of a launcher's log."""
     return db.log / f"launcher-{launcher}.log"
+
+
+def prune_logs(db: DBDir, living: Collection[int]) -> None:
+    """Remove the logs of launchers that have ended, but for the :data:`KEPT_LOGS` that were written last.
+
+    Args:
+        db: The DB directory.
+        living: Ids of the launchers that may not have ended; others are spared for which the launcher's file says so.
+
+    Raises:
+        OSError: The folder can't be read.
+    """
+    spared = {*living, *(found.id for found in read_all(db) if not found.is_dead)}
+    files: dict[int, list[os.DirEntry[str]]] = {}
+    with os.scandir(db.log) as entries:
+        for entry in entries:
+            if (match := _LOG_NAME.fullmatch(entry.name)) and int(match[1]) not in spared:
+                files.setdefault(int(match[1]), []).append(entry)
+
+    def written_at(launcher: int) -> float:
+        return max(entry.stat(follow_symlinks=False).st_mtime for entry in files[launcher])
+
+    for launcher in sorted(files, key=written_at, reverse=True)[KEPT_LOGS:]:
+        for entry in files[launcher]:
+            with suppress(OSError):
+                os.unlink(entry)  # noqa: PTH108
 
 
 def write(db: DBDir, content: LauncherFile) -> None:

@@ -35,6 +35,7 @@ from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
 from balsam_core.model.calls import (
     GetKilledJobs,
+    GetLaunchers,
     Prune,
     Resources,
 )
@@ -156,7 +157,8 @@ class Launcher:
         self._runner.processes.lease.extend(self._membership.safe_until())
         try:
             self._client.run(Prune())
-        except (*OUTAGES, *REFUSALS) as err:
+            launcher_file.prune_logs(self._db.directory, [one.id for one in self._client.run(GetLaunchers())])
+        except (*OUTAGES, *REFUSALS, OSError) as err:
             logger.warning("pruning is left to other launchers: %s", err)
 
     def _start_guardian(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from balsam_program import BALSAM, here
 from served_db import ServedDB
 
 from balsam_core import Job
+from balsam_core.model.calls import RegisterLauncher
+from balsam_core.system.processes import start_of, this_machine
 from balsam_core.testing.tools import wait_until
 
 
@@ -90,9 +93,6 @@ def test_a_job_that_has_not_run_says_where_to_ask(db, path):
     assert "number" in here.refused("log", 1, 2, db=path, code=2)
 
 
-def test_a_job_is_followed_from_before_its_start_to_its_end(db, path, follow, tmp_path):
-    go = tmp_path / "go"
-    db.jobs.add(sh(f"echo one; while [ ! -e {go} ]; do sleep 0.1; done; printf two", name="j"))
 @pytest.fixture
 def twice(db, path):
     """A job whose preprocess ran once and whose run failed once, then wrote errors only."""
@@ -126,6 +126,9 @@ def test_an_attempt_without_output_names_those_that_have_some(twice, path, db):
         assert "--attempt" in here.refused("log", *words, db=path, code=2)
 
 
+def test_a_job_is_followed_from_before_its_start_to_its_end(db, path, follow, tmp_path):
+    go = tmp_path / "go"
+    db.jobs.add(sh(f"echo one; while [ ! -e {go} ]; do sleep 0.1; done; printf two", name="j"))
     process = follow(1)
     assert process.stderr.readline() == "job 1 (READY) has written nothing yet; waiting for it\n"
     with subprocess.Popen([*BALSAM, "--db", path, "launcher", "--consume-all"], stderr=subprocess.DEVNULL):
@@ -161,6 +164,29 @@ def test_the_newest_launcher_has_a_log_of_its_own(db, path):
         assert "0 finished, 1 failed in" in shown
     assert "(first) failed" in here.good("log", "launcher", 1, "-n", 0, db=path).out
     assert here.refused("log", "launcher", 3, db=path, code=3).endswith("the newest is that of launcher 2")
+
+
+def test_logs_of_launchers_are_pruned_but_for_those_that_may_live(db, path):
+    from balsam_core.dbdir import launcher_file
+    from balsam_core.dbdir.launcher_file import KEPT_LOGS, LauncherFile
+
+    log = path / "log"
+    far = db.run(RegisterLauncher(host="far", pid=7, boot_id="b", process_start=0.0, lease_seconds=900))
+    start = start_of(os.getpid())
+    here_alive = LauncherFile(id=5000, machine=this_machine(), pid=os.getpid(), start=start)
+    launcher_file.write(db.directory, here_alive)
+    launcher_file.write(db.directory, LauncherFile(id=5001, machine=this_machine(), pid=os.getpid(), start=start + 1))
+    numbers = [far, 5000, 5001, *range(9000, 9000 - KEPT_LOGS, -1)]  # from the oldest to the newest
+    for at, number in enumerate(numbers):
+        for name in (f"launcher-{number}.log", f"launcher-{number}.log.1"):
+            (log / name).write_text("x")
+            os.utime(log / name, (at, at))
+    (log / "launcher-1x.log").touch()
+    launch(path)
+    left = {file.name for file in log.glob("launcher-*.log*")}
+    own = f"launcher-{far + 1}.log"
+    kept = [far, 5000, *numbers[3:]]
+    assert left == {own, "launcher-1x.log", *(f"launcher-{n}.log{end}" for n in kept for end in ("", ".1"))}
 
 
 def test_a_launcher_is_followed_until_it_ends(db, path, follow):
