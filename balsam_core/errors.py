@@ -165,7 +165,7 @@ class TimedOut(BalsamError):
 
 
 class BackendError(BalsamError):
-    """A backend plugin is missing, broken, doubled, lacks its driver, or its database refuses Balsam's statements."""
+    """A plugin is missing, broken, doubled, lacks its driver, or its database refuses Balsam's statements."""
 
     code = "backend"
     exit_code = 12

@@ -1,4 +1,4 @@
-"""The public API for plugin authors: everything that a backend may import from Balsam. Nothing else is stable.
+"""The public API for plugin authors: everything that a plugin may import from Balsam. Nothing else is stable.
 
 What the core has not loaded anyway is imported when it is first used, so that a plugin's module loads fast. See
 :mod:`balsam_core.hookspecs` for the hooks to implement and :mod:`balsam_core.testing` for the suite that tests a
@@ -23,8 +23,9 @@ from balsam_core.errors import (
     ServerNotRunning,
     Unavailable,
 )
-from balsam_core.hookspecs import BackendModule, hookimpl
-from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, ServerPlan, ServerPolicy
+from balsam_core.hookspecs import hookimpl
+from balsam_core.hookspecs.backend import BackendModule
+from balsam_core.plugin_types import PLUGIN_API, DBType, EngineRole, MPIKind, ServerPlan, ServerPolicy
 
 if TYPE_CHECKING:
     from balsam_core.dbdir.address import Address
@@ -60,6 +61,7 @@ __all__ = [
     "DBType",
     "EngineRole",
     "InvalidInput",
+    "MPIKind",
     "NativeTransport",
     "NotFound",
     "OutcomeUnknown",

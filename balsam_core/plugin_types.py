@@ -1,4 +1,4 @@
-"""The values that pass between the core and a backend plugin.
+"""The values that pass between the core and a plugin.
 
 All are frozen and keyword-only: the contract grows by fields that have a default. Plugin authors import these names
 from :mod:`balsam_core.plugin`.
@@ -14,13 +14,22 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import PurePath
 from types import MappingProxyType, NoneType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["DB_TYPE_NAME", "PLUGIN_API", "DBType", "EngineRole", "ServerPlan", "ServerPolicy"]
+__all__ = [
+    "PLUGIN_API",
+    "PLUGIN_NAME",
+    "DBType",
+    "EngineRole",
+    "MPIKind",
+    "PluginCard",
+    "ServerPlan",
+    "ServerPolicy",
+]
 
 PLUGIN_API = 1
 """Version of the plugin contract that this core speaks. It changes only when old plugins would misbehave."""
@@ -29,9 +38,10 @@ EngineRole = Literal["owner", "writer", "reader", "server"]
 """``owner`` may change tables, ``writer`` rows, ``reader`` nothing; ``server`` is the core's write server."""
 
 LONGEST_TITLE = 60  # characters
+LARGEST_MPI_KIND = 16 * 1024  # characters of template and environment
 
-DB_TYPE_NAME = re.compile(r"[a-z][a-z0-9_]*")
-"""What a db type must match, whole."""
+PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What a db type, and the name of any other plugin, must match, whole."""
 
 
 def _nothing() -> Mapping[str, str]:
@@ -50,7 +60,41 @@ class ServerPolicy(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DBType:
+class PluginCard:
+    """What a plugin of any kind says of itself: its identity card.
+
+    Attributes:
+        name: The same word as the entry point's name: ``[a-z][a-z0-9_]*``.
+        title: Name for people.
+        plugin_api: The :data:`PLUGIN_API` that the plugin was written for, as a literal number.
+
+    Raises:
+        ValueError: The name or the title is not well formed.
+        TypeError: A field has the wrong type.
+    """
+
+    NOUN: ClassVar[str] = "plugin"
+    TYPES: ClassVar[dict[str, type]] = {"name": str, "title": str, "plugin_api": int}
+
+    name: str
+    title: str
+    plugin_api: int
+
+    def __post_init__(self) -> None:
+        if not PLUGIN_NAME.fullmatch(str(self.name)):
+            raise ValueError(
+                f"the {self.NOUN} {self.name!r} is not a lower-case word of letters, digits and underscores"
+            )
+        what = f"{type(self).__name__}({self.name!r})"
+        wrong = [name for name, kind in self.TYPES.items() if not isinstance(getattr(self, name), kind)]
+        if wrong:
+            raise TypeError(f"{what}: {wrong[0]} must be of type {self.TYPES[wrong[0]].__name__}")
+        if not self.title.isprintable() or not 0 < len(self.title) <= LONGEST_TITLE:
+            raise ValueError(f"{what}: the title must be printable, of 1 to {LONGEST_TITLE} characters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DBType(PluginCard):
     """What a backend is: its identity card, for which no driver is imported.
 
     Attributes:
@@ -69,37 +113,77 @@ class DBType:
         TypeError: A field has the wrong type.
     """
 
-    name: str
-    title: str
+    NOUN = "db type"
+    TYPES: ClassVar[dict[str, type]] = {
+        **PluginCard.TYPES,
+        "server": ServerPolicy,
+        "driver": str,
+        "driver_remedy": str,
+        "options": Mapping,
+        "capabilities": AbstractSet,
+    }
+
     server: ServerPolicy
-    plugin_api: int
     driver: str = ""
     driver_remedy: str = ""
     options: Mapping[str, str] = field(default_factory=_nothing, hash=False)
     capabilities: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if not DB_TYPE_NAME.fullmatch(str(self.name)):
-            raise ValueError(f"the db type {self.name!r} is not a lower-case word of letters, digits and underscores")
-        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
-        if wrong:
-            raise TypeError(f"DBType({self.name!r}): {wrong[0]} must be of type {_KINDS[wrong[0]].__name__}")
-        if not self.title.isprintable() or not 0 < len(self.title) <= LONGEST_TITLE:
-            raise ValueError(f"DBType({self.name!r}): the title must be printable, of 1 to {LONGEST_TITLE} characters")
+        super().__post_init__()
         if "." in self.driver:
             raise ValueError(f"DBType({self.name!r}): the driver must be a top-level module, not {self.driver!r}")
 
 
-_KINDS = {
-    "name": str,
-    "title": str,
-    "server": ServerPolicy,
-    "plugin_api": int,
-    "driver": str,
-    "driver_remedy": str,
-    "options": Mapping,
-    "capabilities": AbstractSet,
-}
+@dataclass(frozen=True, kw_only=True)
+class MPIKind(PluginCard):
+    """A way to start the ranks of a job, of which a launcher needs to know nothing more.
+
+    Attributes:
+        name: What users give to ``--mpi``, the same word as the entry point's name: ``[a-z][a-z0-9_]*``.
+        title: Name for people, e.g. ``TACC ibrun``.
+        plugin_api: The :data:`PLUGIN_API` that the plugin was written for, as a literal number.
+        template: The words before the job's command line. The first is the program, which is searched in ``PATH``.
+            In the others ``{ranks}`` (in all), ``{ranks_per_node}``, ``{nodes}``, ``{threads_per_rank}``,
+            ``{threads_per_core}`` and ``{gpus_per_rank}`` are filled. The program must not bind ranks to processors:
+            two jobs on one node would get the same ones.
+        environment: Variables for its runs, where neither the launcher nor the job has them.
+        detected_by: Name of an environment variable. Where a launcher has it, and the program, it takes this kind
+            unless the user names another. Empty: only when named.
+
+    Raises:
+        ValueError: A field can't be right.
+        TypeError: A field has the wrong type.
+    """
+
+    NOUN = "MPI kind"
+    TYPES: ClassVar[dict[str, type]] = {
+        **PluginCard.TYPES,
+        "template": tuple,
+        "environment": Mapping,
+        "detected_by": str,
+    }
+
+    template: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=_nothing, hash=False)
+    detected_by: str = ""
+
+    def __post_init__(self) -> None:
+        from balsam_core.model.command import check_ranks_template
+
+        super().__post_init__()
+        what = f"MPIKind({self.name!r})"
+        texts: list[object] = [*self.template, *self.environment, *self.environment.values(), self.detected_by]
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise TypeError(f"{what}: template and environment must be of printable texts")
+        if len("".join(map(str, texts))) > LARGEST_MPI_KIND:
+            raise ValueError(f"{what}: template and environment are larger than {LARGEST_MPI_KIND} characters")
+        if wrong := [name for name in self.environment if not name or "=" in name]:
+            raise ValueError(f"{what}: {wrong[0]!r} can't be the name of an environment variable")
+        try:
+            check_ranks_template(self.template)
+        except ValueError as err:
+            raise ValueError(f"{what}: template: {err}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from balsam_core import hookspecs, plugin, plugin_types
+from balsam_core import plugin, plugin_types
+from balsam_core.hookspecs import backend, mpi
 from balsam_core.plugin import BalsamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 PAGE = Path(__file__).parent / "reference" / "hooks.md"
 FIRST_LINE = "<!-- Written by docs/generate_hooks.py from the program: change it there, then run `make docs`. -->"
@@ -21,10 +23,12 @@ SECTIONS = {"Args:": "Arguments", "Returns:": "Returns", "Raises:": "Raises", "A
 WORDS = {"PLUGIN_API", "EngineRole", "hookimpl", "BackendModule"}  # described by words()
 
 INTRODUCTION = """
-# Hooks of a backend
+# Hooks
 
-A backend is a module whose functions are marked with `balsam_core.plugin.hookimpl` and have the names and arguments
-below. An entry point of its distribution, whose name is the db type, names the module:
+A plugin is a module whose functions are marked with `balsam_core.plugin.hookimpl` and have the names and arguments
+below. An entry point of its distribution names the module. The group says the kind of the plugin: `balsam.backends` for
+a backend, where the entry point's name is the db type, and `balsam.mpi` for an MPI kind, where it is what `--mpi`
+takes:
 
 ```toml
 [project.entry-points."balsam.backends"]
@@ -33,15 +37,15 @@ toy = "acme_balsam_toy.backend"
 
 The rules for all hooks:
 
-* A hook is called only on the plugin of the DB's type, always by keywords. An implementation may leave out arguments
-  that it doesn't need. A plugin with other arguments, or with a function that is marked as a hook and is none of these,
-  is refused.
+* A hook of a backend is called only on the plugin of the DB's type, always by keywords. An implementation may leave out
+  arguments that it doesn't need. A plugin with other arguments, or with a function that is marked as a hook and is none
+  of those of its kind, is refused.
 * A plugin imports nothing of Balsam but `balsam_core.plugin`. Its errors (`InvalidInput`, `Unavailable`, ...) reach the
   user as they are, in one line. Any other exception, and a result of another type than the one below, is reported as a
   fault of the plugin, with its distribution, its version and the remedy.
-* The import of the module and `balsam_db_type` must not change the process or load a driver. A listing of the plugins
-  undoes such changes (environment, `sys.path`, the root logger, ...), redirects their output to stderr, and gives up
-  after 10 seconds.
+* The import of the module, and the hook that returns the identity card, must not change the process or load a driver.
+  A listing of the plugins calls them in a process of its own, redirects their output to stderr, and gives up after 20
+  seconds.
 * The contract grows by new optional hooks, new arguments and new fields with a default. `PLUGIN_API` changes only when
   old plugins would misbehave. This page describes plugin API {api}.
 """
@@ -50,10 +54,14 @@ The rules for all hooks:
 def page() -> str:
     """Return the page."""
     parts = [FIRST_LINE, INTRODUCTION.strip().replace("{api}", str(plugin_types.PLUGIN_API))]
-    for title, wanted in (("Required hooks", False), ("Optional hooks", True)):
+    for title, kind, wanted in (
+        ("Required hooks of a backend", backend, False),
+        ("Optional hooks of a backend", backend, True),
+        ("Hook of an MPI kind", mpi, False),
+    ):
         parts.append(f"## {title}")
-        for name, hook in hooks():
-            if (name in hookspecs.OPTIONAL) is wanted:
+        for name, hook in hooks(kind):
+            if (name in kind.OPTIONAL) is wanted:
                 parts += [f"### `{name}`", f"```python\n{signature(name, hook)}\n```", text(hook)]
     parts += ["## Classes and functions", f"The other names in `balsam_core.plugin`.\n\n{words()}"]
     for name in sorted(set(plugin.__all__) - WORDS, key=str.lower):
@@ -138,9 +146,9 @@ def _plain(value: object) -> str:
     return "..." if repr(value).startswith("<") or isinstance(value, tuple) else repr(value)
 
 
-def hooks() -> list[tuple[str, Callable[..., object]]]:
-    """Return the hooks by name, in the order of their definition."""
-    found = [(name, getattr(hookspecs, name)) for name in hookspecs.__all__ if name.startswith("balsam_")]
+def hooks(kind: ModuleType) -> list[tuple[str, Callable[..., object]]]:
+    """Return the hooks of a kind of plugin by name, in the order of their definition."""
+    found = [(name, getattr(kind, name)) for name in kind.__all__ if name.startswith("balsam_")]
     return sorted(found, key=lambda item: item[1].__code__.co_firstlineno)
 
 

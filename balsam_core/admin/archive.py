@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Annotated, BinaryIO
 import msgspec
 
 from balsam_core.errors import Corrupt, SchemaMismatch
-from balsam_core.plugin_types import DB_TYPE_NAME
+from balsam_core.plugin_types import PLUGIN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     format: int
-    db_type: Annotated[str, msgspec.Meta(pattern=rf"^{DB_TYPE_NAME.pattern}\Z", max_length=100)]
+    db_type: Annotated[str, msgspec.Meta(pattern=rf"^{PLUGIN_NAME.pattern}\Z", max_length=100)]
     db_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     schema: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}\Z")]
     created: str

@@ -1,3 +1,3 @@
-"""The backend plugins: which are installed, how one is loaded, and the calls of its hooks."""
+"""The plugins: which are installed, how one is looked at and loaded, and the calls of a backend's hooks."""
 
 from __future__ import annotations

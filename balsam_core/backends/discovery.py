@@ -1,4 +1,4 @@
-"""Which distributions offer a backend, by their installed metadata alone: none of their code is imported.
+"""Which distributions offer plugins of a kind, by their installed metadata alone: none of their code is imported.
 
 pluggy's own loader is not used: with it one broken plugin stops all, and of two plugins with one name the first wins
 silently.
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from importlib.metadata import Distribution
 
-GROUP = "balsam.backends"
-"""The entry-point group: name = db type, value = module of hook functions."""
+    from balsam_core.backends.kinds import PluginKind
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntryPoint:
-    """One entry point of the group.
+    """One entry point of a plugin.
 
     Attributes:
-        db_type: The entry point's name, unchecked; ``?`` and the package where the metadata can't be read.
+        kind: Name of the plugin's kind.
+        name: The entry point's name, unchecked; ``?`` and the package where the metadata can't be read.
         module: The entry point's value, unchecked.
         package: Name of the distribution.
         version: Its version.
@@ -34,7 +34,8 @@ class EntryPoint:
         fault: Why the metadata can't be used; empty when it can.
     """
 
-    db_type: str
+    kind: str
+    name: str
     module: str
     package: str
     version: str
@@ -47,8 +48,8 @@ class EntryPoint:
         return f"{self.package} {self.version}".strip()
 
 
-def entry_points() -> list[EntryPoint]:
-    """Return the entry points of all installed backends, in the order of ``sys.path``.
+def entry_points(kind: PluginKind) -> list[EntryPoint]:
+    """Return the entry points of all installed plugins of a kind, in the order of ``sys.path``.
 
     The same entry point of a distribution that is found twice (a stale editable install beside a new one) counts once.
     """
@@ -61,9 +62,9 @@ def entry_points() -> list[EntryPoint]:
 
             logging.getLogger(__name__).debug("entry points of %s skipped: %s", metadata.location, err)
             continue
-        if GROUP in text:
-            for point in _entry_points_of(metadata, text):
-                found.setdefault((normalized(point.package), point.db_type, point.module), point)
+        if kind.group in text:
+            for point in _entry_points_of(kind, metadata, text):
+                found.setdefault((normalized(point.package), point.name, point.module), point)
     return list(found.values())
 
 
@@ -122,23 +123,29 @@ def _read_file(folder: str, name: str) -> str:
         return ""
 
 
-def _entry_points_of(metadata: _Metadata, text: str) -> list[EntryPoint]:
+def _entry_points_of(kind: PluginKind, metadata: _Metadata, text: str) -> list[EntryPoint]:
     """Return the entry points of one distribution, whose metadata may be malformed."""
     package = _read_field(metadata, "Name") or metadata.location.rpartition("/")[2]
     version = _read_field(metadata, "Version")
-    points, fault = _parse(text)
+    points, fault = _parse(kind.group, text)
     if fault:
         points = [(f"?{package}", "")]
     return [
         EntryPoint(
-            db_type=name, module=value, package=package, version=version, location=metadata.location, fault=fault
+            kind=kind.name,
+            name=name,
+            module=value,
+            package=package,
+            version=version,
+            location=metadata.location,
+            fault=fault,
         )
         for name, value in points
     ]
 
 
-def _parse(text: str) -> tuple[list[tuple[str, str]], str]:
-    """Return names and values of the group, and why the text can't be understood, empty where it can."""
+def _parse(wanted: str, text: str) -> tuple[list[tuple[str, str]], str]:
+    """Return names and values of the wanted group, and why the text can't be understood, empty where it can."""
     points = []
     group = ""
     for line in map(str.strip, text.splitlines()):
@@ -148,7 +155,7 @@ def _parse(text: str) -> tuple[list[tuple[str, str]], str]:
             name, equals, value = line.partition("=")
             if not equals or not name.strip():
                 return [], f"its entry_points.txt can't be understood: {line[:80]!r}"
-            if group == GROUP:
+            if group == wanted:
                 points.append((name.strip(), value.strip()))
     return points, ""
 

@@ -1,6 +1,6 @@
 """Loading one installed plugin, and reporting what is wrong with it instead of failing.
 
-Whatever a plugin raises at import or in its identity card becomes a :class:`PluginError`.
+Whatever a plugin of any kind raises at import or in its identity card becomes a :class:`PluginError`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from inspect import isfunction, signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from balsam_core.plugin_types import DB_TYPE_NAME, PLUGIN_API, DBType, ServerPolicy
+from balsam_core.backends.kinds import KINDS
+from balsam_core.plugin_types import PLUGIN_API, PLUGIN_NAME, DBType, PluginCard, ServerPolicy
 from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     import pluggy
 
     from balsam_core.backends.discovery import EntryPoint
+    from balsam_core.backends.kinds import PluginKind
     from balsam_core.dbdir.directory import DBDir
 
-ALIASES = {"sqlite3": "sqlite", "postgresql": "postgres", "mariadb": "mysql"}
 LONGEST_REASON = 500  # characters of an exception's message
-PREFIX = "balsam.backends:"  # of a backend's name in pluggy, which tells it from a wrapper
+PREFIX = "balsam.plugins:"  # of a plugin's name in pluggy, which tells it from a wrapper
 
 FaultStatus = Literal["driver missing", "broken", "incompatible"]
 
@@ -38,7 +39,7 @@ class PluginError(Exception):
         identity: The plugin's identity card, None if it could not be had.
     """
 
-    def __init__(self, status: FaultStatus, detail: str, remedy: str, identity: DBType | None = None) -> None:
+    def __init__(self, status: FaultStatus, detail: str, remedy: str, identity: PluginCard | None = None) -> None:
         super().__init__(detail)
         self.status: FaultStatus = status
         self.detail = " ".join(detail.split())
@@ -46,14 +47,14 @@ class PluginError(Exception):
         self.identity = identity
 
 
-def new_manager() -> pluggy.PluginManager:
-    """Return a manager of plugins that knows the hook specifications and has no plugin."""
+def new_manager(kind: PluginKind) -> pluggy.PluginManager:
+    """Return a manager of plugins that knows the hook specifications of a kind and has no plugin."""
     import pluggy
 
-    from balsam_core import hookspecs
+    from balsam_core.hookspecs import PROJECT
 
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(import_module(kind.hookspecs))
     return manager
 
 
@@ -75,24 +76,25 @@ def is_ctrl_c(err: BaseException) -> bool:
 
 def load_plugin(
     name: str, entry_points: Sequence[EntryPoint], manager: pluggy.PluginManager
-) -> tuple[DBType, ModuleType]:
-    """Import the plugin of a db type, check it against the contract and register its hooks.
+) -> tuple[PluginCard, ModuleType]:
+    """Import a plugin, check it against the contract of its kind and register its hooks.
 
     Args:
-        name: The db type.
+        name: The plugin's name.
         entry_points: All entry points of this name: one, if all is well.
-        manager: Knows the hook specifications.
+        manager: Knows the hook specifications of its kind.
 
     Raises:
         PluginError: It can't be used; none of its hooks is registered.
         NoResources: It can't be imported now.
     """
     entry_point = entry_points[0]
-    _check_entry_points(name, entry_points)
+    kind = KINDS[entry_point.kind]
+    _check_entry_points(name, entry_points, kind)
     tell = remedy_of_a_bug(entry_point.package)
     try:
         module = import_module(entry_point.module)
-        identity: object = module.balsam_db_type()
+        identity: object = getattr(module, kind.card_hook)()
     except BaseException as err:
         if is_ctrl_c(err):
             raise
@@ -103,8 +105,9 @@ def load_plugin(
         elif (err.name or "").partition(".")[0] != entry_point.module.partition(".")[0]:
             remedy = f"install what it needs with: pip install {entry_point.package}, or tell its authors"
         raise PluginError("broken", describe_exception(err), remedy) from err
-    if not isinstance(identity, DBType):
-        raise PluginError("broken", f"balsam_db_type returned {type(identity).__name__}, not DBType", tell)
+    if not isinstance(identity, kind.card):
+        what = f"{kind.card_hook} returned {type(identity).__name__}, not {kind.card.__name__}"
+        raise PluginError("broken", what, tell)
     if identity.plugin_api != PLUGIN_API:
         outdated = "balsam-core" if identity.plugin_api > PLUGIN_API else entry_point.package
         why = f"it needs plugin API {identity.plugin_api}, this core has {PLUGIN_API}"
@@ -112,7 +115,7 @@ def load_plugin(
     if identity.name != name:
         raise PluginError("broken", f"it calls itself {identity.name}", tell, identity)
     plugin = _with_current_hooks(module)
-    _register(name, plugin, identity, manager, tell)
+    _register(plugin, identity, kind, manager, tell)
     return identity, plugin
 
 
@@ -160,7 +163,7 @@ def check_driver(identity: DBType, package: str, *, load: bool) -> None:
         raise PluginError("driver missing", f"the driver {identity.driver} is not installed", remedy, identity)
 
 
-def check_modules(identity: DBType, package: str, entry: str) -> None:
+def check_modules(identity: PluginCard, package: str, entry: str) -> None:
     """Import every module of a plugin's package: some are needed late, and may need what this core lacks.
 
     Args:
@@ -192,7 +195,7 @@ def check_modules(identity: DBType, package: str, entry: str) -> None:
         raise PluginError("broken", f"its module {name}: {describe_exception(err)}", remedy, identity) from err
 
 
-def _check_entry_points(name: str, entry_points: Sequence[EntryPoint]) -> None:
+def _check_entry_points(name: str, entry_points: Sequence[EntryPoint], kind: PluginKind) -> None:
     entry_point = entry_points[0]
     tell_authors = f"tell the authors of {entry_point.package}"
     if len(entry_points) > 1:
@@ -201,10 +204,10 @@ def _check_entry_points(name: str, entry_points: Sequence[EntryPoint]) -> None:
     if entry_point.fault:
         repair = f"repair it with: pip install --force-reinstall {entry_point.package}"
         raise PluginError("broken", entry_point.fault, repair)
-    if name in ALIASES:
-        raise PluginError("broken", f"{name} is an alias of {ALIASES[name]}", tell_authors)
-    if not DB_TYPE_NAME.fullmatch(name):
-        why = f"the db type {name!a} is not a lower-case word of letters, digits and underscores"
+    if name in kind.reserved:
+        raise PluginError("broken", f"{name} {kind.reserved[name]}", tell_authors)
+    if not PLUGIN_NAME.fullmatch(name):
+        why = f"the {kind.card.NOUN} {name!a} is not a lower-case word of letters, digits and underscores"
         raise PluginError("broken", why, tell_authors)
     if ":" in entry_point.module:
         why = f"the entry point's value {entry_point.module!a} does not name a module"
@@ -247,13 +250,15 @@ def _with_current_hooks(module: ModuleType) -> ModuleType:
     return adapted
 
 
-def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.PluginManager, remedy: str) -> None:
+def _register(
+    module: ModuleType, identity: PluginCard, kind: PluginKind, manager: pluggy.PluginManager, remedy: str
+) -> None:
     """Register all hooks or none."""
-    from balsam_core import hookspecs
-
-    optional = hookspecs.OPTIONAL | ({"balsam_start_server"} if identity.server is ServerPolicy.NONE else set())
+    hookspecs = import_module(kind.hookspecs)
+    serverless = isinstance(identity, DBType) and identity.server is ServerPolicy.NONE
+    optional = hookspecs.OPTIONAL | ({"balsam_start_server"} if serverless else set())
     try:
-        manager.register(module, PREFIX + name)
+        manager.register(module, PREFIX + identity.name)
         present = {caller.name for caller in manager.get_hookcallers(module) or []}
         absent = [hook for hook in hookspecs.__all__ if hook.startswith("balsam_") and hook not in present | optional]
         fault = f"it lacks the hook {absent[0]}" if absent else ""
@@ -264,6 +269,6 @@ def _register(name: str, module: ModuleType, identity: DBType, manager: pluggy.P
         if "'address'" in fault:
             fault += "; the argument was dropped: balsam_core.plugin.published_address(db) gives the address"
     if fault:
-        if manager.get_plugin(PREFIX + name) is not None:
-            manager.unregister(name=PREFIX + name)
+        if manager.get_plugin(PREFIX + identity.name) is not None:
+            manager.unregister(name=PREFIX + identity.name)
         raise PluginError("broken", fault, remedy, identity)

@@ -25,6 +25,7 @@ import msgspec
 
 from balsam_core.backends import reports
 from balsam_core.backends.discovery import EntryPoint
+from balsam_core.backends.kinds import KINDS
 from balsam_core.backends.loading import (
     PluginError,
     check_driver,
@@ -36,6 +37,7 @@ from balsam_core.backends.loading import (
 )
 from balsam_core.backends.reports import ProbeReport
 from balsam_core.errors import BalsamError, NoResources
+from balsam_core.plugin_types import DBType, MPIKind
 from balsam_core.system.processes import descendants, send_signal
 from balsam_core.system.shortages import PASSING, shortage
 from balsam_core.system.tether import become_subreaper
@@ -64,21 +66,17 @@ def probe(plugins: Mapping[str, list[EntryPoint]], *, with_driver: bool) -> dict
     """Load plugins in processes of their own and report what was found.
 
     Args:
-        plugins: By db type, all its entry points: one, if all is well.
-        with_driver: Whether to load the drivers and all modules, too; then no earlier report is used.
+        plugins: By name, all its entry points: one, if all is well. All are of one kind.
+        with_driver: Whether to load the drivers and all modules, too; else the reports are kept for later.
 
     Returns:
-        A report for each db type.
+        A report for each name.
     """
-    found = {} if with_driver else reports.find(plugins)
-    missing = {name: points for name, points in plugins.items() if name not in found}
-    if missing:
-        task = _Task(sys.path, missing, with_driver, LOAD_TIMEOUT)
-        new = {name: _crashed("the probing process ended", points) for name, points in missing.items()}
-        new |= dict(_run_child(task))
+    found = {name: _crashed("the probing process ended", points) for name, points in plugins.items()}
+    if plugins:
+        found |= dict(_run_child(_Task(sys.path, dict(plugins), with_driver, LOAD_TIMEOUT)))
         if not with_driver:
-            reports.keep(plugins, new)
-        found |= new
+            reports.keep(plugins, found)
     return found
 
 
@@ -149,7 +147,8 @@ def _answer(task: _Task, plugins: dict[str, list[EntryPoint]], results: int) -> 
 def _probe_each(context: ForkContext, task: _Task, results: int) -> Iterator[tuple[str, ProbeReport]]:
     from multiprocessing.connection import wait
 
-    new_manager()  # what all need is imported once
+    for name in {points[0].kind for points in task.plugins.values()}:
+        new_manager(KINDS[name])  # what all need is imported once
     waiting = deque(task.plugins)
     running: dict[str, tuple[ForkProcess, Connection, float]] = {}
     while waiting or running:
@@ -220,8 +219,9 @@ def _report(name: str, points: Sequence[EntryPoint], *, with_driver: bool) -> Pr
     package = points[0].package
     fault = None
     try:
-        identity, _ = load_plugin(name, points, new_manager())
-        check_driver(identity, package, load=with_driver)
+        identity, _ = load_plugin(name, points, new_manager(KINDS[points[0].kind]))
+        if isinstance(identity, DBType):
+            check_driver(identity, package, load=with_driver)
         if with_driver:
             check_modules(identity, package, points[0].module)
     except PluginError as err:
@@ -235,8 +235,9 @@ def _report(name: str, points: Sequence[EntryPoint], *, with_driver: bool) -> Pr
         status=fault.status if fault else "ok",
         detail=_text(fault.detail) if fault else "",
         remedy=_text(fault.remedy) if fault else "",
-        server=card.server.value if card else "",
+        server=card.server.value if isinstance(card, DBType) else "",
         api=card.plugin_api if card else None,
+        mpi=card if isinstance(card, MPIKind) and fault is None else None,
         traceback=_text("".join(format_exception(fault.__cause__))) if fault and fault.__cause__ else "",
         files={_text(file): reports.changed(file) for file in files if isinstance(file, str)},
     )

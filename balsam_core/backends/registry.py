@@ -8,14 +8,15 @@ backend is used, as one line that names the distribution, its version and the re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from types import NoneType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from balsam_core.backends.discovery import entry_points, normalized
+from balsam_core.backends.discovery import normalized
+from balsam_core.backends.installed import InstalledPlugins
+from balsam_core.backends.kinds import ALIASES, BACKEND
 from balsam_core.backends.loading import (
-    ALIASES,
     PREFIX,
     PluginError,
     check_driver,
@@ -39,49 +40,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from balsam_core.backends.discovery import EntryPoint
-    from balsam_core.backends.reports import ProbeReport
     from balsam_core.dbdir.address import Address
     from balsam_core.dbdir.directory import DBDir
     from balsam_core.model.calls import Event
     from balsam_core.plugin_types import DBType, EngineRole
     from balsam_core.transport.base import Transport
 
-OFFICIAL = {"sqlite": "balsam-sqlite", "postgres": "balsam-postgres", "mysql": "balsam-mysql"}
-DEFAULT_DB_TYPE = "sqlite"
+OFFICIAL = BACKEND.official
+DEFAULT_DB_TYPE = BACKEND.default
 LARGEST_SETTINGS = 16 * 1024  # bytes of settings that a plugin may have stored
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackendStatus:
-    """One line of ``balsam plugins list``.
-
-    Attributes:
-        db_type: Name of the db type.
-        package: Distribution that offers it; several when they use the same name.
-        version: Its version.
-        status: ``ok``, ``driver missing``, ``broken``, ``incompatible`` or ``not installed``.
-        detail: Why, on one line; when ok, which other package is ignored, else empty.
-        remedy: What to do, on one line.
-        server: ``none``, ``optional``, ``required``; empty where it is unknown.
-        api: The plugin API that it was written for, None where it is unknown.
-        module: The module with its hooks.
-        default: Whether ``balsam init`` takes it when no db type is named.
-        traceback: Of the exception, for ``balsam plugins check``; empty when there is none.
-    """
-
-    db_type: str
-    package: str
-    version: str = ""
-    status: str = "ok"
-    detail: str = ""
-    remedy: str = ""
-    server: str = ""
-    api: int | None = None
-    module: str = ""
-    default: bool = False
-    traceback: str = ""
 
 
 class Backend:
@@ -219,7 +188,7 @@ class Backend:
         return f"{self.provider} is broken: {hook} returned {what}; upgrade it with: pip install -U {self.package}"
 
 
-class Registry:
+class Registry(InstalledPlugins):
     """The backends of this process.
 
     Args:
@@ -230,15 +199,8 @@ class Registry:
     """
 
     def __init__(self, points: Sequence[EntryPoint] | None = None) -> None:
-        self.manager = new_manager()
-        self._entry_points: dict[str, list[EntryPoint]] = {}
-        for point in entry_points() if points is None else points:
-            self._entry_points.setdefault(point.db_type, []).append(point)
-        self._ignored: dict[str, list[EntryPoint]] = {}  # other packages that take the name of an official one
-        for name, found in self._entry_points.items():
-            if official := [point for point in found if normalized(point.package) == OFFICIAL.get(name)]:
-                self._entry_points[name] = official
-                self._ignored[name] = [point for point in found if point not in official]
+        super().__init__(BACKEND, points)
+        self.manager = new_manager(BACKEND)
         self._loaded: dict[str, Backend | PluginError] = {}
 
     def load(self, db_type: str) -> Backend:
@@ -247,65 +209,40 @@ class Registry:
         Raises:
             BackendError: It is not installed, broken, incompatible, offered twice, or lacks its driver.
         """
-        name = self._installed_name(db_type)
+        name = self.installed_name(db_type)
         result = self._load_once(name)
         if isinstance(result, PluginError):
-            providers = " and ".join(point.provider for point in self._entry_points[name])
-            raise BackendError(
-                f"{providers}, for the db type {name}, can't be used: {result.detail}; {result.remedy}"
-            ) from result
+            raise self.error_of(name, result.detail, result.remedy) from result
         return result
 
-    def statuses(self) -> list[BackendStatus]:
-        """Return the states of all installed backends and of the official ones that are missing, sorted by name.
-
-        Each is loaded in a process of its own, without its driver, if its state isn't known from an earlier listing.
-        """
-        rows = self._probe(list(self._entry_points), with_driver=False)
-        rows += [
-            BackendStatus(
-                db_type=name,
-                package=package,
-                status="not installed",
-                remedy=f"pip install {package}",
-                default=name == DEFAULT_DB_TYPE,
-            )
-            for name, package in OFFICIAL.items()
-            if name not in self._entry_points
-        ]
-        return sorted(rows, key=lambda row: row.db_type)
-
-    def check(self, db_type: str | None = None) -> list[BackendStatus]:
-        """Load one backend or all, with their drivers, each in a process of its own; return states and tracebacks.
+    def installed_name(self, name: str) -> str:
+        """Return the db type that a user means, by its name or an alias.
 
         Raises:
-            BackendError: The named db type is not installed.
+            BackendError: It is not installed.
         """
-        chosen = list(self._entry_points) if db_type is None else [self._installed_name(db_type)]
-        return sorted(self._probe(chosen, with_driver=True), key=lambda row: row.db_type)
-
-    def _installed_name(self, db_type: str) -> str:
-        name = canonical(db_type)
-        if name in self._entry_points:
-            return name
-        installed = ", ".join(sorted(self._entry_points)) or "none"
-        if name in OFFICIAL:
+        db_type = canonical(name)
+        if db_type in self.entry_points:
+            return db_type
+        installed = ", ".join(sorted(self.entry_points)) or "none"
+        if db_type in OFFICIAL:
             raise BackendError(
-                f"the db type {name} is not installed (installed: {installed}): pip install {OFFICIAL[name]}"
+                f"the db type {db_type} is not installed (installed: {installed}): pip install {OFFICIAL[db_type]}"
             )
-        if names_server(name):
+        if names_server(db_type):
             raise BackendError(f"the db type is a URL or the like: name one of {installed}; a URL goes with --url")
-        missing = [package for official, package in OFFICIAL.items() if official not in self._entry_points]
+        missing = [package for official, package in OFFICIAL.items() if official not in self.entry_points]
         more = f"; to install others: pip install {' '.join(missing)}" if missing else ""
-        raise BackendError(f"there is no db type {name!a} (installed: {installed}){more}")
+        raise BackendError(f"there is no db type {db_type!a} (installed: {installed}){more}")
 
     def _load_once(self, name: str) -> Backend | PluginError:
         if name not in self._loaded:
-            points = self._entry_points[name]
+            points = self.entry_points[name]
             try:
                 if normalized(points[0].package) != OFFICIAL.get(name):
                     self._refuse_unsafe(name)
-                identity, module = load_plugin(name, points, self.manager)
+                card, module = load_plugin(name, points, self.manager)
+                identity = cast("DBType", card)  # as load_plugin has checked
                 check_driver(identity, points[0].package, load=False)
                 self._loaded[name] = Backend(identity, points[0], module, self.manager)
             except PluginError as err:
@@ -319,42 +256,9 @@ class Registry:
             PluginError: As :func:`load_plugin`, and where the process ended or the plugin took too long.
             NoResources: It can't be loaded now.
         """
-        from balsam_core.backends import reports
-
-        wanted = {name: self._entry_points[name]}
-        if name in reports.find(wanted):
-            return
-        from balsam_core.backends.probe import probe
-
-        report = probe(wanted, with_driver=False)[name]
+        report = self.look_at([name])[name]
         if report.status != "ok":
             raise PluginError(report.status, report.detail, report.remedy)
-
-    def _probe(self, names: Sequence[str], *, with_driver: bool) -> list[BackendStatus]:
-        from balsam_core.backends.probe import probe
-
-        reports = probe({name: self._entry_points[name] for name in names}, with_driver=with_driver)
-        return [self._status(name, reports[name]) for name in names]
-
-    def _status(self, name: str, report: ProbeReport) -> BackendStatus:
-        points = self._entry_points[name]
-        from msgspec.structs import asdict
-
-        known = asdict(report)
-        del known["files"]
-        if ignored := self._ignored.get(name):
-            others = " and ".join(f"{point.provider} ({point.location})" for point in ignored)
-            what = f"ignored, since it takes the same name: {others}"
-            known["detail"] = "; ".join(filter(None, [report.detail, what]))
-            known["remedy"] = report.remedy or f"pip uninstall {' '.join(point.package for point in ignored)}"
-        return BackendStatus(
-            db_type=name if name.isprintable() else ascii(name),
-            package=", ".join(point.package for point in points),
-            version=", ".join(point.version for point in points),
-            module=points[0].module,
-            default=name == DEFAULT_DB_TYPE,
-            **known,
-        )
 
 
 def canonical(db_type: str) -> str:
@@ -372,13 +276,3 @@ def installed() -> Registry:
 def load(db_type: str) -> Backend:
     """Return the installed backend of a db type or of an alias; see :meth:`Registry.load`."""
     return installed().load(db_type)
-
-
-def list_backends() -> list[BackendStatus]:
-    """Return one row per backend, installed or official; nothing heavy is loaded; see :meth:`Registry.statuses`."""
-    return installed().statuses()
-
-
-def check_backends(db_type: str | None = None) -> list[BackendStatus]:
-    """Load backends and their drivers and return their states; see :meth:`Registry.check`."""
-    return installed().check(db_type)

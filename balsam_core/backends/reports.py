@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from balsam_core.errors import BalsamError
+from balsam_core.plugin_types import MPIKind
 from balsam_core.system.files import atomic_write, read_regular
 from balsam_core.version import __version__
 
@@ -38,6 +39,7 @@ class ProbeReport(msgspec.Struct, kw_only=True):
         remedy: What to do, on one line; empty when ok.
         server: The server policy; empty where it is unknown.
         api: The plugin API that it was written for, None where it is unknown.
+        mpi: What an MPI kind is; None for other plugins.
         traceback: Of the exception; empty when there is none.
         files: The files that were read, with their times of change in ns.
     """
@@ -47,6 +49,7 @@ class ProbeReport(msgspec.Struct, kw_only=True):
     remedy: str = ""
     server: str = ""
     api: int | None = None
+    mpi: MPIKind | None = None
     traceback: str = ""
     files: dict[str, int | None] = {}
 
@@ -57,10 +60,10 @@ class _CachedReport(msgspec.Struct):
 
 
 def find(plugins: Mapping[str, list[EntryPoint]]) -> dict[str, ProbeReport]:
-    """Return the reports that are still true, by db type.
+    """Return the reports that are still true, by name.
 
     Args:
-        plugins: By db type, all its entry points.
+        plugins: By name, all its entry points.
     """
     cached = _read()
     found = {}

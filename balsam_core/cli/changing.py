@@ -81,9 +81,7 @@ def free_of_dead_launchers(db: Database, printer: Printer) -> None:
     Raises:
         BalsamError: The database can't be reached, or refuses.
     """
-    from balsam_core.client.dead_launchers import PATIENCE, end_dead_launchers
-
-    for closed in end_dead_launchers(db.directory, db.run, patience=PATIENCE):
+    for closed in db.end_dead_launchers():
         jobs = f"; it has given {counted(closed.launcher.jobs, 'job')} back" if closed.launcher.jobs else ""
         printer.note(f"{closed.why[0].upper()}{closed.why[1:]}{jobs}.")
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balsam_core.backends import registry
-from balsam_core.backends.discovery import entry_points
 from balsam_core.backends.loading import describe_exception
 from balsam_core.cli.command import Group
 from balsam_core.cli.stdout import stdout_kept
@@ -65,7 +64,7 @@ def find_db_type_group(word: str, *, quiet: bool = False) -> Group | None:
         click.UsageError: It has no commands.
     """
     name = registry.canonical(word)
-    if name not in registry.OFFICIAL and all(one.db_type != name for one in entry_points()):
+    if name not in registry.OFFICIAL and name not in registry.installed().entry_points:
         return None
     try:
         with stdout_kept():  # until a command of the plugin runs

@@ -91,7 +91,8 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--priority",), {"type": click.IntRange(-LARGEST, LARGEST), "metavar": "NUMBER", "help": "Higher runs first."}),
     (("--wall-time-minutes",), {"type": AT_LEAST_0, "help": "Expected duration; 0 for unknown."}),
     (("--time-limit-minutes",), {
-        "type": DURATION, "metavar": "M", "help": "End the run after M minutes, e.g. 90 or 0.5; 0 for no limit.",
+        "type": DURATION, "metavar": "M",
+        "help": "End the run, or a hook, after M minutes, e.g. 90 or 0.5; 0 for no limit.",
     }),
     (("--num-nodes",), {"type": AT_LEAST_1, "help": "Nodes."}),
     (("--ranks-per-node",), {"type": AT_LEAST_1, "help": "Processes per node."}),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from balsam_core.dbdir.launcher_journal import Journal, log_file
+from balsam_core.dbdir.launcher_journal import Journal
+from balsam_core.dbdir.launcher_logs import log_file
 from balsam_core.dbdir.workdirs import output_name
 from balsam_core.errors import NotFound
+from balsam_core.launcher.job.outputs import outputs_by_attempt
 from balsam_core.model.filters import Compare
 from balsam_core.model.states import END
 
@@ -29,19 +31,21 @@ class LogSource(Protocol):
     Attributes:
         what: What they are of, for messages.
         paths: The files in the order of showing; some may come later, or never.
+        remark: What else there is to see, for people; empty for nothing.
     """
 
     what: str
     paths: list[Path]
+    remark: str
 
     def is_over(self) -> bool:
         """Whether nothing more will be written."""
 
 
 class JobSource:
-    """What a job and its hooks print."""
+    """What a job and its hooks print: the last attempt that wrote each file, or one attempt."""
 
-    def __init__(self, db: Database, job_id: int) -> None:
+    def __init__(self, db: Database, job_id: int, attempt: int | None = None) -> None:
         self._db = db
         self._job_id = job_id
         job = db.jobs.get(job_id)
@@ -51,6 +55,15 @@ class JobSource:
         names += [output_name(job, ".log", stem=step) for step in STEPS_AFTER]
         self.what = f"job {job_id} ({job.state})"
         self.paths = [workdir / name for name in names]
+        self.remark = ""
+        attempts = outputs_by_attempt(job, workdir, names)
+        if attempt is not None:
+            if attempt not in attempts:
+                there = f"there is some of: {', '.join(map(str, attempts))}" if attempts else "there is none of any"
+                raise NotFound(f"job {job_id} has no output of attempt {attempt}; {there}")
+            self.paths = attempts[attempt]
+        elif any(path not in self.paths for files in attempts.values() for path in files):
+            self.remark = f"attempts with output: {', '.join(map(str, attempts))}; --attempt N shows one"
 
     def is_over(self) -> bool:
         """Whether the job has ended, and no launcher holds it any more."""
@@ -60,6 +73,8 @@ class JobSource:
 
 class LauncherSource:
     """The log of a launcher."""
+
+    remark = ""
 
     def __init__(self, directory: DBDir, number: int | None) -> None:
         found = [_LAUNCHER_LOG.fullmatch(path.name) for path in directory.log.iterdir()]
@@ -81,6 +96,8 @@ class LauncherSource:
 
 class ServerSource:
     """The newest logs of the server: the watchdog's, and those of what it runs."""
+
+    remark = ""
 
     def __init__(self, directory: DBDir) -> None:
         newest: dict[str, Path] = {}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from balsam_core.backends.registry import Backend
+    from balsam_core.client.dead_launchers import Closed
     from balsam_core.client.explaining import Explanation
     from balsam_core.client.launchers import KnownLauncher
     from balsam_core.dbdir.directory import DBDir
@@ -92,7 +93,7 @@ class Database:
         self.directory = directory
         self.transport = transport
         self.apps = Apps(transport)
-        self.jobs = Jobs(transport)
+        self.jobs = Jobs(transport, before_change=self.end_dead_launchers)
 
     @property
     def path(self) -> Path:
@@ -118,6 +119,19 @@ class Database:
         from balsam_core.client.launchers import known_launchers
 
         return known_launchers(self, self.directory)
+
+    def end_dead_launchers(self) -> list[Closed]:
+        """Give back the jobs of launchers that have died; return these launchers.
+
+        ``jobs.kill()``, ``retry()`` and ``remove()`` do so first, else they could not change those jobs. It takes some
+        seconds where the processes of one are just being ended.
+
+        Raises:
+            BalsamError: The database can't be asked, or refuses.
+        """
+        from balsam_core.client.dead_launchers import PATIENCE, end_dead_launchers
+
+        return end_dead_launchers(self.directory, self.run, patience=PATIENCE)
 
     def explain(self, job: Job | int) -> Explanation:
         """Explain why a job waits, or how it ended, and what to do about it: ``print(db.explain(job))``.

@@ -47,9 +47,16 @@ class JobQuery:
     """
 
     def __init__(
-        self, transport: Transport, where: Where | None = None, *, order: Order | None = None, limit: int | None = None
+        self,
+        transport: Transport,
+        where: Where | None = None,
+        *,
+        order: Order | None = None,
+        limit: int | None = None,
+        before_change: Callable[[], object] = lambda: None,
     ) -> None:
         self._transport = transport
+        self._before_change = before_change
         self._where = AllOf([]) if where is None else where
         self._order = order or Order()
         self._limit = limit
@@ -66,17 +73,20 @@ class JobQuery:
                 raise InvalidInput(f"a job has no field {name!r}; fields are: {', '.join(FIELDS)}")
             parts.append(compared(name, "eq", value))
         inner = self._where.parts if isinstance(self._where, AllOf) else [self._where]
-        return JobQuery(self._transport, AllOf([*inner, *parts]), order=self._order, limit=self._limit)
+        return self._copy(AllOf([*inner, *parts]), self._order, self._limit)
 
     def order_by(self, field: Column | str, *, descending: bool = False) -> JobQuery:
         """Sort by a field instead of by id."""
-        return JobQuery(self._transport, self._where, order=Order(_name_of(field), descending), limit=self._limit)
+        return self._copy(self._where, Order(_name_of(field), descending), self._limit)
 
     def limit(self, most: int | None) -> JobQuery:
         """Take at most so many jobs; None for all."""
         if most is not None and (type(most) is not int or most < 0):
             raise InvalidInput(f"limit() takes a number of jobs, 0 or more, not {shortened(most)}")
-        return JobQuery(self._transport, self._where, order=self._order, limit=most)
+        return self._copy(self._where, self._order, most)
+
+    def _copy(self, where: Where, order: Order, limit: int | None) -> JobQuery:
+        return JobQuery(self._transport, where, order=order, limit=limit, before_change=self._before_change)
 
     # ---- reading
 
@@ -156,7 +166,7 @@ class JobQuery:
             raise NotFound("to_dataframe() needs pandas, which is not installed; run: pip install pandas") from err
         return pd.DataFrame(list(self.rows(*FIELDS)), columns=list(FIELDS))
 
-    # ---- changing
+    # ---- changing; launchers that have died give their jobs back first
 
     def _stable_condition(self) -> Where:
         """Return a condition that stays true while the jobs are changed in slices."""
@@ -199,6 +209,7 @@ class JobQuery:
             PartlyDone: An error came after some were removed, such as a launcher that took a job meanwhile; the message
                 says how many, and the rest is still there.
         """
+        self._before_change()
         runner = self._transport
         if cascade:
             slices = removed_children_first(runner, self.ids(), cascade=CASCADE, descendants=True)
@@ -211,6 +222,7 @@ class JobQuery:
         return removed
 
     def _change(self, verb: str, call: Call[Changed], rest: str) -> int:
+        self._before_change()
         ids: list[int] = []
         why = ""
         with told_how_far(verb, ids, rest=rest):

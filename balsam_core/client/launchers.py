@@ -7,6 +7,7 @@ Else it is judged by its silence, as the database tells.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from balsam_core.dbdir.launcher_journal import MARK, Journal
@@ -99,7 +100,10 @@ def find_proof(info: LauncherInfo, journal: Journal) -> str | None:
         return None if info.jobs else describe(info, "was lost before it ran a job")
     if journal.has_farewell:
         return describe(info, "was lost; its guardian has ended all its processes")
-    if is_alive(head.guardian, head.guardian_start) or not (end_group(head.group) and end_marked(MARK, head.mark)):
+    is_one_left = os.environ.get(MARK) == head.mark  # this very process is of one of its jobs
+    if is_one_left or is_alive(head.guardian, head.guardian_start):
+        return ""
+    if not (end_group(head.group) and end_marked(MARK, head.mark)):
         return ""
     return describe(info, "was lost with its guardian; none of its processes is left")
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import DBDirError, InvalidInput, SchemaMismatch
-from balsam_core.plugin_types import DB_TYPE_NAME
+from balsam_core.plugin_types import PLUGIN_NAME
 from balsam_core.system.files import atomic_write, expand, pasted, read_regular, reason, shown
 from balsam_core.system.permissions import permission_error
 from balsam_core.system.shortages import shortage
@@ -123,7 +123,7 @@ def _parse_config(path: Path, data: bytes) -> DBDir:
     if version > FORMAT:
         raise SchemaMismatch(f"{file} has format {version}, this Balsam knows {FORMAT}: upgrade with pip")
     db_type, identity, settings = content.get("db_type"), content.get("id"), content.get("settings", {})
-    if not isinstance(db_type, str) or not DB_TYPE_NAME.fullmatch(db_type):
+    if not isinstance(db_type, str) or not PLUGIN_NAME.fullmatch(db_type):
         raise DBDirError(f"{file} names no database type (db_type); {remedy}")
     if not isinstance(identity, str) or not _ID.fullmatch(identity):
         raise DBDirError(f"{file} holds no id of 32 hexadecimal digits; {remedy}")

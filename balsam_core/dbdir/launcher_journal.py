@@ -106,11 +106,6 @@ def journal_path(directory: DBDir, launcher: int) -> Path:
     return directory.log / f"launcher-{launcher}.journal"
 
 
-def log_file(directory: DBDir, launcher: int) -> Path:
-    """Return the file of a launcher's log."""
-    return directory.log / f"launcher-{launcher}.log"
-
-
 class OwnJournal:
     """The journal of the launcher that this process is."""
 

@@ -141,7 +141,8 @@ class Launcher:
             log_closed(self._membership.closed)
             try:
                 self._client.run(Prune())
-            except (*OUTAGES, *REFUSALS) as err:
+                self._membership.tidy()
+            except (*OUTAGES, *REFUSALS, OSError) as err:
                 logger.warning("pruning is left to other launchers: %s", err)
             while not self._over:
                 self.run_once(constants.LONGEST_POLL)

@@ -8,12 +8,13 @@ from contextlib import suppress
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-from balsam_core.client.dead_launchers import PATIENCE, LauncherWatch, record_runs
+from balsam_core.client.dead_launchers import LauncherWatch, record_runs
 from balsam_core.dbdir.launcher_journal import Journal, remove_stale
+from balsam_core.dbdir.launcher_logs import prune_logs
 from balsam_core.errors import BalsamError
 from balsam_core.launcher import options as constants
 from balsam_core.launcher.guardian import lease_clock
-from balsam_core.model.calls import CloseLauncher, RegisterLauncher, RenewLease
+from balsam_core.model.calls import CloseLauncher, GetLaunchers, RegisterLauncher, RenewLease
 from balsam_core.system.processes import start_of, this_machine
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ class Membership:
         self._client = client
         self._directory = db.directory
         self._watch = LauncherWatch(db.directory, client.run)
-        first_watch = LauncherWatch(db.directory, db.run)
-        self.closed = first_watch.look_patiently(PATIENCE)
-        remove_stale(db.directory, {one.id for one in first_watch.living})
+        self.closed = db.end_dead_launchers()
         self._machine = machine = this_machine()
         pid = os.getpid()
         self._asked_at = lease_clock()
@@ -149,6 +148,17 @@ class Membership:
                 )
                 self.close()
         return self.is_closed
+
+    def tidy(self) -> None:
+        """Remove the journals and all but the newest logs of launchers that have ended.
+
+        Raises:
+            BalsamError: The database can't be asked.
+            OSError: The folder can't be read.
+        """
+        known = {one.id for one in self._client.run(GetLaunchers())}
+        remove_stale(self._directory, known)
+        prune_logs(self._directory, known)
 
     def forget(self) -> None:
         """Remove the journal of a launcher whose end the database knows, and all of whose processes are gone."""

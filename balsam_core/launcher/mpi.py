@@ -1,27 +1,28 @@
 """How jobs of several ranks start: the MPI program of this machine, and its command line.
 
-Each kind is known by its template. The words in braces are filled for each job: ``{ranks}`` in all,
-``{ranks_per_node}``, ``{nodes}``, ``{threads_per_rank}``, ``{threads_per_core}``, ``{gpus_per_rank}``. The job's own
-command line follows. Where a program would choose processors by itself, the template forbids it: two runs on one
-node would get the same ones. The job's affinity mask holds for its ranks.
+Plugins add kinds to those that are built in. Each kind is known by its template. The words in braces are filled for
+each job: ``{ranks}`` in all, ``{ranks_per_node}``, ``{nodes}``, ``{threads_per_rank}``, ``{threads_per_core}``,
+``{gpus_per_rank}``. The job's own command line follows. Where a program would choose processors by itself, the template
+forbids it: two runs on one node would get the same ones. The job's affinity mask holds for its ranks.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import string
 import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from balsam_core.backends import mpi as plugins
 from balsam_core.errors import SettingsError
-from balsam_core.model.command import split
+from balsam_core.model.command import check_ranks_template, split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from balsam_core.model.job import Job
+    from balsam_core.plugin_types import MPIKind
 
 __all__ = ["KINDS", "MPI", "find_mpi"]
 
@@ -94,35 +95,55 @@ KINDS = {
         ),
     )
 }  # fmt: skip
-"""The kinds that are known, in the order of their detection."""
-
-_PLACEHOLDERS = {"ranks", "ranks_per_node", "nodes", "threads_per_rank", "threads_per_core", "gpus_per_rank"}
+"""The kinds that are built in, in the order of their detection."""
 
 
-def find_mpi(wish: str = "") -> MPI | None:
+def find_mpi(wish: str = "", warn: Callable[[str], None] = lambda _line: None) -> MPI | None:
     """Return how this machine starts MPI jobs; None where it has no MPI.
 
     Args:
-        wish: A kind, the path of its program, or a template; empty to search ``PATH`` for ``mpirun`` and ``mpiexec`` of
-            a known kind, then for ``aprun``, ``jsrun`` and, inside a Slurm job, ``srun``.
+        wish: A kind, the path of its program, or a template; empty to search. First comes the kind of a plugin that
+            says so, then ``mpirun`` and ``mpiexec`` of a built-in kind, then ``aprun``, ``jsrun`` and, inside a Slurm
+            job, ``srun``.
+        warn: Told a line for each plugin that can't be used, in a search.
 
     Raises:
         SettingsError: What was wished is not there, or is no template.
+        BackendError: The plugin of what was wished can't be used.
+        NoResources: The plugins can't be looked at now.
     """
     if not wish.strip():
-        return _detect()
+        return _detect_plugin(warn) or _detect()
     words = split(wish, what="mpi")
     if len(words) > 1:
         return _custom(words)
     if kind := KINDS.get(wish):
         return _check_program(kind, wish)
+    if card := plugins.load(wish):
+        if shutil.which(card.template[0]) is None:
+            raise SettingsError(f"mpi: there is no program of {wish} in PATH ({card.template[0]})")
+        return _of_plugin(card)
     found = _identify(wish)
     if found is None:
+        known = ", ".join([*KINDS, *plugins.installed_names()])
         raise SettingsError(
-            f"mpi: {wish!r} is none of {', '.join(KINDS)}, nor a program of Open MPI, MPICH or Intel MPI, "
-            "nor a command line such as 'mpirun -n {ranks}'"
+            f"mpi: {wish!r} is none of {known}, nor a program of Open MPI, MPICH or Intel MPI, nor a command line such "
+            "as 'mpirun -n {ranks}'"
         )
     return found
+
+
+def _detect_plugin(warn: Callable[[str], None]) -> MPI | None:
+    cards, faults = plugins.load_all()
+    for line in faults:
+        warn(line)
+    return next(
+        (_of_plugin(card) for card in cards if card.detected_by in os.environ and shutil.which(card.template[0])), None
+    )
+
+
+def _of_plugin(card: MPIKind) -> MPI:
+    return MPI(name=card.name, template=card.template, environment=card.environment)
 
 
 def _detect() -> MPI | None:
@@ -176,16 +197,10 @@ def _with_program(kind: MPI, program: str) -> MPI:
 
 
 def _custom(words: list[str]) -> MPI:
-    for word in words:
-        try:
-            names = {name for _, name, _, _ in string.Formatter().parse(word) if name is not None}
-        except ValueError as err:
-            raise SettingsError(f"mpi: {word!r} is no template: {err}") from None
-        if unknown := names - _PLACEHOLDERS:
-            known = ", ".join(sorted(f"{{{name}}}" for name in _PLACEHOLDERS))
-            raise SettingsError(f"mpi: {{{min(unknown)}}} is not known in {word!r}; known: {known}")
-    if not any("{ranks}" in word or "{ranks_per_node}" in word for word in words):
-        raise SettingsError("mpi: the command line says nowhere how many ranks to start: write {ranks} into it")
+    try:
+        check_ranks_template(words)
+    except ValueError as err:
+        raise SettingsError(f"mpi: {err}") from None
     if shutil.which(words[0]) is None:
         raise SettingsError(f"mpi: there is no program {words[0]!r}")
     kind = _identify(words[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import string
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from balsam_core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
+
+RANKS_PLACEHOLDERS = ("gpus_per_rank", "nodes", "ranks", "ranks_per_node", "threads_per_core", "threads_per_rank")
+"""What a command line that starts the ranks of a job may hold in braces."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _TEMPLATE = re.compile(rf"\{{\{{|\}}\}}|{_PLACEHOLDER.pattern}")
@@ -90,6 +94,26 @@ def check_template(text: str, *, what: str) -> None:
             f"{what}: {{{{ and }}}} stand for single braces in a template, and here they don't pair: double each brace "
             f"that isn't part of a placeholder"
         )
+
+
+def check_ranks_template(words: Sequence[str]) -> None:
+    """Check the words of a command line that starts the ranks of a job.
+
+    Raises:
+        ValueError: They hold an unknown placeholder, or nowhere the number of ranks.
+    """
+    for word in words:
+        try:
+            fields = [(name, spec, how) for _, name, spec, how in string.Formatter().parse(word) if name is not None]
+        except ValueError as err:
+            raise ValueError(f"{word!r} is no template: {err}") from None
+        for name, spec, how in fields:
+            if name not in RANKS_PLACEHOLDERS or spec or how:
+                known = ", ".join(f"{{{name}}}" for name in RANKS_PLACEHOLDERS)
+                shown = f"{name}{f'!{how}' if how else ''}{f':{spec}' if spec else ''}"
+                raise ValueError(f"{{{shown}}} is not known in {word!r}; known: {known}")
+    if not any("{ranks}" in word or "{ranks_per_node}" in word for word in words):
+        raise ValueError("the command line says nowhere how many ranks to start: write {ranks} into it")
 
 
 def fill_template(words: Sequence[str], parameters: Mapping[str, object], *, what: str) -> list[str]:

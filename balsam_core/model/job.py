@@ -82,8 +82,8 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         retry_delay_seconds: Pause before the first of these retries, in seconds; it doubles with each, up to a day.
         priority: Higher runs first.
         wall_time_minutes: Expected duration in minutes; 0 for unknown. A launcher does not start what can't end.
-        time_limit_minutes: After so many minutes the run is ended, as a timeout without an automatic retry; may be a
-            fraction, 0 for no limit.
+        time_limit_minutes: After so many minutes the run is ended, as a timeout without an automatic retry, and each
+            hook and copy, as an error; may be a fraction, 0 for no limit.
         num_nodes: Nodes.
         ranks_per_node: Processes per node.
         threads_per_rank: Threads per process.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from balsam_core.system.shortages import shortage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _LINUX = sys.platform == "linux"
 _TICKS = os.sysconf("SC_CLK_TCK")  # the kernel's unit of time, per second
@@ -181,31 +181,61 @@ def marked(variable: str, value: str) -> list[int]:
 
 def descendants(pid: int) -> list[tuple[int, float]]:
     """Return ids and starts of the children of a process, of their children, and so on; on Linux only."""
-    found = []
-    for child in children_of(pid) if _LINUX else ():
-        if (start := start_of(child)) is not None:
-            found.append((child, start))
-        found += descendants(child)
-    return found
+    starts = ((child, start_of(child)) for child in _tree(pid))
+    return [(child, start) for child, start in starts if start is not None]
 
 
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process and its descendants have used, seconds; 0 for one that is gone."""
     if not _LINUX:
         return _cpu_by_psutil(pid)
-    fields = _read_stat(pid)
-    if fields is None:
-        return 0.0
-    own = sum(map(int, fields[11:15])) / _TICKS  # user and system time, of this process and its dead children
-    return own + sum(map(cpu_seconds, children_of(pid)))
+    ticks = 0
+    for one in (pid, *_tree(pid)):
+        if (fields := _read_stat(one)) is not None:
+            ticks += sum(map(int, fields[11:15]))  # user and system time, of this process and its dead children
+    return ticks / _TICKS
 
 
 def children_of(pid: int) -> list[int]:
     """Return the process ids of a process's children; on Linux only."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
-    except OSError:  # gone, or a kernel without this file
-        return []
+    return _children_finder()(pid)
+
+
+def _tree(pid: int) -> list[int]:
+    """Return the process ids of a process's children, of their children, and so on; on Linux only."""
+    find = _children_finder()
+    found = find(pid)
+    for child in found:
+        found += find(child)
+    return found
+
+
+def _children_finder() -> Callable[[int], list[int]]:
+    """Return what gives the children of processes, for one look at a tree.
+
+    Not every kernel has the files that tell them. Then all processes are asked once for their parents.
+    """
+    if _has_children_files():
+        return _read_children
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc") if _LINUX else ():  # noqa: PTH208
+        if name.isdigit() and (fields := _read_stat(int(name))) is not None:
+            children.setdefault(int(fields[1]), []).append(int(name))
+    return lambda pid: list(children.get(pid, ()))
+
+
+@cache
+def _has_children_files() -> bool:
+    return Path(f"/proc/self/task/{os.getpid()}/children").exists()
+
+
+def _read_children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # gone
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+            with contextlib.suppress(OSError):  # this thread is gone
+                found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_bytes().split())
+    return found
 
 
 def _read_stat(pid: int) -> list[bytes] | None:

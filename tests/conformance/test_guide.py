@@ -9,7 +9,8 @@ import inspect
 import re
 from pathlib import Path
 
-from balsam_core import hookspecs, plugin, testing
+from balsam_core import plugin, testing
+from balsam_core.hookspecs import backend as hookspecs
 from balsam_core.plugin_types import DBType
 from balsam_core.proxy.single_writer import SingleWriter
 from balsam_core.testing import CAPABILITIES, suite

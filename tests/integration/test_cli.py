@@ -449,9 +449,10 @@ def test_more_ids_from_stdin_than_one_statement_takes(db):
 
 
 def test_plugins_are_listed_and_checked():
-    rows = {row["db_type"]: row for row in child.good("plugins", "list", "-o", "json").json}
+    rows = {row["name"]: row for row in child.good("plugins", "list", "-o", "json").json}
     assert (rows["sqlite"]["status"], rows["sqlite"]["package"]) == ("ok", "balsam-sqlite")
-    assert re.search(r"^sqlite +balsam-sqlite \S+ +optional +1 +ok", child.good("plugins", "list").out, re.MULTILINE)
+    table = child.good("plugins", "list").out
+    assert re.search(r"^sqlite +backend +balsam-sqlite \S+ +optional +1 +ok", table, re.MULTILINE)
     assert child.good("plugins", "check", "sqlite", "-o", "json").json[0]["status"] == "ok"
 
 

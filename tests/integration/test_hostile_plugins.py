@@ -234,12 +234,12 @@ def test_no_command_that_is_not_theirs_notices(site, balsam, tmp_path):
 
 def test_the_listing_tells_of_each_and_the_check_too(site, balsam):
     install_all(site)
-    good_before = {row["db_type"]: row for row in balsam("plugins", "list", "-o", "json").json}
+    good_before = {row["name"]: row for row in balsam("plugins", "list", "-o", "json").json}
     assert good_before["sqlite"]["status"] == "ok"
     for command, code in (("list", 0), ("check", 1)):
         done = balsam("plugins", command, "-o", "json")
         assert done.code == code, done.err[-2000:]
-        rows = {row["db_type"]: row for row in done.json}
+        rows = {row["name"]: row for row in done.json}
         for name, (_, words) in UNUSABLE.items():
             row = rows[name]
             assert row["status"] in {"broken", "incompatible", "driver missing"}, row
@@ -359,7 +359,7 @@ def test_one_that_ends_the_process_harms_nobody(site, balsam, command):
     child = "import subprocess; subprocess.Popen(['sleep', '60'], close_fds=False, start_new_session=True)\n"
     site.add("zforks", f"{child}{engine('zforks')}")
     done = balsam("plugins", command, "-o", "json")
-    rows = {row["db_type"]: row for row in done.json}
+    rows = {row["name"]: row for row in done.json}
     assert done.code == int(command == "check")
     for name, (_, words) in CRASHES.items():
         assert (rows[name]["status"], rows[name]["package"]) == ("broken", f"acme-{name}")
@@ -400,7 +400,7 @@ def test_an_earlier_listing_is_used_until_a_file_changes(site, balsam, tmp_path)
     site.add("toy", f"{marker}{engine('toy')}")
 
     def listed():
-        return {row["db_type"]: row["status"] for row in balsam("plugins", "list", "-o", "json").json}["toy"]
+        return {row["name"]: row["status"] for row in balsam("plugins", "list", "-o", "json").json}["toy"]
 
     assert [listed(), listed(), log.read_text()] == ["ok", "ok", "x"]
     module = site.path / "acme_toy_plugin.py"
@@ -415,7 +415,7 @@ def test_an_earlier_listing_is_used_until_a_file_changes(site, balsam, tmp_path)
 def test_the_official_package_keeps_its_name(site, balsam, tmp_path):
     site.add("sqlite", "raise SystemExit('I was loaded')", package="acme-squatter")
     assert balsam("init", tmp_path / "db").code == 0
-    row = {row["db_type"]: row for row in balsam("plugins", "list", "-o", "json").json}["sqlite"]
+    row = {row["name"]: row for row in balsam("plugins", "list", "-o", "json").json}["sqlite"]
     assert (row["status"], row["package"]) == ("ok", "balsam-sqlite")
     assert "acme-squatter 1.0" in row["detail"]
     assert row["remedy"] == "pip uninstall acme-squatter"
@@ -444,7 +444,7 @@ def test_a_listing_leaves_the_process_as_it_was(site, tmp_path, monkeypatch):
     before = state()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = {row.db_type: row.status for row in registry.Registry().statuses()}
+        found = {row.name: row.status for row in registry.Registry().statuses()}
     assert {found[name] for name in MEDDLES} == {"ok"}
     assert state() == before
     assert not [name for name in sys.modules if name.startswith("acme_")]
@@ -539,7 +539,7 @@ def test_one_that_never_loads_delays_the_listing_and_no_more(site, balsam, comma
     site.add("zzz")
     done = balsam("plugins", command, "-o", "json")
     assert done.code == int(command == "check")
-    rows = {row["db_type"]: row for row in done.json}
+    rows = {row["name"]: row for row in done.json}
     for name in some:
         assert "still loading after" in rows[name]["detail"]
         assert f"acme-{name}" in rows[name]["remedy"]

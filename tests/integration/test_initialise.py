@@ -16,6 +16,7 @@ import pytest
 from balsam_core.admin import staging
 from balsam_core.admin.initialise import ensure_default, initialise
 from balsam_core.backends import registry
+from balsam_core.backends.listing import list_plugins
 from balsam_core.dbdir import address
 from balsam_core.dbdir.directory import DBDir, write_config
 from balsam_core.errors import (
@@ -221,7 +222,7 @@ def test_what_is_there_is_refused_and_untouched(tmp_path, make, error, words):
     ],
 )
 def test_wrong_words_are_refused_before_anything_is_made(tmp_path, db_type, options, error, words):
-    if db_type == "postgres" and any(row.db_type == db_type and row.version for row in registry.list_backends()):
+    if db_type == "postgres" and any(row.name == db_type and row.version for row in list_plugins()):
         pytest.skip("balsam-postgres is installed")
     before = snapshot(tmp_path)
     with pytest.raises(error, match=words):

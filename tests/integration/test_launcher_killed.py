@@ -23,8 +23,8 @@ from balsam_core import Job
 from balsam_core.client import dead_launchers
 from balsam_core.client.dead_launchers import LauncherWatch
 from balsam_core.client.launchers import SILENT_SHARE
-from balsam_core.dbdir.launcher_journal import Journal, journal_path
-from balsam_core.model.calls import ClaimJobs, GetLaunchers, RegisterLauncher, RenewLease, Resources
+from balsam_core.dbdir.launcher_journal import MARK, Journal, journal_path
+from balsam_core.model.calls import ClaimJobs, GetLaunchers, RegisterLauncher, RemovedJob, RenewLease, Resources
 from balsam_core.testing.tools import wait_until
 
 TAKEN_OVER_WITHIN = 20.0  # seconds
@@ -226,6 +226,42 @@ def test_verbs_need_no_launcher_to_free_the_jobs_of_a_dead_one(db, start, path, 
     state = {"status": "RESTART_READY", "kill": "USER_KILLED", "retry": "READY"}.get(verb)
     assert [(str(one.state), one.launcher_id) for one in db.jobs] == ([(state, None)] if state else [])
     assert db.run(GetLaunchers()) == []
+
+
+@pytest.mark.parametrize("verb", ["kill", "retry", "remove"])
+def test_python_frees_the_jobs_of_a_dead_launcher_as_the_verbs_do(db, start, verb):
+    job = Job(command="sleep 600", name="long")
+    db.jobs.add(job)
+    first = start()
+    wait_until(lambda: db.jobs.get(job.id).state == "RUNNING", "the job's start")
+    chosen = db.jobs.where(id=job.id)
+    if verb == "retry":
+        chosen.kill()
+    first.kill()
+    first.wait()
+    assert getattr(chosen, verb)() in (1, [RemovedJob(id=job.id, name="long", workflow="default")])
+    state = {"kill": "USER_KILLED", "retry": "READY"}.get(verb)
+    assert [(str(one.state), one.launcher_id) for one in db.jobs] == ([(state, None)] if state else [])
+    assert db.run(GetLaunchers()) == []
+
+
+def test_a_job_that_outlives_its_launcher_does_not_take_it_for_ended(db, start, monkeypatch):
+    """This process takes the part of such a job, which changes jobs."""
+    db.jobs.add(Job(command="sleep 600", name="long"))
+    first = start()
+    wait_until(lambda: db.jobs.where(state="RUNNING").count(), "the job's start")
+    guardian = guardian_of(db, first)
+    mark = Journal(db.directory, 1).head.mark
+    for pid in (first.pid, guardian):
+        os.kill(pid, signal.SIGKILL)
+    first.wait()
+    monkeypatch.setattr(dead_launchers, "PATIENCE", 0.2)
+    monkeypatch.setenv(MARK, mark)
+    assert db.end_dead_launchers() == []
+    assert [one.launcher_id for one in db.jobs] == [1]
+    monkeypatch.delenv(MARK)
+    wait_until(db.end_dead_launchers, "the proof of its death")
+    assert [(str(one.state), one.launcher_id) for one in db.jobs] == [("RESTART_READY", None)]
 
 
 TRACER = "import ctypes; print(ctypes.CDLL(None).ptrace(0x4206, {}, 0, 0), flush=True); input()"

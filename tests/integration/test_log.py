@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
 
 import pytest
 from balsam_program import BALSAM, here
+from journals import write_journal
 from served_db import ServedDB
 
 from balsam_core import Job
+from balsam_core.dbdir.launcher_logs import KEPT_LOGS
+from balsam_core.model.calls import RegisterLauncher
+from balsam_core.system.processes import start_of
 from balsam_core.testing.tools import wait_until
 
 
@@ -90,6 +95,39 @@ def test_a_job_that_has_not_run_says_where_to_ask(db, path):
     assert "number" in here.refused("log", 1, 2, db=path, code=2)
 
 
+@pytest.fixture
+def twice(db, path):
+    """A job whose preprocess ran once and whose run failed once, then wrote errors only."""
+    script = "test -e again || { touch again; echo first; echo one >&2; exit 1; }; echo second >&2"
+    job = sh(script, name="j", max_retries=1, preprocess="echo before")
+    db.jobs.add(job)
+    launch(path)
+    return job.id
+
+
+def test_each_attempt_is_shown_on_request(twice, path):
+    done = here.good("log", twice, db=path)
+    assert done.out == "==> preprocess.log <==\nbefore\n==> j.err <==\nsecond\n"
+    assert done.err == "attempts with output: 1, 2; --attempt N shows one\n"
+    first = here.good("log", twice, "--attempt", 1, db=path)
+    files = ("preprocess.log", "before"), ("j.out.1", "first"), ("j.err.1", "one")
+    assert first.out == "".join(f"==> {name} <==\n{text}\n" for name, text in files)
+    assert first.err == ""
+    assert here.good("log", twice, "--attempt", 2, db=path).out == "==> j.err <==\nsecond\n"
+    assert len(here.good("log", twice, "--attempt", 1, "-o", "ids", db=path).out.split()) == 3
+    rows = here.good("log", twice, "--attempt", 1, "-o", "json", db=path).json
+    assert [row["line"] for row in rows] == ["before", "first", "one"]
+
+
+def test_an_attempt_without_output_names_those_that_have_some(twice, path, db):
+    said = here.refused("log", twice, "--attempt", 3, db=path, code=3)
+    assert said == f"job {twice} has no output of attempt 3; there is some of: 1, 2"
+    db.jobs.add(Job(command="true", name="new"))
+    assert here.refused("log", "last", "--attempt", 1, db=path, code=3).endswith("there is none of any")
+    for words in (["launcher", "--attempt", 1], ["dbserver", "--attempt", 1], [twice, "-f", "--attempt", 1]):
+        assert "--attempt" in here.refused("log", *words, db=path, code=2)
+
+
 def test_a_job_is_followed_from_before_its_start_to_its_end(db, path, follow, tmp_path):
     go = tmp_path / "go"
     db.jobs.add(sh(f"echo one; while [ ! -e {go} ]; do sleep 0.1; done; printf two", name="j"))
@@ -128,6 +166,25 @@ def test_the_newest_launcher_has_a_log_of_its_own(db, path):
         assert "0 finished, 1 failed in" in shown
     assert "(first) failed" in here.good("log", "launcher", 1, "-n", 0, db=path).out
     assert here.refused("log", "launcher", 3, db=path, code=3).endswith("the newest is that of launcher 2")
+
+
+def test_logs_of_launchers_are_pruned_but_for_those_that_may_live(db, path):
+    log = path / "log"
+    far = db.run(RegisterLauncher(host="far", pid=7, boot_id="b", process_start=0.0, lease_seconds=900))
+    start = start_of(os.getpid())
+    write_journal(db.directory, 5000, pid=os.getpid(), start=start)
+    write_journal(db.directory, 5001, pid=os.getpid(), start=start + 1)
+    numbers = [far, 5000, 5001, *range(9000, 9000 - KEPT_LOGS, -1)]  # from the oldest to the newest
+    for at, number in enumerate(numbers):
+        for name in (f"launcher-{number}.log", f"launcher-{number}.log.1"):
+            (log / name).write_text("x")
+            os.utime(log / name, (at, at))
+    (log / "launcher-1x.log").touch()
+    launch(path)
+    left = {file.name for file in log.glob("launcher-*.log*")}
+    own = f"launcher-{far + 1}.log"
+    kept = [far, 5000, *numbers[3:]]
+    assert left == {own, "launcher-1x.log", *(f"launcher-{n}.log{end}" for n in kept for end in ("", ".1"))}
 
 
 def test_a_launcher_is_followed_until_it_ends(db, path, follow):

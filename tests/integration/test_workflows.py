@@ -127,7 +127,7 @@ def test_every_mixture_of_outcome_handler_retries_and_child(db: Database) -> Non
             postprocess=script(HANDLERS[handler]) if handler != "no" else "",
             post_error_handler=handler != "no",
             post_timeout_handler=handler != "no",
-            time_limit_minutes=0.005 if outcome == "timeout" else 0,
+            time_limit_minutes=0.02 if outcome == "timeout" else 0,
         )
         jobs.append(job)
         wanted[name] = expected(outcome, handler, retry)
@@ -162,7 +162,7 @@ def test_a_retry_waits_longer_each_time_while_others_run(db: Database) -> None:
 def test_a_run_over_its_time_limit_is_ended_even_if_it_ignores_that(db: Database) -> None:
     stubborn = sh("trap '' TERM; sleep 600 & echo $! > pid; wait; wait; sleep 600", name="stubborn")
     stubborn.time_limit_minutes, stubborn.max_retries = 0.01, 3
-    handled = sh("exec sleep 600", name="handled", time_limit_minutes=0.01, post_timeout_handler=True)
+    handled = sh("exec sleep 600", name="handled", time_limit_minutes=0.03, post_timeout_handler=True)
     handled.postprocess = script('test "$BALSAM_JOB_TIMEOUT" = TRUE && echo saved > result')
     child = sh("cat result", name="child", parents=[handled], input_files=["result"])
     db.jobs.add([stubborn, handled, child])
@@ -175,6 +175,16 @@ def test_a_run_over_its_time_limit_is_ended_even_if_it_ignores_that(db: Database
     assert attempt.elapsed is not None
     assert 0.6 <= attempt.elapsed < 20
     assert text(db, child, "child.out") == "saved\n"
+
+
+def test_a_hook_over_the_time_limit_fails_its_job_and_keeps_no_slot(db: Database) -> None:
+    names = ("preprocess", "postprocess")
+    hooks = [sh("true", name=name, time_limit_minutes=0.03, **{name: "sleep 600"}) for name in names]
+    db.jobs.add([*hooks, sh("true", name="other", priority=-1)])
+    launch(db, "--max-ranks-per-node", "1")
+    assert states(db) == {"preprocess": "FAILED", "postprocess": "FAILED", "other": "JOB_FINISHED"}
+    for job in hooks:
+        assert f"{job.name}: its time limit of 0.03 minutes was over" in messages(db, job)
 
 
 def test_nothing_of_earlier_attempts_is_lost(db: Database) -> None:

@@ -1,4 +1,4 @@
-"""Backend plugins of a test's own making: a dist-info folder on ``PYTHONPATH`` is all that installs a distribution.
+"""Plugins of a test's own making: a dist-info folder on ``PYTHONPATH`` is all that installs a distribution.
 
 ``ENGINE`` is the source of a complete backend on the SQLite engine, to which a test appends what it is about.
 """
@@ -61,34 +61,36 @@ class PluginSite:
 
     def add(
         self,
-        db_type: str,
+        name: str,
         code: str | None = None,
         *,
         more: str = "",
+        group: str = "balsam.backends",
         package: str = "",
         version: str = "1.0",
         entry_points: str | bytes | None = None,
         metadata: str | None = None,
     ) -> None:
-        """Install a distribution with one backend.
+        """Install a distribution with one plugin.
 
         Args:
-            db_type: Name of its entry point.
+            name: Name of its entry point, of a backend the db type.
             code: Source of its module; None for ``ENGINE``.
             more: Source appended to it.
-            package: Name of the distribution; ``acme-`` and the db type by default.
+            group: Group of its entry point.
+            package: Name of the distribution; ``acme-`` and the name by default.
             version: Its version.
             entry_points: The text of ``entry_points.txt``, where it isn't the usual one.
             metadata: The same for ``METADATA``.
         """
-        package = package or f"acme-{db_type}"
+        package = package or f"acme-{name}"
         folder = package.replace("-", "_")
         module = f"{folder}_plugin"
         info = self.path / f"{folder}-{version}.dist-info"
         info.mkdir()
         text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n" if metadata is None else metadata
         (info / "METADATA").write_text(text)
-        points = f"[balsam.backends]\n{db_type} = {module}\n" if entry_points is None else entry_points
+        points = f"[{group}]\n{name} = {module}\n" if entry_points is None else entry_points
         (info / "entry_points.txt").write_bytes(points if isinstance(points, bytes) else points.encode())
-        source = ENGINE.replace("{name}", db_type) if code is None else textwrap.dedent(code)
+        source = ENGINE.replace("{name}", name) if code is None else textwrap.dedent(code)
         (self.path / f"{module}.py").write_text(f"{source}\n{textwrap.dedent(more)}")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
-from balsam_core import hookspecs
-from balsam_core.plugin import DBType, ServerPlan
+from balsam_core.hookspecs import backend, mpi
+from balsam_core.plugin import DBType, MPIKind, ServerPlan
 
 DOCS = Path(__file__).parents[2] / "docs"
-HOOKS = {name: getattr(hookspecs, name) for name in hookspecs.__all__ if name.startswith("balsam_")}
+HOOKS = {name: (kind, getattr(kind, name)) for kind in (backend, mpi) for name in kind.__all__ if name[:7] == "balsam_"}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +41,16 @@ def test_the_reference_of_the_hooks_is_current():
 
 def test_every_hook_is_documented_and_no_other(documented):
     assert {name for name in documented if name.startswith("balsam_")} == set(HOOKS)
-    assert set(HOOKS) >= hookspecs.OPTIONAL
+    assert set(HOOKS) >= backend.OPTIONAL
 
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_arguments_result_and_duty_are_those_of_the_code(documented, name):
     title, signature, text = documented[name]
-    assert title == ("Optional hooks" if name in hookspecs.OPTIONAL else "Required hooks")
-    of_code = inspect.signature(HOOKS[name])
+    kind, hook = HOOKS[name]
+    of_backend = f"{'Optional' if name in kind.OPTIONAL else 'Required'} hooks of a backend"
+    assert title == (of_backend if kind is backend else "Hook of an MPI kind")
+    of_code = inspect.signature(hook)
     assert signature.startswith(f"{name}(")
     assert signature.endswith(f") -> {of_code.return_annotation}")
     arguments = [f"{one.name}: {one.annotation}" for one in of_code.parameters.values()]
@@ -57,18 +60,16 @@ def test_arguments_result_and_duty_are_those_of_the_code(documented, name):
     assert "```python\n@hookimpl\n" in text, f"{name} has no example"
 
 
-@pytest.mark.parametrize("kind", [DBType, ServerPlan])
+@pytest.mark.parametrize("kind", [DBType, MPIKind, ServerPlan])
 def test_every_field_of_the_values_is_documented(documented, kind):
     text = documented[kind.__name__][2]
-    for field in kind.__dataclass_fields__:
-        assert f"\n* `{field}`: " in text
+    for field in fields(kind):
+        assert f"\n* `{field.name}`: " in text
 
 
 def test_the_static_check_of_modules_knows_the_required_hooks():
-    required = set(HOOKS) - hookspecs.OPTIONAL
-    assert {name for name in vars(hookspecs.BackendModule) if name.startswith("balsam_")} == required
+    required = {name for name, (kind, _) in HOOKS.items() if kind is backend} - backend.OPTIONAL
+    assert {name for name in vars(backend.BackendModule) if name.startswith("balsam_")} == required
     for name in required:
-        of_module = [
-            one for one in inspect.signature(getattr(hookspecs.BackendModule, name)).parameters if one != "self"
-        ]
-        assert of_module == list(inspect.signature(HOOKS[name]).parameters)
+        of_module = [one for one in inspect.signature(getattr(backend.BackendModule, name)).parameters if one != "self"]
+        assert of_module == list(inspect.signature(HOOKS[name][1]).parameters)

@@ -203,6 +203,21 @@ def test_a_run_over_its_own_limit_is_handled_and_never_retried(context, code, en
     assert live(context, 0).specs[0].time_limit is None
 
 
+@pytest.mark.parametrize("step", ["stage_in", "preprocess", "postprocess", "stage_out"])
+def test_every_step_has_the_limit_and_fails_the_job_when_it_is_over(context, tmp_path, step):
+    (tmp_path / "in").mkdir()
+    (context.directory.data / "default" / "sim_5").mkdir(parents=True)
+    (context.directory.data / "default" / "sim_5" / "result").touch()
+    over = ProcessResult(-15, "its time limit of 2 minutes was over", over_limit=True)
+    fields = {"stage_in": str(tmp_path / "in"), "stage_out": str(tmp_path / "out"), "stage_out_files": ["result"]}
+    ends = [0] * ["stage_in", "preprocess", "run", "postprocess", "stage_out"].index(step)
+    job = live(context, *ends, over, time_limit_minutes=2, max_retries=5, **HOOKS, **fields)
+    assert job.states.endswith("FAILED")
+    assert job.claimed.message == f"{step}: {over.stop_reason}"
+    assert not job.claimed.released
+    assert {spec.time_limit for spec in job.specs} == {120}
+
+
 def test_results_are_copied_out_last_and_for_saved_jobs_too(context, tmp_path):
     workdir = context.directory.data / "default" / "sim_5"
     workdir.mkdir(parents=True)

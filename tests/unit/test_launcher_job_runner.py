@@ -168,6 +168,18 @@ def test_a_run_over_its_limit_is_ended_and_no_other(watched):
     assert watched.runner.stop_overdue() is None
 
 
+def test_a_hook_over_its_limit_is_ended_and_frees_its_place(watched):
+    over = watched.job(1, "true", state=State.STAGED_IN, preprocess="sleep 600", time_limit_minutes=0.005)
+    watched.runner.start(over)
+
+    def ended():
+        watched.runner.stop_overdue()
+        return not watched.runner.jobs
+
+    watched.until(ended)
+    assert (over.state, over.message) == (State.FAILED, "preprocess: its time limit of 0.005 minutes was over")
+
+
 def test_the_result_of_a_dropped_job_does_not_count(watched):
     watched.runner.start(watched.job(1, "sleep 600"))
     watched.runner.drop(watched.runner.jobs[1], grace=DEADLINE)

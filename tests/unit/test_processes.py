@@ -9,7 +9,16 @@ import psutil
 import pytest
 
 from balsam_core.system import processes
-from balsam_core.system.processes import cpu_seconds, end_process, is_alive, send_signal, start_of, started_at
+from balsam_core.system.processes import (
+    children_of,
+    cpu_seconds,
+    descendants,
+    end_process,
+    is_alive,
+    send_signal,
+    start_of,
+    started_at,
+)
 from balsam_core.testing.tools import wait_until
 
 SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(100)"]
@@ -91,6 +100,46 @@ def test_ending_kills_what_does_not_stop():
         assert process.wait(60) == -signal.SIGKILL
 
 
+@pytest.fixture(params=["as it is", "without lists of children"])
+def _kernel(request, monkeypatch):
+    if request.param != "as it is":
+        monkeypatch.setattr(processes, "_has_children_files", lambda: False)
+
+
+FAMILY = """
+import subprocess, sys, threading
+
+def start():
+    child = [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '100'])"]
+    started.append(subprocess.Popen(child))
+
+started = []
+threads = [threading.Thread(target=start), threading.Thread(target=start)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(*[child.pid for child in started], flush=True)
+input()
+"""
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_descendants_are_found_whichever_thread_has_started_them():
+    with subprocess.Popen([sys.executable, "-c", FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        children = {int(word) for word in process.stdout.readline().split()}
+        assert set(children_of(process.pid)) == children
+        wait_until(lambda: len(descendants(process.pid)) == 4)
+        found = dict(descendants(process.pid))
+        assert found.keys() > children
+        assert {one.pid for one in psutil.Process(process.pid).children(recursive=True)} == found.keys()
+        for pid, start in found.items():
+            assert end_process(pid, start, [])
+        assert descendants(process.pid) == []
+        process.stdin.close()
+
+
+@pytest.mark.usefixtures("_kernel")
 def test_cpu_time_includes_descendants():
     burn = "import os\nwhile os.times().user < 0.2: pass\n"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn + 'print(flush=True); input()'!r}])"

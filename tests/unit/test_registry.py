@@ -5,16 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from typing import TYPE_CHECKING
 
 import pytest
 
 from balsam_core import plugin
 from balsam_core.backends import probe
-from balsam_core.backends.registry import OFFICIAL, Registry, canonical, list_backends
+from balsam_core.backends.registry import OFFICIAL, Registry, canonical
 from balsam_core.dbdir import address
 from balsam_core.errors import BackendError, ServerNotRunning
-from balsam_core.hookspecs import BackendModule, hookimpl
+from balsam_core.hookspecs import hookimpl
 from balsam_core.plugin_types import DBType, ServerPlan, ServerPolicy
+
+if TYPE_CHECKING:
+    from balsam_core.hookspecs.backend import BackendModule
 
 GOOD = """
     from balsam_core.plugin import DBType, ServerNotRunning, ServerPlan, ServerPolicy, hookimpl
@@ -71,7 +75,7 @@ def site(tmp_path, monkeypatch):
 
 
 def row(name):
-    return {status.db_type: status for status in Registry().statuses()}[name]
+    return {status.name: status for status in Registry().statuses()}[name]
 
 
 def failure(name):
@@ -193,7 +197,7 @@ def test_a_good_plugin_works_beside_every_broken_one(site, db):
     site("acme-toy")
     for number, (code, *_rest) in enumerate(BROKEN.values()):
         site(f"acme-broken{number}", name=f"broken{number}", code=code)
-    statuses = {status.db_type: status.status for status in Registry().statuses()}
+    statuses = {status.name: status.status for status in Registry().statuses()}
     assert statuses["toy"] == "ok"
     assert [statuses[f"broken{number}"] for number in range(len(BROKEN))].count("ok") == 0
     registry = Registry()
@@ -206,7 +210,7 @@ def test_a_good_plugin_works_beside_every_broken_one(site, db):
 def test_plugin_that_never_loads_does_not_stop_the_listing(site, monkeypatch):
     monkeypatch.setattr(probe, "LOAD_TIMEOUT", 0.2)
     site("acme-toy", code="import time; time.sleep(30)")
-    assert {status.db_type: status.detail for status in Registry().statuses()}["toy"] == "still loading after 0.2 s"
+    assert {status.name: status.detail for status in Registry().statuses()}["toy"] == "still loading after 0.2 s"
 
 
 def test_a_plugin_without_a_server_needs_no_hook_for_one(site):
@@ -280,7 +284,7 @@ def test_official_type_that_is_missing_has_its_pip_line():
     for name in ("postgres", "postgresql", "mysql", "mariadb", "sqlite", "sqlite3"):
         with pytest.raises(BackendError, match=f"pip install {OFFICIAL[canonical(name)]}$"):
             registry.load(name)
-    assert {status.db_type: status.remedy for status in registry.statuses()} == {
+    assert {status.name: status.remedy for status in registry.statuses()} == {
         "sqlite": "pip install balsam-sqlite",
         "postgres": "pip install balsam-postgres",
         "mysql": "pip install balsam-mysql",
@@ -353,13 +357,13 @@ def test_check_loads_drivers_and_keeps_tracebacks(site):
     assert checked.status == "broken"
     assert "libtoy.so.3" in checked.detail
     assert "Traceback" in checked.traceback
-    assert "toy" in {status.db_type for status in Registry().check()}
+    assert "toy" in {status.name for status in Registry().check()}
     with pytest.raises(BackendError, match="no db type"):
         Registry().check("nonesuch")
 
 
 def test_sqlite_is_installed_and_the_default():
-    [status] = [status for status in list_backends() if status.db_type == "sqlite"]
+    [status] = [status for status in Registry().statuses() if status.name == "sqlite"]
     assert (status.package, status.status, status.server, status.default) == ("balsam-sqlite", "ok", "optional", True)
 
 
@@ -373,8 +377,8 @@ def test_official_backend_has_the_types_of_the_contract():
 def test_listing_loads_no_driver():
     code = """
         import sys
-        from balsam_core.backends import registry
-        assert registry.list_backends()
+        from balsam_core.backends import listing
+        assert listing.list_plugins()
         assert not {"sqlalchemy", "sqlite3", "_sqlite3", "zmq", "psycopg", "MySQLdb", "rich"} & sys.modules.keys()
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from balsam_core.cli.command import Session, command, pass_session
 from balsam_core.cli.stdout import discard_output_of, results
-from balsam_core.cli.text import quote
+from balsam_core.cli.text import printable, quote
 from balsam_core.cli.values import MINUTES
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ ALL = "all"  # of --stop
 @click.option(
     "--mpi",
     metavar="HOW",
-    help="How jobs of several ranks start: a kind such as openmpi, mpich or srun, an MPI program, or a command line "
-    "such as 'mpirun -n {ranks}' (default: mpi in settings.toml, else what is found).",
+    help="How jobs of several ranks start: a kind such as openmpi, mpich, srun or that of a plugin, an MPI program, or "
+    "a command line such as 'mpirun -n {ranks}' (default: mpi in settings.toml, else what is found).",
 )
 @click.option("--time-limit-minutes", type=MINUTES, metavar="M", help="Stop after M minutes, e.g. 55 or 0.5.")
 @click.option("--daemon", is_flag=True, help="Run in the background, without this terminal.")
@@ -136,7 +136,7 @@ def launcher(
         most_jobs=num_workers,
         cores=cores,
         gpus=_choose_gpus(gpus_per_node),
-        mpi=None if job_mode == "serial" else find_mpi(mpi or mpi_setting()),
+        mpi=None if job_mode == "serial" else find_mpi(mpi or mpi_setting(), _warn),
         background=report_to is not None,
     )
     with session.open_db() as db:
@@ -144,6 +144,10 @@ def launcher(
         if not daemon:
             return _run(session, db, options, job_mode, report_to)
     return _start(session, db.directory, options.only)
+
+
+def _warn(line: str) -> None:
+    click.echo(f"Warning: {printable(line)}", err=True)
 
 
 def _check_selection(db: Database, options: LauncherOptions) -> None:
@@ -206,7 +210,7 @@ def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str
 
 def _start(session: Session, db: DBDir, only: Sequence[int] | None) -> int:
     """Start a launcher in the background."""
-    from balsam_core.dbdir.launcher_journal import log_file
+    from balsam_core.dbdir.launcher_logs import log_file
     from balsam_core.launcher import background
 
     words = [sys.executable, "-m", "balsam_core.cli", "--db", str(db.path), "-o", session.format]

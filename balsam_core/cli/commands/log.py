@@ -29,6 +29,7 @@ ASK_EVERY = 1.0  # seconds between two questions whether more may come
     examples=[
         "balsam log 12",
         "balsam log last -f",
+        "balsam log 12 --attempt 1",
         "balsam log launcher -f",
         "balsam log launcher 3 -n 20",
         "balsam log dbserver",
@@ -45,21 +46,29 @@ ASK_EVERY = 1.0  # seconds between two questions whether more may come
     metavar="LINES",
     help=f"The last so many lines of each file; 0 for all.  [default: {DEFAULT_LINES} in a table, else all]",
 )
+@click.option("--attempt", type=AT_LEAST_1, metavar="N", help="What attempt N at the job has written.")
 @pass_session
-def log(session: Session, *, what: str, number: int | None, follow: bool, lines: int | None) -> None:
+def log(
+    session: Session, *, what: str, number: int | None, follow: bool, lines: int | None, attempt: int | None
+) -> None:
     """Show what a job, a launcher or the server has written.
 
-    JOB is an id or 'last': shows its .out and .err files, and the logs of its hooks. 'launcher' means the newest
+    JOB is an id or 'last': shows its .out and .err files, and the logs of its hooks, as the last attempt left them, and
+    says which earlier attempts have left some, too; --attempt shows those of one. 'launcher' means the newest
     launcher, or launcher N; 'dbserver' the newest logs of the server. With -f, Ctrl-C ends it, or the end of the job,
     the launcher or the server. The other formats than a table give each line with its file, '-o ids' the paths.
     """
     if number is not None and what != "launcher":
         raise click.UsageError("only 'launcher' goes with a number: balsam log launcher 3")
+    if attempt is not None and what in {"launcher", "dbserver"}:
+        raise click.UsageError("--attempt goes with a job: balsam log 12 --attempt 1")
+    if attempt is not None and follow:
+        raise click.UsageError("-f follows the last attempt: leave out --attempt")
     printer = session.printer()
     if lines is None:
         lines = DEFAULT_LINES if printer.for_people else 0
     with contextlib.ExitStack() as stack:
-        source = _open_source(session, stack, what, number)
+        source = _open_source(session, stack, what, number, attempt)
         if printer.format == "ids":
             printer.rows(("file",), ([str(path)] for path in source.paths if path.exists()))
             return
@@ -71,7 +80,7 @@ def log(session: Session, *, what: str, number: int | None, follow: bool, lines:
         _show(printer, source, files, lines or None, follow=follow)
 
 
-def _open_source(session: Session, stack: ExitStack, what: str, number: int | None) -> LogSource:
+def _open_source(session: Session, stack: ExitStack, what: str, number: int | None, attempt: int | None) -> LogSource:
     from balsam_core.cli import log_sources
 
     if what == "launcher":
@@ -81,7 +90,7 @@ def _open_source(session: Session, stack: ExitStack, what: str, number: int | No
     from balsam_core.cli.selectors import choose_one
 
     db = stack.enter_context(session.open_db())
-    return log_sources.JobSource(db, choose_one(db, what))
+    return log_sources.JobSource(db, choose_one(db, what), attempt)
 
 
 def _open_files(source: LogSource, stack: ExitStack) -> list[TailedFile]:
@@ -98,6 +107,8 @@ def _show(printer: Printer, source: LogSource, files: list[TailedFile], lines: i
         _write_pieces(_pieces(printer, source, files, lines, follow=follow))
         if any(file.has_more for file in files):
             printer.note(f"... showing the last {lines} lines of each file: -n 0 for all")
+        if source.remark:
+            printer.note(source.remark)
     else:
         rows = _lines(_pieces(printer, source, files, lines, follow=follow))
         printer.rows(("file", "line"), rows)

@@ -290,13 +290,12 @@ class ClaimedJob:
     def _run_main_process(self) -> Generator[ProcessSpec, ProcessResult, None]:
         out, err = output_name(self.job, ".out"), output_name(self.job, ".err")
         argv = job_argv(self.job, self._app)
-        limit = self.job.time_limit_minutes * 60 or None
         linked = None
         if self.job.input_files and self._parents and self.job.input_mode == "link":
             linked = LinkedFiles(self._context.directory, self.job, self.workdir, self._parents)
         with ranks_started(self.job, argv, self._environment, self._context.mpi) as (argv, env):
             cores = bound_cores(self.job, self.place)
-            result = yield from self._run_process(ProcessSpec(argv, env, out, err, _S.RUNNING, cores, limit))
+            result = yield from self._run_process(ProcessSpec(argv, env, out, err, _S.RUNNING, cores, self._time_limit))
         if linked is not None and (changed := linked.changed()):
             self.changed_parents = True
             own, self.remarks = change_remarks(self.job, changed)
@@ -381,10 +380,13 @@ class ClaimedJob:
     ) -> Generator[ProcessSpec, ProcessResult, bool]:
         """Run a process beside the job's main one, with a log of this stem; return whether the lifecycle may go on."""
         log = output_name(self.job, ".log", stem=stem)
-        result = yield from self._run_process(ProcessSpec(argv, env or self._environment, log, log))
+        spec = ProcessSpec(argv, env or self._environment, log, log, time_limit=self._time_limit)
+        result = yield from self._run_process(spec)
         if result.remark:
             self.remark(f"{what or stem}: {result.remark}")
-        if result.stop_reason:
+        if result.over_limit:
+            self._fail(f"{what or stem}: {result.stop_reason}")
+        elif result.stop_reason:
             self.released = True  # the next launcher does this step again
             self.remark(f"{what or stem}: {result.stop_reason}")
         elif result.exit_code:
@@ -401,6 +403,11 @@ class ClaimedJob:
     @cached_property
     def _environment(self) -> dict[str, str]:
         return job_environment(self._context.environment, self.job, self._app, self.workdir, self.place)
+
+    @property
+    def _time_limit(self) -> float | None:
+        """Seconds that each process of the job may take; None for no limit."""
+        return self.job.time_limit_minutes * 60 or None
 
     def _describe_failure(self, result: ProcessResult, *outputs: str) -> str:
         said = last_words(*(self.workdir / name for name in outputs))

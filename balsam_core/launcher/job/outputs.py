@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,7 +14,7 @@ from balsam_core.errors import DBDirError
 from balsam_core.system.files import atomic_write, read_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from balsam_core.model.calls import ParentRef
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LARGEST_REGISTER = 64 * 1024 * 1024  # bytes
 LOG_STEMS = ("preprocess", "postprocess", "stage_in", "input_files", "stage_out")
 PARENT_IDS = "parent_ids"
+_NUMBERED = re.compile(r"(.+?)\.(\d{1,9})(?:\.\d{1,9})?")  # of an earlier attempt; the last number where that was there
 
 V = TypeVar("V")
 
@@ -46,8 +48,41 @@ def write_parent_ids(job: Job, workdir: Path) -> Path:
 
 def is_log(name: str, logs: Collection[str]) -> bool:
     """Whether a file is one of ``logs``, or such a one of an earlier attempt: ``sim.out.2``."""
-    stem, _, number = name.rpartition(".")
-    return name in logs or (number.isdecimal() and stem in logs)
+    numbered = _NUMBERED.fullmatch(name)
+    return name in logs or (numbered is not None and numbered[1] in logs)
+
+
+def outputs_by_attempt(job: Job, workdir: Path, names: Sequence[str]) -> dict[int, list[Path]]:
+    """Return the files that the attempts wrote under these names, and that are not empty, by attempt.
+
+    Args:
+        job: The job.
+        workdir: Its working directory; it need not exist.
+        names: The names as the last attempt has them; the files of each attempt come in this order.
+    """
+    written_by = read_register(_register(job, workdir), int)
+    present = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(workdir) as entries:
+        for entry in entries:
+            numbered = _NUMBERED.fullmatch(entry.name)
+            if entry.name in names:
+                found = (written_by.get(entry.name, 1), names.index(entry.name), entry.name)
+            elif numbered is not None and numbered[1] in names:
+                found = (int(numbered[2]), names.index(numbered[1]), entry.name)
+            else:
+                continue
+            with suppress(FileNotFoundError):
+                if entry.stat().st_size:
+                    present.append(found)
+    files: dict[int, list[Path]] = {}
+    for attempt, _, name in sorted(present):
+        files.setdefault(attempt, []).append(workdir / name)
+    return files
+
+
+def _register(job: Job, workdir: Path) -> Path:
+    """Return the hidden file that says which attempt wrote each output."""
+    return workdir / f".balsam_{job.id}.attempts"
 
 
 def keep_earlier_outputs(job: Job, workdir: Path, names: Iterable[str]) -> None:
@@ -59,7 +94,7 @@ def keep_earlier_outputs(job: Job, workdir: Path, names: Iterable[str]) -> None:
     Raises:
         OSError: A file can't be renamed, or the hidden file not be written.
     """
-    register = workdir / f".balsam_{job.id}.attempts"
+    register = _register(job, workdir)
     written_by = read_register(register, int)
     for name in names:
         path = workdir / name

@@ -23,7 +23,7 @@ print(*sorted(heavy & set(sys.modules) - set(sys.builtin_module_names)))
 
 def test_it_is_listed_as_usable(backend: Backend) -> None:
     listed = balsam.good("plugins", "list", "-o", "json").json
-    (row,) = [row for row in listed if row["db_type"] == backend.identity.name]
+    (row,) = [row for row in listed if row["name"] == backend.identity.name]
     assert (row["status"], row["server"]) == ("ok", backend.identity.server.value), row
     balsam.good("plugins", "check", backend.identity.name)
 

@@ -1,22 +1,19 @@
-"""The hooks of a Balsam backend: what a plugin module implements.
+"""The hooks of a backend: what makes one kind of database work with Balsam.
 
-A backend is a module with these functions, each marked with :data:`hookimpl`. An entry point in the group
-``balsam.backends``, whose name is the db type, names the module::
+The entry point's group is ``balsam.backends`` and its name the db type::
 
     [project.entry-points."balsam.backends"]
     toy = "acme_balsam_toy.backend"
 
 The first five hooks are required; the others, listed in :data:`OPTIONAL`, may be left out. A hook is called only on the
-plugin of the DB's type. An implementation may leave out arguments that it doesn't need. A
-:class:`~balsam_core.errors.BalsamError` reaches the user as it is; any other exception is reported as a fault of the
-plugin. Plugin authors import only from :mod:`balsam_core.plugin`.
+plugin of the DB's type.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import pluggy
+from balsam_core.hookspecs import hookspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPTIONAL",
-    "PROJECT",
     "BackendModule",
     "balsam_backup",
     "balsam_bulk_insert",
@@ -48,11 +44,8 @@ __all__ = [
     "balsam_server_policy",
     "balsam_start_server",
     "balsam_warnings",
-    "hookimpl",
-    "hookspec",
 ]
 
-PROJECT = "balsam"
 OPTIONAL = frozenset(
     {
         "balsam_backup",
@@ -65,10 +58,6 @@ OPTIONAL = frozenset(
     }
 )
 """Hooks that a backend may leave out."""
-
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a function of a plugin as the implementation of the hook that has its name."""
 
 
 @hookspec(firstresult=True)
