@@ -21,7 +21,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator  # noqa: TC003
+from collections.abc import Callable, Iterator, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -72,12 +72,18 @@ class Processes(Generic[T]):
         guardian_pid: The guardian's process id; 0 while there is none.
     """
 
-    def __init__(self, journal: OwnJournal | None = None) -> None:
-        """Prepare to run commands; the ``journal`` is for the ends of labelled ones."""
+    def __init__(self, journal: OwnJournal | None = None, locks: Sequence[int] = ()) -> None:
+        """Prepare to run commands.
+
+        Args:
+            journal: File for the ends of labelled ones; None for none.
+            locks: Descriptors that stay open, in the guardian, until all have ended.
+        """
         self.running: set[Process[T]] = set()
         self.mark = os.urandom(16).hex()
         self.guardian_pid = 0
         self._journal = journal
+        self._locks = locks
         self._selector = selectors.DefaultSelector()
         self._found_programs: dict[tuple[str, str], str] = {}
         self._keepers: set[_Keeper[T]] = set()
@@ -170,7 +176,7 @@ class Processes(Generic[T]):
             unused.callback(control.close)
             given.callback(theirs.close)
             words = []
-            for number in (theirs.fileno(), self._lease_file, journal):
+            for number in (theirs.fileno(), self._lease_file, journal, *self._locks):
                 inherited = fcntl.fcntl(number, fcntl.F_DUPFD, _FIRST_FREE) if number >= 0 else -1
                 words.append(str(inherited))
                 if inherited >= 0:
