@@ -35,6 +35,7 @@ from zlib import crc32
 
 from balsam_core.model.cores import MOST_CORES
 from balsam_core.system.files import describe_error, reason
+from balsam_core.system.filesystems import is_network
 from balsam_core.system.hardware import quota_group
 from balsam_core.system.processes import this_machine
 
@@ -316,5 +317,7 @@ def _open_file(kind: str) -> int:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise OSError(errno.EPERM, "it is no directory that only this user can write to", str(folder))
+    if is_network(folder):
+        raise OSError(errno.ENOTSUP, "it is on a network file system, where locks can't be relied on", str(folder))
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(folder / f"{kind}-{this_machine().boot_id}", flags, 0o600)

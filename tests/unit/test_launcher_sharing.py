@@ -369,7 +369,7 @@ def test_rows_are_used_again(folder):
     assert file.stat().st_size == module._ROW.size
 
 
-@pytest.mark.parametrize("kind", ["link", "open to others", "file", "missing parent"])
+@pytest.mark.parametrize("kind", ["link", "open to others", "file", "missing parent", "on the network"])
 def test_an_unsafe_directory_is_not_used(kind, folder, caplog, monkeypatch):
     if kind == "link":
         folder.symlink_to(folder.parent)
@@ -378,6 +378,8 @@ def test_an_unsafe_directory_is_not_used(kind, folder, caplog, monkeypatch):
         folder.chmod(0o777)
     elif kind == "file":
         folder.touch()
+    elif kind == "on the network":
+        monkeypatch.setattr(module, "is_network", lambda _: True)
     else:
         monkeypatch.setenv("BALSAM_RUNTIME_DIR", str(folder / "there" / "is none"))
     with caplog.at_level(logging.WARNING):
