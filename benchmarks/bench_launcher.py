@@ -34,6 +34,7 @@ DATABASE = {
     "GetKilledJobs",
     "Prune",
     "CountHeldByOthers",
+    "HasClaimable",
     "CountJobs",
     "GetUnfit",
 }

@@ -22,6 +22,7 @@ from balsam_core.model.calls import (
     GetDelay,
     GetRows,
     GetUnfit,
+    HasClaimable,
     PromoteDelayed,
     PromoteStagedInsert,
     Update,
@@ -47,6 +48,8 @@ class ClaimQueue:
         paused: Started jobs that go on when what happened to them is on record, by id. They take no slot meanwhile.
         dry: Whether the last claim gave fewer jobs than wanted.
         poll_at: When to claim again while it is dry, by the monotonic clock.
+        next_need: What a job needs that isn't claimed since other launchers have all processors, or all GPUs, as far as
+            that is known; None for no such job.
         waits_for: What an idle launcher waits for, for people; empty where that isn't known.
     """
 
@@ -63,6 +66,7 @@ class ClaimQueue:
         self.paused: dict[int, ClaimedJob] = {}
         self.dry = False
         self.poll_at = 0.0
+        self.next_need: Need | None = None
         self.waits_for = ""
         self._next_retry_at = 0.0
         self._run = run
@@ -88,7 +92,8 @@ class ClaimQueue:
             free_slots = min(free_slots, self._node.free_jobs)
         if queued >= free_slots and (queued > self._ahead // 4 or not self._ahead):
             return 0
-        if self.dry and monotonic() < self.poll_at:
+        has_gpus_now = self.next_need is not None and self._node.free_gpus
+        if self.dry and monotonic() < self.poll_at and not has_gpus_now:
             return 0
         return min(free_slots + self._ahead - queued, LARGEST_CLAIM)
 
@@ -99,10 +104,9 @@ class ClaimQueue:
             BalsamError: The call failed; nothing changed here.
         """
         got = 0
-        resources, free_gpus = self._resources(), self._node.free_gpus
-        if not free_gpus or any(claimed.need.gpus_per_rank for claimed in self.jobs):
-            resources = replace(resources, gpus_per_node=0)  # none is free, or one waits for them already
-        packed = self._node.has_room_for_packed and not any(claimed.need.packing for claimed in self.jobs)
+        self.next_need = None
+        free_gpus = self._node.free_gpus
+        resources, packed = self._claimable(free_gpus)
         for ids in self._slices:
             claim = self._run(
                 ClaimJobs(
@@ -122,7 +126,38 @@ class ClaimQueue:
             if got >= count:
                 break
         self._adapt_claim_size(got, complete=got >= count)
+        if got < count and not free_gpus and self._node.own_free_gpus and self._has_claimable():
+            self.next_need = Need(gpus_per_rank=1.0)
         return got
+
+    def look(self) -> None:
+        """Find out whether there are jobs to claim, while other launchers have all processors.
+
+        Raises:
+            BalsamError: The call failed; nothing changed here.
+        """
+        if monotonic() >= self.poll_at:
+            self.next_need = Need() if self._has_claimable() else None
+            self.dry = self.next_need is None
+            self._poll_later()
+
+    def _has_claimable(self) -> bool:
+        """Say whether there are jobs that could be claimed if other launchers used nothing of the node."""
+        resources, packed = self._claimable(self._node.own_free_gpus)
+        workflow = self._options.workflow
+        calls = [HasClaimable(resources=resources, workflow=workflow, only=ids, packed=packed) for ids in self._slices]
+        return any(self._run(call) for call in calls)
+
+    def _claimable(self, free_gpus: float) -> tuple[Resources, bool]:
+        """Return what jobs that may be claimed must fit, and whether they may have a packing count."""
+        resources = self._resources()
+        if not free_gpus or any(claimed.need.gpus_per_rank for claimed in self.jobs):
+            resources = replace(resources, gpus_per_node=0)  # none is free, or one waits for them already
+        return resources, self._node.has_room_for_packed and not any(claimed.need.packing for claimed in self.jobs)
+
+    def _poll_later(self) -> None:
+        self.poll_at = monotonic() + self._poll_interval
+        self._poll_interval = min(self._poll_interval * 1.5, LONGEST_POLL)
 
     def _adapt_claim_size(self, got: int, *, complete: bool) -> None:
         """Fit the size of claims to how fast the jobs of the last one were used up."""
@@ -138,8 +173,7 @@ class ClaimQueue:
             self._last_claim = got
             self._last_claim_at = now
             self._poll_interval = FIRST_POLL
-        self.poll_at = now + self._poll_interval
-        self._poll_interval = min(self._poll_interval * 1.5, LONGEST_POLL)
+        self._poll_later()
 
     def resume(self, unrecorded: Container[int]) -> None:
         """Let the paused jobs go on that are not among the ``unrecorded``, before those that have not begun."""

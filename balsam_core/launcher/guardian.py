@@ -1,9 +1,9 @@
 """The guardian of a launcher and its keepers: they end every process of the jobs when nobody else can any more.
 
-A program of its own in one file, which imports nothing of Balsam: ``python -I -S guardian.py CONTROL LEASE JOURNAL
-GROUP``, three descriptors and the folder of a control group, empty for none. The launcher sends one end of a socket
-through CONTROL for each process that it wants to run at the same time, and the guardian forks a *keeper* that serves
-it: one command at a time, by :func:`send` and :func:`receive`.
+A program of its own in one file, which imports nothing of Balsam: ``python -I -S guardian.py GROUP CONTROL LEASE
+JOURNAL LOCKS...``, the folder of a control group, empty for none, and descriptors. The launcher sends one end of a
+socket through CONTROL for each process that it wants to run at the same time, and the guardian forks a *keeper* that
+serves it: one command at a time, by :func:`send` and :func:`receive`.
 
 A keeper is a child subreaper, so that a command's tree is exactly its descendants, whatever groups and sessions they
 made, and is gone when the system says that the keeper has no child. It ends the tree when the launcher asks, when the
@@ -12,8 +12,9 @@ guardian holds), and when the launcher's lease is over: LEASE is a file of 8 byt
 which commands may run. So a stopped launcher's jobs end in time, too.
 
 JOURNAL is a file, where a keeper writes how a command ended before it answers. The guardian writes ``farewell`` there
-when the launcher and all processes are gone. All are in the control group, which ends them where guardian and keepers
-were killed together. Both ignore the signals that reach all processes of a batch job.
+when the launcher and all processes are gone. LOCKS are kept open until then, and with them the locks that the launcher
+has. All are in the control group, which ends them where guardian and keepers were killed together. Both ignore the
+signals that reach all processes of a batch job.
 """
 
 from __future__ import annotations
@@ -460,14 +461,14 @@ class Guardian:
             send(self._control, "gone", keepers)
 
 
-def main(control: int, lease: int, journal: int, group: str) -> None:
+def main(group: str, control: int, lease: int, journal: int, *locks: int) -> None:
     """Be the guardian of the process that has started this one."""
     if group:
         with contextlib.suppress(OSError), open(f"{group}/cgroup.procs", "w") as file:  # noqa: PTH123
             file.write("0")  # this process
     for name in IGNORED_SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    for descriptor in (control, lease, journal):
+    for descriptor in (control, lease, journal, *locks):
         if descriptor >= 0:
             os.set_inheritable(descriptor, False)
     become_subreaper()
@@ -478,4 +479,4 @@ def main(control: int, lease: int, journal: int, group: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

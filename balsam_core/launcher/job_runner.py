@@ -25,11 +25,11 @@ from balsam_core.model.states import State
 from balsam_core.system.signals import BATCH_EXIT_CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from balsam_core.dbdir.launcher_journal import OwnJournal
     from balsam_core.launcher.counters import Counters
-    from balsam_core.launcher.placement import Node, Place
+    from balsam_core.launcher.placement import Need, Node, Place
     from balsam_core.launcher.process_events import Process
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class JobRunner:
         on_change: Called when a job has something that others should see soon.
         on_done: Called when a job doesn't run any more.
         journal: File for the ends of runs; None for none.
+        locks: Descriptors that the guardian keeps open until all has ended.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class JobRunner:
         on_change: Callable[[ClaimedJob], None],
         on_done: Callable[[RunningJob], None],
         journal: OwnJournal | None = None,
+        locks: Sequence[int] = (),
     ) -> None:
         self.jobs: dict[int, RunningJob] = {}
-        self.processes: Processes[RunningJob] = Processes(journal)
+        self.processes: Processes[RunningJob] = Processes(journal, locks)
         self.stopping = False
         self.fault = ""
         self.blocked: list[RunningJob] = []
@@ -116,7 +118,20 @@ class JobRunner:
     @property
     def free_slots(self) -> int:
         """Slots without a job; none while this machine can't start what the running jobs need."""
-        return 0 if self.stopping or self.fault or self.blocked else self._node.free_slots
+        return self._node.free_slots if self._may_start else 0
+
+    @property
+    def is_crowded_out(self) -> bool:
+        """Whether only other launchers' jobs are the reason that no slot is free."""
+        return self._may_start and self._node.is_crowded_out
+
+    @property
+    def _may_start(self) -> bool:
+        return not (self.stopping or self.fault or self.blocked)
+
+    def look_around(self, wanted: Need | None) -> None:
+        """Learn what other launchers have of the node, and tell them whether the first job waits for some of it."""
+        self._node.look_around(wanted if self._may_start else None)
 
     def start(self, claimed: ClaimedJob) -> bool:
         """Start a job if there is a place for it now; returns whether there was."""

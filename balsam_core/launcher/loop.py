@@ -32,6 +32,7 @@ from balsam_core.launcher.process_events import ShortageError
 from balsam_core.launcher.progress import Progress
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
+from balsam_core.launcher.sharing import LOOK_EVERY
 from balsam_core.model.calls import GetKilledJobs, Prune, Resources
 from balsam_core.model.states import State
 from balsam_core.system.files import reason
@@ -99,6 +100,7 @@ class Launcher:
                     if failed and not self._client.outage:
                         self._membership.try_to_close("ended because of an error")
                     self._membership.forget()
+                self._node.close()
                 logger.info("launcher %s ended; seconds by kind of work: %s", self._launcher_id, self.counters)
 
     def _register_launcher(self) -> None:
@@ -113,7 +115,7 @@ class Launcher:
         )
         on_recorded = self._dispatcher.add if self._dispatcher else None
         self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded, this_machine().node)
-        node = Node(options.cores, slots=options.slots, gpus=options.gpus, most_jobs=options.most_jobs)
+        self._node = node = Node.of(options, f"launcher {self._launcher_id} of {self._db.directory.path}")
         self._queue = ClaimQueue(self._client.run, self._launcher_id, options, context, self._resources, node)
         self._runner = JobRunner(
             node,
@@ -121,6 +123,7 @@ class Launcher:
             on_change=self._reporter.add,
             on_done=self._on_job_done,
             journal=OwnJournal(self._db.directory, self._launcher_id, make_offer(options, self._resources())),
+            locks=node.descriptors,
         )
         self._runner.processes.lease.extend(self._membership.safe_until())
 
@@ -196,6 +199,7 @@ class Launcher:
     def run_once(self, longest_wait: float) -> None:
         """Do what is due, then wait for an event, at most ``longest_wait`` seconds."""
         self._check_for_stop()
+        self._runner.look_around(self._queue.jobs[0].need if self._queue.jobs else self._queue.next_need)
         self._start_claimed()
         if self._client.may_call:
             try:
@@ -217,6 +221,8 @@ class Launcher:
             times.append(self._time_limit_at)
         if self._runner.blocked:
             times.append(monotonic() + constants.FIRST_POLL)
+        if self._node.waits or self._runner.is_crowded_out:
+            times.append(monotonic() + LOOK_EVERY)
         if not self._client.may_call:
             times.append(self._client.retry_at)
         elif not self._client.outage and self._ending.refusal is None:
@@ -292,6 +298,9 @@ class Launcher:
     def _claim_jobs(self) -> int:
         """Claim jobs where some are wanted, and start them; returns how many came."""
         may_claim = not self._ending.reason and not self._reporter.in_doubt
+        if may_claim and self._runner.is_crowded_out and not self._queue.jobs:
+            self._queue.look()
+            return 0
         wanted = self._queue.wanted(self._runner.free_slots) if may_claim else 0
         if not wanted:
             return 0
@@ -356,7 +365,7 @@ class Launcher:
         self._queue.promote()
         self._membership.end_dead()
         self._queue.poll_at = 0.0
-        self._waits = not self._claim_jobs()
+        self._waits = not self._claim_jobs() and self._queue.next_need is None
         self._over = self._waits and not self._queue.more_may_come()
         self._check_end_at = monotonic() + constants.LONGEST_POLL
 
@@ -376,7 +385,8 @@ class Launcher:
         elif self._ending.reason:
             return
         elif monotonic() >= self._time_limit_at:
-            self._ending.gave_up = self._is_waiting() and bool(self._membership.holders())
+            kept_out = self._node.waits and not self._runner.jobs
+            self._ending.gave_up = kept_out or (self._is_waiting() and bool(self._membership.holders()))
             self._stop_jobs("the time limit was reached", self._time_limit_at, grace=constants.TERM_GRACE)
         elif self._runner.fault:
             self._end_early(self._runner.fault)  # running jobs may end well
@@ -425,6 +435,6 @@ class Launcher:
         elif self._is_waiting() and (holders := self._membership.describe_holders()):
             remark = remark or f"waiting for {holders}"
         elif not self._runner.jobs and not self._ending.reason:
-            remark = self._queue.waits_for
+            remark = self._node.waits_for or self._queue.waits_for
         running, queued = len(self._runner.jobs), len(self._queue.jobs)
         self._display.show(self._reporter.counts, running=running, queued=queued, remark=remark, last=last)

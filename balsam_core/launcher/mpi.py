@@ -3,7 +3,8 @@
 Plugins add kinds to those that are built in. Each kind is known by its template. The words in braces are filled for
 each job: ``{ranks}`` in all, ``{ranks_per_node}``, ``{nodes}``, ``{threads_per_rank}``, ``{threads_per_core}``,
 ``{gpus_per_rank}``. The job's own command line follows. Where a program would choose processors by itself, the template
-forbids it: two runs on one node would get the same ones. The job's affinity mask holds for its ranks.
+forbids it: two runs on one node would get the same ones. The job's affinity mask holds for its ranks, and a rank binds
+itself to processors of its own where it is to have some: the programs number processors each in its own way.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from balsam_core.backends import mpi as plugins
 from balsam_core.errors import SettingsError
+from balsam_core.launcher import bind_rank
 from balsam_core.model.command import check_ranks_template, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from balsam_core.model.job import Job
     from balsam_core.plugin_types import MPIKind
@@ -38,15 +41,27 @@ class MPI:
         template: The words that stand before the job's command line.
         versions: Texts of which ``--version`` prints one if the program is of this kind; none where the name tells.
         environment: Variables that its runs get, where the job doesn't set them.
+        local_rank: The variable in which a rank finds its number on its node; empty where the program, or the user's
+            command line, binds ranks.
     """
 
     name: str
     template: tuple[str, ...]
     versions: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    local_rank: str = ""
 
-    def wrap(self, argv: list[str], job: Job) -> list[str]:
-        """Return the command line that runs ``argv`` on all ranks of a job."""
+    def wrap(self, argv: list[str], job: Job, cores: Sequence[Sequence[int]] = ()) -> list[str]:
+        """Return the command line that runs ``argv`` on all ranks of a job.
+
+        Args:
+            argv: The command line of one rank.
+            job: The job.
+            cores: The processors of each rank; none to leave them together.
+        """
+        if cores and self.local_rank:
+            lists = ":".join(",".join(map(str, one)) for one in cores)
+            argv = [sys.executable, "-I", "-S", bind_rank.__file__, self.local_rank, lists, *argv]
         values = {
             "ranks": job.num_nodes * job.ranks_per_node,
             "ranks_per_node": job.ranks_per_node,
@@ -67,14 +82,21 @@ KINDS = {
             template=("mpirun", "-n", "{ranks}", "--bind-to", "none", "--oversubscribe"),
             versions=("Open MPI", "OpenRTE", "PRRTE"),
             environment={"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
+            local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
         ),
         MPI(
             name="intelmpi",
             template=("mpirun", "-n", "{ranks}"),
             versions=("Intel(R) MPI",),
             environment={"I_MPI_PIN": "off"},
+            local_rank="MPI_LOCALRANKID",
         ),
-        MPI(name="mpich", template=("mpiexec.hydra", "-n", "{ranks}", "-bind-to", "none"), versions=("HYDRA",)),
+        MPI(
+            name="mpich",
+            template=("mpiexec.hydra", "-n", "{ranks}", "-bind-to", "none"),
+            versions=("HYDRA",),
+            local_rank="MPI_LOCALRANKID",
+        ),
         MPI(
             name="srun",
             template=(
@@ -193,7 +215,7 @@ def _identify(program: str) -> MPI | None:
 
 
 def _with_program(kind: MPI, program: str) -> MPI:
-    return MPI(name=kind.name, template=(program, *kind.template[1:]), environment=kind.environment)
+    return replace(kind, template=(program, *kind.template[1:]))
 
 
 def _custom(words: list[str]) -> MPI:

@@ -62,6 +62,8 @@ class LauncherOptions:
         gpus: Names of the GPUs.
         mpi: What starts jobs of several ranks; None for no such jobs.
         background: Whether it was detached from the program that started it.
+        shares_cores: Whether it shares the processors with this user's other launchers; then there are as many slots.
+        shares_gpus: The same for the GPUs.
     """
 
     slots: int
@@ -73,6 +75,8 @@ class LauncherOptions:
     gpus: tuple[str, ...] = ()
     mpi: MPI | None = None
     background: bool = False
+    shares_cores: bool = False
+    shares_gpus: bool = False
 
 
 def make_offer(options: LauncherOptions, resources: Resources) -> Offer:
@@ -105,7 +109,7 @@ class LauncherResult:
         fault: Whether it ended because no job could be started any more.
         reason: Why it ended though something was left; empty where nothing was.
         held_by_others: Which jobs other launchers still held at the end; empty for none.
-        gave_up: Whether time was over while it had nothing to do but to wait for those.
+        gave_up: Whether time was over while it had nothing to do but to wait for those, or for processors.
         signal: The signal that asked it to stop; None where none did.
         spent: Seconds by kind of work.
     """

@@ -21,7 +21,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator  # noqa: TC003
+from collections.abc import Callable, Iterator, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -73,13 +73,19 @@ class Processes(Generic[T]):
         guardian_pid: The guardian's process id; 0 while there is none.
     """
 
-    def __init__(self, journal: OwnJournal | None = None) -> None:
-        """Prepare to run commands; the ``journal`` is for the ends of labelled ones."""
+    def __init__(self, journal: OwnJournal | None = None, locks: Sequence[int] = ()) -> None:
+        """Prepare to run commands.
+
+        Args:
+            journal: File for the ends of labelled ones; None for none.
+            locks: Descriptors that stay open, in the guardian, until all have ended.
+        """
         self.running: set[Process[T]] = set()
         self.mark = os.urandom(16).hex()
         self.guardian_pid = 0
         self._group = ""  # the control group of all of them, where there is one
         self._journal = journal
+        self._locks = locks
         self._selector = selectors.DefaultSelector()
         self._found_programs: dict[tuple[str, str], str] = {}
         self._keepers: set[_Keeper[T]] = set()
@@ -173,7 +179,7 @@ class Processes(Generic[T]):
             unused.callback(control.close)
             given.callback(theirs.close)
             words = []
-            for number in (theirs.fileno(), self._lease_file, journal):
+            for number in (theirs.fileno(), self._lease_file, journal, *self._locks):
                 inherited = fcntl.fcntl(number, fcntl.F_DUPFD, _FIRST_FREE) if number >= 0 else -1
                 words.append(str(inherited))
                 if inherited >= 0:
@@ -183,7 +189,7 @@ class Processes(Generic[T]):
             errors = journal if journal >= 0 else nothing
             self.guardian_pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", guardian.__file__, *words, str(folder_of(self._group) or "")],
+                [sys.executable, "-I", "-S", guardian.__file__, str(folder_of(self._group) or ""), *words],
                 {**os.environ, MARK: self.mark},
                 setsid=True,
                 file_actions=[(os.POSIX_SPAWN_DUP2, one, at) for at, one in enumerate((nothing, nothing, errors))],

@@ -663,6 +663,15 @@ class GetUnfit(Read[list[Unfit]], frozen=True, kw_only=True):
     limit: Limit = MOST_JOBS
 
 
+class HasClaimable(Read[bool], frozen=True, kw_only=True):
+    """Tell whether there are jobs for :class:`ClaimJobs` with the same arguments."""
+
+    resources: Resources
+    workflow: str = ""
+    only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None
+    packed: bool = True
+
+
 class LauncherInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A launcher that has not ended.
 

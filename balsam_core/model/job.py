@@ -90,8 +90,8 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, eq=False, forbid_unk
         threads_per_core: Threads per core.
         gpus_per_rank: GPUs per process; may be a fraction.
         node_packing_count: Most jobs of its kind that run on one node at the same time; 0 for as many as fit.
-        cpu_affinity: The processors that its processes are bound to: ``depth`` for as many of its own as it has
-            threads, a list such as ``0,2,8-11``; ``none`` or empty for no binding.
+        cpu_affinity: The processors that its processes are bound to: ``depth`` for as many of its own as each has
+            threads, a list such as ``0,2,8-11`` for all together; ``none`` or empty for no binding.
         key: Unique over the database; a job whose key exists is not added again.
         data: Any JSON object of the user's own, stored like ``parameters``.
         id: The job's id, given by the database.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import BigInteger, and_, bindparam, exists, func, literal_column, null, outerjoin, select, update
 
 from balsam_core.errors import Conflict
-from balsam_core.model.calls import Claim, ClaimJobs, GetUnfit, ParentRef, Unfit
+from balsam_core.model.calls import Claim, ClaimJobs, GetUnfit, HasClaimable, ParentRef, Unfit
 from balsam_core.operations.apps import read_apps
 from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.execution import operation, rebuilds
@@ -344,6 +344,17 @@ def _build_claim(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_F
         for row in tx.execute(query):
             parents[row.id] = ParentRef(row.id, row.workflow, row.name, row.user_workdir or "")
     return Claim(jobs=taken, apps=apps, parents=parents)
+
+
+@operation(HasClaimable)
+def has_claimable(tx: Tx, call: HasClaimable) -> bool:
+    """Tell whether a claim would find jobs."""
+    given: dict[str, Any] = {**_limits(call.resources), "workflow": call.workflow}
+    unpacked = [] if call.packed else [resource_classes.c.node_packing_count == 0]
+    fitting = select(resource_classes.c.id).where(_FITS, *unpacked)
+    given_jobs = [] if call.only is None else [jobs.c.id.in_(call.only)]
+    query = select(jobs.c.id).where(*in_workflow(bool(call.workflow)), jobs.c.claim_class.in_(fitting), *given_jobs)
+    return tx.execute(query.limit(1), given).first() is not None
 
 
 @operation(GetUnfit)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["GPU_VARIABLES", "gpu_variables", "usable_cores", "visible_gpus"]
+__all__ = ["GPU_VARIABLES", "gpu_variables", "quota_group", "usable_cores", "visible_gpus"]
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 """What restricts a program to some GPUs: of NVIDIA, of AMD, of Intel."""
@@ -26,16 +27,32 @@ def usable_cores() -> tuple[int, ...]:
     These are those of its affinity mask, but no more than its control groups' quota of processor time pays for
     (whole processors, at least one): a container on a large node often has the mask of all and the time of two.
     """
-    try:
-        cores = sorted(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        cores = list(range(os.cpu_count() or 1))
-    quota = min(_quotas(), default=len(cores))
+    cores = _mask()
+    quota, _ = min(_quotas(), default=(len(cores), None))
     return tuple(cores[: max(1, int(quota))])
 
 
-def _quotas() -> Iterator[float]:
-    """Give the quota of each control group that we are in, in processors."""
+def quota_group() -> tuple[str, ...]:
+    """Return what identifies the control group whose quota allows less than the affinity mask; empty where none does.
+
+    All processes in it share the time of that many processors, and no others do.
+    """
+    quota, folder = min(_quotas(), default=(inf, None))
+    if folder is None or quota >= len(_mask()):
+        return ()
+    status = folder.stat()
+    return str(status.st_dev), str(status.st_ino)
+
+
+def _mask() -> list[int]:
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return list(range(os.cpu_count() or 1))
+
+
+def _quotas() -> Iterator[tuple[float, Path]]:
+    """Give the quota of each control group that we are in, in processors, and the group's folder."""
     try:
         lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -50,7 +67,7 @@ def _quotas() -> Iterator[float]:
         for folder in {root, group, *group.parents} if group.is_relative_to(root) else {root}:
             if folder.is_relative_to(root):
                 with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-                    yield _quota(folder, version=1 if controllers else 2)
+                    yield _quota(folder, version=1 if controllers else 2), folder
 
 
 def _quota(folder: Path, *, version: int) -> float:

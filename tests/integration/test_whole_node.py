@@ -259,6 +259,25 @@ def test_ranks_keep_to_the_processors_of_their_job(mpi, db, path):
     assert [rank[3] for rank in ranks_of(db, job)] == ["1", "1"]
 
 
+@pytest.mark.parametrize("slots", [2, 4])
+def test_each_rank_has_processors_of_its_own(slots, mpi, db, path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one processor")
+    name, program = mpi
+    job = Job(command=f"{program} say", name="a", ranks_per_node=2, cpu_affinity="depth")
+    db.jobs.add(job)
+    assert launch(path, "--mpi", name, "--max-ranks-per-node", str(slots))["finished"] == 1
+    first, second = (set(rank[5].split(",")) - {""} for rank in ranks_of(db, job))
+    assert (len(first), len(second), first & second) == (1, 1, set())
+
+
+def test_a_program_that_its_ranks_can_not_start_is_named(mpi, db, path):
+    job = Job(command="./there_is_none", name="a", ranks_per_node=2, cpu_affinity="depth")
+    db.jobs.add(job)
+    assert launch(path, "--mpi", mpi[0], "--max-ranks-per-node", "2")["failed"] == 1
+    assert "a rank's program './there_is_none' can't be started: No such file or directory" in text(db, job, "a.err")
+
+
 def test_a_rank_that_aborts_fails_the_job(mpi, db, path):
     name, program = mpi
     job = Job(command=f"{program} abort", name="a", ranks_per_node=2)
@@ -279,7 +298,7 @@ def test_all_ranks_end_with_a_killed_job_and_with_the_launcher(mpi, db, path):
     )
     try:
         wait_until(lambda: all((db.workdir(job) / f"rank.{rank}").exists() for job in jobs for rank in (0, 1)))
-        wait_until(lambda: all(len(rank) == 5 for job in jobs for rank in ranks_of(db, job)))
+        wait_until(lambda: all(len(rank) == 6 for job in jobs for rank in ranks_of(db, job)))
         pids = {job.name: [int(rank[0]) for rank in ranks_of(db, job)] for job in jobs}
         here.good("kill", jobs[0].id, db=path)
         wait_until(lambda: not any(map(is_alive, pids["killed"])))

@@ -36,7 +36,9 @@ int main(int argc, char **argv) {
     char name[100];
     snprintf(name, sizeof name, "rank.%d", rank);
     FILE *file = fopen(name, "w");
-    fprintf(file, "%d %d %d %d %s\n", getpid(), count, sum, CPU_COUNT(&mask), getenv("TMPDIR"));
+    fprintf(file, "%d %d %d %d %s ", getpid(), count, sum, CPU_COUNT(&mask), getenv("TMPDIR"));
+    for (int core = 0; core < CPU_SETSIZE; core++) if (CPU_ISSET(core, &mask)) fprintf(file, "%d,", core);
+    fprintf(file, "\n");
     fclose(file);
     if (argc > 2) sleep(atoi(argv[2]));
     if (argc > 1 && !strcmp(argv[1], "abort") && rank == 1) MPI_Abort(MPI_COMM_WORLD, 7);

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from balsam_core.system import hardware
-from balsam_core.system.hardware import usable_cores, visible_gpus
+from balsam_core.system.hardware import quota_group, usable_cores, visible_gpus
 
 
 def test_the_affinity_mask_counts():
@@ -43,6 +43,8 @@ def test_the_quota_of_each_control_group_above_counts(files, most, tmp_path, mon
     monkeypatch.setattr(hardware, "_MEMBERSHIP", membership)
     mask = len(os.sched_getaffinity(0))
     assert len(usable_cores()) == (mask if most is None else min(most, mask))
+    if mask > 1:
+        assert len(quota_group()) == (0 if most is None else 2)
 
 
 @pytest.mark.parametrize(

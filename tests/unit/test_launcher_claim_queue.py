@@ -9,9 +9,17 @@ from balsam_core.launcher.claim_queue import ClaimQueue
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.options import LARGEST_CLAIM, LauncherOptions
-from balsam_core.launcher.placement import Node
+from balsam_core.launcher.placement import Need, Node
 from balsam_core.model.app import App
-from balsam_core.model.calls import Claim, ClaimJobs, CountHeldByOthers, GetDelay, ParentRef, Resources
+from balsam_core.model.calls import (
+    Claim,
+    ClaimJobs,
+    CountHeldByOthers,
+    GetDelay,
+    HasClaimable,
+    ParentRef,
+    Resources,
+)
 from balsam_core.model.job import Job
 
 SLOTS = 4
@@ -33,6 +41,8 @@ class Store:
             return self.others if call.only is None else self.of_only
         if isinstance(call, GetDelay):
             return self.delay
+        if isinstance(call, HasClaimable):
+            return self.left > 0
         assert isinstance(call, ClaimJobs)
         self.claims.append(call)
         count = min(call.limit, self.left)
@@ -134,6 +144,20 @@ def test_an_empty_database_is_asked_less_and_less(clock):
     assert 8 < len(store.claims) < 30
     queue.poll_soon()
     assert queue.wanted(SLOTS)
+
+
+def test_a_look_tells_whether_there_are_jobs_and_claims_none(clock):
+    store = Store(SLOTS)
+    queue = make_queue(store)
+    queue.look()
+    assert (queue.next_need, queue.dry, store.claims) == (Need(), False, [])
+    queue.claim(SLOTS)
+    assert queue.next_need is None
+    queue.look()  # too early
+    assert (queue.next_need, queue.dry) == (None, False)
+    clock.now += 1.0
+    queue.look()
+    assert (queue.next_need, queue.dry) == (None, True)
 
 
 def test_listed_jobs_are_asked_for_in_slices(clock):

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.errors import InvalidInput
-from balsam_core.launcher.job.commands import base_environment, hook_argv, job_argv, job_environment
+from balsam_core.launcher.job.commands import base_environment, cores_of_ranks, hook_argv, job_argv, job_environment
+from balsam_core.launcher.mpi import KINDS
+from balsam_core.launcher.placement import Place
 from balsam_core.model.app import App
 from balsam_core.model.job import Job
 
@@ -102,3 +104,25 @@ def test_very_many_ids_of_parents_are_in_a_file(tmp_path, count, in_file):
     else:
         assert env["BALSAM_PARENT_IDS"].split() == [str(number) for number in ids]
         assert "BALSAM_PARENT_IDS_FILE" not in env
+
+
+@pytest.mark.parametrize(
+    ("affinity", "cores", "expected"),
+    [
+        ("depth", (0, 1, 4, 5), [(0, 1), (4, 5)]),
+        ("depth", (0, 1), [(0,), (1,)]),
+        ("depth", (0,), []),  # fewer processors than ranks: they share them
+        ("0,1", (0, 1), []),
+        ("", (0, 1), []),
+    ],
+)
+def test_ranks_have_processors_of_their_own(affinity, cores, expected):
+    job = Job(command="x", ranks_per_node=2, threads_per_rank=2, cpu_affinity=affinity)
+    assert cores_of_ranks(job, Place(cores, cores)) == expected
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("openmpi", True), ("mpich", True), ("intelmpi", True), ("srun", False)])
+def test_ranks_bind_themselves_where_the_mpi_program_does_not(kind, bound):
+    argv = KINDS[kind].wrap(["x.exe"], Job(command="x.exe", ranks_per_node=2), [(0, 1), (4, 5)])
+    assert argv[-1] == "x.exe"
+    assert ("0,1:4,5" in argv) == bound

@@ -106,10 +106,12 @@ def launcher(
 
     A launcher that has nothing to do waits for the jobs that other launchers hold, and says for whom. One that was
     killed is noticed within seconds on its own machine, else when its lease is over, and its jobs are taken over.
+    Launchers of one user on a machine share its processors and GPUs, unless --max-ranks-per-node, --num-workers or
+    --gpus-per-node says what to use.
 
     The exit code is 10 when jobs failed, 11 when the time limit was reached while it only waited for jobs of other
-    launchers, 6 when working directories could not be made any more, e.g. on a full disk, else 0 when nothing was left
-    to do or the time limit was reached.
+    launchers or for processors or GPUs that these use, 6 when working directories could not be made any more, e.g. on
+    a full disk, else 0 when nothing was left to do or the time limit was reached.
     """
     if stop is not None:
         if daemon or job_file or [option for option in _given_options() if not option.startswith("--stop")]:
@@ -138,6 +140,8 @@ def launcher(
         gpus=_choose_gpus(gpus_per_node),
         mpi=None if job_mode == "serial" else find_mpi(mpi or mpi_setting(), _warn),
         background=report_to is not None,
+        shares_cores=max_ranks_per_node is None and num_workers is None,
+        shares_gpus=gpus_per_node is None,
     )
     with session.open_db() as db:
         _check_selection(db, options)

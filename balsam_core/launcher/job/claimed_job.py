@@ -293,7 +293,7 @@ class ClaimedJob:
         linked = None
         if self.job.input_files and self._parents and self.job.input_mode == "link":
             linked = LinkedFiles(self._context.directory, self.job, self.workdir, self._parents)
-        with ranks_started(self.job, argv, self._environment, self._context.mpi) as (argv, env):
+        with ranks_started(self.job, argv, self._environment, self._context.mpi, self.place) as (argv, env):
             cores = bound_cores(self.job, self.place)
             result = yield from self._run_process(ProcessSpec(argv, env, out, err, _S.RUNNING, cores, self._time_limit))
         if linked is not None and (changed := linked.changed()):

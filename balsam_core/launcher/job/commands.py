@@ -123,9 +123,17 @@ def bound_cores(job: Job, place: Place | None) -> tuple[int, ...]:
     return place.cores if job.cpu_affinity == "depth" else parse_cores(job.cpu_affinity)
 
 
+def cores_of_ranks(job: Job, place: Place | None) -> list[tuple[int, ...]]:
+    """Return the processors of each rank, where each is bound to its own; else none."""
+    if job.cpu_affinity != "depth" or place is None or len(place.cores) % job.ranks_per_node:
+        return []
+    depth = len(place.cores) // job.ranks_per_node
+    return [place.cores[at : at + depth] for at in range(0, len(place.cores), depth)]
+
+
 @contextmanager
 def ranks_started(
-    job: Job, argv: list[str], env: dict[str, str], mpi: MPI | None
+    job: Job, argv: list[str], env: dict[str, str], mpi: MPI | None, place: Place | None = None
 ) -> Iterator[tuple[list[str], dict[str, str]]]:
     """Give the command line and the environment that start all ranks of a job; as they are where it has one rank.
 
@@ -141,4 +149,4 @@ def ranks_started(
     if mpi is None:
         raise InvalidInput("this launcher has no MPI to start its ranks")
     with TemporaryDirectory(prefix="balsam-", dir=env.get("TMPDIR"), ignore_cleanup_errors=True) as folder:
-        yield mpi.wrap(argv, job), {**mpi.environment, **env, "TMPDIR": folder}
+        yield mpi.wrap(argv, job, cores_of_ranks(job, place)), {**mpi.environment, **env, "TMPDIR": folder}

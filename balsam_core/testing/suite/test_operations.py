@@ -284,6 +284,17 @@ def test_get_unfit(db: Database) -> None:
     assert db.run(calls.GetUnfit(resources=Resources(), workflow="none")) == []
 
 
+def test_has_claimable(db: Database) -> None:
+    resources, more = Resources(), Resources(nodes=2)
+    job = one(db, num_nodes=2, node_packing_count=1)
+    assert [db.run(calls.HasClaimable(resources=some)) for some in (resources, more)] == [False, True]
+    assert not db.run(calls.HasClaimable(resources=more, workflow="none"))
+    assert not db.run(calls.HasClaimable(resources=more, packed=False))
+    assert [db.run(calls.HasClaimable(resources=more, only=[some])) for some in (job, job + 1)] == [True, False]
+    claim(db, register(db), resources=more)
+    assert not db.run(calls.HasClaimable(resources=more))
+
+
 def test_get_launchers(db: Database) -> None:
     one(db)
     me = register(db)
