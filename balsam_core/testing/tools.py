@@ -35,12 +35,14 @@ DONE = (
 WAIT_TIMEOUT = 90.0  # seconds, on a busy machine
 
 
-def wait_until(condition: Callable[[], T], what: str = "the condition", *, seconds: float = WAIT_TIMEOUT) -> T:
+def wait_until(
+    condition: Callable[[], T], what: str = "the condition", *, seconds: float = WAIT_TIMEOUT, every: float = 0.002
+) -> T:
     """Ask again and again until the answer is true, and return it; fail after a deadline and say what was asked."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s"
-        time.sleep(0.002)
+        time.sleep(every)
     return answer
 
 

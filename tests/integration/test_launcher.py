@@ -247,29 +247,6 @@ def test_return_codes_and_signals_are_kept(db, path, script, code):
     assert db.jobs.get(child.id).state == "FAILED"
 
 
-def test_a_failing_job_is_retried_as_often_as_it_may(db, path):
-    script = "echo x >> tries; test $(wc -l < tries) -ge 3"
-    enough, short = sh(script, name="enough", max_retries=2), sh(script, name="short", max_retries=1)
-    db.jobs.add([enough, short])
-    launch(path)
-    assert states(db) == {"enough": "JOB_FINISHED", "short": "FAILED"}
-    after = db.jobs.get(enough.id)
-    assert (after.attempt, after.retries, after.return_code) == (3, 2, 0)
-    assert text(db, short, "tries") == "x\nx\n"
-
-
-def test_an_error_handler_can_save_a_job(db, path):
-    handler = shlex.join(["sh", "-c", 'test "$BALSAM_JOB_ERROR" = TRUE && test -e saved'])
-    saved = sh("touch saved; exit 1", name="saved", postprocess=handler, post_error_handler=True)
-    lost = sh("exit 1", name="lost", postprocess=handler, post_error_handler=True)
-    plain = sh("exit 1", name="plain", postprocess="touch never")
-    db.jobs.add([saved, lost, plain])
-    launch(path)
-    assert states(db) == {"saved": "JOB_FINISHED", "lost": "FAILED", "plain": "FAILED"}
-    assert transitions(db, saved)[-3:] == ["RUN_ERROR", "POSTPROCESSED", "JOB_FINISHED"]
-    assert not (db.workdir(plain) / "never").exists()
-
-
 def test_what_a_job_leaves_running_is_killed(db, path):
     job = sh("sleep 600 & echo $!", name="leaves")
     db.jobs.add(job)
@@ -429,25 +406,6 @@ def test_a_signal_stops_all_processes_and_gives_the_jobs_back(db, start, number)
     assert db.jobs.where(launcher_id=None).count() == len(expected)
     assert "stopped by" in messages(db, running[0])
     assert db.run(GetLaunchers()) == []
-
-
-def test_the_next_launcher_goes_on(db, path, start):
-    again = sh("echo run >> runs; echo $$ > pid; test -e go || { sleep 600 & wait; }", name="again")
-    handled = sh(
-        "echo $$ > pid; sleep 600 & wait",
-        name="handled",
-        postprocess=shlex.join(["sh", "-c", 'test "$BALSAM_JOB_TIMEOUT" = TRUE']),
-        post_timeout_handler=True,
-    )
-    db.jobs.add([again, handled])
-    launcher = start("--max-ranks-per-node", "2")
-    pids_of(db, [again, handled])
-    launcher.process.terminate()
-    launcher.wait()
-    (db.workdir(again) / "go").touch()
-    assert launch(path)["finished"] == 2
-    assert text(db, again, "runs") == "run\nrun\n"
-    assert states(db) == {"again": "JOB_FINISHED", "handled": "JOB_FINISHED"}
 
 
 def test_a_second_ctrl_c_kills_at_once(db, start):

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import signal
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
-import sqlalchemy as sa
 from balsam_program import BALSAM, here
 
-from balsam_core import Job, open_db
-from balsam_core.backends import registry
-from balsam_core.schema.tables import launchers
+from balsam_core import Job
 from balsam_core.testing.tools import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from balsam_core import Database
-    from balsam_core.dbdir.directory import DBDir
 
 __all__ = [
     "DEADLINE",
     "Running",
-    "end_leases",
-    "killing",
     "launch",
     "messages",
     "py",
+    "python",
     "sh",
+    "shell",
     "states",
     "text",
     "transitions",
@@ -45,13 +35,37 @@ DEADLINE = 60.0  # seconds
 
 def sh(script: str, **fields: Any) -> Job:
     """Return a job that runs a shell script."""
-    return Job(command=shlex.join(["sh", "-c", script]), **fields)
+    return Job(command=shell(script), **fields)
 
 
 def py(script: str, **fields: Any) -> Job:
-    """Return a job that runs a Python script, which has ``current_job``, ``Job`` and ``me``, the current job."""
-    head = "from balsam_core import Job, current_job\nme = current_job()\n"
-    return Job(command=shlex.join([sys.executable, "-c", head + script]), **fields)
+    """Return a job that runs a Python script as :func:`python` does."""
+    return Job(command=python(script), **fields)
+
+
+PYTHON_HEAD = """
+import time
+from balsam_core import Job, current_job
+me = current_job()
+def named(name):
+    return me.db.jobs.where(workflow=me.job.workflow, name=name)
+def wait_for(name, state):
+    while named(name).first().state != state:
+        time.sleep(0.05)
+"""
+
+
+def python(script: str) -> str:
+    """Return the command line of a Python script.
+
+    It has ``Job``, ``me``, the current job, ``named`` for the job of a name in its workflow, and ``wait_for``.
+    """
+    return shlex.join([sys.executable, "-c", PYTHON_HEAD + script])
+
+
+def shell(script: str) -> str:
+    """Return the command line of a shell script."""
+    return shlex.join(["sh", "-c", script])
 
 
 def launch(db: Database, *words: str) -> dict[str, Any]:
@@ -89,25 +103,6 @@ class Running:
         self.kill()
 
 
-@contextlib.contextmanager
-def killing(*pid_files: Any) -> Iterator[None]:
-    """Kill the processes whose numbers are in files, at the end."""
-    try:
-        yield
-    finally:
-        for file in pid_files:
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int(file.read_text()), signal.SIGKILL)
-
-
-def end_leases(directory: DBDir) -> None:
-    """Let the leases of all launchers be over: they are lost as far as the database can know."""
-    engine = registry.load(directory.db_type).create_engine(directory, "owner")
-    with engine.begin() as conn:
-        conn.execute(sa.update(launchers).values(lease_until=datetime.now(UTC) - timedelta(hours=1)))
-    engine.dispose()
-
-
 def states(db: Database) -> dict[str, str]:
     """Return the state of each job by name."""
     return {job.name: str(job.state) for job in db.jobs}
@@ -133,8 +128,3 @@ def wait_for_state(db: Database, job: Job, state: str) -> None:
     """Wait until all others see a job in a state."""
     assert job.id is not None
     wait_until(lambda: db.jobs.get(job.id or 0).state == state, what=f"{job.name} in {state}")
-
-
-def reopened(directory: DBDir) -> Database:
-    """Open a DB."""
-    return open_db(directory.path)
