@@ -152,6 +152,7 @@ class Launcher:
             on_change=self._reporter.add,
             on_done=self._on_job_done,
             journal=OwnJournal(self._db.directory, self._launcher_id),
+            environment=context.environment,
         )
         self._runner.processes.lease.extend(self._membership.safe_until())
         try:

@@ -21,7 +21,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator  # noqa: TC003
+from collections.abc import Callable, Iterator, Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -72,12 +72,14 @@ class Processes(Generic[T]):
         guardian_pid: The guardian's process id; 0 while there is none.
     """
 
-    def __init__(self, journal: OwnJournal | None = None) -> None:
-        """Prepare to run commands; the ``journal`` is for the ends of labelled ones."""
+    def __init__(self, journal: OwnJournal | None = None, environment: Mapping[str, str] = os.environ) -> None:
+        """Prepare to run commands that all have this environment; the ``journal`` is for the ends of labelled ones."""
         self.running: set[Process[T]] = set()
         self.mark = os.urandom(16).hex()
         self.guardian_pid = 0
         self._journal = journal
+        self._environment = {**environment, MARK: self.mark}
+        self._search_path = environment.get("PATH", os.defpath)
         self._selector = selectors.DefaultSelector()
         self._found_programs: dict[tuple[str, str], str] = {}
         self._keepers: set[_Keeper[T]] = set()
@@ -116,7 +118,8 @@ class Processes(Generic[T]):
         argv, cwd, env, stdout, stderr, label, cores = process.command
         process.is_remembered = bool(self._found_programs)
         try:
-            process.program, full_argv = find_program(argv, env, cwd, self._found_programs)
+            search_path = env.get("PATH", self._search_path)
+            process.program, full_argv = find_program(argv, search_path, cwd, self._found_programs)
         except OSError:
             self._free_keeper(keeper)
             raise
@@ -181,7 +184,7 @@ class Processes(Generic[T]):
             self.guardian_pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", guardian.__file__, *words],
-                {**os.environ, MARK: self.mark},
+                self._environment,
                 setsid=True,
                 file_actions=[(os.POSIX_SPAWN_DUP2, one, at) for at, one in enumerate((nothing, nothing, errors))],
             )
