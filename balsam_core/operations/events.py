@@ -82,14 +82,15 @@ class NewEvent(NamedTuple):
 
     def last_transition_at(self, tx: Tx) -> datetime:
         """Return the time of its last transition, which is not before the last change."""
-        return max(self.at(tx) - timedelta(seconds=self.transitions[-1][1]), self.since)
+        return max(tx.now - timedelta(seconds=self.transitions[-1][1]), self.since)
 
 
 def record(tx: Tx, new: Sequence[NewEvent]) -> None:
     """Write events."""
     if not new:
         return
-    times = [one.at(tx) for one in new]
+    now = tx.now
+    times = [max(now, one.since) for one in new]
     events = Rows(len(new), columns={"job_id": [one.job for one in new]})
     events.put("at", times)
     events.put("transitions", [_encode_bounded(one, at) for one, at in zip(new, times, strict=True)])

@@ -55,7 +55,10 @@ class Prepared:
         return compiled.text, compiled.bind(parameters or {})
 
     def columns(self, dialect: Dialect, rows: Sequence[Sequence[Any]]) -> dict[str, Sequence[Any]]:
-        """Return the columns of the result by name, with values as their types have them; none without a row."""
+        """Return the columns of the result by name, with values as their types have them; none without a row.
+
+        Equal values of the driver become one object.
+        """
         readers = self._readers.get(dialect.name)
         if readers is None:
             types = [(str(column.key), column.type.dialect_impl(dialect)) for column in self._returns]
@@ -65,8 +68,8 @@ class Prepared:
             return {}
         columns: dict[str, Sequence[Any]] = dict(zip(self._names, zip(*rows, strict=True), strict=True))
         for name, reader in readers:
-            if columns[name].count(None) < len(rows):
-                columns[name] = list(map(reader, columns[name]))
+            known = {value: reader(value) for value in set(columns[name])}
+            columns[name] = [known[value] for value in columns[name]]
         return columns
 
 

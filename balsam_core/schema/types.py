@@ -197,8 +197,6 @@ class UTCDateTime(TypeDecorator[datetime]):
         """
         read: Any = self.impl_instance.result_processor(dialect, coltype)
         zoned = dialect.name == "postgresql"
-        if dialect.name == "sqlite":
-            read, zoned = _time_of_utc_text, True
 
         def value_of(stored: Any) -> datetime | None:  # noqa: ANN401
             if stored is None:
@@ -210,10 +208,6 @@ class UTCDateTime(TypeDecorator[datetime]):
                 raise Corrupt(f"the database holds a time that can't be read ({stored!r})") from err
 
         return value_of
-
-
-def _time_of_utc_text(text: str) -> datetime:
-    return datetime.fromisoformat(f"{text}+00:00")
 
 
 def _utc_text(value: datetime | None) -> str | None:
