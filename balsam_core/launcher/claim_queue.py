@@ -79,7 +79,7 @@ class ClaimQueue:
         self._rate = 0.0  # jobs per second that the loop takes
         self._last_claim = 0  # jobs
         self._last_claim_at = 0.0
-        self._all_plain = True  # of all that were ever claimed: then counting them costs nothing, hundreds of times
+        self._all_plain = True  # whether all jobs so far take one slot and nothing else: then their number says all
         only = options.only
         self._slices = [list(only[at : at + MOST_JOBS]) for at in range(0, len(only), MOST_JOBS)] if only else [None]
 
@@ -125,10 +125,10 @@ class ClaimQueue:
             )
             for job in claim.jobs:
                 parents = [claim.parents[parent] for parent in job.parents if parent in claim.parents]
-                self.jobs.append(ClaimedJob(job, claim.apps.get(job.app), parents, self._context))
-            needs = list(map(Need.of, claim.jobs))
-            self._all_plain = self._all_plain and needs.count(_PLAIN) == len(needs)
-            got += sum(min(need.slots, self._node.size) for need in needs)
+                claimed = ClaimedJob(job, claim.apps.get(job.app), parents, self._context)
+                self.jobs.append(claimed)
+                self._all_plain = self._all_plain and claimed.need == _PLAIN
+                got += min(claimed.need.slots, self._node.size)
             if got >= count:
                 break
         self._adapt_claim_size(got, complete=got >= count)

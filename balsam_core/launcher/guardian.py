@@ -249,12 +249,15 @@ class Keeper:
         self._stuck_at: float | None = None
         self._between_kills = 0.01
         self._left_behind, self._is_told, self._is_swept = 0, False, False
-        while not self._reap():
+        is_gone = False
+        while not is_gone:
             while self._messages:
                 _, grace = self._messages.pop(0)
                 self._end("asked", grace)
             self._wait(self._seconds_until_due())
-            self._do_what_is_due()
+            is_gone = self._reap()
+            if not is_gone:
+                self._do_what_is_due()
         code = os.waitstatus_to_exitcode(self._status)
         if self._journal >= 0 and label:
             with contextlib.suppress(OSError):  # a full disk: after a crash of the launcher the job would run again
