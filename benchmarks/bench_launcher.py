@@ -235,6 +235,8 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, help="where the databases are made (default: a temporary one)")
     options = parser.parse_args()
     os.environ.pop("BALSAM_DB_PATH", None)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed Balsam is compiled
+    os.environ["TQDM_DISABLE"] = "1"  # HyperQueue's progress bar
     with tempfile.TemporaryDirectory(dir=options.directory) as folder, ExitStack() as stack:
         missed = short_jobs(stack, Path(folder), options)
         if options.long:

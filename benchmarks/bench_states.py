@@ -142,7 +142,7 @@ def main() -> int:
     parser.add_argument("--directory", default="/var/tmp", help="on a disk (default: /var/tmp)")  # noqa: S108
     options = parser.parse_args()
     os.environ.pop("BALSAM_DB_PATH", None)
-    profile = cProfile.Profile() if options.profile else None
+    profile = cProfile.Profile(time.thread_time) if options.profile else None
     costs: dict[str, list[Cost]] = {"ours": [], "by hand": []}
     with tempfile.TemporaryDirectory(prefix="balsam-bench-", dir=options.directory) as folder, ExitStack() as stack:
         places = [Path(folder, name) for name in costs]
