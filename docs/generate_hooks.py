@@ -6,6 +6,7 @@ import enum
 import inspect
 import re
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -120,7 +121,7 @@ def _described(name: str, found: Any) -> Iterator[str]:  # noqa: ANN401  (a clas
         ):
             yield f"```python\n{_call(f'{name}.{member}', value, bound=True)}\n```"
             yield text(value)
-        elif isinstance(value, property):
+        elif isinstance(value, (property, cached_property)):
             yield f"`{name}.{member}`: {_marked(_first(value))}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ class DBDir:
         """Folder of keys and password files, 0700."""
         return self.path / "keys"
 
-    @property
+    @cached_property
     def data(self) -> Path:
         """Folder of the jobs' working directories, one folder per workflow."""
         return self.path / "data"

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import shutil
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from balsam_core.errors import DBDirError
@@ -72,7 +72,7 @@ def workdir(db: DBDir, job: Job | ParentRef) -> Path:
         return Path(job.user_workdir).expanduser()
     if job.id is None:
         raise DBDirError("a job that is not added has no working directory")
-    return db.data / workflow_name(job.workflow) / directory_name(job.name, job.id)
+    return db.data.joinpath(workflow_name(job.workflow), directory_name(job.name, job.id))
 
 
 def make_workdir(db: DBDir, job: Job) -> Path:
@@ -84,26 +84,36 @@ def make_workdir(db: DBDir, job: Job) -> Path:
     if job.user_workdir:
         return _make_user_workdir(db, job)
     path = workdir(db, job)
-    part = db.data
+    workflow, name = path.parts[-2:]
+    names: tuple[str, ...] = ()  # where it has got to
     try:
-        with ExitStack() as stack:
-            parent = stack.enter_context(_open_directory(part))
-            for name in path.parts[-2:]:
-                part /= name
-                with suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=parent)
-                parent = stack.enter_context(_open_directory(name, parent))
+        with _open_directory(db.data) as data:
+            names = (workflow,)
+            with _open_directory(workflow, data, make=True) as folder:
+                names = (workflow, name)
+                try:
+                    os.mkdir(name, 0o700, dir_fd=folder)
+                except FileExistsError:
+                    with _open_directory(name, folder):
+                        pass  # it is one
     except OSError as err:
         is_blocked = err.errno in {errno.ENOTDIR, errno.ELOOP}
         why = "it is a symbolic link or no directory; remove what is there" if is_blocked else reason(err)
-        raise DBDirError(f"can't make the working directory {str(part)!r}: {why}") from err
+        raise DBDirError(f"can't make the working directory {str(db.data.joinpath(*names))!r}: {why}") from err
     return path
 
 
 @contextmanager
-def _open_directory(path: str | Path, parent: int | None = None) -> Iterator[int]:
-    """Give a descriptor of a directory that is no symbolic link."""
-    descriptor = os.open(path, _NO_LINK, dir_fd=parent)
+def _open_directory(path: str | Path, parent: int | None = None, *, make: bool = False) -> Iterator[int]:
+    """Give a descriptor of a directory that is no symbolic link; with ``make`` it is made where it isn't there."""
+    try:
+        descriptor = os.open(path, _NO_LINK, dir_fd=parent)
+    except FileNotFoundError:
+        if not make:
+            raise
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700, dir_fd=parent)
+        descriptor = os.open(path, _NO_LINK, dir_fd=parent)
     try:
         yield descriptor
     finally:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from balsam_core.launcher.retrying_client import RunCall
     from balsam_core.model.calls import Resources, Unfit
 
+_PLAIN = Need()
+
 
 class ClaimQueue:
     """The claimed jobs of a launcher, and the claiming of more.
@@ -80,6 +82,7 @@ class ClaimQueue:
         self._rate = 0.0  # jobs per second that the loop takes
         self._last_claim = 0  # jobs
         self._last_claim_at = 0.0
+        self._all_plain = True  # whether all jobs so far take one slot and nothing else: then their number says all
         only = options.only
         self._slices = [list(only[at : at + MOST_JOBS]) for at in range(0, len(only), MOST_JOBS)] if only else [None]
 
@@ -87,7 +90,7 @@ class ClaimQueue:
         """Return for how many slots to claim jobs now, 0 for none."""
         if self._ahead and monotonic() - self._last_claim_at > 4 * QUEUE_SECONDS:
             self._ahead, self._rate = 0, 0.0  # the jobs have become long
-        queued = sum(claimed.need.slots for claimed in self.jobs if not claimed.need.is_special)
+        queued = len(self.jobs) if self._all_plain else self._count_slots()
         if self._options.most_jobs is not None:
             free_slots = min(free_slots, self._node.free_jobs)
         if queued >= free_slots and (queued > self._ahead // 4 or not self._ahead):
@@ -96,6 +99,10 @@ class ClaimQueue:
         if self.dry and monotonic() < self.poll_at and not has_gpus_now:
             return 0
         return min(free_slots + self._ahead - queued, LARGEST_CLAIM)
+
+    def _count_slots(self) -> int:
+        """Return for how many slots the jobs wait that wait for nothing else."""
+        return sum(claimed.need.slots for claimed in self.jobs if not claimed.need.is_special)
 
     def claim(self, count: int) -> int:
         """Claim jobs for up to ``count`` slots into the queue; returns for how many some came.
@@ -121,8 +128,10 @@ class ClaimQueue:
             )
             for job in claim.jobs:
                 parents = [claim.parents[parent] for parent in job.parents if parent in claim.parents]
-                self.jobs.append(ClaimedJob(job, claim.apps.get(job.app), parents, self._context))
-            got += sum(min(claimed.slots, self._node.size) for claimed in map(Need.of, claim.jobs))
+                claimed = ClaimedJob(job, claim.apps.get(job.app), parents, self._context)
+                self.jobs.append(claimed)
+                self._all_plain = self._all_plain and claimed.need == _PLAIN
+                got += min(claimed.need.slots, self._node.size)
             if got >= count:
                 break
         self._adapt_claim_size(got, complete=got >= count)

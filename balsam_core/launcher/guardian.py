@@ -11,6 +11,8 @@ command's main process has ended, when the launcher or the guardian is gone (the
 guardian holds), and when the launcher's lease is over: LEASE is a file of 8 bytes in shared memory, the time until
 which commands may run. So a stopped launcher's jobs end in time, too.
 
+A command has the guardian's environment and its own variables over it.
+
 JOURNAL is a file, where a keeper writes how a command ended before it answers. The guardian writes ``farewell`` there
 when the launcher and all processes are gone. LOCKS are kept open until then, and with them the locks that the launcher
 has. All are in the control group, which ends them where guardian and keepers were killed together. Both ignore the
@@ -73,7 +75,7 @@ def receive(channel: socket.socket, buffer: bytearray) -> list[tuple]:  # type: 
         EOFError: The other side is gone.
     """
     try:
-        data = channel.recv(1 << 18)
+        data = channel.recv(1 << 16)  # more takes memory that comes from the system and goes back each time
     except BlockingIOError:
         return []
     except OSError:
@@ -169,10 +171,9 @@ def watch_children() -> int:
 
 
 def drain(descriptor: int) -> None:
-    """Read a descriptor empty."""
+    """Read what a descriptor holds, or much of it: it is readable again where something is left."""
     with contextlib.suppress(BlockingIOError):
-        while os.read(descriptor, 4096):
-            pass
+        os.read(descriptor, 4096)
 
 
 # ---- the keeper
@@ -193,6 +194,7 @@ class Keeper:
         self._buffer = bytearray()
         self._messages: list[tuple] = []  # type: ignore[type-arg]
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._environment = dict(os.environ)
         self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
         self._wakeup = watch_children()
         self._poll = select.poll()
@@ -250,12 +252,15 @@ class Keeper:
         self._stuck_at: float | None = None
         self._between_kills = 0.01
         self._left_behind, self._is_told, self._is_swept = 0, False, False
-        while not self._reap():
+        is_gone = False
+        while not is_gone:
             while self._messages:
                 _, grace = self._messages.pop(0)
                 self._end("asked", grace)
             self._wait(self._seconds_until_due())
-            self._do_what_is_due()
+            is_gone = self._reap()
+            if not is_gone:
+                self._do_what_is_due()
         code = os.waitstatus_to_exitcode(self._status)
         if self._journal >= 0 and label:
             with contextlib.suppress(OSError):  # a full disk: after a crash of the launcher the job would run again
@@ -285,7 +290,13 @@ class Keeper:
             step = "exec"
             actions = [(os.POSIX_SPAWN_DUP2, one, at) for at, one in enumerate((self._null, *opened))]
             return os.posix_spawn(
-                program, argv, env, setsid=True, setsigmask=(), setsigdef=DEFAULT_SIGNALS, file_actions=actions
+                program,
+                argv,
+                {**self._environment, **env},
+                setsid=True,
+                setsigmask=(),
+                setsigdef=DEFAULT_SIGNALS,
+                file_actions=actions,
             )
         except OSError as error:
             raise RefusedError(step, error.errno, error.strerror) from None

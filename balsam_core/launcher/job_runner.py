@@ -10,6 +10,7 @@ stopped and has not failed.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Generator  # noqa: TC003
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from balsam_core.model.states import State
 from balsam_core.system.signals import BATCH_EXIT_CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from balsam_core.dbdir.launcher_journal import OwnJournal
     from balsam_core.launcher.counters import Counters
@@ -89,6 +90,7 @@ class JobRunner:
         on_done: Called when a job doesn't run any more.
         journal: File for the ends of runs; None for none.
         locks: Descriptors that the guardian keeps open until all has ended.
+        environment: Environment variables of all processes.
     """
 
     def __init__(
@@ -100,9 +102,10 @@ class JobRunner:
         on_done: Callable[[RunningJob], None],
         journal: OwnJournal | None = None,
         locks: Sequence[int] = (),
+        environment: Mapping[str, str] = os.environ,
     ) -> None:
         self.jobs: dict[int, RunningJob] = {}
-        self.processes: Processes[RunningJob] = Processes(journal, locks)
+        self.processes: Processes[RunningJob] = Processes(journal, environment, locks)
         self.stopping = False
         self.fault = ""
         self.blocked: list[RunningJob] = []

@@ -124,6 +124,7 @@ class Launcher:
             on_done=self._on_job_done,
             journal=OwnJournal(self._db.directory, self._launcher_id, make_offer(options, self._resources())),
             locks=node.descriptors,
+            environment=context.environment,
         )
         self._runner.processes.lease.extend(self._membership.safe_until())
 

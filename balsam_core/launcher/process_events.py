@@ -28,9 +28,9 @@ class Command(NamedTuple):
     """What a process is to be.
 
     Attributes:
-        argv: The command line; its first word is searched in the ``PATH`` of ``env``.
+        argv: The command line; its first word is searched in its ``PATH``.
         cwd: Its working directory.
-        env: Its whole environment.
+        env: Its environment variables, over those that all commands have.
         stdout: Name of a file in ``cwd`` for its output; emptied if it exists.
         stderr: The same for its errors; may be the same file.
         label: What the journal calls it; empty for what isn't noted there.

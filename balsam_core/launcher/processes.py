@@ -21,7 +21,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence  # noqa: TC003
+from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -73,11 +73,17 @@ class Processes(Generic[T]):
         guardian_pid: The guardian's process id; 0 while there is none.
     """
 
-    def __init__(self, journal: OwnJournal | None = None, locks: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        journal: OwnJournal | None = None,
+        environment: Mapping[str, str] = os.environ,
+        locks: Sequence[int] = (),
+    ) -> None:
         """Prepare to run commands.
 
         Args:
             journal: File for the ends of labelled ones; None for none.
+            environment: The environment variables that all commands have.
             locks: Descriptors that stay open, in the guardian, until all have ended.
         """
         self.running: set[Process[T]] = set()
@@ -85,6 +91,8 @@ class Processes(Generic[T]):
         self.guardian_pid = 0
         self._group = ""  # the control group of all of them, where there is one
         self._journal = journal
+        self._environment = {**environment, MARK: self.mark}
+        self._search_path = environment.get("PATH", os.defpath)
         self._locks = locks
         self._selector = selectors.DefaultSelector()
         self._found_programs: dict[tuple[str, str], str] = {}
@@ -124,7 +132,8 @@ class Processes(Generic[T]):
         argv, cwd, env, stdout, stderr, label, cores = process.command
         process.is_remembered = bool(self._found_programs)
         try:
-            process.program, full_argv = find_program(argv, env, cwd, self._found_programs)
+            search_path = env.get("PATH", self._search_path)
+            process.program, full_argv = find_program(argv, search_path, cwd, self._found_programs)
         except OSError:
             self._free_keeper(keeper)
             raise
@@ -190,7 +199,7 @@ class Processes(Generic[T]):
             self.guardian_pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", guardian.__file__, str(folder_of(self._group) or ""), *words],
-                {**os.environ, MARK: self.mark},
+                self._environment,
                 setsid=True,
                 file_actions=[(os.POSIX_SPAWN_DUP2, one, at) for at, one in enumerate((nothing, nothing, errors))],
             )

@@ -10,30 +10,29 @@ from typing import TYPE_CHECKING
 from balsam_core.system.files import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 MOST_REMEMBERED = 1000  # programs
 
 
 def find_program(
-    argv: list[str], env: Mapping[str, str], cwd: Path, found: dict[tuple[str, str], str]
+    argv: list[str], search_path: str, cwd: Path, found: dict[tuple[str, str], str]
 ) -> tuple[str, list[str]]:
     """Return the file to run, for a process that has ``cwd`` as its directory, and its command line.
 
-    A Python script that is not executable is run by this Python. What is found in the ``PATH`` of ``env`` is remembered
-    in ``found``, by name and ``PATH``.
+    A Python script that is not executable is run by this Python. What is found in ``search_path``, a ``PATH``, is
+    remembered in ``found``, by name and ``PATH``.
 
     Raises:
         OSError: There is no such program.
     """
     name = argv[0]
     if "/" in name:
-        file = os.path.join(cwd, name)  # noqa: PTH118
-        if name.endswith(".py") and os.path.isfile(file) and not os.access(file, os.X_OK):  # noqa: PTH113
-            return sys.executable, [sys.executable, *argv]
+        if name.endswith(".py"):
+            file = os.path.join(cwd, name)  # noqa: PTH118
+            if os.path.isfile(file) and not os.access(file, os.X_OK):  # noqa: PTH113
+                return sys.executable, [sys.executable, *argv]
         return name, argv
-    search_path = env.get("PATH", os.defpath)
     program = found.get((name, search_path))
     if program is not None:
         return program, argv

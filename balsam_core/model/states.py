@@ -82,10 +82,13 @@ def stored_state(job: int, text: str) -> State:
     Raises:
         SchemaMismatch: This program doesn't know it.
     """
-    try:
-        return State(text)
-    except ValueError:
-        raise SchemaMismatch(f"job {job} is in the state {text!r}, which this program doesn't know") from None
+    state = _BY_TEXT.get(text)
+    if state is None:
+        raise SchemaMismatch(f"job {job} is in the state {text!r}, which this program doesn't know")
+    return state
+
+
+_BY_TEXT: dict[str, State] = {state.value: state for state in State}
 
 
 def first_illegal_transition(start: State, transitions: Iterable[State]) -> tuple[State, State] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import astuple
 from sqlalchemy import not_, select
 
 from balsam_core.model.calls import Attempt, GetAttempts
@@ -22,9 +23,10 @@ def record_attempts(tx: Tx, ended: Sequence[Attempt]) -> None:
     """Write attempts that have just ended."""
     if not ended:
         return
-    rows = Rows(len(ended), columns={"job_id": [one.job_id for one in ended]})
-    for name in Attempt.__struct_fields__[1:]:
-        rows.put(name, [getattr(one, name) for one in ended])
+    columns = dict(zip(Attempt.__struct_fields__, zip(*map(astuple, ended), strict=True), strict=True))
+    rows = Rows(len(ended), columns={"job_id": columns.pop("job_id")})
+    for name, values in columns.items():
+        rows.put(name, values)
     tx.insert(_INSERT_ATTEMPTS, rows)
 
 

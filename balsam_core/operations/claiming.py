@@ -14,7 +14,7 @@ from balsam_core.model.calls import Claim, ClaimJobs, GetUnfit, HasClaimable, Pa
 from balsam_core.operations.apps import read_apps
 from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.execution import operation, rebuilds
-from balsam_core.operations.job_rows import COLUMNS_OF_JOB, jobs_from_rows
+from balsam_core.operations.job_rows import COLUMNS_OF_JOB, columns_of, jobs_from_columns
 from balsam_core.operations.stored_fields import RESOURCES
 from balsam_core.schema.prepared import Prepared, PreparedList
 from balsam_core.schema.tables import job_edges, jobs, launchers, resource_classes, workflows
@@ -22,11 +22,11 @@ from balsam_core.schema.tables import job_edges, jobs, launchers, resource_class
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, RowMapping, Select
+    from sqlalchemy import ColumnElement, Row, Select
 
     from balsam_core.model.calls import Resources
     from balsam_core.operations.execution import Tx
-    from balsam_core.operations.job_rows import KnownValues
+    from balsam_core.operations.job_rows import Columns, KnownValues
 
 
 _FITS = and_(
@@ -65,20 +65,29 @@ def claim_jobs(tx: Tx, call: ClaimJobs) -> Claim:
         return Claim(jobs=[])
     if call.only is None:
         return _build_claim(tx, _claim_by_priority(tx, call, classes), classes)
-    return _build_claim(tx, _assign_locked(tx, call, _lock_given_jobs(tx, call, classes)), classes)
+    rows = _lock_given_jobs(tx, call, classes)
+    _assign_locked(tx, call, [row.id for row in rows])
+    return _build_claim(tx, _as_assigned(columns_of(rows), call.launcher), classes)
 
 
 def _request_seq(tx: Tx) -> int:
     return tx.request_id.seq if tx.request_id else 0
 
 
-def _assign_locked(tx: Tx, call: ClaimJobs, rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
-    """Give locked jobs to the launcher, and return them as they are now."""
-    if rows and tx.run_prepared(_KEEP_LAUNCHER, {"launcher": call.launcher}).fetchone() is None:
+def _assign_locked(tx: Tx, call: ClaimJobs, ids: Sequence[int]) -> None:
+    """Give locked jobs to the launcher."""
+    if ids and tx.run_prepared(_KEEP_LAUNCHER, {"launcher": call.launcher}).fetchone() is None:
         check_launcher(tx, call.launcher)
-    for some in in_chunks(row["id"] for row in rows):
+    for some in in_chunks(ids):
         tx.run_prepared(*_ASSIGN.fill(some, launcher=call.launcher, request_seq=_request_seq(tx)))
-    return [{**row, "launcher_id": call.launcher, "attempt": row["attempt"] + 1} for row in rows]
+
+
+def _as_assigned(columns: Columns, launcher: int) -> Columns:
+    """Return what was read of jobs as it is now that the launcher has them."""
+    if not columns:
+        return {}
+    attempts = columns["attempt"]
+    return {**columns, "launcher_id": [launcher] * len(attempts), "attempt": [number + 1 for number in attempts]}
 
 
 _ASSIGNED_VALUES = {
@@ -95,7 +104,7 @@ def rebuild_claim(tx: Tx, call: ClaimJobs) -> Claim:
     """Find the jobs of an earlier claim again by its request id."""
     claimed = (jobs.c.launcher_id == call.launcher, jobs.c.claim_request_seq == _request_seq(tx))
     query = select(*_READ_COLUMNS).where(*claimed).order_by(jobs.c.priority.desc(), jobs.c.id)
-    return _build_claim(tx, tx.execute(query).mappings().all())
+    return _build_claim(tx, columns_of(tx.execute(query).all()))
 
 
 def check_launcher(tx: Tx, launcher: int) -> None:
@@ -134,7 +143,7 @@ def _fitting_classes(tx: Tx, call: ClaimJobs) -> list[_FittingClass]:
     return [_FittingClass(row[0], row[1], row[2], tuple(row[3:])) for row in found]
 
 
-def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[Mapping[Any, Any]]:
+def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> Columns:
     """Take jobs that fit and return them: by priority, then from the class with the oldest job first."""
     heap = [(-one.priority, one.head, one.id) for one in classes if one.head and one.priority is not None]
     heapq.heapify(heap)
@@ -142,7 +151,7 @@ def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]
     in_one_statement = tx.conn.dialect.update_returning_multifrom
     needs = _needs_of(classes)
     budget = _Budget(call)
-    rows: list[Mapping[Any, Any]] = []
+    rows: list[Sequence[Any]] = []
     while heap and budget.slots >= 1:
         _, _, class_id = heapq.heappop(heap)
         wanted = budget.jobs_of(needs[class_id])
@@ -153,17 +162,19 @@ def _claim_by_priority(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]
         given = {"workflow": call.workflow, "class": class_id, "limit": wanted, "lowest": lowest}
         if in_one_statement:
             given |= {"launcher": call.launcher, "request_seq": _request_seq(tx)}
-            taken = tx.read_prepared(claim_statement(of_workflow, bool(heap)), given)
-            some: list[Mapping[Any, Any]] = sorted(taken, key=lambda row: (-row["priority"], row["id"]))
+            taken = tx.run_prepared(claim_statement(of_workflow, bool(heap)), given).fetchall()
+            some: Sequence[Any] = sorted(taken, key=lambda row: (-row[_PRIORITY], row[_ID]))
         else:
-            some = _assign_locked(tx, call, tx.read_prepared(lock_query(of_workflow, bool(heap)), given))
+            some = tx.run_prepared(lock_query(of_workflow, bool(heap)), given).fetchall()
+            _assign_locked(tx, call, [row[_ID] for row in some])
         rows += some
         budget.take(needs[class_id], len(some))
         if len(some) < wanted and heap:
             following = tx.run_prepared(first_below_priority(of_workflow), given).fetchone()
             if following is not None:
                 heapq.heappush(heap, (-following[0], following[1], class_id))
-    return rows
+    columns = lock_query(of_workflow, False).columns(tx.conn.dialect, rows)
+    return columns if in_one_statement else _as_assigned(columns, call.launcher)
 
 
 def _needs_of(classes: Iterable[_FittingClass]) -> dict[int, dict[str, float]]:
@@ -221,6 +232,8 @@ _READ_COLUMNS = (
     exists(select(job_edges.c.parent_id).where(job_edges.c.child_id == jobs.c.id).correlate(jobs)).label("has_parents"),
 )
 """What is read of claimed jobs at once."""
+
+_ID, _PRIORITY = ([column.key for column in _READ_COLUMNS].index(name) for name in ("id", "priority"))
 
 
 def in_workflow(is_named: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
@@ -299,12 +312,12 @@ HEADS, HEADS_OF_WORKFLOW = _heads_query(of_workflow=False), _heads_query(of_work
 _ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_FITS_LIVE_LAUNCHER))
 
 
-def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[RowMapping]:
+def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[Row[*tuple[Any, ...]]]:
     """Return those of the given jobs that can be claimed and placed, locked."""
     class_ids = [one.id for one in classes]
     needs = _needs_of(classes)
     budget = _Budget(call)
-    rows: list[RowMapping] = []
+    rows: list[Row[*tuple[Any, ...]]] = []
     for some in in_chunks(call.only or ()):
         query = (
             select(*_READ_COLUMNS)
@@ -313,26 +326,28 @@ def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) 
             .limit(call.limit - len(rows))
             .with_for_update(skip_locked=True)
         )
-        for row in tx.execute(query, {"workflow": call.workflow} if call.workflow else None).mappings().all():
-            if budget.jobs_of(needs[row["resource_class_id"]]):
-                budget.take(needs[row["resource_class_id"]], 1)
+        for row in tx.execute(query, {"workflow": call.workflow} if call.workflow else None).all():
+            if budget.jobs_of(needs[row.resource_class_id]):
+                budget.take(needs[row.resource_class_id], 1)
                 rows.append(row)
         if budget.slots < 1:
             break
     return rows
 
 
-def _build_claim(tx: Tx, rows: Sequence[Mapping[Any, Any]], classes: Sequence[_FittingClass] = ()) -> Claim:
-    """Return jobs, of which the rows are given, with all that a launcher needs to run them."""
+def _build_claim(tx: Tx, columns: Columns, classes: Sequence[_FittingClass] = ()) -> Claim:
+    """Return jobs, of which the columns are given, with all that a launcher needs to run them."""
+    if not columns:
+        return Claim(jobs=[])
     known: KnownValues = {}
     if classes:
         known.update((name, {one.id: one.needs[at] for one in classes}) for at, name in enumerate(RESOURCES))
-    known["workflow"] = {row["workflow_id"]: row["workflow"] for row in rows}
+    known["workflow"] = dict(zip(columns["workflow_id"], columns["workflow"], strict=True))
     known["attempts"] = {}
-    if not any(row["has_parents"] for row in rows):
+    if not any(columns["has_parents"]):
         known["parents"] = {}
-    taken = jobs_from_rows(tx, rows, known)
-    used = {row["app_id"] for row in rows} - {None}
+    taken = jobs_from_columns(tx, columns, known)
+    used = set(columns["app_id"]) - {None}
     apps = {app.name: app for app in read_apps(tx, used).values()} if used else {}
     parents: dict[int, ParentRef] = {}
     for some in in_chunks(sorted({parent for job in taken for parent in job.parents if isinstance(parent, int)})):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import bindparam, case, insert, literal, select
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def encode_transitions(transitions: Iterable[tuple[State, float]]) -> str:
     """Return transitions as stored: ``STATE seconds-before, ...``."""
-    return ", ".join(f"{state} {age:.6f}" if age else f"{state} 0" for state, age in transitions)
+    return ", ".join([f"{state} {age:.6f}" if age else f"{state} 0" for state, age in transitions])
 
 
 def _decode_transitions(text: str) -> list[tuple[State, float]]:
@@ -79,22 +80,31 @@ class NewEvent(NamedTuple):
         """Return its time; see :func:`not_before`."""
         return max(tx.now, self.since)
 
-    def bounded(self, tx: Tx) -> list[tuple[State, float]]:
-        """Return the transitions, none of them before the last change."""
-        longest = (self.at(tx) - self.since).total_seconds()
-        return [(state, min(age, longest)) for state, age in self.transitions]
+    def last_transition_at(self, tx: Tx) -> datetime:
+        """Return the time of its last transition, which is not before the last change."""
+        return max(tx.now - timedelta(seconds=self.transitions[-1][1]), self.since)
 
 
 def record(tx: Tx, new: Sequence[NewEvent]) -> None:
     """Write events."""
     if not new:
         return
+    now = tx.now
+    times = [max(now, one.since) for one in new]
     events = Rows(len(new), columns={"job_id": [one.job for one in new]})
-    events.put("at", [one.at(tx) for one in new])
-    events.put("transitions", [encode_transitions(one.bounded(tx)) for one in new])
+    events.put("at", times)
+    events.put("transitions", [_encode_bounded(one, at) for one, at in zip(new, times, strict=True)])
     events.put("message", [one.message or None for one in new])
     events.put("attempt", [one.attempt for one in new])
     tx.insert(INSERT_EVENTS, events)
+
+
+def _encode_bounded(event: NewEvent, at: datetime) -> str:
+    """Return the transitions as stored, none of them before the last change."""
+    longest = (at - event.since).total_seconds()
+    if max([age for _, age in event.transitions], default=0.0) > longest:
+        return encode_transitions([(state, min(age, longest)) for state, age in event.transitions])
+    return encode_transitions(event.transitions)
 
 
 INSERT_EVENTS = Insertion(job_events)

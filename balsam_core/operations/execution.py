@@ -113,7 +113,8 @@ class Tx:
 
     def read_prepared(self, statement: Prepared, parameters: Any = None) -> list[dict[str, Any]]:  # noqa: ANN401
         """Run a prepared statement and return its rows by name, with values as the columns' types have them."""
-        return statement.mappings(self.conn.dialect, self.run_prepared(statement, parameters).fetchall())
+        columns = statement.columns(self.conn.dialect, self.run_prepared(statement, parameters).fetchall())
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def insert(self, statement: Insertion, rows: Rows) -> None:
         """Insert rows, as fast as the database can."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import not_, select, update
 
-from balsam_core.operations.job_rows import COLUMNS_OF_JOB, delete_jobs, jobs_from_rows
+from balsam_core.operations.job_rows import COLUMNS_OF_JOB, columns_of, delete_jobs, jobs_from_columns
 from balsam_core.schema.tables import jobs, staged_inserts
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ def find_existing_keys(tx: Tx, call: AddJobs) -> KeyMatches:
             found, unpublished = _jobs_with_keys(tx, some, call)
             if _invalidate(tx, unpublished):
                 break
-        stored.update((first_with[row["key"]], row["id"]) for row in found)
-        own.update(row["id"] for row in found if row["published"] is False)
+        stored.update((first_with[row.key], row.id) for row in found)
+        own.update(row.id for row in found if row.published is False)
         rows += found
     stored.update((index, stored[first]) for index, first in repeated.items() if first in stored)
     repeated = {index: first for index, first in repeated.items() if index not in stored}
-    stored_jobs = [] if call.if_exists == "keep" else jobs_from_rows(tx, rows)
+    stored_jobs = [] if call.if_exists == "keep" else jobs_from_columns(tx, columns_of(rows))
     return KeyMatches(stored, repeated, own, {job.id: job for job in stored_jobs if job.id is not None})
 
 
@@ -74,9 +74,9 @@ def _jobs_with_keys(tx: Tx, keys: list[str], call: AddJobs) -> tuple[list[Any], 
     )
     found = []
     unpublished: dict[int, int] = {}
-    for row in tx.execute(query).mappings():
-        if row["published"] is False and row["staged_insert_id"] != call.staged_insert:
-            unpublished[row["id"]] = row["staged_insert_id"]
+    for row in tx.execute(query):
+        if row.published is False and row.staged_insert_id != call.staged_insert:
+            unpublished[row.id] = row.staged_insert_id
         else:
             found.append(row)
     return found, unpublished

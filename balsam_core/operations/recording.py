@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import BigInteger, bindparam, case, exists, func, select, update
 
@@ -17,7 +17,7 @@ from balsam_core.operations.conditions import in_chunks
 from balsam_core.operations.dependencies import fail_descendants, release_children
 from balsam_core.operations.events import NewEvent, record, record_where
 from balsam_core.operations.execution import operation
-from balsam_core.schema.prepared import Prepared, PreparedList
+from balsam_core.schema.prepared import Prepared, PreparedList, padded_length
 from balsam_core.schema.tables import job_edges, jobs
 
 if TYPE_CHECKING:
@@ -39,18 +39,20 @@ def update_jobs(tx: Tx, call: UpdateJobs) -> dict[int, str]:
     changed: dict[int, dict[str, Any]] = {}
     for change in call.updates:
         held = found.get(change.job)
-        why = _refusal(held, change, call.launcher)
+        steps = tuple([state for state, _ in change.transitions])
+        why = _refusal(held, change, steps, call.launcher)
         if held is None or why:
             refused[change.job] = why
             continue
-        if (attempt := _ended_attempt(tx, held, change, call)) is not None:
+        path = _follow(held["state"], steps)
+        if (attempt := _ended_attempt(tx, held, change, path, call)) is not None:
             ended.append(attempt)
         if change.transitions or change.message:
             event = NewEvent(change.job, held["state_since"], change.attempt, change.transitions, change.message)
             events.append(event)
         if change.transitions:
-            held["since"] = held["state_since"] = event.at(tx) - timedelta(seconds=event.bounded(tx)[-1][1])
-        _change_row(tx, held, change)
+            held["since"] = held["state_since"] = event.last_transition_at(tx)
+        _change_row(tx, held, change, path)
         changed[change.job] = held
         for other, message in change.remarks.items():
             record_where(tx, jobs.c.id == other, [], message)
@@ -77,8 +79,7 @@ _LOCK_JOBS = PreparedList(
     _READ_COLUMNS,
 )
 _WRITTEN_COLUMNS = ("state", "since", "retries", "launcher_id", "claim_class", "return_code")
-_SELDOM_WRITTEN = ("not_before", "launchers_lost")
-_ROWS_IN_STATEMENT = 128  # a CASE searches its list for each job
+_ROWS_IN_STATEMENT = 64  # a CASE searches its list for each job
 
 
 def _update_rows(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
@@ -93,19 +94,25 @@ def _update_rows(tx: Tx, rows: Sequence[dict[str, Any]]) -> bool:
     for start in range(0, len(rows), _ROWS_IN_STATEMENT):
         some = rows[start : start + _ROWS_IN_STATEMENT]
         names: tuple[str, ...] = _WRITTEN_COLUMNS
-        if any(row.get("not_before") or row.get("forgiven") for row in some):
-            names += _SELDOM_WRITTEN
+        if any(["not_before" in row or "forgiven" in row for row in some]):  # noqa: C419  (a list is faster)
+            names += ("launchers_lost", "not_before")
         columns = {name: [row.get(name) for row in some] for name in names}
         different = tuple(name for name, values in columns.items() if len(set(values)) > 1)
-        length = 1 << (len(some) - 1).bit_length()
+        length = padded_length(len(some))
         parameters = {name: values[0] for name, values in columns.items() if name not in different}
+        columns["id"] = [row["id"] for row in some]
         for name in ("id", *different):
-            values = columns[name] if name != "id" else [row["id"] for row in some]
-            padded = values + values[-1:] * (length - len(some))
-            parameters.update((f"{name}_{index}", value) for index, value in enumerate(padded))
+            padded = columns[name] + columns[name][-1:] * (length - len(some))
+            parameters.update(zip(_numbered(name, length), padded, strict=True))
         cursor = tx.run_prepared(_update_statement(names, different, length, returning), parameters)
         may_be_parents = may_be_parents or any(row[0] for row in cursor.fetchall())
     return may_be_parents
+
+
+@cache
+def _numbered(name: str, length: int) -> list[str]:
+    """Return the names of the parameters of a column, one for each job."""
+    return [f"{name}_{index}" for index in range(length)]
 
 
 @lru_cache(maxsize=100)
@@ -123,12 +130,12 @@ def _update_statement(
         length: The number of jobs.
         returning: Whether it returns for each job whether it has children.
     """
-    ids = [bindparam(f"id_{index}", type_=BigInteger()) for index in range(length)]
+    ids = [bindparam(one, type_=BigInteger()) for one in _numbered("id", length)]
     values: dict[str, Any] = {}
     for name in names:
         kind = jobs.c["state_since" if name == "since" else name].type
         if name in different:
-            each = [bindparam(f"{name}_{index}", type_=kind) for index in range(length)]
+            each = [bindparam(one, type_=kind) for one in _numbered(name, length)]
             values[name] = case(*[(jobs.c.id == one, value) for one, value in zip(ids, each, strict=True)])
         else:
             values[name] = bindparam(name, type_=kind)
@@ -140,28 +147,49 @@ def _update_statement(
 _IS_PARENT = exists(select(job_edges.c.child_id).where(job_edges.c.parent_id == jobs.c.id).correlate(jobs))
 
 
-def _refusal(row: dict[str, Any] | None, change: Update, launcher: int) -> str:
+class _Path(NamedTuple):
+    """Where transitions lead from a state.
+
+    Attributes:
+        end: The last state.
+        outcome: The last one that isn't RESTART_READY, where there is one: how the attempt ended.
+        retries: How many of the transitions are retries after an error.
+    """
+
+    end: str
+    outcome: str
+    retries: int
+
+
+@lru_cache(maxsize=1000)  # the jobs of an ensemble take few different ones
+def _follow(start: str, steps: tuple[State, ...]) -> _Path:
+    path = (State(start), *steps)
+    outcome = next((state for state in reversed(path) if state != State.RESTART_READY), path[-1])
+    retries = sum(pair == (State.RUN_ERROR, State.RESTART_READY) for pair in pairwise(path))
+    return _Path(path[-1].value, outcome.value, retries)
+
+
+_first_illegal_transition = lru_cache(maxsize=1000)(first_illegal_transition)
+
+
+def _refusal(row: dict[str, Any] | None, change: Update, steps: tuple[State, ...], launcher: int) -> str:
     """Return why an update is refused, empty if it isn't."""
     if row is None:
         return "the job was removed"
     if row["launcher_id"] != launcher or row["attempt"] != change.attempt:
         return f"the job is no longer this launcher's (attempt {row['attempt']}, not {change.attempt})"
     if row["state"] == State.USER_KILLED:
-        return "the job was killed by the user" if change.transitions else ""
+        return "the job was killed by the user" if steps else ""
     try:
-        state = stored_state(row["id"], row["state"])
+        wrong = _first_illegal_transition(stored_state(row["id"], row["state"]), steps)
     except SchemaMismatch as err:
         return str(err)
-    wrong = first_illegal_transition(state, [state for state, _ in change.transitions])
     return f"a job can't go from {wrong[0]} to {wrong[1]}" if wrong else ""
 
 
-def _ended_attempt(tx: Tx, row: dict[str, Any], change: Update, call: UpdateJobs) -> Attempt | None:
+def _ended_attempt(tx: Tx, row: dict[str, Any], change: Update, path: _Path, call: UpdateJobs) -> Attempt | None:
     """Return the attempt that an update ends, None where nothing was begun or it goes on."""
-    if change.run is None:
-        return None
-    path = [row["state"], *[state for state, _ in change.transitions]]
-    if not change.release and path[-1] not in END and path[-1] != State.RESTART_READY:
+    if change.run is None or not (change.release or path.end in END or path.end == State.RESTART_READY):
         return None
     started = change.run.started
     return Attempt(
@@ -174,17 +202,14 @@ def _ended_attempt(tx: Tx, row: dict[str, Any], change: Update, call: UpdateJobs
         cpu_seconds=change.run.cpu_seconds,
         max_memory=change.run.max_memory,
         return_code=change.return_code,
-        outcome=State(next((state for state in reversed(path) if state != State.RESTART_READY), path[-1])).value,
+        outcome=path.outcome,
     )
 
 
-def _change_row(tx: Tx, row: dict[str, Any], change: Update) -> None:
+def _change_row(tx: Tx, row: dict[str, Any], change: Update, path: _Path) -> None:
     """Change a row as the update says."""
-    if change.transitions:
-        path = [row["state"], *[transition for transition, _ in change.transitions]]
-        if State.RESTART_READY in path:
-            row["retries"] += sum(pair == (State.RUN_ERROR, State.RESTART_READY) for pair in pairwise(path))
-        row["state"] = path[-1].value
+    row["state"] = path.end
+    row["retries"] += path.retries
     if change.return_code is not None:
         row["return_code"] = change.return_code
     if row["state"] == State.USER_KILLED and not change.release:
@@ -197,6 +222,5 @@ def _change_row(tx: Tx, row: dict[str, Any], change: Update) -> None:
         if change.delay and row["state"] == State.RESTART_READY:
             row["claim_class"] = None
             row["not_before"] = tx.now + timedelta(seconds=change.delay)
-    if change.run is not None and row["launcher_id"] is None:
-        row["forgiven"] = bool(row["launchers_lost"])
-        row["launchers_lost"] = 0
+    if change.run is not None and row["launcher_id"] is None and row["launchers_lost"]:
+        row["forgiven"], row["launchers_lost"] = True, 0

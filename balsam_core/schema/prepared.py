@@ -16,7 +16,7 @@ from sqlalchemy import BigInteger, bindparam, insert
 from balsam_core.schema.types import UTCDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import BindParameter, ColumnElement, Dialect, Executable, Table
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class Prepared:
     """A statement without lists of variable length.
 
-    Its rows come as the driver gives them: numbers, texts and bytes. :meth:`mappings` converts them.
+    Its rows come as the driver gives them: numbers, texts and bytes. :meth:`columns` converts them.
 
     Args:
         statement: The statement. An INSERT that leaves out a key that the database gives must be ``inline()``.
         columns: For an INSERT, the columns to be given; else None.
-        returns: The columns of the result, for :meth:`mappings`.
+        returns: The columns of the result, for :meth:`columns`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Prepared:
         self._columns = columns
         self._returns = returns
         self._names = [str(column.key) for column in returns]
-        self._readers: dict[str, list[tuple[int, Callable[[Any], Any]]]] = {}
+        self._readers: dict[str, list[tuple[str, Callable[[Any], Any]]]] = {}
         self._compiled: dict[str, _Compiled] = {}
 
     def bind(self, dialect: Dialect, parameters: Any = None) -> tuple[str, Any]:  # noqa: ANN401  (as the driver wants it)
@@ -54,24 +54,32 @@ class Prepared:
             return compiled.text, [compiled.bind(one) for one in parameters]
         return compiled.text, compiled.bind(parameters or {})
 
-    def mappings(self, dialect: Dialect, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-        """Return rows of the result by name, with values as the columns' types have them."""
+    def columns(self, dialect: Dialect, rows: Sequence[Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        """Return the columns of the result by name, with values as their types have them; none without a row.
+
+        Equal values of the driver become one object.
+        """
         readers = self._readers.get(dialect.name)
         if readers is None:
-            types = [column.type.dialect_impl(dialect) for column in self._returns]
-            found = [(index, kind.result_processor(dialect, None)) for index, kind in enumerate(types)]
-            readers = self._readers[dialect.name] = [(index, reader) for index, reader in found if reader is not None]
-        converted = []
-        for row in rows:
-            values = list(row)
-            for index, reader in readers:
-                values[index] = reader(values[index])
-            converted.append(dict(zip(self._names, values, strict=True)))
-        return converted
+            types = [(str(column.key), column.type.dialect_impl(dialect)) for column in self._returns]
+            found = [(name, kind.result_processor(dialect, None)) for name, kind in types]
+            readers = self._readers[dialect.name] = [(name, reader) for name, reader in found if reader is not None]
+        if not rows:
+            return {}
+        columns: dict[str, Sequence[Any]] = dict(zip(self._names, zip(*rows, strict=True), strict=True))
+        for name, reader in readers:
+            known = {value: reader(value) for value in set(columns[name])}
+            columns[name] = [known[value] for value in columns[name]]
+        return columns
+
+
+def padded_length(length: int) -> int:
+    """Return the length for which a list is prepared: a power of four, since preparing takes milliseconds."""
+    return 1 << -(-(length - 1).bit_length() // 2) * 2
 
 
 class PreparedList:
-    """A prepared statement with a list of ids: prepared for lengths that are powers of two.
+    """A prepared statement with a list of ids: prepared for some lengths, and padded with the last id.
 
     ``make`` makes it for the parameters that stand for the ids; an id may come more than once. ``returns`` is as in
     :class:`Prepared`.
@@ -86,7 +94,7 @@ class PreparedList:
 
     def fill(self, ids: Sequence[int], **parameters: Any) -> tuple[Prepared, dict[str, Any]]:  # noqa: ANN401
         """Return the statement and its parameters, for at least one id."""
-        length = 1 << (len(ids) - 1).bit_length()
+        length = padded_length(len(ids))
         found = self._by_length.get(length)
         if found is None:
             names = [f"id_{index}" for index in range(length)]
@@ -185,22 +193,23 @@ class _Compiled:
         self.text = str(compiled)
         self._positional = bool(compiled.positional)
         self._names: list[str] = list(compiled.positiontup if compiled.positional else compiled.bind_names.values())
-        self._convert: dict[str, Callable[[Any], Any]] = {}
         self._fixed: dict[str, Any] = {}
+        convert: dict[str, Callable[[Any], Any]] = {}
         for name, bind in compiled.binds.items():
-            convert = bind.type.dialect_impl(dialect).bind_processor(dialect)
-            if convert is not None:
-                self._convert[name] = _with_last_value(convert) if isinstance(bind.type, UTCDateTime) else convert
+            found = bind.type.dialect_impl(dialect).bind_processor(dialect)
+            if found is not None:
+                convert[name] = _with_last_value(found) if isinstance(bind.type, UTCDateTime) else found
             if not bind.required:
                 self._fixed[name] = bind.value
+        self._convert = [(at, convert[name]) for at, name in enumerate(self._names) if name in convert]
 
     def bind(self, given: Mapping[str, Any]) -> Any:  # noqa: ANN401  (a tuple or a mapping, as the driver wants it)
         """Return the parameters in the driver's form."""
-        values = {**self._fixed, **given} if self._fixed else given
-        convert = self._convert
-        if self._positional:
-            return tuple([convert[name](values[name]) if name in convert else values[name] for name in self._names])
-        return {name: convert[name](values[name]) if name in convert else values[name] for name in self._names}
+        given = {**self._fixed, **given} if self._fixed else given
+        values = [given[name] for name in self._names]
+        for at, convert in self._convert:
+            values[at] = convert(values[at])
+        return tuple(values) if self._positional else dict(zip(self._names, values, strict=True))
 
 
 def _with_last_value(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -73,7 +73,7 @@ def test_the_environment_has_its_layers_in_order(tmp_path, monkeypatch):
     base = base_environment(DBDir(path=tmp_path, db_type="sqlite", id="0" * 32), 7)
     app = App("sim", "sim.x", environ={"APP": "app", "JOB": "app"})
     job = Job(app="sim", id=12, parents=[3, 4], environ={"JOB": "job", "BALSAM_JOB_ID": "forged"})
-    env = job_environment(base, job, app, tmp_path)
+    env = {**base, **job_environment(base, job, app, tmp_path)}
     assert (env["OUTER"], env["APP"], env["JOB"]) == ("outer", "app", "job")
     assert (env["BALSAM_DB_PATH"], env["BALSAM_LAUNCHER_ID"]) == (str(tmp_path), "7")
     assert (env["BALSAM_JOB_ID"], env["BALSAM_PARENT_IDS"]) == ("12", "3 4")

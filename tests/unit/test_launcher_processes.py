@@ -95,6 +95,16 @@ def test_output_and_errors_may_share_a_file(processes, tmp_path):
     assert (tmp_path / "o").read_text() == "a\nb\nc\n"
 
 
+def test_a_commands_variables_come_over_those_that_all_have(tmp_path):
+    crowd = Processes(environment={"PATH": "/usr/bin:/bin", "SHARED": "all", "BOTH": "all"})
+    try:
+        start(crowd, tmp_path, "sh", "-c", "echo $SHARED $BOTH $OWN", env={"BOTH": "own", "OWN": "own"})
+        ended(crowd)
+    finally:
+        crowd.close()
+    assert (tmp_path / "o").read_text() == "all own own\n"
+
+
 def test_output_of_an_earlier_run_is_replaced(processes, tmp_path):
     (tmp_path / "o").write_text("a much longer text of an earlier run")
     start(processes, tmp_path, "echo", "new")

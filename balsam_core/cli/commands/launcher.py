@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -184,6 +185,7 @@ def _run(session: Session, db: Database, options: LauncherOptions, job_mode: str
             log = logs.configure(db.directory.log, "launcher", level=level, context=f"db={db.path}", number=number)
             if report_to is not None:
                 background.report(report_to, number, log)
+        gc.freeze()  # the modules, which would be searched for garbage again and again while jobs run
 
     printer = session.printer()
     shown = printer.for_people and not options.background

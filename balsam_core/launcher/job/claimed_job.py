@@ -63,7 +63,7 @@ class ProcessSpec(NamedTuple):
 
     Attributes:
         argv: Its command line.
-        env: Its whole environment.
+        env: Its environment variables, over those of every process.
         stdout: File for its output, in the working directory.
         stderr: File for its errors; may be the same.
         started_state: The state that the job reaches when the process has started; None for none.
@@ -293,7 +293,8 @@ class ClaimedJob:
         linked = None
         if self.job.input_files and self._parents and self.job.input_mode == "link":
             linked = LinkedFiles(self._context.directory, self.job, self.workdir, self._parents)
-        with ranks_started(self.job, argv, self._environment, self._context.mpi, self.place) as (argv, env):
+        base, mpi = self._context.environment, self._context.mpi
+        with ranks_started(self.job, argv, self._environment, base, mpi, self.place) as (argv, env):
             cores = bound_cores(self.job, self.place)
             result = yield from self._run_process(ProcessSpec(argv, env, out, err, _S.RUNNING, cores, self._time_limit))
         if linked is not None and (changed := linked.changed()):

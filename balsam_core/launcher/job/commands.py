@@ -94,7 +94,7 @@ LONGEST_PARENT_IDS = 100_000  # bytes in a variable; the system allows 131,072 w
 def job_environment(
     base: dict[str, str], job: Job, app: App | None, workdir: Path, place: Place | None = None
 ) -> dict[str, str]:
-    """Return the environment of a job's processes: the job's variables override the app's, these the shared ones.
+    """Return a job's own variables, for its processes: the job's override the app's, these the shared ones of ``base``.
 
     ``OMP_NUM_THREADS`` tells OpenMP programs the job's threads, where app and job don't set it. The number 1, which is
     the default of jobs, leaves what the launcher got from its own environment. More ids of parents than a variable can
@@ -107,10 +107,9 @@ def job_environment(
     if len(own["BALSAM_PARENT_IDS"]) > LONGEST_PARENT_IDS:
         del own["BALSAM_PARENT_IDS"]
         own["BALSAM_PARENT_IDS_FILE"] = str(write_parent_ids(job, workdir))
-    threads = str(job.threads_per_rank)
-    env = {"OMP_NUM_THREADS": threads, **base}
-    if job.threads_per_rank > 1:
-        env["OMP_NUM_THREADS"] = threads
+    env = {}
+    if job.threads_per_rank > 1 or "OMP_NUM_THREADS" not in base:
+        env["OMP_NUM_THREADS"] = str(job.threads_per_rank)
     if place is not None and place.gpus:
         env |= dict.fromkeys(place.gpu_variables, ",".join(place.gpus))
     return {**env, **(app.environ if app else {}), **job.environ, **own}
@@ -133,9 +132,9 @@ def cores_of_ranks(job: Job, place: Place | None) -> list[tuple[int, ...]]:
 
 @contextmanager
 def ranks_started(
-    job: Job, argv: list[str], env: dict[str, str], mpi: MPI | None, place: Place | None = None
+    job: Job, argv: list[str], env: dict[str, str], base: dict[str, str], mpi: MPI | None, place: Place | None = None
 ) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Give the command line and the environment that start all ranks of a job; as they are where it has one rank.
+    """Give the command line and the variables that start all ranks of a job; as they are where it has one rank.
 
     MPI programs keep sockets and shared memory below ``TMPDIR``, and those of one user get in each other's way there:
     each job has a directory of its own while it runs.
@@ -148,5 +147,7 @@ def ranks_started(
         return
     if mpi is None:
         raise InvalidInput("this launcher has no MPI to start its ranks")
-    with TemporaryDirectory(prefix="balsam-", dir=env.get("TMPDIR"), ignore_cleanup_errors=True) as folder:
-        yield mpi.wrap(argv, job, cores_of_ranks(job, place)), {**mpi.environment, **env, "TMPDIR": folder}
+    unset = {name: value for name, value in mpi.environment.items() if name not in base}
+    where = env.get("TMPDIR", base.get("TMPDIR"))
+    with TemporaryDirectory(prefix="balsam-", dir=where, ignore_cleanup_errors=True) as folder:
+        yield mpi.wrap(argv, job, cores_of_ranks(job, place)), {**unset, **env, "TMPDIR": folder}
