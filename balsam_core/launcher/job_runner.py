@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from balsam_core.launcher.job.claimed_job import ClaimedJob, ProcessResult, ProcessSpec
 from balsam_core.launcher.job.failures import DiskFullError, describe_error, is_disk_full
+from balsam_core.launcher.job.process import ProcessResult, ProcessSpec
 from balsam_core.launcher.options import FIRST_POLL, KILL_GRACE
 from balsam_core.launcher.process_events import Command, Ended, Refused, ShortageError, Started
 from balsam_core.launcher.processes import Processes
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from balsam_core.dbdir.launcher_journal import OwnJournal
     from balsam_core.launcher.counters import Counters
+    from balsam_core.launcher.job.claimed_job import ClaimedJob
     from balsam_core.launcher.placement import Need, Node, Place
     from balsam_core.launcher.process_events import Process
 

@@ -22,6 +22,7 @@ from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.display import Display
 from balsam_core.launcher.ending import Ending
 from balsam_core.launcher.event_dispatcher import open_dispatcher
+from balsam_core.launcher.held_jobs import HeldJobs
 from balsam_core.launcher.job.claimed_job import LauncherContext
 from balsam_core.launcher.job.commands import base_environment
 from balsam_core.launcher.job_runner import JobRunner
@@ -33,8 +34,7 @@ from balsam_core.launcher.progress import Progress
 from balsam_core.launcher.reporter import Reporter
 from balsam_core.launcher.retrying_client import OUTAGES, REFUSALS, RetryingClient
 from balsam_core.launcher.sharing import LOOK_EVERY
-from balsam_core.model.calls import GetKilledJobs, Prune, Resources
-from balsam_core.model.states import State
+from balsam_core.model.calls import Prune, Resources
 from balsam_core.system.files import reason
 from balsam_core.system.processes import this_machine
 from balsam_core.system.signals import StopRequests
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from balsam_core.client.database import Database
-    from balsam_core.launcher.job.claimed_job import ClaimedJob
-    from balsam_core.launcher.job_runner import RunningJob
     from balsam_core.launcher.options import LauncherOptions
     from balsam_core.model.calls import Unfit
 
@@ -70,13 +68,10 @@ class Launcher:
         self._started_at = monotonic()
         self._time_limit_at = inf if options.time_limit is None else self._started_at + options.time_limit
         self._ending = Ending()
-        self._changed_parents: list[int] = []
-        self._unreleased: dict[int, ClaimedJob] = {}  # dropped, but the database may still name us as their holder
-        self._claim_in_doubt = False  # a claim got no answer: the database may have given us jobs that we don't know of
         self._signals_seen = 0
         self._over = False
         self._waits = False  # nothing was left to do at the last look
-        self._ask_killed_at = self._promote_at = self._check_end_at = 0.0
+        self._promote_at = self._check_end_at = 0.0
 
     # ---- the run as a whole
 
@@ -117,11 +112,12 @@ class Launcher:
         self._reporter = Reporter(self._client.run, self._launcher_id, on_recorded, this_machine().node)
         self._node = node = Node.of(options, f"launcher {self._launcher_id} of {self._db.directory.path}")
         self._queue = ClaimQueue(self._client.run, self._launcher_id, options, context, self._resources, node)
-        self._runner = JobRunner(
+        self._held = HeldJobs(self._client.run, self._launcher_id, self._queue, self._reporter, self._ending)
+        self._held.runner = self._runner = JobRunner(
             node,
             self.counters,
             on_change=self._reporter.add,
-            on_done=self._on_job_done,
+            on_done=self._held.note_done,
             journal=OwnJournal(self._db.directory, self._launcher_id, make_offer(options, self._resources())),
             locks=node.descriptors,
             environment=context.environment,
@@ -186,7 +182,7 @@ class Launcher:
             seconds=monotonic() - self._started_at,
             unfit=unfit,
             resources=self._resources(),
-            changed_parents=tuple(self._changed_parents),
+            changed_parents=tuple(self._held.changed_parents),
             fault=bool(self._runner.fault),
             reason=self._ending.reason,
             signal=self._stop_requests.number,
@@ -230,7 +226,7 @@ class Launcher:
             if (due := self._reporter.due()) is not None:
                 times.append(due)
             if self._runner.jobs and not self._ending.is_stop:
-                times.append(self._ask_killed_at)
+                times.append(self._held.ask_killed_at)
             if self._queue.dry and self._runner.free_slots > len(self._queue.jobs):
                 times.append(self._queue.poll_at)
         return min(times) - monotonic()
@@ -241,50 +237,30 @@ class Launcher:
             self._runner.retry_blocked()
         self._queue.start_on(self._runner)
 
-    def _on_job_done(self, running: RunningJob) -> None:
-        claimed = running.claimed
-        if running.dropped:
-            self._keep_until_released(claimed)
-            return
-        self._reporter.add(claimed)
-        if claimed.changed_parents:
-            self._changed_parents.append(claimed.id)
-            claimed.changed_parents = False
-        if claimed.paused and not self._ending.reason:
-            self._queue.paused[claimed.id] = claimed
-            return
-        claimed.released = claimed.released or claimed.paused
-        self._reporter.count_when_written(claimed)
-        if claimed.state is State.FAILED:
-            logger.info("job %s (%.80s) failed: %s", claimed.id, claimed.job.name, claimed.message)
-
     # ---- the database
 
     def _make_due_calls(self) -> None:
         """Make the calls that are due; after one of :data:`OUTAGES` the others are for later."""
         if self._ending.is_stop:
             if self._ending.refusal is None or not self._runner.jobs:  # after a refusal once, when all is known
-                self._write_changes()
+                self._held.write_changes()
             return
         now = monotonic()
         if now >= self._membership.renew_at:
             self._renew_lease()
-        if self._claim_in_doubt:
-            self._give_back_unknown()
+        self._held.give_back_unknown()
         self._claim_jobs()
         due = self._reporter.due()
         now = monotonic()
         idle = self._runner.free_slots > 0 and not self._queue.jobs
         if due is not None and (due <= now or idle):
-            if self._write_changes():
+            if self._held.write_changes():
                 self._queue.poll_soon()
                 self._claim_jobs()
             self._start_claimed()
         if now >= self._membership.look_at and self._membership.end_dead():
             self._queue.poll_soon()
-        if now >= self._ask_killed_at and (self._runner.jobs or self._queue.jobs or self._unreleased):
-            self._ask_killed_at = now + constants.ASK_KILLED_EVERY
-            self._end_killed(self._client.run(GetKilledJobs(launcher=self._launcher_id)))
+        self._held.ask_killed()
         if not self._ending.reason:
             if now >= self._promote_at:
                 self._promote_at = now + self._queue.promote()
@@ -294,7 +270,7 @@ class Launcher:
     def _renew_lease(self) -> None:
         killed = self._membership.renew()
         self._runner.processes.lease.extend(self._membership.safe_until())
-        self._end_killed(killed)
+        self._held.end_killed(killed)
 
     def _claim_jobs(self) -> int:
         """Claim jobs where some are wanted, and start them; returns how many came."""
@@ -308,52 +284,10 @@ class Launcher:
         try:
             got = self._queue.claim(wanted)
         except OUTAGES:
-            self._claim_in_doubt = True
+            self._held.claim_in_doubt = True
             raise
         self._start_claimed()
         return got
-
-    def _give_back_unknown(self) -> None:
-        """Give back the jobs of a claim whose answer was lost."""
-        known = {claimed.id for claimed in self._queue.jobs}
-        known |= self._runner.jobs.keys() | self._reporter.jobs.keys() | self._unreleased.keys()
-        self._queue.give_back_unknown(known)
-        self._claim_in_doubt = False
-
-    def _write_changes(self) -> bool:
-        """Write what changed; returns whether jobs ended, which may have made others ready."""
-        if not self._reporter.jobs:
-            return False
-        for claimed, why in self._reporter.flush():
-            logger.warning("job %s: the database refused its changes: %s", claimed.id, why)
-            running = self._runner.jobs.get(claimed.id)
-            if running is None:
-                self._queue.paused.pop(claimed.id, None)
-                self._keep_until_released(claimed)
-            elif not running.dropped:
-                self._runner.drop(running, grace=constants.KILL_GRACE)
-        return self._reporter.jobs_ended
-
-    def _keep_until_released(self, claimed: ClaimedJob) -> None:
-        """Keep a dropped job until the database says whether we still hold it."""
-        self._reporter.forget(claimed)
-        self._unreleased[claimed.id] = claimed
-        self._ask_killed_at = 0.0
-
-    def _end_killed(self, ids: list[int]) -> None:
-        """End jobs that the user killed; each is given back when its processes are gone."""
-        for job_id in ids:
-            running = self._runner.jobs.get(job_id)
-            if running is not None:
-                if not running.dropped:
-                    self._runner.drop(running, grace=constants.KILL_GRACE)
-                continue
-            claimed = self._unreleased.pop(job_id, None) or self._queue.withdraw(job_id)
-            if claimed is not None:
-                logger.info("job %s (%.80s) was killed by the user", claimed.id, claimed.job.name)
-                self._reporter.counts["killed"] += 1
-                claimed.give_back()
-                self._reporter.add(claimed)
 
     # ---- the end
 
@@ -414,14 +348,7 @@ class Launcher:
         if not self._ending.reason:
             self._ending.reason = reason
             logger.info("launcher %s ends: %s", self._launcher_id, reason)
-        while self._queue.jobs:
-            claimed = self._queue.jobs.pop()
-            claimed.give_back()
-            self._reporter.add(claimed)
-        for claimed in self._queue.paused.values():
-            claimed.released = True
-            self._reporter.count_when_written(claimed)
-        self._queue.paused.clear()
+        self._held.give_back_waiting()
 
     # ---- progress
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from balsam_core.launcher.programs import explain_failure
+from balsam_core.system.files import reason
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -121,3 +124,21 @@ class Ended(NamedTuple, Generic[T]):
 
 
 Event = Started[T] | Refused[T] | Stuck[T] | Ended[T]
+
+
+def explain_refusal(program: str, command: Command, step: str, number: int, text: str) -> Exception:
+    """Return the error of a command that was not started: at which step, and what the system said."""
+    why = reason(OSError(number, text))
+    if step == "lease" or number in SHORTAGE_ERRORS:
+        return ShortageError(why)
+    if step == "words":
+        return ValueError(text)
+    if step == "cwd":
+        return OSError(number, f"can't enter the working directory {str(command.cwd)!r}: {why}")
+    if step in {"stdout", "stderr"}:
+        name = command.stdout if step == "stdout" else command.stderr
+        why = {errno.ELOOP: "it is a symbolic link", errno.ENXIO: "it is a pipe"}.get(number, why)
+        return OSError(number, f"can't write {name}: {why}")
+    if step == "cores":
+        return OSError(number, f"can't bind to the processors {','.join(map(str, command.cores))}: {why}")
+    return OSError(number, explain_failure(program, command.cwd, OSError(number, text)))

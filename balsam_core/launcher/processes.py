@@ -37,8 +37,9 @@ from balsam_core.launcher.process_events import (
     ShortageError,
     Started,
     Stuck,
+    explain_refusal,
 )
-from balsam_core.launcher.programs import explain_failure, find_program
+from balsam_core.launcher.programs import find_program
 from balsam_core.system.cgroups import end_group, folder_of, make_group
 from balsam_core.system.files import reason
 from balsam_core.system.processes import end_marked
@@ -270,7 +271,7 @@ class Processes(Generic[T]):
                 error = err
             self.running.discard(process)
         else:
-            error = _explain_refusal(process, step, number, text)
+            error = explain_refusal(process.program, process.command, step, number, text)
             self._free_keeper(keeper)
         yield Refused(process.owner, error)
 
@@ -374,24 +375,6 @@ class Processes(Generic[T]):
 def _note_start(process: Process[T], at: float) -> Started[T]:
     process.started_at = at
     return Started(process.owner, at)
-
-
-def _explain_refusal(process: Process[T], step: str, number: int, text: str) -> Exception:
-    """Return the error of a command that was not started."""
-    command, why = process.command, reason(OSError(number, text))
-    if step == "lease" or number in SHORTAGE_ERRORS:
-        return ShortageError(why)
-    if step == "words":
-        return ValueError(text)
-    if step == "cwd":
-        return OSError(number, f"can't enter the working directory {str(command.cwd)!r}: {why}")
-    if step in {"stdout", "stderr"}:
-        name = command.stdout if step == "stdout" else command.stderr
-        why = {errno.ELOOP: "it is a symbolic link", errno.ENXIO: "it is a pipe"}.get(number, why)
-        return OSError(number, f"can't write {name}: {why}")
-    if step == "cores":
-        return OSError(number, f"can't bind to the processors {','.join(map(str, command.cores))}: {why}")
-    return OSError(number, explain_failure(process.program, command.cwd, OSError(number, text)))
 
 
 def _make_shared_memory() -> int:

@@ -10,8 +10,9 @@ import pytest
 from balsam_core.dbdir.directory import DBDir
 from balsam_core.launcher.counters import Counters
 from balsam_core.launcher.job import claimed_job as module
-from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext, ProcessResult
+from balsam_core.launcher.job.claimed_job import ClaimedJob, LauncherContext
 from balsam_core.launcher.job.failures import DiskFullError, last_words
+from balsam_core.launcher.job.process import ProcessResult
 from balsam_core.model.app import App
 from balsam_core.model.calls import ParentRef
 from balsam_core.model.job import Job

@@ -17,7 +17,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from balsam_core.dbdir.workdirs import make_workdir, output_name
 from balsam_core.errors import BalsamError, DBDirError
@@ -34,13 +34,14 @@ from balsam_core.launcher.job.failures import (
     last_words,
 )
 from balsam_core.launcher.job.outputs import keep_earlier_outputs
+from balsam_core.launcher.job.process import ProcessResult, ProcessSpec
 from balsam_core.launcher.job.staging import stage_in_command, stage_out_commands
 from balsam_core.launcher.placement import Need
 from balsam_core.launcher.process_events import ShortageError, is_shortage
 from balsam_core.model.states import END, State
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
     from pathlib import Path
 
     from balsam_core.dbdir.directory import DBDir
@@ -56,60 +57,6 @@ logger = logging.getLogger(__name__)
 _S = State
 
 LONGEST_DELAY = 86_400.0  # seconds between two attempts
-
-
-class ProcessSpec(NamedTuple):
-    """A process that a job needs now.
-
-    Attributes:
-        argv: Its command line.
-        env: Its environment variables, over those of every process.
-        stdout: File for its output, in the working directory.
-        stderr: File for its errors; may be the same.
-        started_state: The state that the job reaches when the process has started; None for none.
-        cores: Numbers of the processors that it is bound to; empty for no binding.
-        time_limit: Seconds after which it is to be ended; None for no limit.
-    """
-
-    argv: list[str]
-    env: Mapping[str, str]
-    stdout: str
-    stderr: str
-    started_state: State | None = None
-    cores: tuple[int, ...] = ()
-    time_limit: float | None = None
-
-
-class ProcessResult(NamedTuple):
-    """How a process ended.
-
-    Attributes:
-        exit_code: Exit code, negative for a signal.
-        stop_reason: Why the launcher stopped it; empty where it ended by itself.
-        is_lost: Whether nobody wanted it to end: what keeps it was lost, as ``stop_reason`` says.
-        ended_at: When it ended, by the monotonic clock; None for now.
-        left_behind: Processes that it had left running, and that were ended.
-        over_limit: Whether that was because its time limit was over.
-        cpu_seconds: Processor time, user and system, in seconds; None for unknown.
-        max_memory: The most memory that it used, in bytes; None for unknown.
-    """
-
-    exit_code: int
-    stop_reason: str = ""
-    is_lost: bool = False
-    ended_at: float | None = None
-    left_behind: int = 0
-    over_limit: bool = False
-    cpu_seconds: float | None = None
-    max_memory: int | None = None
-
-    @property
-    def remark(self) -> str:
-        """What else the history should say of it; mostly nothing."""
-        count = self.left_behind
-        if not count:
-            return ""
-        return "1 process left behind was ended" if count == 1 else f"{count} processes left behind were ended"
 
 
 @dataclass(frozen=True, kw_only=True)
