@@ -13,7 +13,7 @@ from balsam_core import Job, open_db
 from balsam_core.model.calls import GetLaunchers
 from balsam_core.testing.tools import wait_until
 
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
 
 
 def sh(script, **fields):
