@@ -82,6 +82,7 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
             "XDG_RUNTIME_DIR": ".run",
         }.items():
             patch.setenv(name, str(home / place))
+        # Launchers of other workers, and of the person, share no processors with those of these tests.
         patch.setenv("BALSAM_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         yield
 

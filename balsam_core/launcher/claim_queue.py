@@ -153,9 +153,11 @@ class ClaimQueue:
     def _has_claimable(self) -> bool:
         """Say whether there are jobs that could be claimed if other launchers used nothing of the node."""
         resources, packed = self._claimable(self._node.own_free_gpus)
-        workflow = self._options.workflow
-        calls = [HasClaimable(resources=resources, workflow=workflow, only=ids, packed=packed) for ids in self._slices]
-        return any(self._run(call) for call in calls)
+        launcher, workflow = self._launcher_id, self._options.workflow
+        return any(
+            self._run(HasClaimable(launcher=launcher, resources=resources, workflow=workflow, only=ids, packed=packed))
+            for ids in self._slices
+        )
 
     def _claimable(self, free_gpus: float) -> tuple[Resources, bool]:
         """Return what jobs that may be claimed must fit, and whether they may have a packing count."""

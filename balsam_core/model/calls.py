@@ -666,6 +666,7 @@ class GetUnfit(Read[list[Unfit]], frozen=True, kw_only=True):
 class HasClaimable(Read[bool], frozen=True, kw_only=True):
     """Tell whether there are jobs for :class:`ClaimJobs` with the same arguments."""
 
+    launcher: int
     resources: Resources
     workflow: str = ""
     only: Annotated[list[int], msgspec.Meta(max_length=MOST_JOBS)] | None = None

@@ -131,7 +131,7 @@ class _FittingClass(NamedTuple):
     needs: tuple[float, ...]
 
 
-def _fitting_classes(tx: Tx, call: ClaimJobs) -> list[_FittingClass]:
+def _fitting_classes(tx: Tx, call: ClaimJobs | HasClaimable) -> list[_FittingClass]:
     """Return the classes that fit, for a launcher that has not been given up; else none."""
     limits: dict[str, Any] = {"launcher": call.launcher, **_limits(call.resources)}
     if call.only is not None:
@@ -363,13 +363,22 @@ def _build_claim(tx: Tx, columns: Columns, classes: Sequence[_FittingClass] = ()
 
 @operation(HasClaimable)
 def has_claimable(tx: Tx, call: HasClaimable) -> bool:
-    """Tell whether a claim would find jobs."""
-    given: dict[str, Any] = {**_limits(call.resources), "workflow": call.workflow}
-    unpacked = [] if call.packed else [resource_classes.c.node_packing_count == 0]
-    fitting = select(resource_classes.c.id).where(_FITS, *unpacked)
-    given_jobs = [] if call.only is None else [jobs.c.id.in_(call.only)]
-    query = select(jobs.c.id).where(*in_workflow(bool(call.workflow)), jobs.c.claim_class.in_(fitting), *given_jobs)
-    return tx.execute(query.limit(1), given).first() is not None
+    """Tell whether a claim would find jobs.
+
+    Raises:
+        Conflict: The launcher's lease is over, and its jobs were given away.
+    """
+    found = _fitting_classes(tx, call)
+    if not found:
+        check_launcher(tx, call.launcher)
+    needs = _needs_of(found)
+    classes = [one for one in found if call.packed or not needs[one.id]["node_packing_count"]]
+    if call.only is None:
+        return any(one.head for one in classes)
+    fits = (*in_workflow(bool(call.workflow)), jobs.c.claim_class.in_([one.id for one in classes]))
+    given = {"workflow": call.workflow} if call.workflow else None
+    queries = (select(jobs.c.id).where(*fits, jobs.c.id.in_(some)).limit(1) for some in in_chunks(call.only))
+    return any(tx.execute(query, given).first() for query in queries)
 
 
 @operation(GetUnfit)

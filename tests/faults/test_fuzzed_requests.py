@@ -78,7 +78,7 @@ READS = [
     GetEdges(jobs=[1], children_of=True),
     GetKilledJobs(launcher=1),
     GetUnfit(resources=Resources(minutes_left=1.5)),
-    HasClaimable(resources=Resources(minutes_left=1.5), only=[1]),
+    HasClaimable(launcher=1, resources=Resources(minutes_left=1.5), only=[1]),
     CountHeldByOthers(launcher=1),
     CheckRemoval(where=SOME),
 ]

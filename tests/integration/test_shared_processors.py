@@ -13,7 +13,7 @@ from balsam_core import Job, open_db
 from balsam_core.model.calls import GetLaunchers
 from balsam_core.testing.tools import wait_until
 
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
 
 
 def sh(script, **fields):
@@ -60,10 +60,10 @@ def test_launchers_of_different_dbs_share_the_processors(db, other_db, start, tm
     folder.mkdir()
     script = f"touch {folder}/$$; ls {folder} | wc -l >>{counts}; sleep 0.3; rm {folder}/$$"
     for one in (db, other_db):
-        one.jobs.add([sh(script, name="a") for _ in range(8)])
+        one.jobs.add([sh(script, name="a") for _ in range(24)])
     for launcher in [start(db), start(other_db)]:
         out, err = launcher.communicate(timeout=DEADLINE)
-        assert (launcher.returncode, "8 finished" in out) == (0, True), out + err
+        assert (launcher.returncode, "24 finished" in out) == (0, True), out + err
     assert max(map(int, counts.read_text().split())) == len(os.sched_getaffinity(0))
 
 

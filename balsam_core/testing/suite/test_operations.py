@@ -285,14 +285,18 @@ def test_get_unfit(db: Database) -> None:
 
 
 def test_has_claimable(db: Database) -> None:
-    resources, more = Resources(), Resources(nodes=2)
     job = one(db, num_nodes=2, node_packing_count=1)
-    assert [db.run(calls.HasClaimable(resources=some)) for some in (resources, more)] == [False, True]
-    assert not db.run(calls.HasClaimable(resources=more, workflow="none"))
-    assert not db.run(calls.HasClaimable(resources=more, packed=False))
-    assert [db.run(calls.HasClaimable(resources=more, only=[some])) for some in (job, job + 1)] == [True, False]
-    claim(db, register(db), resources=more)
-    assert not db.run(calls.HasClaimable(resources=more))
+    me, more = register(db), Resources(nodes=2)
+
+    def found(resources: Resources = more, **arguments: Any) -> bool:  # noqa: ANN401
+        return db.run(calls.HasClaimable(launcher=me, resources=resources, **arguments))
+
+    assert [found(Resources()), found()] == [False, True]
+    assert [found(workflow="none"), found(packed=False)] == [False, False]
+    assert [found(only=[job]), found(only=[job + 1]), found(only=[job], packed=False)] == [True, False, False]
+    assert found(only=[job], workflow=db.jobs.get(job).workflow)
+    claim(db, me, resources=more)
+    assert not found()
 
 
 def test_get_launchers(db: Database) -> None:
