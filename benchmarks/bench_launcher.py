@@ -216,7 +216,8 @@ def long_jobs(folder: Path) -> list[str]:
         ("jobs of 0.5 s", 400, 0.5, {"command": "sleep 0.5"}),
         ("jobs of 0.06 s with pre- and postprocess", 1000, 0.06, {"command": "sleep 0.02", **hooks}),
     ):
-        place = initialise(folder / f"long{count}", "sqlite").path
+        place = folder / f"long{count}"
+        initialise(place, "sqlite")
         _, spent = launch(place, [Job(name="nap", workflow="long", **job) for _ in range(count)])
         ideal = count * seconds / WORKERS
         line = f"{count} {what}: workers busy {ideal / spent['launcher']:.1%} of the time (required: {BUSY:.0%})"
