@@ -28,7 +28,8 @@ SLOTS = 4
 class Store:
     """Gives numbered jobs as long as there are some."""
 
-    def __init__(self, jobs):
+    def __init__(self, jobs, **settings):
+        self.settings = settings
         self.left = jobs
         self.given = 0
         self.claims = []
@@ -45,11 +46,11 @@ class Store:
             return self.left > 0
         assert isinstance(call, ClaimJobs)
         self.claims.append(call)
-        count = min(call.limit, self.left)
+        count = min(call.limit // self.settings.get("threads_per_rank", 1), self.left)
         self.left -= count
         first = self.given + 1
         self.given += count
-        return Claim(jobs=[Job(id=first + place, command="true", attempt=1) for place in range(count)])
+        return Claim(jobs=[Job(id=first + place, command="true", attempt=1, **self.settings) for place in range(count)])
 
 
 class Clock:
@@ -132,6 +133,18 @@ def test_nothing_is_claimed_while_all_slots_are_taken(clock):
     queue.claim(SLOTS)
     queue.jobs.clear()
     assert queue.wanted(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "waiting", "wanted"),
+    [({}, 3, 1), ({"threads_per_rank": 2}, 1, 2), ({"node_packing_count": 4}, 4, 4)],
+)
+def test_what_waits_is_counted_in_slots_without_packed_jobs(clock, settings, waiting, wanted):
+    queue = make_queue(Store(100, **settings))
+    queue.claim(SLOTS)
+    while len(queue.jobs) > waiting:
+        queue.jobs.popleft()
+    assert queue.wanted(SLOTS) == wanted
 
 
 def test_an_empty_database_is_asked_less_and_less(clock):
