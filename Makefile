@@ -31,6 +31,7 @@ demo: $(VENV)/.demo-installed
 
 # A target of its own, so that pytest's closing line is the last one printed.
 test: lint
+	@$(BIN)/python -m compileall -q balsam_core plugins  # tests start thousands of programs, which may not write it
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.tools-installed
