@@ -146,7 +146,7 @@ def test_guardians_killed(db, start, tmp_path, amount, verdict, victims):
         if "launcher" in victims:
             launcher.communicate()
             launcher = start()
-        wait_for_end(before, seconds=at_most(GONE_WITHIN))
+        wait_for_end(before, seconds=at_most(TAKEN_OVER_WITHIN if keepers else GONE_WITHIN))
         longest = max(longest, time.monotonic() - began)
         runs.wait_for_start()
         runs.forgive()
