@@ -1,7 +1,7 @@
 """Claiming 100 jobs with a million waiting, most of which don't fit, against claiming from ten thousand; same run.
 
-On each kind of database; SQLite directly, the others through their servers. Also prints how long ``ls`` takes on both
-databases (the default listing is bounded), as a ratio.
+On each kind of database; SQLite directly, the others through their servers. Also prints how long a claim takes while
+three other launchers claim, and how long ``ls`` takes on both databases (the default listing is bounded), as ratios.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FIT = 10_000
 WARM_UP = 8  # rounds; PostgreSQL settles its plans in the first ones
 CLAIM_TARGETS = {"sqlite": 1.3, "postgres": 1.5, "mysql": 1.5}
+TOGETHER = 4  # launchers
+TOGETHER_TARGET = 2.0
+PAUSE = 0.05  # seconds between the claims of one of them, in which it would run jobs
 LS_TARGET = 1.5
 
 
@@ -71,6 +74,28 @@ def claim(*paths: Path, rounds: int) -> list[float]:
     return [statistics.median(spent) for spent in times]
 
 
+def claim_beside_others(path: Path, rounds: int, launchers: int) -> float:
+    """Return the median of the seconds that a claim of 100 jobs takes while so many launchers claim and give back."""
+    words = [sys.executable, __file__, "--claim-in", path, "--rounds", str(rounds)]
+    running = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(launchers)]
+    return statistics.median(float(line) for one in running for line in one.communicate()[0].split())
+
+
+def claim_now_and_then(path: Path, rounds: int) -> None:
+    """Print how many seconds claims of 100 jobs take."""
+    with open_db(path) as db:
+        call = RegisterLauncher(host="bench", pid=1, boot_id="b", process_start=0.0, lease_seconds=900)
+        launcher = db.run(call)
+        for number in range(WARM_UP + rounds):
+            begin = time.perf_counter()
+            jobs = db.run(ClaimJobs(launcher=launcher, limit=100, resources=Resources())).jobs
+            if number >= WARM_UP:
+                print(time.perf_counter() - begin)
+            time.sleep(PAUSE)
+            back = [Update(job=job.id or 0, attempt=job.attempt, release=True) for job in jobs]
+            db.run(UpdateJobs(launcher=launcher, updates=back))
+
+
 def ls(path: Path) -> float:
     """Return the seconds that ``balsam ls`` takes."""
     begin = time.perf_counter()
@@ -86,7 +111,11 @@ def main() -> None:
     parser.add_argument("--spread", action="store_true", help="also the worst layout: a page for each job that fits")
     parser.add_argument("--db-types", default="sqlite,postgres,mysql", type=lambda text: text.split(","))
     parser.add_argument("--directory", default="/var/tmp", help="on a disk (default: /var/tmp)")  # noqa: S108
+    parser.add_argument("--claim-in", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.claim_in:
+        claim_now_and_then(options.claim_in, options.rounds)
+        return
     missed = []
     with tempfile.TemporaryDirectory(prefix="balsam-bench-", dir=options.directory) as place, ExitStack() as stack:
         for db_type in options.db_types:
@@ -103,6 +132,12 @@ def main() -> None:
                 f"ratio {b / a:.2f} (at most {target})"
             )
             missed += [db_type] if b / a > 1.2 * target else []
+            alone, beside = (claim_beside_others(pair[0], options.rounds, number) for number in (1, TOGETHER))
+            print(
+                f"{db_type}: claim 100 jobs: {alone * 1e3:.2f} ms of one launcher, {beside * 1e3:.2f} ms of "
+                f"{TOGETHER}; ratio {beside / alone:.2f} (at most {TOGETHER_TARGET})"
+            )
+            missed += [f"{db_type} of {TOGETHER}"] if beside / alone > 1.2 * TOGETHER_TARGET else []
         if missed:
             sys.exit(f"missed by much: {', '.join(missed)}")
         if "sqlite" not in options.db_types:

@@ -23,6 +23,7 @@ RENEW_EVERY = LEASE_SECONDS / RENEWALS  # seconds
 LEASE_MARGIN = 30.0  # seconds before the lease's end in which all processes are ended; a third of a short lease
 LOOK_FOR_DEAD_EVERY = 3.0  # seconds between looks for launchers that have died
 CALL_TIMEOUT = 5.0  # seconds that a call may block the loop; it is repeated later
+LONGEST_CALL = 120.0  # the same for a call that took longer before
 FIRST_BACK_OFF = 0.25  # seconds after the database could not be reached
 LONGEST_BACK_OFF = 10.0
 ASK_KILLED_EVERY = 1.0  # seconds between queries for jobs that the user killed

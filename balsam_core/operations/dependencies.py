@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, and_, bindparam, func, insert, literal, or_, select, update
+from sqlalchemy import BigInteger, and_, bindparam, case, exists, func, insert, literal, or_, select, update
 
 from balsam_core.errors import Conflict, InvalidInput, NotFound
 from balsam_core.model.calls import AddEdge
@@ -14,9 +14,12 @@ from balsam_core.operations.events import NewEvent, not_before, record, record_w
 from balsam_core.operations.execution import operation
 from balsam_core.schema.prepared import PreparedList
 from balsam_core.schema.tables import job_edges, jobs
+from balsam_core.schema.types import UTCDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import BindParameter, Select
 
     from balsam_core.operations.execution import Tx
 
@@ -92,9 +95,9 @@ def release_children(tx: Tx, finished: Iterable[int]) -> None:
                 NewEvent(row.id, row.state_since, row.attempt, [(State.READY, 0)])
                 for row in tx.execute(_NOW_FREE, {"children": some})
             ]
-        if free:
-            tx.execute(_MAKE_READY, [{"job_id_": one.job, "now": one.at(tx)} for one in free])
-            record(tx, free)
+        for some in in_chunks(one.job for one in free):
+            tx.execute(_MAKE_READY, {"ids": some, "now": tx.now})
+        record(tx, free)
 
 
 _CHILD_COUNTS = PreparedList(
@@ -114,10 +117,13 @@ _NOW_FREE = select(jobs.c.id, jobs.c.state_since, jobs.c.attempt).where(
     jobs.c.state == State.AWAITING_PARENTS,
     jobs.c.parents_left == 0,
 )
+
+_CHOSEN = jobs.c.id.in_(bindparam("ids", expanding=True))
+_NOW = bindparam("now", type_=UTCDateTime())
+_SINCE = case((jobs.c.state_since > _NOW, jobs.c.state_since), else_=_NOW)  # as of not_before()
+# Many jobs in one statement: each would be a round trip, of which a launcher has no time for 100,000.
 _MAKE_READY = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("job_id_"))
-    .values(state=State.READY, state_since=bindparam("now"), claim_class=jobs.c.resource_class_id)
+    update(jobs).where(_CHOSEN).values(state=State.READY, state_since=_SINCE, claim_class=jobs.c.resource_class_id)
 )
 
 
@@ -151,48 +157,63 @@ def fail_descendants(tx: Tx, unsuccessful: Sequence[tuple[int, State]]) -> None:
 
     A child of a FAILED parent fails, of a killed one becomes PARENT_KILLED; both say which parent it was.
     """
-    generation = {job: CHILD_END_STATE[state] for job, state in unsuccessful}
-    ended: dict[int, NewEvent] = {}
-    while generation:
-        parent_of: dict[int, int] = {}
-        for some in in_chunks(sorted(generation)):
-            for parent, child in tx.run_prepared(*_EDGES.fill(some)).fetchall():
-                if child not in ended:
-                    parent_of.setdefault(child, parent)
-        children: dict[int, State] = {}
-        for some in in_chunks(sorted(parent_of)):
-            for child, since, attempt in tx.execute(_WAITING, {"children": some}):
-                parent = parent_of[child]
-                state = children[child] = generation[parent]
-                ended[child] = NewEvent(child, since, attempt, [(state, 0)], f"parent {parent} {_REASONS[state]}")
-        generation = {job: CHILD_END_STATE[state] for job, state in children.items()}
-    if ended:
-        events = list(ended.values())
-        ends = [{"job_id_": one.job, "state": one.transitions[0][0].value, "now": one.at(tx)} for one in events]
-        tx.execute(_END_CHILD, ends)
-        record(tx, events)
+    for state in _REASONS:
+        parents = [job for job, end in unsuccessful if CHILD_END_STATE[end] == state]
+        ended = set(parents)
+        while parents:  # others may have added children before their parents were locked
+            parents = _end_waiting_below(tx, parents, state, ended)
+
+
+def _end_waiting_below(tx: Tx, parents: Sequence[int], state: State, ended: set[int]) -> list[int]:
+    """End the descendants that wait now and return them; they are added to the ``ended``."""
+    waiting: set[int] = set()
+    for some in in_chunks(sorted(parents)):
+        waiting.update(row[0] for row in tx.run_prepared(*_WAITING_BELOW.fill(some)).fetchall())
+    locked = {
+        row.id: row for some in in_chunks(sorted(waiting)) for row in tx.execute(_LOCK_WAITING, {"children": some})
+    }
+    known = ended | locked.keys()
+    parent_of: dict[int, int] = {}
+    for some in in_chunks(locked):
+        edges = tx.run_prepared(*_EDGES_ABOVE.fill(some)).fetchall()
+        parent_of.update((child, parent) for child, parent in edges if parent in known)
+    # Those without a parent here are below one that somebody else has changed before it was locked.
+    events = [
+        NewEvent(one.id, one.state_since, one.attempt, [(state, 0)], f"parent {parent_of[one.id]} {_REASONS[state]}")
+        for one in locked.values()
+        if one.id in parent_of
+    ]
+    for some in in_chunks(one.job for one in events):
+        tx.execute(_END_CHILDREN, {"ids": some, "state": state.value, "now": tx.now})
+    record(tx, events)
+    ended.update(parent_of)
+    return list(parent_of)
 
 
 _REASONS = {State.FAILED: "failed", State.PARENT_KILLED: "was killed"}
-_EDGES = PreparedList(
-    lambda parents: (
-        select(job_edges.c.parent_id, job_edges.c.child_id)
-        .where(job_edges.c.parent_id.in_(parents))
-        .order_by(job_edges.c.parent_id)
-    )
-)
-# Not in one statement with the edges: SQLite would begin at all the jobs that wait.
-_WAITING = (
+
+
+def _waiting_below(parents: list[BindParameter[int]]) -> Select[Any]:
+    """Return the query for the descendants that wait; in one statement, since a chain may have 10,000 generations."""
+    is_waiting = jobs.c.state == State.AWAITING_PARENTS.value
+    waits = exists(select(jobs.c.id).where(jobs.c.id == job_edges.c.child_id, is_waiting))
+    children = select(job_edges.c.child_id.label("id")).where(waits.correlate(job_edges))
+    below = children.where(job_edges.c.parent_id.in_(parents)).cte("below", recursive=True)
+    below = below.union(children.join(below, job_edges.c.parent_id == below.c.id))
+    return select(below.c.id)
+
+
+_WAITING_BELOW = PreparedList(_waiting_below)
+_LOCK_WAITING = (
     select(jobs.c.id, jobs.c.state_since, jobs.c.attempt)
     .where(jobs.c.id.in_(bindparam("children", expanding=True)), jobs.c.state == State.AWAITING_PARENTS)
     .order_by(jobs.c.id)
     # The user may kill a child at the same moment, or another parent may end.
     .with_for_update()
 )
-_END_CHILD = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("job_id_"))
-    .values(state=bindparam("state"), state_since=bindparam("now"), claim_class=None)
+_END_CHILDREN = update(jobs).where(_CHOSEN).values(state=bindparam("state"), state_since=_SINCE, claim_class=None)
+_EDGES_ABOVE = PreparedList(
+    lambda children: select(job_edges.c.child_id, job_edges.c.parent_id).where(job_edges.c.child_id.in_(children))
 )
 
 

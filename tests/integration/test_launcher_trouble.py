@@ -12,7 +12,8 @@ import pytest
 from balsam_program import BALSAM
 from resources import is_alive
 
-from balsam_core import App, Job
+from balsam_core import App, Job, open_db
+from balsam_core.backends import registry
 from balsam_core.errors import DBDirError
 from balsam_core.launcher.job import claimed_job as claimed_job_module
 from balsam_core.launcher.loop import Launcher
@@ -232,3 +233,26 @@ def test_a_directory_that_one_job_may_not_write_fails_that_job_only(db, tmp_path
     done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.stdout.startswith("1 finished, 1 failed"), done
     assert states(db) == {"bad": "FAILED", "good": "JOB_FINISHED"}
+
+
+SLOW_END = """
+CREATE FUNCTION wait_at_end() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN IF NEW.state = 'JOB_FINISHED' THEN PERFORM pg_sleep(1.6); END IF; RETURN NEW; END $$;
+CREATE TRIGGER wait_at_end BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION wait_at_end();
+"""
+
+
+def test_a_write_that_takes_longer_than_calls_may_is_made_in_the_end(make_db, monkeypatch):
+    monkeypatch.setattr("balsam_core.launcher.retrying_client.CALL_TIMEOUT", 0.5)
+    directory = make_db("postgres")
+    engine = registry.load("postgres").create_engine(directory, "owner")
+    with engine.begin() as conn:
+        conn.exec_driver_sql(SLOW_END)
+    engine.dispose()
+    with open_db(directory.path) as db:
+        db.jobs.add(sh("echo x >> runs", name="slow"))
+        options = LauncherOptions(slots=2, time_limit=DEADLINE)
+        outcome = Launcher(db, options).run()
+        assert (outcome.finished, outcome.reason) == (1, "")
+        (job,) = db.jobs
+        assert (str(job.state), job.attempt, (db.workdir(job) / "runs").read_text()) == ("JOB_FINISHED", 1, "x\n")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
-from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sqlalchemy as sa
+from resources import is_alive
+
 from balsam_core import Job
+from balsam_core.backends import registry
+from balsam_core.schema.tables import jobs
 from balsam_core.testing.tools import wait_until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from balsam_core import Database
 
 _DAEMON = (
@@ -31,7 +35,10 @@ TREES = {
     "new session": f"{shlex.join([sys.executable, '-c', _NEW_SESSION])} {{work}}",
     "double fork": f"{shlex.join([sys.executable, '-c', _DAEMON])} {{work}}; until test -e done; do sleep 0.02; done",
 }
+# A run holds a lock until its last process has ended, so that another one beside it is known by the lock.
 _WORK = """
+exec 9>> lock
+flock -n 9 || echo "beside $BALSAM_JOB_ID $(date +%s.%N)" >> {log}
 echo "begin $BALSAM_JOB_ID $(date +%s.%N)" >> {log}
 echo $$ > pid
 until test -e {go}; do sleep 0.02; done
@@ -64,15 +71,18 @@ class Runs:
         self._db.jobs.add(self.jobs)
 
     def wait_for_start(self) -> list[int]:
-        """Wait until all do their work; return their process ids."""
+        """Wait until all are at work; return their process ids."""
         files = [self._db.workdir(job) / "pid" for job in self.jobs]
-        wait_until(lambda: all(file.exists() and file.read_text().endswith("\n") for file in files), "the jobs' start")
+        wait_until(lambda: all(map(_is_at_work, files)), "the jobs' start")
         return [int(file.read_text()) for file in files]
 
-    def forget_start(self) -> None:
-        """Let :meth:`wait_for_start` wait for starts from now on."""
-        for job in self.jobs:
-            (self._db.workdir(job) / "pid").unlink(missing_ok=True)
+    def forgive(self) -> None:
+        """Forget how many launchers were lost with them, which else parks them."""
+        backend = registry.load(self._db.directory.db_type)
+        engine = backend.create_engine(self._db.directory, "owner")
+        with engine.begin() as conn:
+            conn.execute(sa.update(jobs).values(launchers_lost=0))
+        engine.dispose()
 
     def stored(self) -> list[Job]:
         """Return them as the database has them."""
@@ -88,12 +98,28 @@ class Runs:
         return {job.name: str(job.state) for job in self.stored() if job.state != "JOB_FINISHED"}
 
     def overlaps(self) -> list[tuple[str, list[tuple[float, str]]]]:
-        """Return the jobs of which two runs were at work at the same time, or two have ended."""
+        """Return the jobs of which two runs were there at the same time, or that have not ended once, at last."""
         lines = [line.split() for line in self._log.read_text().splitlines()]
         found = []
         for job in self.jobs:
             mine = sorted((float(at), kind) for kind, number, at in lines if number == str(job.id))
             kinds = [kind for _, kind in mine]
-            if kinds.count("end") != 1 or kinds[-1] != "end" or ("end", "begin") in pairwise(kinds):
+            if "beside" in kinds or kinds.count("end") != 1 or kinds[-1] != "end":
                 found.append((job.name, mine))
         return found
+
+
+def _is_at_work(file: Path) -> bool:
+    text = file.read_text() if file.exists() else ""
+    return text.endswith("\n") and is_alive(int(text))
+
+
+def processes_of(db: Database, launcher: int) -> list[int]:
+    """Return the processes of the jobs of a launcher, which are known by their environment."""
+    marks = {f"BALSAM_DB_PATH={db.path}".encode(), f"BALSAM_LAUNCHER_ID={launcher}".encode()}
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if marks <= set(file.read_bytes().split(b"\0")):
+                found.append(int(file.parent.name))
+    return found
