@@ -7,49 +7,26 @@ from functools import cache
 from math import floor, inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import BigInteger, and_, bindparam, exists, func, literal_column, null, outerjoin, select, update
+from sqlalchemy import BigInteger, and_, bindparam, exists, literal_column, null, outerjoin, select, update
 
 from balsam_core.errors import Conflict
-from balsam_core.model.calls import Claim, ClaimJobs, GetUnfit, HasClaimable, ParentRef, Unfit
+from balsam_core.model.calls import Claim, ClaimJobs, HasClaimable, ParentRef
 from balsam_core.operations.apps import read_apps
-from balsam_core.operations.conditions import in_chunks
+from balsam_core.operations.conditions import in_chunks, in_workflow
 from balsam_core.operations.execution import operation, rebuilds
 from balsam_core.operations.job_rows import COLUMNS_OF_JOB, columns_of, jobs_from_columns
 from balsam_core.operations.stored_fields import RESOURCES
+from balsam_core.operations.unfit import FITS, limits
 from balsam_core.schema.prepared import Prepared, PreparedList
 from balsam_core.schema.tables import job_edges, jobs, launchers, resource_classes, workflows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Row, Select
+    from sqlalchemy import Row, Select
 
-    from balsam_core.model.calls import Resources
     from balsam_core.operations.execution import Tx
     from balsam_core.operations.job_rows import Columns, KnownValues
-
-
-_FITS = and_(
-    resource_classes.c.num_nodes <= bindparam("nodes"),
-    resource_classes.c.ranks_per_node <= bindparam("ranks"),
-    resource_classes.c.gpus_per_rank * resource_classes.c.ranks_per_node <= bindparam("gpus"),
-    resource_classes.c.wall_minutes <= bindparam("minutes"),
-)
-"""Which resource classes a launcher can run."""
-
-
-def _limits(resources: Resources) -> dict[str, float]:
-    """Return the parameters of :data:`_FITS`."""
-    left = resources.minutes_left
-    return {
-        "nodes": resources.nodes,
-        "ranks": resources.ranks_per_node,
-        "gpus": resources.gpus_per_node,
-        "minutes": _NO_LIMIT if left is None else max(-1, min(_NO_LIMIT, floor(left))),
-    }
-
-
-# ---- claiming
 
 
 @operation(ClaimJobs)
@@ -133,13 +110,13 @@ class _FittingClass(NamedTuple):
 
 def _fitting_classes(tx: Tx, call: ClaimJobs | HasClaimable) -> list[_FittingClass]:
     """Return the classes that fit, for a launcher that has not been given up; else none."""
-    limits: dict[str, Any] = {"launcher": call.launcher, **_limits(call.resources)}
+    given: dict[str, Any] = {"launcher": call.launcher, **limits(call.resources)}
     if call.only is not None:
-        found = tx.run_prepared(_ALL_CLASSES, limits).fetchall()
+        found = tx.run_prepared(_ALL_CLASSES, given).fetchall()
     elif call.workflow:
-        found = tx.run_prepared(HEADS_OF_WORKFLOW, limits | {"workflow": call.workflow}).fetchall()
+        found = tx.run_prepared(HEADS_OF_WORKFLOW, given | {"workflow": call.workflow}).fetchall()
     else:
-        found = tx.run_prepared(HEADS, limits).fetchall()
+        found = tx.run_prepared(HEADS, given).fetchall()
     return [_FittingClass(row[0], row[1], row[2], tuple(row[3:])) for row in found]
 
 
@@ -219,7 +196,6 @@ class _Budget:
 
 _TINY = 1e-6  # of a GPU
 _LOWEST_PRIORITY = -(2**31)
-_NO_LIMIT = 2**31 - 1
 
 
 _READ_COLUMNS = (
@@ -234,14 +210,6 @@ _READ_COLUMNS = (
 """What is read of claimed jobs at once."""
 
 _ID, _PRIORITY = ([column.key for column in _READ_COLUMNS].index(name) for name in ("id", "priority"))
-
-
-def in_workflow(is_named: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
-    """Return the condition that a job is of the workflow of the parameter ``workflow``; none where it isn't named."""
-    if not is_named:
-        return []
-    workflow_id = select(workflows.c.id).where(workflows.c.name == bindparam("workflow")).scalar_subquery()
-    return [jobs.c.workflow_id == workflow_id]
 
 
 def _first_jobs(columns: Iterable[Any], of_workflow: bool, bounded: bool) -> Select[Any]:  # noqa: FBT001
@@ -306,7 +274,7 @@ def _heads_query(of_workflow: bool) -> Prepared:  # noqa: FBT001
     return Prepared(select(classes.c.id, classes.c.head, jobs.c.priority, *needs).select_from(head))
 
 
-_FITS_LIVE_LAUNCHER = and_(_FITS, exists(_LIVE_LAUNCHER))
+_FITS_LIVE_LAUNCHER = and_(FITS, exists(_LIVE_LAUNCHER))
 _NEEDS = [resource_classes.c[name] for name in RESOURCES]
 HEADS, HEADS_OF_WORKFLOW = _heads_query(of_workflow=False), _heads_query(of_workflow=True)
 _ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).where(_FITS_LIVE_LAUNCHER))
@@ -379,31 +347,3 @@ def has_claimable(tx: Tx, call: HasClaimable) -> bool:
     given = {"workflow": call.workflow} if call.workflow else None
     queries = (select(jobs.c.id).where(*fits, jobs.c.id.in_(some)).limit(1) for some in in_chunks(call.only))
     return any(tx.execute(query, given).first() for query in queries)
-
-
-@operation(GetUnfit)
-def get_unfit(tx: Tx, call: GetUnfit) -> list[Unfit]:
-    """Tell which claimable jobs don't fit, by shape."""
-    given: dict[str, Any] = {**_limits(call.resources), "workflow": call.workflow}
-    in_class = jobs.c.claim_class.in_(select(resource_classes.c.id).where(~_FITS))
-    some = (
-        select(jobs.c.id, jobs.c.claim_class)
-        .where(*in_workflow(bool(call.workflow)), in_class, *([] if call.only is None else [jobs.c.id.in_(call.only)]))
-        .limit(call.limit)
-        .subquery()
-    )
-    shape = (
-        resource_classes.c.num_nodes.label("nodes"),
-        resource_classes.c.ranks_per_node,
-        (resource_classes.c.gpus_per_rank * resource_classes.c.ranks_per_node).label("gpus_per_node"),
-        resource_classes.c.wall_minutes.label("minutes"),
-    )
-    query = (
-        select(
-            func.count().label("jobs"), func.min(some.c.id).label("first"), func.max(some.c.id).label("last"), *shape
-        )
-        .join(resource_classes, resource_classes.c.id == some.c.claim_class)
-        .group_by(*shape)
-        .order_by("first")
-    )
-    return [Unfit(**row) for row in tx.execute(query, given).mappings()]

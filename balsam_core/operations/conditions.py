@@ -15,7 +15,7 @@ from balsam_core.model.job import FIELDS, field_infos
 from balsam_core.model.states import State
 from balsam_core.model.text import shortened
 from balsam_core.operations.stored_fields import DEFAULT_FOR_NULL, DOCUMENTS, IN_ATTEMPTS, IN_SMALL_TABLE, REFERENCES
-from balsam_core.schema.tables import attempts, jobs, staged_inserts
+from balsam_core.schema.tables import attempts, jobs, staged_inserts, workflows
 from balsam_core.schema.types import position
 
 if TYPE_CHECKING:
@@ -34,6 +34,14 @@ def in_chunks(values: Iterable[int]) -> Iterable[list[int]]:
     """Split values into lists that fit one IN."""
     ordered = list(values)
     return (ordered[i : i + IN_LIST] for i in range(0, len(ordered), IN_LIST))
+
+
+def in_workflow(is_named: bool) -> list[ColumnElement[bool]]:  # noqa: FBT001
+    """Return the condition that a job is of the workflow of the parameter ``workflow``; none where it isn't named."""
+    if not is_named:
+        return []
+    workflow_id = select(workflows.c.id).where(workflows.c.name == bindparam("workflow")).scalar_subquery()
+    return [jobs.c.workflow_id == workflow_id]
 
 
 def visible(table: FromClause = jobs) -> ColumnElement[bool]:

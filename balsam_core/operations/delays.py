@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, update
 
 from balsam_core.model.calls import GetDelay, PromoteDelayed
-from balsam_core.operations.claiming import in_workflow
-from balsam_core.operations.conditions import in_chunks
+from balsam_core.operations.conditions import in_chunks, in_workflow
 from balsam_core.operations.execution import operation
 from balsam_core.schema.tables import jobs
 

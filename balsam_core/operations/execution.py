@@ -50,6 +50,7 @@ OPERATION_MODULES = (
     "recording",
     "removing",
     "staged_inserts",
+    "unfit",
     "upkeep",
 )
 """The modules that hold operations; imported when the first call runs."""

@@ -25,7 +25,7 @@ from balsam_core.model.calls import (
 )
 from balsam_core.model.states import ACTIVE, END, State
 from balsam_core.operations.attempts import record_attempts
-from balsam_core.operations.claiming import in_workflow
+from balsam_core.operations.conditions import in_workflow
 from balsam_core.operations.dependencies import fail_descendants
 from balsam_core.operations.events import NewEvent, not_before, record
 from balsam_core.operations.execution import operation
