@@ -18,6 +18,7 @@ import msgspec
 
 from balsam_core.errors import DBDirError
 from balsam_core.system.files import give_to_owner, reason, shown
+from balsam_core.system.permissions import permission_error
 from balsam_core.system.processes import Machine, is_alive, start_of, this_machine
 from balsam_core.system.shortages import shortage
 
@@ -129,7 +130,8 @@ class OwnJournal:
         except OSError as err:
             self.close()
             what = f"can't make {shown(self._path)}, without which no job is run"
-            raise shortage(err) or DBDirError(f"{what}: {reason(err)}") from err
+            refusal = permission_error(err, self._path)
+            raise shortage(err) or refusal or DBDirError(f"{what}: {reason(err)}") from err
         return self._descriptor
 
     def write_head(self, guardian: int, mark: str, group: str = "") -> None:
