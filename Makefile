@@ -38,7 +38,8 @@ test-faults: $(VENV)/.tools-installed
 	@rm -f $(VENV)/fault-tests.jsonl
 	@BALSAM_FAULTS=full BALSAM_FAULTS_TABLE=$(CURDIR)/$(VENV)/fault-tests.jsonl \
 	    $(BIN)/python -m pytest --timeout=3600 $(PYTEST_ARGS) \
-	    tests/faults tests/integration/test_interleavings.py tests/conformance/test_duckdb.py
+	    tests/faults tests/integration/test_interleavings.py \
+	    tests/conformance/test_duckdb.py tests/conformance/test_broken_backends.py
 	@test -n "$(PYTEST_ARGS)" || $(BIN)/python docs/generate_fault_tests.py $(VENV)/fault-tests.jsonl
 
 lint: $(VENV)/.tools-installed $(VENV)/.mysql-driver-installed

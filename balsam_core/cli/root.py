@@ -18,7 +18,7 @@ SECTIONS = {
         "backup": "Save the DB in a file, while it is in use.",
         "restore": "Make a DB of what 'balsam backup' has saved in FILE.",
         "config": "Show the settings in force.",
-        "plugins": "Show and check the installed database types.",
+        "plugins": "Show and check the installed plugins.",
     },
     "Jobs": {
         "app": "Define an app: a command that jobs run.",

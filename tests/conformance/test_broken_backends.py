@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from amounts import FULL
 
 from balsam_core import testing
 
@@ -196,7 +197,8 @@ def run(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# Every other one in a quick run.
+@pytest.mark.parametrize("fault", FAULTS if FULL else list(FAULTS)[::2])
 def test_a_fault_fails_its_test(fault: str, tmp_path: Path) -> None:
     package = install(tmp_path)
     test, *edits = FAULTS[fault]

@@ -13,7 +13,10 @@ LONGEST_TRACEBACK = 10_000  # characters
 
 @group()
 def plugins() -> None:
-    """Show and check the installed plugins: database types and MPI kinds."""
+    """Show and check the installed plugins.
+
+    They add database types and MPI kinds.
+    """
 
 
 @plugins.command("list", examples=["balsam plugins list", "balsam plugins list -o json"])
