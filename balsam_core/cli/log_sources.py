@@ -101,9 +101,9 @@ class ServerSource:
 
     def __init__(self, directory: DBDir) -> None:
         newest: dict[str, Path] = {}
-        for path in sorted(directory.log.glob("*.log"), key=lambda path: path.stat().st_mtime):
+        logs = [path for path in directory.log.glob("*.log") if not path.name.startswith(_OF_LAUNCHER)]
+        for path in sorted(logs, key=lambda path: path.stat().st_mtime):
             newest[re.split(r"[_-]", path.stem, maxsplit=1)[0]] = path
-        newest.pop(_OF_LAUNCHER, None)
         if not newest:
             raise NotFound("no server has run yet: balsam dbserver")
         self._directory = directory

@@ -11,6 +11,7 @@ repeated; then its jobs are given back.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -141,7 +142,7 @@ class LauncherWatch:
         record_runs(self._run, launcher.id, launcher.host, journal.runs(), f"launcher {launcher.id} was lost")
         if not self._run(CloseLauncher(launcher=launcher.id, why=why, seen_at=launcher.seen_at)):
             return False  # somebody else has done it, or it lives
-        if journal.head is not None and journal.head.is_here:
+        if journal.head is not None and journal.head.is_here and journal.owner == os.geteuid():
             end_group(journal.head.group)  # empty by now
         journal.remove()
         return True

@@ -91,7 +91,8 @@ def find_proof(info: LauncherInfo, journal: Journal) -> str | None:
     """Return how it is known that a launcher and all its processes are gone; ends what a lost guardian has left.
 
     Returns:
-        A sentence; empty where the processes of a dead launcher are just being ended; None where it may live.
+        A sentence; empty where the processes of a dead launcher are just being ended; None where it may live, or
+        what is left of it is for another user to end.
     """
     if not is_dead(info, journal):
         return None
@@ -100,10 +101,10 @@ def find_proof(info: LauncherInfo, journal: Journal) -> str | None:
         return None if info.jobs else describe(info, "was lost before it ran a job")
     if journal.has_farewell:
         return describe(info, "was lost; its guardian has ended all its processes")
-    is_one_left = os.environ.get(MARK) == head.mark  # this very process is of one of its jobs
-    if is_one_left or is_alive(head.guardian, head.guardian_start):
-        return ""
-    if not (end_group(head.group) and end_marked(MARK, head.mark)):
+    if journal.owner != os.geteuid():
+        return None  # what is left is for its user to see and to end; root must not believe a file of others
+    is_left = os.environ.get(MARK) == head.mark or is_alive(head.guardian, head.guardian_start)  # this very process is
+    if is_left or not (end_group(head.group) and end_marked(MARK, head.mark)):
         return ""
     return describe(info, "was lost with its guardian; none of its processes is left")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 import msgspec
 
 from balsam_core.errors import DBDirError
-from balsam_core.system.files import give_to_owner, reason, shown
+from balsam_core.system.files import reason, shown
 from balsam_core.system.permissions import permission_error
 from balsam_core.system.processes import Machine, is_alive, start_of, this_machine
 from balsam_core.system.shortages import shortage
@@ -114,6 +114,7 @@ class OwnJournal:
         self._path = journal_path(directory, launcher)
         self._offer = offer or Offer()
         self._descriptor = -1
+        self._runs = b""  # lines of the journal that this one replaces
 
     def make(self) -> int:
         """Make the file, for a guardian that is about to be started; return a descriptor that appends to it.
@@ -122,11 +123,14 @@ class OwnJournal:
             DBDirError: It can't be made.
             NoResources: The system lacks what that takes.
         """
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                self._runs = b"".join(line for line in self._path.read_bytes().splitlines(True) if line[:4] == b"ran ")
         self.close()
         try:
             self._path.unlink(missing_ok=True)  # also of an earlier launcher with this id: a database was restored
-            self._descriptor = os.open(self._path, _NEW_FILE, 0o600)
-            give_to_owner(self._descriptor, self._path.parent)
+            # It stays its writer's, also in another user's DB: only that user can see and end the processes.
+            self._descriptor = os.open(self._path, _NEW_FILE, 0o644)
         except OSError as err:
             self.close()
             what = f"can't make {shown(self._path)}, without which no job is run"
@@ -150,7 +154,9 @@ class OwnJournal:
             mark=mark,
             group=group,
         )
-        lines = b"head " + msgspec.json.encode(head) + b"\noffer " + msgspec.json.encode(self._offer) + b"\n"
+        lines = (
+            b"head " + msgspec.json.encode(head) + b"\noffer " + msgspec.json.encode(self._offer) + b"\n" + self._runs
+        )
         try:
             written = os.write(self._descriptor, lines)
         except OSError as err:
@@ -170,6 +176,7 @@ class Journal:
 
     Attributes:
         launcher: Which launcher's it is.
+        owner: The number of the user who has written it; -1 where there is none.
         head: Where its processes are; None where that was never written.
         has_farewell: Whether the guardian has seen the end of the launcher and of all processes.
     """
@@ -177,11 +184,14 @@ class Journal:
     def __init__(self, directory: DBDir, launcher: int) -> None:
         self.launcher = launcher
         self._path = journal_path(directory, launcher)
+        self.owner = -1
         self.head: Head | None = None
         self.has_farewell = False
         with contextlib.suppress(OSError), self._open() as file:
+            status = os.fstat(file.fileno())
+            self.owner = status.st_uid
             self.head = _decode(file.readline(_LONGEST_HEAD), b"head", Head)
-            file.seek(max(0, os.fstat(file.fileno()).st_size - len(_FAREWELL)))
+            file.seek(max(0, status.st_size - len(_FAREWELL)))
             self.has_farewell = file.read() == _FAREWELL
 
     @property

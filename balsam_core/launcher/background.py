@@ -94,12 +94,14 @@ class Local(NamedTuple):
         pid: Its process.
         start: When that started, as :func:`~balsam_core.system.processes.start_of` tells.
         background: Whether it was started with ``--daemon``.
+        is_ours: Whether this user has started it.
     """
 
     id: int
     pid: int
     start: float
     background: bool
+    is_ours: bool
 
 
 def running_here(db: DBDir) -> list[Local]:
@@ -108,8 +110,9 @@ def running_here(db: DBDir) -> list[Local]:
     for journal in read_journals(db):
         head, offer = journal.head, journal.offer
         if head is not None and head.is_alive_here:
+            is_ours = journal.owner == os.geteuid()  # root must not believe a file of others
             background = offer is not None and offer.background
-            found.append(Local(journal.launcher, head.launcher, head.launcher_start, background))
+            found.append(Local(journal.launcher, head.launcher, head.launcher_start, background, is_ours))
     return found
 
 
@@ -124,14 +127,14 @@ def stop(db: DBDir, launcher: int | None) -> list[int]:
         Conflict: It runs elsewhere, or isn't ours to stop.
         TimedOut: One didn't end.
     """
-    chosen = [found for found in running_here(db) if found.id == launcher or (launcher is None and found.background)]
+    here = running_here(db)
+    chosen = [one for one in here if one.id == launcher or (launcher is None and one.background and one.is_ours)]
     if launcher is not None and not chosen:
         _refuse(db, launcher)
     for found in chosen:
-        if not send_signal(found.pid, found.start, signal.SIGTERM) and is_alive(found.pid, found.start):
-            raise Conflict(
-                f"launcher {found.id} (pid {found.pid}) is another user's: only that user or root can stop it"
-            )
+        is_sent = found.is_ours and send_signal(found.pid, found.start, signal.SIGTERM)
+        if not is_sent and is_alive(found.pid, found.start):
+            raise Conflict(f"launcher {found.id} (pid {found.pid}) is another user's: only that user can stop it")
     deadline = time.monotonic() + STOP_TIMEOUT + STOP_MARGIN
     for found in chosen:
         while is_alive(found.pid, found.start):

@@ -77,14 +77,17 @@ class Ending:
             Unavailable: Changes could not be written.
         """
         takers = "others take its jobs over within seconds on this machine, elsewhere when its lease is over"
+        ids = ", ".join(map(str, sorted(running)))
         if self.refusal is not None:
             left = "all that its jobs did is recorded"
             if unwritten:
                 left = f"the last changes of {unwritten} jobs could not be written, so these may run again"
-            when = "others may take its jobs now" if close() else takers
+            when = f"processes of these jobs can't be ended: {ids}" if ids else takers
+            if not ids and close():
+                when = "others may take its jobs now"
             what = f"launcher {launcher} has ended: {left}; {when}"
             raise type(self.refusal)(f"{self.refusal}; {what}") from self.refusal
-        if ids := ", ".join(map(str, sorted(running))):
+        if ids:
             raise TimedOut(
                 f"launcher {launcher} has ended, but processes of these jobs can't be ended: {ids}; other launchers "
                 f"get these jobs when the processes are gone"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from balsam_core.errors import DBDirError
 from balsam_core.launcher.job.failures import DiskFullError, describe_error, is_disk_full
 from balsam_core.launcher.job.process import ProcessResult, ProcessSpec
 from balsam_core.launcher.options import FIRST_POLL, KILL_GRACE
@@ -325,6 +326,9 @@ class JobRunner:
                 running.process = self.processes.start(command, running)
         except (OSError, ValueError, ShortageError) as err:
             self._note_refusal(running, err)
+        except DBDirError as err:  # no journal, and without one no guardian
+            self.fault = self.fault or str(err)
+            self._give_back(running)
 
     def _block(self, running: RunningJob) -> None:
         self.blocked.append(running)

@@ -186,7 +186,7 @@ class Launcher:
             fault=bool(self._runner.fault),
             reason=self._ending.reason,
             signal=self._stop_requests.number,
-            held_by_others=self._membership.describe_holders(),
+            held_by_others=self._membership.describe_holders() if self._ending.reason else "",
             gave_up=self._ending.gave_up,
             spent=self.counters.seconds,
         )
@@ -214,7 +214,7 @@ class Launcher:
         times = [monotonic() + longest_wait, self._display.due]
         overdue = (self._runner.held_until(), self._runner.stop_overdue())
         times += [time for time in overdue if time is not None]
-        if not self._ending.reason:
+        if not self._ending.is_stop:
             times.append(self._time_limit_at)
         if self._runner.blocked:
             times.append(monotonic() + constants.FIRST_POLL)
@@ -317,13 +317,11 @@ class Launcher:
             self._stop_jobs(
                 f"stopped by {name}", requests.at, grace=constants.TERM_GRACE if requests.count == 1 else 0.0
             )
-        elif self._ending.reason:
-            return
-        elif monotonic() >= self._time_limit_at:
+        elif not self._ending.is_stop and monotonic() >= self._time_limit_at:
             kept_out = self._node.waits and not self._runner.jobs
             self._ending.gave_up = kept_out or (self._is_waiting() and bool(self._membership.holders()))
             self._stop_jobs("the time limit was reached", self._time_limit_at, grace=constants.TERM_GRACE)
-        elif self._runner.fault:
+        elif self._runner.fault and not self._ending.reason:
             self._end_early(self._runner.fault)  # running jobs may end well
 
     def _stop_jobs(self, reason: str, since: float, *, grace: float) -> None:

@@ -105,12 +105,8 @@ class Membership:
         return closed
 
     def holders(self) -> list[LauncherInfo]:
-        """Return the other launchers that held jobs at the last look, which may be for this one, too."""
-        return [one for one in self._watch.living if one.jobs and self._is_of_interest(one)]
-
-    def _is_of_interest(self, other: LauncherInfo) -> bool:
-        is_elsewhere = self.workflow and other.workflow and other.workflow != self.workflow
-        return other.id != self.launcher_id and not is_elsewhere
+        """Return the other launchers that held jobs at the last look."""
+        return [one for one in self._watch.living if one.jobs and one.id != self.launcher_id]
 
     def describe_holders(self) -> str:
         """Return who holds jobs, in words; empty for nobody."""

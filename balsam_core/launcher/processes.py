@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from balsam_core.dbdir.launcher_journal import MARK
+from balsam_core.errors import NoResources
 from balsam_core.launcher import guardian
 from balsam_core.launcher.process_events import (
     SHORTAGE_ERRORS,
@@ -51,6 +52,8 @@ T = TypeVar("T")
 
 SPARE_DESCRIPTORS = 16  # left to the database, the log and directories
 GUARDIAN_TIMEOUT = 5.0  # seconds that the guardian may take to end
+GROUP_TIMEOUT = 1.0  # seconds for the kernel to let go of a control group whose last process has just ended
+GROUP_POLL = 0.01
 
 _FIRST_FREE = 10  # descriptor of the guardian
 _SEND_TIMEOUT = struct.pack("ll", 5, 0)  # seconds and microseconds: a keeper that somebody stopped must not stop us
@@ -162,6 +165,8 @@ class Processes(Generic[T]):
             try:
                 control = self._control or self.start_guardian()
                 socket.send_fds(control, [b"k"], [theirs.fileno()])
+            except NoResources as err:
+                raise ShortageError(f"the guardian can't be started: {err}") from err
             except OSError as err:
                 raise ShortageError(f"the guardian can't be reached: {reason(err)}") from err
             unused.pop_all()
@@ -209,7 +214,11 @@ class Processes(Generic[T]):
         self._control_buffer.clear()
         self._selector.register(control, selectors.EVENT_READ, control)
         if self._journal:
-            self._journal.write_head(self.guardian_pid, self.mark, self._group)
+            try:
+                self._journal.write_head(self.guardian_pid, self.mark, self._group)
+            except BaseException:
+                self._close_control()  # nobody could tell that it is ours
+                raise
         return control
 
     # ---- events
@@ -362,8 +371,9 @@ class Processes(Generic[T]):
             self._drop_keeper(keeper)
         self._close_control()
         self._collect_guardian(GUARDIAN_TIMEOUT if all_ended else 0.0)
-        if all_ended:
-            end_group(self._group)
+        until = time.monotonic() + GROUP_TIMEOUT
+        while all_ended and not end_group(self._group) and time.monotonic() < until:
+            time.sleep(GROUP_POLL)
         self._selector.close()
         self.lease.close()
         os.close(self._lease_file)

@@ -24,6 +24,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ FRESH = 10.0  # seconds that a row's words about waiting count
 TELL_EVERY = 1.0  # seconds between two such words
 LOOK_EVERY = 0.2  # seconds between two looks for free processors
 
+_BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "COBALT_JOBID", "JOB_ID")
 _MOST_ROWS = 1000
 _SET = MOST_CORES // 8  # bytes of a set of processors
 _ROW = struct.Struct(f"<dd{_SET}s{_SET}s256s")
@@ -289,7 +291,9 @@ def share_processors(cores: Sequence[int], name: str) -> Shared | None:
 
 def share_gpus(gpus: Sequence[str], name: str) -> Shared | None:
     """Share GPUs, by their names, with the other launchers of this user here; None where that isn't possible."""
-    return _share("gpus", gpu_numbers(gpus), name) if gpus else None
+    # A batch job may have numbers of its own for the GPUs that it has been given.
+    job = next((os.environ[name] for name in _BATCH_JOBS if os.environ.get(name)), "")
+    return _share("-".join(["gpus", *re.findall(r"[A-Za-z0-9]+", job)]), gpu_numbers(gpus), name) if gpus else None
 
 
 def gpu_numbers(gpus: Iterable[str]) -> list[int]:

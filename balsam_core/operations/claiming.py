@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from fractions import Fraction
 from functools import cache
 from math import floor, inf
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -168,6 +169,7 @@ class _Budget:
         self.slots = call.limit
         self._gpus = inf if call.free_gpus is None else call.free_gpus
         self._packed = call.packed
+        self._share: Fraction | int = 0  # of the node, by packing counts
         self._is_first = True
 
     def jobs_of(self, needs: Mapping[str, float]) -> int:
@@ -177,7 +179,7 @@ class _Budget:
         if packing := int(needs["node_packing_count"]):
             if not self._packed:
                 return 0
-            count = min(count, packing)
+            count = min(count, floor((1 - self._share) * packing))
         return max(count, int(self._is_first))
 
     def take(self, needs: Mapping[str, float], count: int) -> None:
@@ -185,6 +187,8 @@ class _Budget:
         slots, gpus = self._of_one(needs)
         self.slots -= slots * count
         self._gpus -= gpus * count
+        if packing := int(needs["node_packing_count"]):
+            self._share += Fraction(count, packing)
         self._is_first = self._is_first and not count
 
     @staticmethod
@@ -282,8 +286,8 @@ _ALL_CLASSES = Prepared(select(resource_classes.c.id, null(), null(), *_NEEDS).w
 
 def _lock_given_jobs(tx: Tx, call: ClaimJobs, classes: Sequence[_FittingClass]) -> list[Row[*tuple[Any, ...]]]:
     """Return those of the given jobs that can be claimed and placed, locked."""
-    class_ids = [one.id for one in classes]
     needs = _needs_of(classes)
+    class_ids = [one.id for one in classes if call.packed or not needs[one.id]["node_packing_count"]]
     budget = _Budget(call)
     rows: list[Row[*tuple[Any, ...]]] = []
     for some in in_chunks(call.only or ()):

@@ -1,8 +1,9 @@
 """A control group for all processes of a launcher, where one may be made: cgroup v2 of Linux.
 
-A process can't leave it, so the group ends what nothing else tells as ours: a process that has left its parents and its
-environment behind. One may be made below a group that was delegated to this user, as systemd documents it in "Control
-Group APIs and Delegation": it belongs to the user, or, for root, has the attribute ``user.delegate``.
+A process leaves it only where it moves itself to another group on purpose. So the group ends what nothing else tells as
+ours: a process that has left its parents and its environment behind. One may be made below a group that was delegated
+to this user, as systemd documents it in "Control Group APIs and Delegation": it belongs to the user, or, for root, has
+the attribute ``user.delegate``.
 """
 
 from __future__ import annotations
@@ -70,22 +71,26 @@ def end_group(group: str) -> bool:
     if folder is None:
         return True
     try:
-        members = [int(word) for word in (folder / "cgroup.procs").read_text(encoding="ascii").split()]
+        folders = [
+            *sorted((path.parent for path in folder.rglob("cgroup.procs")), reverse=True)
+        ]  # the inner ones first
+        members = [int(word) for one in folders for word in (one / "cgroup.procs").read_text(encoding="ascii").split()]
         if os.getpid() in members:
             return False
         if members:
             _kill(folder, members)
-        folder.rmdir()
+        for one in folders:
+            one.rmdir()
     except FileNotFoundError:
-        return True
+        pass
     except OSError:  # some have not ended yet, or it is somebody else's
         return False
-    return True
+    return not folder.exists()
 
 
 def _kill(folder: Path, members: list[int]) -> None:
     try:
-        (folder / "cgroup.kill").write_text("1", encoding="ascii")
+        (folder / "cgroup.kill").write_text("1", encoding="ascii")  # also those in groups within it
     except OSError:  # a kernel before 5.14
         for pid in members:
             with contextlib.suppress(OSError):

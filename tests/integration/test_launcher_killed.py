@@ -142,6 +142,9 @@ def test_a_delegated_control_group_ends_what_has_left_everything_else(db, start,
     wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "the job's start")
     pid = int(file.read_text())
     wait_until(lambda: str(db.jobs.get(job.id).state) == "RUNNING", "its record")
+    inner = next(delegated.glob("balsam-*")) / "inner"  # as a container tool makes one
+    inner.mkdir()
+    (inner / "cgroup.procs").write_text(str(pid))
     guardian = guardian_of(db, first)
     keepers = [one.pid for one in psutil.Process(guardian).children()]
     for number in (signal.SIGSTOP, signal.SIGKILL):  # together, as it were

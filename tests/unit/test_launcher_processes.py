@@ -352,6 +352,20 @@ def test_a_process_can_be_bound_to_cores(processes, tmp_path):
     assert (tmp_path / "all").read_text().split()[1] != str(core) or len(os.sched_getaffinity(0)) == 1
 
 
+def test_a_new_journal_of_the_same_launcher_keeps_the_runs(tmp_path):
+    (tmp_path / "log").mkdir()
+    directory = DBDir(path=tmp_path, db_type="sqlite", id="0" * 32)
+    own = OwnJournal(directory, 5)
+    for number in (1, 2):
+        descriptor = own.make()
+        own.write_head(os.getpid(), f"mark{number}")
+        os.write(descriptor, f"ran {number} 1 0 itself\n".encode())
+    own.close()
+    journal = Journal(directory, 5)
+    assert journal.head.mark == "mark2"
+    assert [run.job for run in journal.runs()] == [1, 2]
+
+
 def test_ends_are_in_the_journal_before_they_are_told(tmp_path):
     (tmp_path / "log").mkdir()
     directory = DBDir(path=tmp_path, db_type="sqlite", id="0" * 32)

@@ -299,6 +299,19 @@ def test_has_claimable(db: Database) -> None:
     assert not found()
 
 
+def test_listed_jobs_with_a_packing_count_are_claimed_as_far_as_they_fit(db: Database) -> None:
+    packed = [one(db, node_packing_count=2) for _ in range(3)]
+    plain = one(db)
+    me = register(db)
+
+    def claimed(*, room: bool) -> list[int]:
+        call = calls.ClaimJobs(launcher=me, limit=3, resources=Resources(), only=[*packed, plain], packed=room)
+        return [job.id or 0 for job in db.run(call).jobs]
+
+    assert claimed(room=False) == [plain]
+    assert claimed(room=True) == packed[:2]
+
+
 def test_get_launchers(db: Database) -> None:
     one(db)
     me = register(db)
