@@ -19,6 +19,7 @@ from balsam_core.model.calls import (
     MOST_JOBS,
     ClaimJobs,
     CountHeldByOthers,
+    CountJobs,
     GetDelay,
     GetRows,
     GetUnfit,
@@ -28,7 +29,8 @@ from balsam_core.model.calls import (
     Update,
     UpdateJobs,
 )
-from balsam_core.model.filters import Compare
+from balsam_core.model.filters import AllOf, Compare
+from balsam_core.model.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -247,6 +249,14 @@ class ClaimQueue:
         resources, workflow = self._resources(), self._options.workflow
         calls = [GetUnfit(resources=resources, workflow=workflow, only=ids) for ids in self._slices]
         return [unfit for call in calls for unfit in self._run(call)]
+
+    def count_waiting(self) -> int:
+        """Return how many of the jobs for us wait for parents."""
+        workflow = self._options.workflow
+        parts = [Compare("state", "eq", State.AWAITING_PARENTS)]
+        parts += [Compare("workflow", "eq", workflow)] if workflow else []
+        wheres = [AllOf([*parts, *([] if ids is None else [Compare("id", "in", ids)])]) for ids in self._slices]
+        return sum(self._run(CountJobs(where=where)) for where in wheres)
 
     def more_may_come(self) -> bool:
         """Say whether jobs for us may become claimable: delayed retries, or others hold them or their parents."""

@@ -171,9 +171,10 @@ class Launcher:
             close=self._membership.try_to_close,
         )
         unfit: list[Unfit] = []
+        waiting = 0
         try:
             if not self._ending.reason:
-                unfit = self._queue.unfit()
+                unfit, waiting = self._queue.unfit(), self._queue.count_waiting()
             self._membership.close()
         except OUTAGES:
             logger.warning("the launcher could not sign off; others will notice its end")
@@ -181,6 +182,7 @@ class Launcher:
             **self._reporter.counts,
             seconds=monotonic() - self._started_at,
             unfit=unfit,
+            waiting=waiting,
             resources=self._resources(),
             changed_parents=tuple(self._held.changed_parents),
             fault=bool(self._runner.fault),

@@ -105,6 +105,7 @@ class LauncherResult:
         again: Jobs given back, to be run again after an error or because the launcher stopped.
         seconds: How long it took.
         unfit: Waiting jobs that need more than this launcher has, by shape; counted up to a limit.
+        waiting: Jobs for it that wait for parents; not counted where it ended early.
         resources: What this launcher had at its end.
         changed_parents: Ids of jobs that have links to files of their parents that changed while they ran.
         fault: Whether it ended because no job could be started any more.
@@ -121,6 +122,7 @@ class LauncherResult:
     again: int = 0
     seconds: float = 0.0
     unfit: list[Unfit] = field(default_factory=list)
+    waiting: int = 0
     resources: Resources = field(default_factory=Resources)
     changed_parents: tuple[int, ...] = ()
     fault: bool = False

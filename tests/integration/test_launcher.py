@@ -642,10 +642,20 @@ def test_a_launcher_that_lost_its_lease_ends_its_processes(db, path, monkeypatch
     assert not pid.exists() or not is_alive(int(pid.read_text()))
 
 
+def test_the_summary_says_what_waits_for_parents(db, path):
+    parent = sh("true", name="parent", num_nodes=2)
+    child = sh("true", name="child", parents=[parent])
+    db.jobs.add([parent, child, sh("true", name="grandchild", parents=[child], workflow="other")])
+    lines = here.good("launcher", "--consume-all", db=path).out.splitlines()
+    assert lines[1].startswith("Not run: 1 job needs 2 nodes (id 1)")
+    assert lines[2].startswith("Not run: 2 jobs that wait for parents (balsam ls --state AWAITING_PARENTS")
+    assert "Not run: 1 job that waits for parents" in here.good("launcher", "--wf-name", "other", db=path).out
+
+
 def test_json_holds_all_that_is_known(db, path):
     done = launch(path)
     counted = {"finished", "failed", "killed", "again", "unfit", "changed_parents"}
-    assert done.keys() == {*counted, "seconds", "fault", "reason", "spent", "held_by_others", "gave_up"}
+    assert done.keys() == {*counted, "seconds", "fault", "reason", "spent", "held_by_others", "gave_up", "waiting"}
     assert json.dumps(done)
     assert os.environ.get("BALSAM_DB_PATH") is None
 

@@ -300,6 +300,9 @@ def _format_lines(result: LauncherResult, why_no_ranks: str) -> Iterator[str]:
         yield f"Files of their parents changed while these jobs ran, which have links to them: {named} (balsam show ID)"
     for unfit in result.unfit:
         yield f"Not run: {_describe_unfit(unfit, result.resources, why_no_ranks)}"
+    if result.waiting:
+        what = "1 job that waits" if result.waiting == 1 else f"{result.waiting} jobs that wait"
+        yield f"Not run: {what} for parents (balsam ls --state AWAITING_PARENTS, then balsam explain ID)"
 
 
 def _describe_unfit(unfit: Unfit, had: Resources, why_no_ranks: str) -> str:
