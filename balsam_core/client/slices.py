@@ -97,8 +97,9 @@ def removed_children_first(
         children.update((job, []) for job in generation)
     order = list(TopologicalSorter(children).static_order())
     for at in range(0, len(order), REMOVED_AT_ONCE):
+        if at:
+            time.sleep(PAUSE)
         yield runner.run(RemoveJobs(where=Compare("id", "in", order[at : at + REMOVED_AT_ONCE]), limit=REMOVED_AT_ONCE))
-        time.sleep(PAUSE)
 
 
 def _unfinished(runner: Runner, ids: Collection[int]) -> set[int]:

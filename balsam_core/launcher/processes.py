@@ -42,6 +42,7 @@ from balsam_core.launcher.process_events import (
 )
 from balsam_core.launcher.programs import find_program
 from balsam_core.system.cgroups import end_group, folder_of, make_group
+from balsam_core.system.descriptors import keep_descriptors_private
 from balsam_core.system.files import reason
 from balsam_core.system.processes import end_marked
 
@@ -108,7 +109,7 @@ class Processes(Generic[T]):
         self._control_buffer = bytearray()
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most_descriptors = sys.maxsize if limit == resource.RLIM_INFINITY else limit - SPARE_DESCRIPTORS
-        _keep_descriptors_private()
+        keep_descriptors_private()
         self._lease_file = _make_shared_memory()
         self.lease = guardian.LeaseTime(self._lease_file)
         self.lease.extend(float("inf"))
@@ -395,15 +396,3 @@ def _make_shared_memory() -> int:
             number = os.dup(file.fileno())
     os.ftruncate(number, 8)
     return number
-
-
-def _keep_descriptors_private() -> None:
-    """Keep descriptors that our parent left open (make's job server, a shell's 3>file) from being inherited by jobs."""
-    try:
-        numbers = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208
-    except OSError:
-        return
-    for number in numbers:
-        if number > 2:  # noqa: PLR2004  (standard error)
-            with contextlib.suppress(OSError):
-                os.set_inheritable(number, False)
